@@ -1,0 +1,1 @@
+"""Gaze Attention: a multimodal LLM that looks only at what it needs."""

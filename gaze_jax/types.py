@@ -1,0 +1,162 @@
+"""The dims legend, and the pytrees that travel between the rooms.
+
+Dims (METHOD.md section 2), used in every shape comment and einsum:
+
+  B rows            S sequence          Q query heads       H KV heads
+  G = Q / H         D head dim          M units of a row    R regions of a row
+  L tokens of a region (padded)         C context tokens of a unit
+  K regions picked  T visual tokens of a unit               F vision width
+  E model width     A answer slots      V vocabulary        N layers
+
+A *unit* is an image, a tile or a frame. One row is one sequence in reading
+order; what each slot of it is, is said by a `Layout`:
+
+  slot      0    1 .. 144   145 .. 148   149 ..  156   157 ..  163   164 ..
+  role      TEXT VISUAL     CONTEXT      TEXT          TEXT          PAD
+  unit      -1   0          0            -1            -1            -1
+  region    -1   0 .. 15    -1           -1            -1            -1
+  position  0    1 .. 144   145 .. 148   149 ..  156   149 ..  155   0
+  segment   0    0          0            0             0             -1
+  branch    0    0          0            1             2             0
+
+Branch 0 is the trunk that every branch of its segment sees; branch 1 and
+branch 2 (two questions about one image) never see each other, and their
+positions both continue from the trunk, so that a question is answered as if
+it were alone.
+"""
+
+import dataclasses
+import enum
+from typing import Any
+
+import jax
+
+Array = Any  # a numpy array on the host, a jax.Array in a compiled function
+
+
+class Role(enum.IntEnum):
+  """What a slot of the sequence holds."""
+
+  PAD = 0
+  TEXT = 1
+  VISUAL = 2
+  CONTEXT = 3
+
+
+def _pytree(cls):
+  return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@_pytree
+class Layout:
+  """What each slot is; int32 `[B, S]` each (or `[B, X]` for X new slots).
+
+  Attributes:
+    role: a `Role`.
+    unit: number of the unit within the row; -1 outside VISUAL and CONTEXT.
+    region: number of the region within the row; -1 unless VISUAL.
+    position: RoPE position.
+    segment: packed samples never see each other; -1 on PAD.
+    branch: 0 for the trunk, else the branch within the segment.
+  """
+
+  role: Array
+  unit: Array
+  region: Array
+  position: Array
+  segment: Array
+  branch: Array
+
+
+@_pytree
+class Batch:
+  """One batch of rows, the same shapes in every step.
+
+  Attributes:
+    tokens: int32 [B, S], token ids on TEXT slots, 0 elsewhere.
+    layout: `Layout` of [B, S].
+    feed: int32 [B, S]; on VISUAL slots the index into the row's visual tokens
+      flattened to [M * T], on CONTEXT slots the context token's number; 0
+      elsewhere.
+    region_slots: int32 [B, R, L], the slot of each token of each region; -1
+      where padded.
+    images: float32 [B, M, height, width, 3] normalised pixels, or float
+      [B, M, T, F] cached features of a frozen tower.
+    answer_slots: int32 [B, A], the slots whose *next* token is scored; -1
+      where padded.
+    answer_of: int32 [B, A], which question of the row it belongs to; -1 where
+      padded.
+  """
+
+  tokens: Array
+  layout: Layout
+  feed: Array
+  region_slots: Array
+  images: Array
+  answer_slots: Array
+  answer_of: Array
+
+
+@_pytree
+class Selection:
+  """The regions a query reads, as ranked ids with a static length.
+
+  Attributes:
+    ids: int32 [..., K_max], region ids, best first.
+    valid: bool [..., K_max], False past the row's K or past what is available.
+  """
+
+  ids: Array
+  valid: Array
+
+
+@_pytree
+class VisualCache:
+  """The region-major cache of the visual tokens of one layer.
+
+  Attributes:
+    k: [B, H, R, L, D] post-RoPE keys; a region is a page of fixed size.
+    v: [B, H, R, L, D] values.
+    valid: bool [B, R, L].
+    descriptors: float32 [B, H, R, D], the mean key of each region.
+    segment: int32 [B, R], the segment of each region; -1 where there is none.
+    end: int32 [B, R], the slot after each region's last token, for causality.
+  """
+
+  k: Array
+  v: Array
+  valid: Array
+  descriptors: Array
+  segment: Array
+  end: Array
+
+
+@_pytree
+class DecodeCache:
+  """What decoding needs of the past, for all layers (leading axis N).
+
+  Attributes:
+    visual: `VisualCache`, leaves with a leading N where they differ by layer.
+    k: [N, B, H, X, D] keys of TEXT and CONTEXT slots, in order.
+    v: [N, B, H, X, D] values.
+    segment: int32 [B, X], -1 where the slot is not filled.
+    branch: int32 [B, X].
+    length: int32 [B], filled slots.
+    position: int32 [B], RoPE position of the next token.
+  """
+
+  visual: VisualCache
+  k: Array
+  v: Array
+  segment: Array
+  branch: Array
+  length: Array
+  position: Array
+
+
+@_pytree
+class ModelOutput:
+  """Attributes: `logits` float32 [B, A, V]; `trace` per-layer routing or None."""
+
+  logits: Array
+  trace: Any
