@@ -1,0 +1,1 @@
+"""The data room: samples, tokenizer, packing, and the input pipeline."""

@@ -1,0 +1,92 @@
+"""What a source yields, whatever the source."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+# The kinds of question, numbered by position in batches and reports.
+KINDS = ("what", "where", "count", "colour", "left_of", "right_of", "chat")
+
+
+class DataError(ValueError):
+  """Data that can't be used; the message names the file and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question about the images of a sample, with its one right answer.
+
+  Attributes:
+    text: the question.
+    answer: the answer.
+    kind: one of `KINDS`.
+    about: which of the sample's `things` must be looked at to answer it.
+  """
+
+  text: str
+  answer: str
+  kind: str
+  about: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Thing:
+  """A named thing in the first image of a sample.
+
+  Attributes:
+    name: its name.
+    place: where it is, in words ("top left").
+    mask: bool [h, w], the pixels that show it and that nothing covers.
+  """
+
+  name: str
+  place: str
+  mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """A turn of a conversation; `<image>` in the question stands for an image."""
+
+  question: str
+  answer: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+  """One sample: images with questions, or with a conversation.
+
+  Attributes:
+    images: uint8 [h, w, 3] each; none in a text-only sample.
+    questions: asked apart from each other, a branch each.
+    things: the named things of the first image, for routing accuracy.
+    conversation: turns that see each other; either this or `questions`.
+  """
+
+  images: tuple[np.ndarray, ...]
+  questions: tuple[Question, ...] = ()
+  things: tuple[Thing, ...] = ()
+  conversation: tuple[Turn, ...] = ()
+
+
+class Source(Protocol):
+  """Random access to samples.
+
+  `sample` is a pure function of its arguments, so that a training run can be
+  taken up at any step. `canvas` gives the images alone, and stays the same in
+  every epoch: it is what a feature cache encodes. `text` is `sample` without
+  the cost of pictures where they can be spared (`images` and `things` may be
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Sample: ...
+
+  def sample(self, index: int, epoch: int = 0) -> Sample: ...
+
+  def text(self, index: int, epoch: int = 0) -> Sample: ...
+
+  def canvas(self, index: int) -> tuple[np.ndarray, ...]: ...
+
+  def fingerprint(self) -> str: ...
