@@ -128,6 +128,7 @@ class DataConfig:
   samples: int = 4000  # emoji_scenes: training canvases
   seed: int = 0
   questions: int = 8  # packed on one image
+  curriculum: float = 0.0  # emoji_scenes: share of canvases with one thing
   max_units: int = 1
   sequence_length: int = 256
   answer_slots: int = 32
@@ -262,4 +263,5 @@ def _check(config: Config) -> None:
   slots = data.max_units * (vision.tokens + gaze.context_tokens)
   need(data.sequence_length > slots, f"data.sequence_length = {data.sequence_length} leaves no room for text beside {slots} visual and context slots")
   need(data.source != "llava_json" or bool(data.path), "data.source = 'llava_json' needs data.path, the JSON file")
+  need(0 <= data.curriculum <= 1, f"data.curriculum = {data.curriculum} is a share, 0 to 1")
   need(data.answer_slots >= 1 and data.questions >= 1, "data.answer_slots and data.questions must be at least 1")
