@@ -15,7 +15,7 @@ WEIGHTS = dict(
 COUNT_WORDS = ("zero", "one", "two", "three")
 # Share of the questions with a frequent answer that is asked at all, so that
 # guessing the most frequent one blindly pays little.
-KEPT = dict(zero=0.2, one=0.4, nothing=0.12)
+KEPT = dict(zero=0.25, one=0.25, nothing=0.1)
 _ABSENT = 2  # things that are not there, offered for counting to zero
 _QUESTION_STREAM = 2
 
@@ -106,3 +106,25 @@ def _question(
   return samples.Question(
     TEMPLATES[kind].format(**words), answer, kind, about
   )
+
+
+def wordings() -> dict[str, tuple[list[str], list[str]]]:
+  """All questions and all answers there can be, by kind; bounds on lengths."""
+  names = [e.name for e in emoji.NAMED]
+  answers = dict(
+    what=names,
+    where=list(scenes.PLACES),
+    count=list(COUNT_WORDS),
+    colour=sorted({e.colour for e in emoji.NAMED}),
+    left_of=[*names, "nothing"],
+    right_of=[*names, "nothing"],
+  )
+  asked = {
+    kind: sorted({
+      template.format(name=e.name, plural=e.plural, place=place)
+      for e in emoji.NAMED
+      for place in scenes.PLACES
+    })
+    for kind, template in TEMPLATES.items()
+  }
+  return {kind: (asked[kind], answers[kind]) for kind in TEMPLATES}

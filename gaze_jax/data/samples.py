@@ -5,11 +5,13 @@ from typing import Protocol
 
 import numpy as np
 
+from gaze_jax import errors
+
 # The kinds of question, numbered by position in batches and reports.
 KINDS = ("what", "where", "count", "colour", "left_of", "right_of", "chat")
 
 
-class DataError(ValueError):
+class DataError(errors.GazeError):
   """Data that can't be used; the message names the file and the reason."""
 
 

@@ -1,0 +1,1 @@
+def from_config(config, split): raise NotImplementedError

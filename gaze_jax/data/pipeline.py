@@ -1,0 +1,293 @@
+"""Batches for training and evaluation.
+
+The batch of a step is a pure function of (config, step): sample number
+`step * batch + row` of an endless list, which runs through a new permutation
+of the training set in every epoch. So to resume is to start at a step; there
+is no state to save, and it does not matter how many hosts or workers read.
+"""
+
+import dataclasses
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.data import images
+from gaze_jax.data import packing
+from gaze_jax.data import samples
+from gaze_jax.data import scenes
+from gaze_jax.data import sources
+from gaze_jax.data import tokenizer as tokenizer_lib
+
+_ORDER_STREAM = 3
+_NO_END = 2**40  # steps; grain wants a number
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatch:
+  """A batch of an evaluation, in order.
+
+  Attributes:
+    batch: `types.Batch`; rows past `valid` are all PAD.
+    indices: int64 [B], sample of each row; -1 past `valid`.
+    kinds: int8 [B, questions], numbers into `samples.KINDS`; -1 where a row
+      has no such question.
+    samples: the samples of the valid rows, with questions and masks.
+  """
+
+  batch: types.Batch
+  indices: np.ndarray
+  kinds: np.ndarray
+  samples: tuple[samples.Sample, ...]
+
+  @property
+  def valid(self) -> int:
+    """Rows that hold a sample."""
+    return len(self.samples)
+
+
+class Rows:
+  """From samples to rows and batches, all on the host.
+
+  Args:
+    config: the configuration of the run.
+    source: where samples come from.
+    features: cached features by sample, [n, T, F] or [n, M, T, F] (an array, or
+      an `np.memmap`, which workers open anew); None for pixels.
+
+  Raises:
+    config_lib.ConfigError: rows do not fit data.sequence_length or
+      data.answer_slots.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    source: samples.Source,
+    features: np.ndarray | None = None,
+  ):
+    self.config, self.source, self.features = config, source, features
+    self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
+    self.shape = layout.row_shape(config)
+    self.unit = layout.Unit(config.model.vision.grid, config.model.vision.grid)
+    scenes_only = config.data.source == "emoji_scenes"
+    if self.tokenizer.size > config.model.decoder.vocab_size:
+      raise config_lib.ConfigError(
+        f"config: model.decoder.vocab_size = {config.model.decoder.vocab_size}"
+        f" is below the tokenizer's {self.tokenizer.size} ids"
+      )
+    if scenes_only:
+      packing.check_scenes_fit(config, self.tokenizer)
+    if features is not None and len(features) < len(source):
+      raise samples.DataError(
+        f"features of {len(features)} samples for a source of {len(source)}"
+      )
+    # A conversation may have a turn for every answer slot.
+    data = config.data
+    self.questions = data.questions if scenes_only else data.answer_slots
+
+  def __getstate__(self) -> dict[str, Any]:
+    state = dict(self.__dict__)
+    if isinstance(self.features, np.memmap):  # would be pickled as its content
+      f = self.features
+      state["features"] = (f.filename, f.dtype, f.offset, f.shape)
+    return state
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    if isinstance(state["features"], tuple):
+      name, dtype, offset, shape = state["features"]
+      state["features"] = np.memmap(name, dtype, "r", offset, shape)
+    self.__dict__.update(state)
+
+  def batch(
+    self, chosen: list[tuple[int, int]], *, rows: int
+  ) -> tuple[types.Batch, np.ndarray, np.ndarray, tuple[samples.Sample, ...]]:
+    """Rows of (index, epoch) pairs, filled up with PAD rows to `rows`.
+
+    Returns:
+      The batch, indices int64 [rows], kinds int8 [rows, questions], samples.
+    """
+    indices = np.full(rows, -1, np.int64)
+    kinds = np.full((rows, self.questions), -1, np.int8)
+    laid, taken = [], []
+    pixels = np.zeros((rows, *self._images_shape()), self._images_dtype())
+    for i, (index, epoch) in enumerate(chosen):
+      sample = self._sample(index, epoch)
+      laid.append(self._lay_out(sample))
+      indices[i] = index
+      kinds[i] = packing.kinds_of(sample, self.questions)
+      self._fill_images(pixels[i], index, sample)
+      taken.append(sample)
+    laid += [packing.empty(self.shape)] * (rows - len(laid))
+    return layout.make_batch(laid, pixels), indices, kinds, tuple(taken)
+
+  def _sample(self, index: int, epoch: int) -> samples.Sample:
+    if self.features is None:
+      return self.source.sample(index, epoch)
+    return self.source.text(index, epoch)
+
+  def _lay_out(self, sample: samples.Sample) -> dict[str, np.ndarray]:
+    # A scene has one image, painted or not.
+    one = None if sample.conversation or sample.images else 1
+    return packing.pack(
+      sample, self.tokenizer, self.shape, self.unit, images=one
+    )
+
+  def _images_shape(self) -> tuple[int, ...]:
+    units = self.config.data.max_units
+    if self.features is not None:
+      return (units, *self.features.shape[-2:])
+    size = self.config.model.vision.image_size
+    return (units, size, size, 3)
+
+  def _images_dtype(self) -> np.dtype:
+    return np.dtype(np.float32) if self.features is None else self.features.dtype
+
+  def _fill_images(
+    self, out: np.ndarray, index: int, sample: samples.Sample
+  ) -> None:
+    if self.features is not None:
+      cached = self.features[index]
+      cached = cached[None] if cached.ndim == 2 else cached
+      out[: len(cached)] = cached
+      return
+    for i, image in enumerate(sample.images):
+      out[i] = images.preprocess(image, self.config.model.vision)
+
+
+class _Steps:
+  """Step number to training batch; what a worker process runs."""
+
+  def __init__(self, rows: Rows, shard_index: int, shard_count: int):
+    self._rows, self._shard = rows, shard_index
+    config = rows.config
+    self._global = config.train.batch_size
+    self._local = self._global // shard_count
+    self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in self.__dict__.items() if k != "_order"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    seed = self._rows.config.data.seed
+    return scenes.generator(_ORDER_STREAM, seed, epoch).permutation(
+      len(self._rows.source)
+    )
+
+  def __call__(self, step: int) -> dict[str, Any]:
+    first = step * self._global + self._shard * self._local
+    chosen = []
+    for number in range(first, first + self._local):
+      epoch, position = divmod(number, len(self._rows.source))
+      chosen.append((int(self._order(epoch)[position]), epoch))
+    batch, indices, kinds, _ = self._rows.batch(chosen, rows=self._local)
+    return dict(batch=batch, indices=indices, kinds=kinds)
+
+
+def make_iterator(
+  config: config_lib.Config,
+  *,
+  source: samples.Source | None = None,
+  features: np.ndarray | None = None,
+  start_step: int = 0,
+  shard_index: int = 0,
+  shard_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+  """Endless training batches from `start_step` on.
+
+  Equal for any number of `config.data.workers`, and each shard holds its part
+  of the same global batch. With workers, the calling program must guard its
+  entry with `if __name__ == "__main__"` (they are spawned). Close the
+  iterator to end the workers; they also end by themselves when this process
+  is gone, however it went.
+
+  Args:
+    config: the configuration; `train.batch_size` is that of all shards.
+    source: the training source, `sources.make(config, "train")` by default.
+    features: as in `Rows`.
+    start_step: the step whose batch comes first.
+    shard_index: number of this process.
+    shard_count: number of processes that share a batch.
+
+  Returns:
+    An iterator, with `close()`, of dicts: `batch` a `types.Batch` of numpy
+    arrays, `indices` int64 [B], `kinds` int8 [B, questions].
+
+  Raises:
+    config_lib.ConfigError: the batch can't be shared out, or rows do not fit.
+    samples.DataError: the data can't be used.
+  """
+  if config.train.batch_size % shard_count:
+    raise config_lib.ConfigError(
+      f"config: train.batch_size = {config.train.batch_size} can't be shared"
+      f" out to {shard_count} processes"
+    )
+  source = source or sources.make(config, "train")
+  if not len(source):
+    raise samples.DataError("the training set is empty")
+  steps = _Steps(Rows(config, source, features), shard_index, shard_count)
+  dataset = grain.MapDataset.range(start_step, _NO_END).map(steps)
+  reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+  dataset = dataset.to_iter_dataset(reading)
+  if config.data.workers:
+    if not flags.FLAGS.is_parsed():  # grain reads its flags in any program
+      flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(
+      num_workers=config.data.workers, per_worker_buffer_size=2
+    )
+    dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+  return iter(dataset)
+
+
+def eval_batches(
+  config: config_lib.Config,
+  split: str,
+  *,
+  source: samples.Source | None = None,
+  features: np.ndarray | None = None,
+  batch_size: int = 0,
+) -> Iterator[EvalBatch]:
+  """All samples of a split once, in order, in batches of one shape.
+
+  Args:
+    config: the configuration; see `sources.make` for the split `larger`.
+    split: a split of the source.
+    source: `sources.make(config, split)` by default.
+    features: as in `Rows`; samples come without pictures and masks then.
+    batch_size: rows; `config.eval.batch_size` by default.
+  """
+  source = source or sources.make(config, split)
+  rows = Rows(config, source, features)
+  size = batch_size or config.eval.batch_size
+  for start in range(0, len(source), size):
+    stop = min(start + size, len(source))
+    chosen = [(i, 0) for i in range(start, stop)]
+    yield EvalBatch(*rows.batch(chosen, rows=size))
+
+
+def _start_worker(worker: int, count: int) -> None:
+  """Ctrl-C is the parent's to handle, and no worker outlives its parent."""
+  del worker, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = os.getppid()
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
