@@ -45,17 +45,27 @@ def ask(
   order = rng.permutation(len(candidates))
   pools: dict[str, list[samples.Question]] = {k: [] for k in WEIGHTS}
   reserve = []
-  for i, luck in zip(order.tolist(), rng.random(len(order)), strict=True):
+  lucks = rng.random(len(order)).tolist()
+  for i, luck in zip(order.tolist(), lucks, strict=True):
     question = candidates[i]
     keep = luck < KEPT.get(question.answer, 1.0)
     (pools[question.kind] if keep else reserve).append(question)
   chosen: list[samples.Question] = []
-  while len(chosen) < number and any(pools.values()):
+  for luck in rng.random(number).tolist():
     kinds = [k for k in pools if pools[k]]
-    weights = np.array([WEIGHTS[k] for k in kinds])
-    kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-    chosen.append(pools[kind].pop())
+    if kinds:
+      chosen.append(pools[_draw(kinds, luck)].pop())
   return tuple(chosen + reserve[: number - len(chosen)])
+
+
+def _draw(kinds: list[str], luck: float) -> str:
+  """The kind at a share `luck` of the way through the weights of `kinds`."""
+  left = luck * sum(WEIGHTS[k] for k in kinds)
+  for kind in kinds:
+    left -= WEIGHTS[kind]
+    if left < 0:
+      return kind
+  return kinds[-1]
 
 
 def every(
@@ -63,7 +73,9 @@ def every(
 ) -> Iterator[samples.Question]:
   """Every question that has one clear answer in the scene."""
   things = scene.things
-  total = np.bincount([p.thing for p in things], minlength=len(emoji.NAMED))
+  total = [0] * len(emoji.NAMED)
+  for p in things:
+    total[p.thing] += 1
   for i, p in enumerate(things):
     named, place = emoji.NAMED[p.thing], scenes.PLACES[p.cell]
     if held_out_only and scenes.HELD_OUT[p.thing] != p.cell:
@@ -73,8 +85,8 @@ def every(
     if total[p.thing] == 1:
       yield _question("where", place, (i,), name=named.name)
       yield from _beside(scene, i)
-  absent = rng.permutation(np.flatnonzero(total == 0))[:_ABSENT]
-  for thing in np.concatenate([np.flatnonzero(total), absent]).tolist():
+  absent = [t for t in rng.permutation(len(total)).tolist() if not total[t]]
+  for thing in sorted({p.thing for p in things}) + absent[:_ABSENT]:
     about = tuple(i for i, p in enumerate(things) if p.thing == thing)
     word = COUNT_WORDS[total[thing]]
     yield _question("count", word, about, plural=emoji.NAMED[thing].plural)
