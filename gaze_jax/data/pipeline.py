@@ -151,7 +151,9 @@ class Rows:
     return (units, size, size, 3)
 
   def _images_dtype(self) -> np.dtype:
-    return np.dtype(np.float32) if self.features is None else self.features.dtype
+    return (
+      np.dtype(np.float32) if self.features is None else self.features.dtype
+    )
 
   def _fill_images(
     self, out: np.ndarray, index: int, sample: samples.Sample

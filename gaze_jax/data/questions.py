@@ -31,7 +31,13 @@ TEMPLATES = dict(
 
 
 def ask(
-  scene: scenes.Scene, number: int, *, seed: int, split: str, index: int, epoch: int
+  scene: scenes.Scene,
+  number: int,
+  *,
+  seed: int,
+  split: str,
+  index: int,
+  epoch: int,
 ) -> tuple[samples.Question, ...]:
   """Draws `number` different questions, fewer where a scene has no more.
 
@@ -115,9 +121,7 @@ def _beside(scene: scenes.Scene, i: int) -> Iterator[samples.Question]:
 def _question(
   kind: str, answer: str, about: tuple[int, ...], **words: str
 ) -> samples.Question:
-  return samples.Question(
-    TEMPLATES[kind].format(**words), answer, kind, about
-  )
+  return samples.Question(TEMPLATES[kind].format(**words), answer, kind, about)
 
 
 def wordings() -> dict[str, tuple[list[str], list[str]]]:
@@ -132,11 +136,13 @@ def wordings() -> dict[str, tuple[list[str], list[str]]]:
     right_of=[*names, "nothing"],
   )
   asked = {
-    kind: sorted({
-      template.format(name=e.name, plural=e.plural, place=place)
-      for e in emoji.NAMED
-      for place in scenes.PLACES
-    })
+    kind: sorted(
+      {
+        template.format(name=e.name, plural=e.plural, place=place)
+        for e in emoji.NAMED
+        for place in scenes.PLACES
+      }
+    )
     for kind, template in TEMPLATES.items()
   }
   return {kind: (asked[kind], answers[kind]) for kind in TEMPLATES}

@@ -97,7 +97,9 @@ def scene(
     curriculum: share of the canvases that hold a single thing.
   """
   rng = generator(_CANVAS_STREAM, seed, SPLITS.index(split), index)
-  number = 1 if rng.random() < curriculum else int(rng.integers(2, MAX_THINGS + 1))
+  number = (
+    1 if rng.random() < curriculum else int(rng.integers(2, MAX_THINGS + 1))
+  )
   cells = _fill_cells(rng, number, split == "held_out_pairs")
   free = [c for c in rng.permutation(9).tolist() if c not in cells.keys()]
   others = rng.choice(len(emoji.DISTRACTORS), int(rng.integers(1, 3)), False)
@@ -176,7 +178,9 @@ def _background(what: Scene) -> np.ndarray:
   x = int((photo.size[0] - side) * what.crop[1])
   y = int((photo.size[1] - side) * what.crop[2])
   image = photo.resize(
-    (what.size, what.size), Image.Resampling.BILINEAR, (x, y, x + side, y + side)
+    (what.size, what.size),
+    Image.Resampling.BILINEAR,
+    (x, y, x + side, y + side),
   )
   pixels = np.asarray(image)
   return np.array(pixels[:, ::-1] if what.flip else pixels)

@@ -16,7 +16,10 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
+from gaze_jax.data import emoji
+from gaze_jax.data import questions
 from gaze_jax.data import samples
+from gaze_jax.data import scenes
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, IMAGE = "<user>", "<assistant>", "<image>"
@@ -48,7 +51,11 @@ class Tokenizer:
         " python -m gaze_jax.data.tokenizer"
       )
     self.pad, self.bos, self.eos = ids[PAD], ids[BOS], ids[EOS]
-    self.user, self.assistant, self.image = ids[USER], ids[ASSISTANT], ids[IMAGE]
+    self.user, self.assistant, self.image = (
+      ids[USER],
+      ids[ASSISTANT],
+      ids[IMAGE],
+    )
     self.size = tokenizer.get_vocab_size()
     # Questions repeat: a training run asks a few hundred different ones.
     self._cached = functools.lru_cache(maxsize=8192)(self._encode)
@@ -64,7 +71,9 @@ class Tokenizer:
     try:
       text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-      raise samples.DataError(f"can't read the tokenizer {file}: {error}") from None
+      raise samples.DataError(
+        f"can't read the tokenizer {file}: {error}"
+      ) from None
     try:
       tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises a bare Exception
@@ -90,7 +99,9 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     if self.eos in ids:
       ids = ids[: ids.index(self.eos)]
-    return self._tokenizer.decode(ids, skip_special_tokens=True).removeprefix(" ")
+    return self._tokenizer.decode(ids, skip_special_tokens=True).removeprefix(
+      " "
+    )
 
 
 def _restore(text: str) -> Tokenizer:
@@ -114,12 +125,7 @@ def train(texts: Iterator[str], size: int = VOCABULARY) -> tokenizers.Tokenizer:
 
 def training_text() -> Iterator[str]:
   """Our own questions and answers, then the names of all emoji in English."""
-  # Local, as only this command needs them.
-  import emoji as emoji_names  # noqa: PLC0415
-
-  from gaze_jax.data import emoji  # noqa: PLC0415
-  from gaze_jax.data import questions  # noqa: PLC0415
-  from gaze_jax.data import scenes  # noqa: PLC0415
+  import emoji as emoji_names  # here, as only the training command needs it
 
   for thing in emoji.NAMED:
     for place in scenes.PLACES:
