@@ -35,6 +35,7 @@ class VisionConfig:
   position_grid: int = 37  # side of the learned position table
   hidden_state: int = -1  # as in HF hidden_states: 0 is the embedding
   final_norm: bool = False  # apply the closing LayerNorm to the hidden state
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
