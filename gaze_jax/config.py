@@ -8,11 +8,16 @@ combination, and nothing past that border sees a ConfigDict.
 import dataclasses
 import difflib
 import typing
+from collections.abc import Collection
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+from ml_collections import config_dict
+
+from gaze_jax import errors
 
 
-class ConfigError(ValueError):
+class ConfigError(errors.GazeError):
   """A configuration that can't be used; the message names the key."""
 
 
@@ -92,7 +97,6 @@ class GazeConfig:
   region: tuple[int, int] = (6, 6)  # tokens: rows, columns
   context_tokens: int = 4
   top_k: int = 8  # regions a query reads once trained; the budget
-  route_prompt: bool = True  # False: prompt tokens attend densely
   implementation: Literal["masked", "chunked"] = "chunked"  # parallel form
   chunk: int = 128  # query rows of a chunk in the chunked form
 
@@ -180,13 +184,17 @@ class Config:
   eval: EvalConfig = EvalConfig()
 
 
-def from_config_dict(raw: Mapping[str, Any]) -> Config:
+def from_config_dict(
+  raw: Mapping[str, Any] | config_dict.ConfigDict,
+) -> Config:
   """Reads a ConfigDict (or any mapping) into a checked `Config`.
 
   Raises:
     ConfigError: an unknown key (with what was probably meant), a wrong type,
       a value outside its choices, or a combination that makes no sense.
   """
+  if isinstance(raw, config_dict.ConfigDict):
+    raw = raw.to_dict()
   config = _read(Config, raw, "")
   _check(config)
   return config
@@ -197,6 +205,17 @@ def to_dict(config: Any) -> dict[str, Any]:
   return dataclasses.asdict(config)
 
 
+def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
+  """Raises a `ConfigError` for a key, with what was probably meant."""
+  near = difflib.get_close_matches(name, known, n=1)
+  hint = (
+    f"did you mean {near[0]!r}?"
+    if near
+    else f"known keys: {', '.join(sorted(known))}"
+  )
+  raise ConfigError(f"config: unknown key {name!r}; {hint}")
+
+
 def _read(cls: type, raw: Any, path: str) -> Any:
   if not isinstance(raw, Mapping):
     raise ConfigError(f"config: {path or 'the config'} must be a table of keys, got {raw!r}")
@@ -205,9 +224,8 @@ def _read(cls: type, raw: Any, path: str) -> Any:
   for key, value in raw.items():
     name = f"{path}.{key}" if path else key
     if key not in hints:
-      near = difflib.get_close_matches(key, hints, n=1)
-      meant = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(hints)}"
-      raise ConfigError(f"config: unknown key {name!r}{meant}")
+      prefix = f"{path}." if path else ""
+      refuse_unknown(name, [prefix + known for known in hints])
     hint = hints[key]
     values[key] = (
       _read(hint, value, name)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import errors
 from gaze_jax import types
 
 
-class LayoutError(ValueError):
+class LayoutError(errors.GazeError):
   """A row that does not fit its static shape; the message says by how much."""
 
 

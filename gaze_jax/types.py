@@ -98,12 +98,26 @@ class Batch:
 
 
 @_pytree
-class Selection:
-  """The regions a query reads, as ranked ids with a static length.
+class Attended:
+  """Attention over some keys, ready to be merged with the rest.
 
   Attributes:
-    ids: int32 [..., K_max], region ids, best first.
-    valid: bool [..., K_max], False past the row's K or past what is available.
+    out: [B, X, Q, D], the softmax-weighted mean of the values; 0 where a query
+      sees no key.
+    lse: float32 [B, X, Q], log of the softmax's denominator; -inf there.
+  """
+
+  out: Array
+  lse: Array
+
+
+@_pytree
+class Selection:
+  """The regions that each query reads, as ranked ids of a static length.
+
+  Attributes:
+    ids: int32 [B, X, Q, K], region ids, best first.
+    valid: bool [B, X, Q, K], False past the row's K or past what there is.
   """
 
   ids: Array
@@ -111,52 +125,71 @@ class Selection:
 
 
 @_pytree
-class VisualCache:
-  """The region-major cache of the visual tokens of one layer.
+class Usage:
+  """Visual KV entries that routed queries read, summed (METHOD.md section 8).
+
+  Every sum is over TEXT queries that have a region to choose from, so a
+  quotient with `visible` is a mean fraction. float32 scalars.
 
   Attributes:
-    k: [B, H, R, L, D] post-RoPE keys; a region is a page of fixed size.
-    v: [B, H, R, L, D] values.
-    valid: bool [B, R, L].
-    descriptors: float32 [B, H, R, D], the mean key of each region.
-    segment: int32 [B, R], the segment of each region; -1 where there is none.
-    end: int32 [B, R], the slot after each region's last token, for causality.
+    chosen: entries per query head, context tokens included.
+    unique: entries per KV head: the union over the heads of its group.
+    visible: entries that dense attention would read, without context tokens.
+  """
+
+  chosen: Array
+  unique: Array
+  visible: Array
+
+
+@_pytree
+class VisualCache:
+  """The region-major cache of the visual tokens.
+
+  A region is a page: contiguous, of fixed size.
+
+  Attributes:
+    k: [B, H, R, L, D] post-RoPE keys ([N, B, ...] for all layers).
+    v: [B, H, R, L, D] values (likewise).
+    descriptors: float32 [B, H, R, D], each region's mean key (likewise).
+    valid: bool [B, R, L], False where a page is padded; one for all layers.
   """
 
   k: Array
   v: Array
-  valid: Array
   descriptors: Array
-  segment: Array
-  end: Array
+  valid: Array
 
 
 @_pytree
 class DecodeCache:
-  """What decoding needs of the past, for all layers (leading axis N).
+  """What decoding needs of the past: one sample a row, all layers.
 
   Attributes:
-    visual: `VisualCache`, leaves with a leading N where they differ by layer.
-    k: [N, B, H, X, D] keys of TEXT and CONTEXT slots, in order.
-    v: [N, B, H, X, D] values.
-    segment: int32 [B, X], -1 where the slot is not filled.
-    branch: int32 [B, X].
-    length: int32 [B], filled slots.
+    visual: `VisualCache` with a leading N on all but `valid`.
+    k: [N, B, H, Y, D] keys of TEXT and CONTEXT slots, in reading order.
+    v: [N, B, H, Y, D] values.
+    length: int32 [B], filled slots of Y.
     position: int32 [B], RoPE position of the next token.
   """
 
   visual: VisualCache
   k: Array
   v: Array
-  segment: Array
-  branch: Array
   length: Array
   position: Array
 
 
 @_pytree
 class ModelOutput:
-  """Attributes: `logits` float32 [B, A, V]; `trace` per-layer routing or None."""
+  """What the parallel form returns.
+
+  Attributes:
+    logits: float32 [B, A, V] at the answer slots.
+    usage: `Usage`, summed over layers.
+    chosen: bool [N, B, A, Q, R], the regions read at each answer slot.
+  """
 
   logits: Array
-  trace: Any
+  usage: Usage
+  chosen: Array

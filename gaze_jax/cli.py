@@ -1,0 +1,119 @@
+"""What every command of launch/ shares: flags to a Config, errors to a line."""
+
+from collections.abc import Callable
+import importlib.util
+import os
+import pathlib
+import signal
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_dict
+from ml_collections import config_flags
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+
+_PREFIX = "--config="
+
+
+def main(function: Callable[[], None], *, config: bool = False) -> None:
+  """Runs a command; exits with 1 and one line on a user's mistake.
+
+  Args:
+    function: takes no arguments and reads absl flags.
+    config: whether the command takes `--config=FILE` and overrides such as
+      `--config.train.steps=10`; they end up in `read_config`.
+  """
+  argv = sys.argv
+  try:
+    if config:
+      argv = _define_config(argv)
+    app.run(lambda rest: _run(function, rest), argv=argv)
+  except errors.GazeError as error:
+    _fail(str(error))
+
+
+def read_config() -> config_lib.Config:
+  """The checked config of a command that was started with `config=True`."""
+  return config_lib.from_config_dict(flags.FLAGS.config)
+
+
+def whole_numbers(flag: flags.FlagHolder) -> list[int] | None:
+  """The numbers of a list flag, such as --layers=0,2; None if it is not set."""
+  if flag.value is None:
+    return None
+  try:
+    return [int(v) for v in flag.value]
+  except ValueError:
+    raise errors.GazeError(
+      f"--{flag.name}={','.join(flag.value)}: give whole numbers, such as 0,2"
+    ) from None
+
+
+def _define_config(argv: list[str]) -> list[str]:
+  """Loads the file, lays it over the defaults, and defines the overrides."""
+  files = [a for a in argv[1:] if a.startswith(_PREFIX)]
+  if len(files) != 1:
+    if any(a.startswith("--help") for a in argv[1:]):
+      return argv
+    raise errors.GazeError("needs one --config=FILE, such as --config=configs/emoji_tiny.py")
+  merged = config_lib.to_dict(_load(pathlib.Path(files[0][len(_PREFIX) :])))
+  known = _paths(merged)
+  for arg in argv[1:]:
+    name = arg.removeprefix("--config.").split("=")[0]
+    if arg.startswith("--config.") and name not in known:
+      config_lib.refuse_unknown(name, known)
+  rest = [a for a in argv if a not in files]
+  config_flags.DEFINE_config_dict(
+    "config", config_dict.ConfigDict(merged), sys_argv=rest
+  )
+  return rest
+
+
+def _load(path: pathlib.Path) -> config_lib.Config:
+  if not path.is_file():
+    raise errors.GazeError(f"{path}: there is no such config file")
+  spec = importlib.util.spec_from_file_location("_config", path)
+  module = importlib.util.module_from_spec(spec)
+  sys.path.insert(0, str(path.parent.absolute()))  # a variant imports its base
+  try:
+    spec.loader.exec_module(module)
+    raw = module.get_config()
+  except Exception as error:
+    raise errors.GazeError(
+      f"{path}: not a config file: {type(error).__name__}: {error}"
+    ) from error
+  finally:
+    del sys.path[0]
+  return config_lib.from_config_dict(raw)
+
+
+def _paths(table: dict, path: str = "") -> set[str]:
+  out = set()
+  for key, value in table.items():
+    name = f"{path}{key}"
+    out |= _paths(value, f"{name}.") if isinstance(value, dict) else {name}
+  return out
+
+
+def _run(function: Callable[[], None], rest: list[str]) -> None:
+  if len(rest) > 1:
+    _fail(f"unexpected argument {rest[1]!r}; flags start with --")
+  logging.set_verbosity(logging.WARNING)  # orbax logs each phase of a save
+  try:
+    function()
+  except errors.GazeError as error:
+    _fail(str(error))
+  except OSError as error:
+    _fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)  # worker threads may hold a plain exit up
+
+
+def _fail(message: str) -> None:
+  sys.exit(f"error: {message}")

@@ -1,0 +1,234 @@
+"""Runs every condition on every split, from a workdir's newest checkpoint."""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+from gaze_jax import layout
+from gaze_jax.data import pipeline
+from gaze_jax.data import samples
+from gaze_jax.data import sources
+from gaze_jax.evals import metrics
+from gaze_jax.evals import tasks
+from gaze_jax.models import mllm
+from gaze_jax.train import checkpoint
+from gaze_jax.train import features as features_lib
+from gaze_jax.train import losses
+
+# A region shows a thing when so much of it is covered by the thing's mask.
+ON_TARGET = 0.1
+
+
+@dataclasses.dataclass
+class Score:
+  """What one condition did on one split.
+
+  Attributes:
+    right: by kind, how many questions were answered exactly.
+    asked: by kind, how many were asked.
+    usage: chosen, unique and visible entries, summed.
+    routing: per layer, shares of chosen regions on target; one a question.
+    chance: the share that random regions would have, likewise.
+  """
+
+  right: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  asked: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  usage: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
+  routing: list[np.ndarray] = dataclasses.field(default_factory=list)
+  chance: list[float] = dataclasses.field(default_factory=list)
+
+  def summary(self) -> dict[str, Any]:
+    """Plain numbers: a share by kind, `overall`, `n`, intervals, budget."""
+    out: dict[str, Any] = {}
+    intervals = {}
+    for kind in samples.KINDS:
+      if n := self.asked[kind]:
+        out[kind] = self.right[kind] / n
+        intervals[kind] = metrics.wilson(self.right[kind], n)
+    n, right = self.asked.total(), self.right.total()
+    out |= dict(overall=right / max(n, 1), n=n)
+    out["n_by_kind"] = dict(self.asked)
+    out["interval_95"] = intervals | {"overall": metrics.wilson(right, n)}
+    if self.usage[2]:
+      out["visual_kv_fraction"] = self.usage[0] / self.usage[2]
+      out["unique_visual_kv_fraction"] = self.usage[1] / self.usage[2]
+    return out
+
+
+def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
+  """Evaluates the newest checkpoint of a workdir.
+
+  Returns:
+    A report fit for JSON; `gaze_jax/evals/report.py` renders it.
+
+  Raises:
+    errors.GazeError: no checkpoint, or nothing to evaluate on.
+  """
+  start = time.perf_counter()
+  saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
+  config, step = saved.config(), saved.latest()
+  params = jax.device_put(saved.params())
+  saved.close()
+  splits = tasks.splits(config)
+  if not splits:
+    raise errors.GazeError(
+      f"{workdir}: nothing to evaluate on; train with data.eval_path set"
+    )
+  results = {}
+  for name, split_config in splits.items():
+    results[name] = _split(params, split_config, name, workdir)
+  main = results["new"]["conditions"]
+  return dict(
+    seconds=time.perf_counter() - start,
+    step=step,
+    visual_kv_fraction=main["gaze"].get("visual_kv_fraction", 0.0),
+    unique_visual_kv_fraction=main["gaze"].get(
+      "unique_visual_kv_fraction", 0.0
+    ),
+    accuracy=main,
+    routing_accuracy=results["new"]["routing_accuracy"],
+    other_splits={k: v for k, v in results.items() if k != "new"},
+    config=config_lib.to_dict(config),
+  )
+
+
+def _split(
+  params: mllm.Params,
+  config: config_lib.Config,
+  split: str,
+  workdir: pathlib.Path,
+) -> dict[str, Any]:
+  source = sources.make(config, split)
+  features = None
+  if config.train.features == "cached":
+    features = features_lib.cached(config, source, workdir / "features")
+  elif config.model.vision.frozen:
+    params = params | {"vision": features_lib.tower(config)}
+  conditions = tasks.conditions(config)
+  scores = {c.name: Score() for c in conditions}
+  scores["prior"] = Score()
+  prior = _prior(config)
+  batches = pipeline.eval_batches(
+    config, split, source=source, features=features
+  )
+  total = -(-len(source) // config.eval.batch_size)
+  for batch in tqdm.tqdm(batches, f"eval {split}", total, mininterval=5):
+    for condition in conditions:
+      _condition(params, config, condition, batch, source, scores)
+    _score_prior(prior, batch.samples, scores["prior"])
+  gaze = scores["gaze"]
+  return dict(
+    conditions={name: score.summary() for name, score in scores.items()},
+    routing_accuracy=_routing(gaze),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _forward(params, config, batch, budget, override):
+  """Right answer slots, usage and regions read at them."""
+  out = mllm.apply(params, config, batch, budget, override=override)
+  target, scored = losses.targets(batch)
+  return (out.logits.argmax(-1) == target) & scored, out.usage, out.chosen
+
+
+def _condition(
+  params: mllm.Params,
+  config: config_lib.Config,
+  condition: tasks.Condition,
+  batch: pipeline.EvalBatch,
+  source: samples.Source,
+  scores: dict[str, Score],
+) -> None:
+  """Adds one batch under one condition to its score."""
+  score, rows = scores[condition.name], batch.valid
+  shown = batch.batch if condition.image else tasks.without_image(batch.batch)
+  override = tasks.override(
+    condition, batch.batch, batch.indices, config.model.decoder.query_heads
+  )
+  budget = np.full(len(batch.indices), condition.top_k, np.int32)
+  right, usage, chosen = jax.device_get(
+    _forward(params, config.model, shown, budget, override)
+  )
+  exact = metrics.exact_match(
+    right, batch.batch.answer_of, batch.kinds.shape[1]
+  )
+  for row in range(rows):
+    for number, kind in enumerate(batch.kinds[row]):
+      if kind >= 0:
+        score.asked[samples.KINDS[kind]] += 1
+        score.right[samples.KINDS[kind]] += int(exact[row, number])
+  score.usage += [usage.chosen, usage.unique, usage.visible]
+  if condition.name == "gaze":
+    _add_routing(config, batch, source, chosen, score)
+
+
+def _add_routing(
+  config: config_lib.Config,
+  batch: pipeline.EvalBatch,
+  source: samples.Source,
+  chosen: np.ndarray,
+  score: Score,
+) -> None:
+  """Compares the regions read for the first answer token with the masks."""
+  grid = config.model.vision.grid
+  regions = layout.region_map(grid, grid, config.model.gaze.region)
+  for row, sample in enumerate(batch.samples):
+    things = source.sample(int(batch.indices[row])).things
+    for number, question in enumerate(sample.questions):
+      if len(question.about) != 1:
+        continue
+      mask = things[question.about[0]].mask
+      target = metrics.on_target(mask, regions, ON_TARGET)
+      slot = np.flatnonzero(batch.batch.answer_of[row] == number)[0]
+      picked = chosen[:, row, slot, :, : len(target)]
+      accuracy, chance = metrics.routing_accuracy(picked, target)
+      if np.isfinite(accuracy).all():
+        score.routing.append(accuracy)
+        score.chance.append(chance)
+
+
+def _routing(score: Score) -> dict[str, Any]:
+  if not score.routing:
+    return {}
+  return dict(
+    layers=np.mean(score.routing, axis=0).tolist(),
+    random=float(np.mean(score.chance)),
+    n=len(score.routing),
+    region_counts_when_covered=ON_TARGET,
+  )
+
+
+def _prior(config: config_lib.Config) -> dict[str, str]:
+  """The most frequent training answer to each wording of a question."""
+  train = sources.make(config, "train")
+  seen: dict[str, collections.Counter] = collections.defaultdict(
+    collections.Counter
+  )
+  if config.data.source == "emoji_scenes":
+    for index in range(len(train)):
+      for question in train.text(index).questions:
+        seen[question.text][question.answer] += 1
+  return {text: c.most_common(1)[0][0] for text, c in seen.items()}
+
+
+def _score_prior(
+  prior: dict[str, str], taken: tuple[samples.Sample, ...], score: Score
+) -> None:
+  for sample in taken:
+    for question in sample.questions:
+      score.asked[question.kind] += 1
+      score.right[question.kind] += prior.get(question.text) == question.answer
+

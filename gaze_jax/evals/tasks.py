@@ -1,0 +1,125 @@
+"""What is evaluated: conditions and splits, in one registry.
+
+A condition is a budget and a rule for choosing regions; all of them run the
+same weights through the same compiled program.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax import types
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+  """One line of the report.
+
+  Attributes:
+    name: its name in the report.
+    top_k: regions a query head reads.
+    choice: by score, or by a fixed preference that replaces the scores.
+    image: False takes every visual and context slot away: language alone.
+  """
+
+  name: str
+  top_k: int
+  choice: Literal["scores", "random", "centre"] = "scores"
+  image: bool = True
+
+
+def conditions(config: config_lib.Config) -> list[Condition]:
+  """The trained budget beside its controls, then the other budgets."""
+  regions = layout.row_shape(config).regions
+  k = min(config.model.gaze.top_k, regions)
+  others = sorted({b for b in config.eval.budgets if b not in (k, regions)})
+  return [
+    Condition("gaze", k),
+    Condition("dense", regions),
+    Condition("blind", regions, image=False),
+    Condition("random_regions", k, "random"),
+    Condition("centre_regions", k, "centre"),
+    *(Condition(f"gaze_k{b}", b) for b in others if b < regions),
+  ]
+
+
+def override(
+  condition: Condition, batch: types.Batch, indices: np.ndarray, heads: int
+) -> np.ndarray | None:
+  """Scores that replace the model's, float32 [B, Q, R], or None.
+
+  Random regions are drawn for each sample and query head, the same in every
+  layer and at every step; centre regions are the nearest to the middle.
+  """
+  if condition.choice == "scores":
+    return None
+  b, r = batch.region_slots.shape[:2]
+  if condition.choice == "random":
+    draw = lambda i: np.random.default_rng([7, int(i) + 1]).random((heads, r))
+    return np.stack([draw(i) for i in indices]).astype(np.float32)
+  nearness = np.zeros((b, heads, r), np.float32)
+  role, feed = np.asarray(batch.layout.role), np.asarray(batch.feed)
+  unit, region = np.asarray(batch.layout.unit), np.asarray(batch.layout.region)
+  for row in range(b):
+    visual = role[row] == types.Role.VISUAL
+    for u in np.unique(unit[row][visual]):
+      mine = visual & (unit[row] == u)
+      side = int(np.sqrt(mine.sum()))
+      first = feed[row][mine].min()
+      y, x = np.divmod(feed[row][mine] - first, side)
+      ids = region[row][mine]
+      for g in np.unique(ids):
+        dy, dx = y[ids == g].mean(), x[ids == g].mean()
+        middle = (side - 1) / 2
+        nearness[row, :, g] = -np.hypot(dy - middle, dx - middle)
+  return nearness
+
+
+def without_image(batch: types.Batch) -> types.Batch:
+  """The same rows with every visual and context slot turned into padding."""
+  role = np.asarray(batch.layout.role)
+  gone = (role == types.Role.VISUAL) | (role == types.Role.CONTEXT)
+  pad: Callable = lambda x, fill: np.where(gone, np.int32(fill), np.asarray(x))
+  old = batch.layout
+  return dataclasses.replace(
+    batch,
+    layout=types.Layout(
+      role=pad(old.role, types.Role.PAD),
+      unit=pad(old.unit, -1),
+      region=pad(old.region, -1),
+      position=old.position,
+      segment=pad(old.segment, -1),
+      branch=pad(old.branch, 0),
+    ),
+    region_slots=np.full_like(batch.region_slots, -1),
+  )
+
+
+def splits(
+  config: config_lib.Config,
+) -> dict[str, config_lib.Config]:
+  """Each split with the config that its rows are made by.
+
+  The `larger` canvases are half as large again a side, with things of the
+  same size in pixels; their rows grow by the added visual tokens.
+  """
+  if config.data.source != "emoji_scenes":
+    return {"new": config} if config.data.eval_path else {}
+  vision = config.model.vision
+  side = vision.grid + vision.grid // 2
+  bigger = dataclasses.replace(vision, image_size=side * vision.patch_size)
+  data = dataclasses.replace(
+    config.data,
+    sequence_length=config.data.sequence_length
+    + config.data.max_units * (bigger.tokens - vision.tokens),
+  )
+  larger = dataclasses.replace(
+    config,
+    data=data,
+    model=dataclasses.replace(config.model, vision=bigger),
+  )
+  return {"new": config, "held_out_pairs": config, "larger": larger}

@@ -1,0 +1,135 @@
+"""A Qwen3-style decoder whose attention is handed in.
+
+The module owns the parameters and the order of operations; what attention
+means is a function `attend(query, key, value, memory) -> (out, record)`,
+which is how one set of layers serves training, prefill and decoding. State
+goes in as `memory` (scanned over the layers) and comes out as `record`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import config as config_lib
+from gaze_jax.models import layers
+from gaze_jax.ops import rope
+
+# (query [B, X, Q, D], key [B, X, H, D], value, memory) -> (out, record)
+Attend = Callable[..., tuple[jax.Array, Any]]
+
+_POLICIES = {
+  "full": None,  # keep nothing but the layer's input
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Layer(nn.Module):
+  """Pre-norm attention and SwiGLU, with grouped heads and qk-norm."""
+
+  config: config_lib.DecoderConfig
+  attend: Attend
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, memory: Any, angles: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, Any]:
+    c = self.config
+    norm = lambda name, axis="embed": layers.RMSNorm(
+      axis, c.norm_eps, name=name
+    )
+    h = norm("attention_norm")(x)
+    q = self._heads(c.query_heads, "heads", "query")(h)
+    k = self._heads(c.kv_heads, "kv_heads", "key")(h)
+    v = self._heads(c.kv_heads, "kv_heads", "value")(h)
+    if c.qk_norm:
+      q = norm("query_norm", "head_dim")(q)
+      k = norm("key_norm", "head_dim")(k)
+    out, record = self.attend(
+      rope.rotate(q, *angles), rope.rotate(k, *angles), v, memory
+    )
+    x += layers.Project(
+      (c.query_heads, c.head_dim, c.width),
+      ("heads", "head_dim", "embed"),
+      inputs=2,
+      name="out",
+    )(out)
+    x += layers.SwiGLU(c.mlp_dim, name="mlp")(norm("mlp_norm")(x))
+    return x, record
+
+  def _heads(self, heads: int, axis: str, name: str) -> layers.Project:
+    shape = (self.config.width, heads, self.config.head_dim)
+    return layers.Project(shape, ("embed", axis, "head_dim"), name=name)
+
+
+class Decoder(nn.Module):
+  """Embedding, layers, final norm and head."""
+
+  config: config_lib.DecoderConfig
+
+  def setup(self):
+    c = self.config
+    self.embedding = self.param(
+      "embedding",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(0.02), ("vocab", "embed")
+      ),
+      (c.vocab_size, c.width),
+      jnp.float32,
+    )
+    self.final_norm = layers.RMSNorm("embed", c.norm_eps)
+    if not c.tied:
+      self.head = layers.Project((c.width, c.vocab_size), ("embed", "vocab"))
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """Token embeddings, float32 [..., E]."""
+    return self.embedding[tokens]
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, position: jax.Array, attend: Attend, memory: Any
+  ) -> tuple[jax.Array, Any]:
+    """Runs all layers.
+
+    Args:
+      x: [B, X, E], embedded slots.
+      position: int32 [B, X].
+      attend: see the top of this file.
+      memory: pytree with a leading N, or None.
+
+    Returns:
+      Hidden states [B, X, E] before the final norm, and the records with a
+      leading N.
+    """
+    c = self.config
+    angles = rope.angles(position, c.head_dim, c.rope_theta)
+    layer = Layer
+    if c.remat != "none":
+      layer = nn.remat(
+        Layer, policy=_POLICIES[c.remat], prevent_cse=not c.scan
+      )
+    scanned = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      length=c.depth,
+      unroll=1 if c.scan else c.depth,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    layers_ = scanned(c, attend, name="layers")
+    return layers_(x.astype(c.dtype), memory, angles)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """float32 [..., V] of hidden states [..., E]; the only way to a token."""
+    x = self.final_norm(x)
+    if not self.config.tied:
+      return self.head(x).astype(jnp.float32)
+    return jnp.einsum(
+      "...e,ve->...v",
+      x,
+      self.embedding.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )

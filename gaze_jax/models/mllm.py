@@ -1,0 +1,288 @@
+"""The multimodal LLM behind four functions: init, apply, prefill, extend.
+
+Parameters are a plain nested dict {"vision", "projector", "decoder"}; the
+functions are pure and fit for jit, grad and a sharded mesh.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.models import decoder
+from gaze_jax.models import projector
+from gaze_jax.models import vision
+from gaze_jax.ops import cache as cache_ops
+from gaze_jax.ops import gaze
+
+Params = dict[str, Any]
+
+
+class MLLM(nn.Module):
+  """Owns the parameters; see the functions below for their use."""
+
+  config: config_lib.ModelConfig
+
+  def setup(self):
+    c = self.config
+    self.vision = vision.ViT(c.vision)
+    self.projector = projector.Projector(
+      c.projector, c.decoder.width, c.vision.grid, c.gaze.context_tokens
+    )
+    self.decoder = decoder.Decoder(c.decoder)
+
+  def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Touches every parameter once; for initialisation alone."""
+    features = self.features(images)
+    x, _ = self.projector(features)
+    x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.decoder.embed(tokens)
+    position = jnp.zeros(x.shape[:2], jnp.int32)
+    skip = lambda q, k, v, memory: (q, None)
+    x, _ = self.decoder(x, position, skip, None)
+    return self.decoder.logits(x)
+
+  def features(self, images: jax.Array) -> jax.Array:
+    """Visual features [B, M, T, F] of pixels [B, M, height, width, 3]."""
+    b, m = images.shape[:2]
+    features = self.vision(images.reshape(b * m, *images.shape[2:]))
+    return features.reshape(b, m, *features.shape[1:])
+
+  def embed(self, batch: types.Batch) -> jax.Array:
+    """Embeds every slot of a batch, float32 [B, S, E]."""
+    images = batch.images
+    features = images if images.ndim == 4 else self.features(images)
+    visual, context = self.projector(features)
+    visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
+    visual = jnp.take_along_axis(visual, batch.feed[..., None], axis=1)
+    role = batch.layout.role[..., None]
+    x = self.decoder.embed(batch.tokens)
+    x = jnp.where(role == types.Role.VISUAL, visual, x)
+    if context.shape[0]:
+      context = context[jnp.minimum(batch.feed, context.shape[0] - 1)]
+      x = jnp.where(role == types.Role.CONTEXT, context, x)
+    return jnp.where(role == types.Role.PAD, 0.0, x)
+
+  def run(
+    self, x: jax.Array, position: jax.Array, attend, memory: Any
+  ) -> tuple[jax.Array, Any]:
+    """Runs the decoder's layers over embedded slots [B, X, E]."""
+    return self.decoder(x, position, attend, memory)
+
+  def token_embeddings(self, tokens: jax.Array) -> jax.Array:
+    return self.decoder.embed(tokens)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    return self.decoder.logits(x)
+
+
+def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
+  """New parameters, boxed with their logical axis names.
+
+  `nn.meta.unbox` gives the plain dict that the other functions take.
+  """
+  v = config.vision
+  images = jnp.zeros((1, 1, v.image_size, v.image_size, 3))
+  tokens = jnp.zeros((1, v.tokens), jnp.int32)
+  return MLLM(config).init(key, images, tokens)["params"]
+
+
+def apply(
+  params: Params,
+  config: config_lib.ModelConfig,
+  batch: types.Batch,
+  budget: jax.Array,
+  *,
+  override: jax.Array | None = None,
+) -> types.ModelOutput:
+  """The parallel form: logits at the answer slots of whole rows.
+
+  Args:
+    params: plain nested dict; "vision" may be absent when `batch.images`
+      holds features.
+    config: static.
+    batch: `Batch`.
+    budget: int32 [B], K of each row.
+    override: float32 [B, Q, R] or None; see `gaze.parallel`.
+  """
+  answers = jnp.maximum(batch.answer_slots, 0)
+  route = _parallel(config.gaze, batch, budget, override)
+
+  def attend(q, k, v, memory):
+    del memory
+    routed = route(q, k, v)
+    used = gaze.usage(
+      routed.members,
+      batch.layout,
+      batch.region_slots,
+      config.decoder.kv_heads,
+    )
+    chosen = jnp.take_along_axis(
+      routed.members, answers[:, :, None, None], axis=1
+    )
+    return routed.out, (used, chosen)
+
+  x = _call(params, config, "embed", batch)
+  x, (used, chosen) = _call(
+    params, config, "run", x, batch.layout.position, attend, None
+  )
+  x = jnp.take_along_axis(x, answers[..., None], axis=1)
+  return types.ModelOutput(
+    logits=_call(params, config, "logits", x),
+    usage=jax.tree.map(lambda n: n.sum(0), used),
+    chosen=chosen,
+  )
+
+
+def prefill(
+  params: Params,
+  config: config_lib.ModelConfig,
+  batch: types.Batch,
+  budget: jax.Array,
+  *,
+  capacity: int,
+  override: jax.Array | None = None,
+) -> tuple[types.DecodeCache, jax.Array, jax.Array]:
+  """Reads prompts and leaves them in a cache.
+
+  Args:
+    params: as in `apply`.
+    config: static.
+    batch: `Batch`, one sample a row (segment 0, trunk only).
+    budget: int32 [B].
+    capacity: Y, slots of the linear cache: text, context and what will be
+      generated.
+    override: as in `apply`.
+
+  Returns:
+    The cache; logits float32 [B, V] after each row's last token; and the
+    regions read there, bool [N, B, Q, R].
+  """
+  layout = batch.layout
+  slots = cache_ops.linear_slots(layout, capacity)
+  filled = layout.role != types.Role.PAD
+  last = filled.sum(axis=1) - 1
+  route = _parallel(config.gaze, batch, budget, override)
+
+  def attend(q, k, v, memory):
+    del memory
+    routed = route(q, k, v)
+    visual = cache_ops.visual(k, v, layout, batch.region_slots)
+    linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
+    chosen = jnp.take_along_axis(
+      routed.members, last[:, None, None, None], axis=1
+    )[:, 0]
+    return routed.out, (visual, *linear, chosen)
+
+  x = _call(params, config, "embed", batch)
+  x, (visual, k, v, chosen) = _call(
+    params, config, "run", x, layout.position, attend, None
+  )
+  x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+  at_last = lambda a: jnp.take_along_axis(a, last[:, None], axis=1)[:, 0]
+  text = filled & (layout.role != types.Role.VISUAL)
+  cache = types.DecodeCache(
+    visual=_share_valid(visual),
+    k=k,
+    v=v,
+    length=text.sum(axis=1),
+    position=at_last(layout.position) + 1,
+  )
+  return cache, _call(params, config, "logits", x), chosen
+
+
+def extend(
+  params: Params,
+  config: config_lib.ModelConfig,
+  cache: types.DecodeCache,
+  tokens: jax.Array,
+  budget: jax.Array,
+  *,
+  k_max: int,
+  override: jax.Array | None = None,
+) -> tuple[types.DecodeCache, jax.Array, jax.Array]:
+  """The decode form: X more text tokens for every row.
+
+  Args:
+    params: as in `apply`; only "decoder" is read.
+    config: static.
+    cache: what came before.
+    tokens: int32 [B, X].
+    budget: int32 [B], K of each row.
+    k_max: static bound of K.
+    override: as in `apply`.
+
+  Returns:
+    The grown cache; logits float32 [B, X, V]; and the regions read, bool
+    [N, B, X, Q, R].
+  """
+  x_new = tokens.shape[1]
+  valid = cache.visual.valid
+
+  def attend(q, k, v, memory):
+    pages, keys, values = memory
+    keys = cache_ops.append(keys, k, cache.length)
+    values = cache_ops.append(values, v, cache.length)
+    visual = types.VisualCache(**pages, valid=valid)
+    routed = gaze.decode(
+      q,
+      visual,
+      keys,
+      values,
+      cache.length,
+      budget,
+      k_max=k_max,
+      override=override,
+    )
+    return routed.out, (keys, values, routed.members)
+
+  visual = cache.visual
+  pages = dict(k=visual.k, v=visual.v, descriptors=visual.descriptors)
+  position = cache.position[:, None] + jnp.arange(x_new)
+  x = _call(params, config, "token_embeddings", tokens)
+  x, (k, v, chosen) = _call(
+    params, config, "run", x, position, attend, (pages, cache.k, cache.v)
+  )
+  grown = types.DecodeCache(
+    visual=visual,
+    k=k,
+    v=v,
+    length=cache.length + x_new,
+    position=cache.position + x_new,
+  )
+  return grown, _call(params, config, "logits", x), chosen
+
+
+def _parallel(
+  config: config_lib.GazeConfig,
+  batch: types.Batch,
+  budget: jax.Array,
+  override: jax.Array | None,
+):
+  """`gaze.parallel` of a batch, as a function of query, key and value."""
+  return functools.partial(
+    gaze.parallel,
+    layout=batch.layout,
+    region_slots=batch.region_slots,
+    budget=budget,
+    override=override,
+    implementation=config.implementation,
+    chunk=config.chunk,
+  )
+
+
+def _call(params: Params, config: config_lib.ModelConfig, method: str, *args):
+  return MLLM(config).apply({"params": params}, *args, method=method)
+
+
+def _share_valid(visual: types.VisualCache) -> types.VisualCache:
+  """Drops the layer axis of `valid`, which is the same in every layer."""
+  return types.VisualCache(
+    k=visual.k,
+    v=visual.v,
+    descriptors=visual.descriptors,
+    valid=visual.valid[0],
+  )

@@ -1,0 +1,89 @@
+"""From visual features to the decoder's width, and the context tokens."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaze_jax import config as config_lib
+
+
+class Projector(nn.Module):
+  """Two-layer MLP with exact GELU (LLaVA-1.5), C learnable context tokens.
+
+  Attributes:
+    config: `ProjectorConfig`.
+    width: E, width of the decoder.
+    grid: visual tokens a side that the position tables are made for.
+    context_tokens: C.
+  """
+
+  config: config_lib.ProjectorConfig
+  width: int
+  grid: int
+  context_tokens: int
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Projects the features of square units.
+
+    Args:
+      features: float [B, M, T, F].
+
+    Returns:
+      Visual embeddings float32 [B, M, T, E] and context embeddings [C, E].
+    """
+    x = features.astype(jnp.float32)
+    if self.config.input_norm:
+      x = nn.LayerNorm(
+        name="norm",
+        scale_init=_named(nn.initializers.ones, "vision_embed"),
+        bias_init=_named(nn.initializers.zeros, "vision_embed"),
+      )(x)
+    hidden = self.config.hidden or self.width
+    x = _dense(hidden, ("vision_embed", "mlp"), "linear_1")(x)
+    x = nn.gelu(x, approximate=False)
+    x = _dense(self.width, ("mlp", "embed"), "linear_2")(x)
+    if self.config.positions == "row_column":
+      x += self._positions(int(features.shape[2] ** 0.5))
+    small = nn.initializers.normal(0.02)
+    context = self.param(
+      "context",
+      _named(small, "context", "embed"),
+      (self.context_tokens, self.width),
+      jnp.float32,
+    )
+    return x, context
+
+  def _positions(self, side: int) -> jax.Array:
+    """[T, E]; the tables stretch linearly when a unit has another grid."""
+    small = nn.initializers.normal(0.02)
+    shape = (self.grid, self.width)
+    axes = ("position", "embed")
+    rows = self.param("rows", _named(small, *axes), shape, jnp.float32)
+    columns = self.param("columns", _named(small, *axes), shape, jnp.float32)
+    if side != self.grid:
+      stretch = _stretch(self.grid, side)
+      rows, columns = stretch @ rows, stretch @ columns
+    return (rows[:, None] + columns[None]).reshape(side * side, self.width)
+
+
+def _named(init, *axes: str):
+  return nn.with_logical_partitioning(init, axes)
+
+
+def _dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
+  return nn.Dense(
+    features,
+    name=name,
+    kernel_init=_named(nn.initializers.lecun_normal(), *axes),
+    bias_init=_named(nn.initializers.zeros, axes[1]),
+  )
+
+
+def _stretch(source: int, target: int) -> np.ndarray:
+  """float32 [target, source], linear interpolation between cell centres."""
+  centre = (np.arange(target) + 0.5) * source / target - 0.5
+  centre = np.clip(centre, 0, source - 1)
+  distance = np.abs(centre[:, None] - np.arange(source))
+  return np.maximum(0.0, 1.0 - distance).astype(np.float32)

@@ -1,0 +1,64 @@
+"""Dense attention under an explicit mask: the oracle of every other form."""
+
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import types
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> types.Attended:
+  """Softmax attention with grouped heads, and its log-sum-exp.
+
+  Logits and softmax are float32 whatever the inputs are. A query that sees
+  nothing gets 0 and an lse of -inf, never NaN, in gradient too.
+
+  Args:
+    query: [B, X, Q, D]; query head q reads KV head q // G.
+    key: [B, Y, H, D].
+    value: [B, Y, H, D].
+    mask: bool, broadcastable to [B, Q, X, Y].
+
+  Returns:
+    `Attended` of [B, X, Q, D] in the dtype of `value`.
+  """
+  b, x, q, d = query.shape
+  h = key.shape[2]
+  grouped = query.reshape(b, x, h, q // h, d)
+  logits = jnp.einsum(
+    "bxhgd,byhd->bhgxy", grouped, key, preferred_element_type=jnp.float32
+  ).reshape(b, q, x, -1)
+  weights, lse = softmax(logits * d**-0.5, mask)
+  weights = weights.astype(value.dtype).reshape(b, h, q // h, x, -1)
+  out = jnp.einsum(
+    "bhgxy,byhd->bxhgd", weights, value, preferred_element_type=jnp.float32
+  )
+  return types.Attended(
+    out=out.reshape(b, x, q, d).astype(value.dtype),
+    lse=lse.transpose(0, 2, 1),
+  )
+
+
+def softmax(
+  logits: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Softmax over the last axis under a mask, and its log-sum-exp.
+
+  Args:
+    logits: float32 [..., Y].
+    mask: bool, broadcastable to [..., Y].
+
+  Returns:
+    Weights [..., Y], all 0 where nothing is visible, and lse [...], -inf
+    there.
+  """
+  logits = jnp.where(mask, logits, -jnp.inf)
+  peak = jax.lax.stop_gradient(logits.max(axis=-1, initial=-jnp.inf))
+  peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+  weights = jnp.exp(logits - peak[..., None])
+  total = weights.sum(axis=-1)
+  seen = total > 0
+  safe = jnp.where(seen, total, 1.0)
+  lse = jnp.where(seen, peak + jnp.log(safe), -jnp.inf)
+  return weights / safe[..., None], lse

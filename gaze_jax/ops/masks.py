@@ -1,0 +1,49 @@
+"""Who sees whom, before routing (METHOD.md section 4)."""
+
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import types
+
+
+def visible(
+  query: types.Layout, key: types.Layout, query_slots: jax.Array
+) -> jax.Array:
+  """Which keys each query may see, if its regions allow it too.
+
+  The keys are slots 0 .. Y-1 of the row. The whole table is one sentence: a
+  query sees what came before it in its segment, in the trunk or its own
+  branch; but a CONTEXT query sees its own unit alone. For one unit of two
+  visual tokens and one context token between text (t), and a second branch:
+
+      t0 v0 v1 c0 t1 t1 t2   <- keys
+  t0   1  .  .  .  .  .  .
+  v0   1  1  .  .  .  .  .
+  v1   1  1  1  .  .  .  .
+  c0   .  1  1  1  .  .  .
+  t1   1  r  r  1  1  .  .   r: only if its region was picked
+  t1   1  r  r  1  1  1  .
+  t2   1  r  r  1  .  .  1   another branch
+
+  Args:
+    query: layout of the queries, [B, X].
+    key: layout of the keys, [B, Y].
+    query_slots: int32 [X], slot of each query.
+
+  Returns:
+    bool [B, X, Y].
+  """
+  causal = jnp.arange(key.role.shape[1]) <= query_slots[:, None]
+  segment = _pair(query.segment, key.segment, jnp.equal)
+  filled = (query.role != types.Role.PAD)[:, :, None]
+  branch = (key.branch == 0)[:, None, :] | _pair(
+    query.branch, key.branch, jnp.equal
+  )
+  unit = (query.role != types.Role.CONTEXT)[:, :, None] | _pair(
+    query.unit, key.unit, jnp.equal
+  )
+  return causal & segment & filled & branch & unit
+
+
+def _pair(query: jax.Array, key: jax.Array, compare) -> jax.Array:
+  return compare(query[:, :, None], key[:, None, :])

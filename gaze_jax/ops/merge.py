@@ -1,0 +1,30 @@
+"""Exact merge of attention over disjoint sets of keys."""
+
+import functools
+
+import jax.numpy as jnp
+
+from gaze_jax import types
+
+
+def merge(*parts: types.Attended) -> types.Attended:
+  """Attention over the union of the keys of `parts`.
+
+  Softmax over one multiset does not depend on how it was split: each part
+  weighs exp(lse - max lse), as in flash decoding. Parts that saw nothing
+  (lse = -inf) weigh nothing; where no part saw anything the result is 0.
+  """
+  top = functools.reduce(jnp.maximum, [p.lse for p in parts])
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  weights = [jnp.exp(p.lse - top) for p in parts]
+  total = sum(weights)
+  seen = total > 0
+  safe = jnp.where(seen, total, 1.0)
+  out = sum(
+    p.out.astype(jnp.float32) * (w / safe)[..., None]
+    for p, w in zip(parts, weights, strict=True)
+  )
+  return types.Attended(
+    out=out.astype(parts[0].out.dtype),
+    lse=jnp.where(seen, top + jnp.log(safe), -jnp.inf),
+  )

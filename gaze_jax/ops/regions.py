@@ -1,0 +1,68 @@
+"""Between a row's slots and its regions."""
+
+import jax
+import jax.numpy as jnp
+
+
+def one_hot(region: jax.Array, regions: int) -> jax.Array:
+  """float32 [B, R, Y], 1 where slot y holds a token of region r.
+
+  Args:
+    region: int32 [B, Y], -1 on slots outside every region.
+    regions: R.
+  """
+  ids = jnp.arange(regions, dtype=region.dtype)
+  return (region[:, None, :] == ids[:, None]).astype(jnp.float32)
+
+
+def mean_keys(key: jax.Array, members: jax.Array) -> jax.Array:
+  """Descriptor of each region: the mean of its keys (METHOD.md section 1).
+
+  Args:
+    key: [B, Y, H, D], post-RoPE.
+    members: float32 [B, R, Y] from `one_hot`.
+
+  Returns:
+    float32 [B, H, R, D]; 0 for a region without tokens.
+  """
+  total = jnp.einsum(
+    "bry,byhd->bhrd",
+    members,
+    key.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  count = members.sum(axis=-1)
+  return total / jnp.maximum(count, 1.0)[:, None, :, None]
+
+
+def ends(region_slots: jax.Array) -> jax.Array:
+  """int32 [B, R], the slot after each region's last token; 0 if it has none.
+
+  Args:
+    region_slots: int32 [B, R, L], -1 where padded.
+  """
+  return region_slots.max(axis=-1) + 1
+
+
+def segments(segment: jax.Array, region_slots: jax.Array) -> jax.Array:
+  """int32 [B, R], the segment that each region lies in; -1 if it is empty."""
+  first = region_slots[..., 0]
+  found = jnp.take_along_axis(segment, jnp.maximum(first, 0), axis=1)
+  return jnp.where(first >= 0, found, -1)
+
+
+def pages(x: jax.Array, region_slots: jax.Array) -> jax.Array:
+  """Copies keys or values into region-major pages.
+
+  Args:
+    x: [B, S, H, D].
+    region_slots: int32 [B, R, L], -1 where padded.
+
+  Returns:
+    [B, H, R, L, D], 0 where padded.
+  """
+  b, r, l = region_slots.shape
+  slots = jnp.maximum(region_slots, 0).reshape(b, r * l, 1, 1)
+  page = jnp.take_along_axis(x, slots, axis=1).reshape(b, r, l, *x.shape[2:])
+  page = jnp.where((region_slots >= 0)[..., None, None], page, 0)
+  return page.transpose(0, 3, 1, 2, 4)

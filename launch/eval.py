@@ -1,0 +1,40 @@
+"""Evaluates the newest checkpoint of a workdir; prints and writes a report.
+
+  python launch/eval.py --workdir=DIR [--json=FILE] [--markdown=FILE]
+"""
+
+import json
+import pathlib
+import time
+
+from absl import flags
+
+from gaze_jax import cli
+from gaze_jax.evals import report
+from gaze_jax.evals import run
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
+_JSON = flags.DEFINE_string("json", None, "default: WORKDIR/report.json")
+_MARKDOWN = flags.DEFINE_string("markdown", None, "default: WORKDIR/report.md")
+_STARTED = flags.DEFINE_float(
+  "started", None, "count `seconds` from this Unix time, not from now"
+)
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+  workdir = pathlib.Path(_WORKDIR.value)
+  result = run.evaluate(workdir)
+  if _STARTED.value is not None:
+    result["seconds"] = time.time() - _STARTED.value
+  text = report.markdown(result)
+  print(text)
+  as_json = pathlib.Path(_JSON.value or workdir / "report.json")
+  as_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+  as_text = pathlib.Path(_MARKDOWN.value or workdir / "report.md")
+  as_text.write_text(text, encoding="utf-8")
+  print(f"wrote {as_json} and {as_text}")
+
+
+if __name__ == "__main__":
+  cli.main(main)
