@@ -118,8 +118,8 @@ def photo(number: int) -> Image.Image:
   path = _folder("skimage", "data", "scikit-image") / PHOTOS[number]
   if not path.is_file():
     raise samples.DataError(
-      f"emoji_scenes: {path} is missing: pip install --no-deps --force-reinstall"
-      " scikit-image"
+      f"emoji_scenes: {path} is missing:"
+      " pip install --no-deps --force-reinstall scikit-image"
     )
   image = Image.open(path).convert("RGB")
   scale = min(1.0, _PHOTO_SIDE / min(image.size))

@@ -38,7 +38,8 @@ class EmojiScenes:
   ):
     if split not in scenes.SPLITS:
       raise config_lib.ConfigError(
-        f"emoji_scenes has no split {split!r}; it has {', '.join(scenes.SPLITS)}"
+        f"emoji_scenes has no split {split!r}; it has"
+        f" {', '.join(scenes.SPLITS)}"
       )
     if size < scenes.MIN_SIZE:
       raise config_lib.ConfigError(

@@ -168,7 +168,8 @@ class LlavaJson:
     )
     raise samples.DataError(
       f"{self._path}: {bad} of {self._total} samples can't be used ({counts}),"
-      f" more than data.max_skipped = {self._max_skipped} allows; first: {first}"
+      f" more than data.max_skipped = {self._max_skipped} allows; first:"
+      f" {first}"
     )
 
   def _checked(self, entry: Any) -> tuple[tuple[str, ...], samples.Sample]:

@@ -6,12 +6,14 @@ of the training set in every epoch. So to resume is to start at a step; there
 is no state to save, and it does not matter how many hosts or workers read.
 """
 
+import atexit
 import dataclasses
 import functools
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -200,6 +202,28 @@ class _Steps:
     return dict(batch=batch, indices=indices, kinds=kinds)
 
 
+class Batches(Iterator[dict[str, Any]]):
+  """An endless iterator of training batches; see `make_iterator`."""
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    self._iterator = iterator
+    # Before multiprocessing's own exit handler, which runs after this one and
+    # would at times wait for ever for workers that nobody told to stop.
+    atexit.register(_close, weakref.ref(self))
+
+  def __next__(self) -> dict[str, Any]:
+    return next(self._iterator)
+
+  def close(self) -> None:
+    """Ends threads and workers; the iterator can't be used any more."""
+    self._iterator.close()
+
+
+def _close(batches: "weakref.ref[Batches]") -> None:
+  if (alive := batches()) is not None:
+    alive.close()
+
+
 def make_iterator(
   config: config_lib.Config,
   *,
@@ -208,7 +232,7 @@ def make_iterator(
   start_step: int = 0,
   shard_index: int = 0,
   shard_count: int = 1,
-) -> Iterator[dict[str, Any]]:
+) -> Batches:
   """Endless training batches from `start_step` on.
 
   Equal for any number of `config.data.workers`, and each shard holds its part
@@ -226,7 +250,7 @@ def make_iterator(
     shard_count: number of processes that share a batch.
 
   Returns:
-    An iterator, with `close()`, of dicts: `batch` a `types.Batch` of numpy
+    An iterator of dicts: `batch` a `types.Batch` of numpy
     arrays, `indices` int64 [B], `kinds` int8 [B, questions].
 
   Raises:
@@ -252,7 +276,7 @@ def make_iterator(
       num_workers=config.data.workers, per_worker_buffer_size=2
     )
     dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-  return iter(dataset)
+  return Batches(iter(dataset))
 
 
 def eval_batches(
