@@ -1,7 +1,7 @@
 """What a source yields, whatever the source."""
 
 import dataclasses
-from typing import Protocol
+import typing
 
 import numpy as np
 
@@ -72,7 +72,8 @@ class Sample:
   conversation: tuple[Turn, ...] = ()
 
 
-class Source(Protocol):
+@typing.runtime_checkable
+class Source(typing.Protocol):
   """Random access to samples.
 
   `sample` is a pure function of its arguments, so that a training run can be

@@ -1,0 +1,230 @@
+"""llava_json: what is skipped and why, and how much of it is borne."""
+
+import json
+import logging
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gaze_jax import config as config_lib
+from gaze_jax.data import llava
+from gaze_jax.data import samples
+from gaze_jax.data import sources
+
+
+def human(value):
+  return {"from": "human", "value": value}
+
+
+def gpt(value):
+  return {"from": "gpt", "value": value}
+
+
+def entry(**changes):
+  good = dict(
+    id="x",
+    image="a.png",
+    conversations=[human("<image>\nWhat is this?"), gpt("A fox.")],
+  )
+  return {k: v for k, v in (good | changes).items() if v is not ...}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  rng = np.random.default_rng(0)
+  inside = tmp_path / "images"
+  inside.mkdir()
+  for name in ("a.png", "b.png", "c.png"):
+    array = rng.integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(array).save(inside / name)
+  Image.fromarray(array).save(tmp_path / "outside.png")
+  (inside / "text.png").write_text("hello")
+  Image.fromarray(np.zeros((200, 200), np.uint8)).save(inside / "large.png")
+  whole = (inside / "a.png").read_bytes()
+  (inside / "short.png").write_bytes(whole[: len(whole) // 2])
+  return tmp_path
+
+
+def make(folder, entries, *, max_skipped=0.5, config=None, split="train"):
+  path = folder / "data.json"
+  path.write_text(json.dumps(entries))
+  data = dict(
+    source="llava_json",
+    path=str(path),
+    image_folder=str(folder / "images"),
+    max_skipped=max_skipped,
+    max_pixels=10_000,
+    max_units=2,
+    sequence_length=400,
+  )
+  config = config_lib.from_config_dict(dict(data=data | (config or {})))
+  return sources.make(config, split)
+
+
+def test_a_conversation_with_an_image(folder):
+  s = make(folder, [entry()])
+  sample = s[0]
+  assert sample.conversation == (
+    samples.Turn("<image>\nWhat is this?", "A fox."),
+  )
+  expected = np.asarray(Image.open(folder / "images" / "a.png"))
+  np.testing.assert_array_equal(sample.images[0], expected)
+  np.testing.assert_array_equal(s.canvas(0)[0], expected)
+  assert s.text(0).conversation == sample.conversation
+  assert s.skipped == {}
+
+
+def test_several_images_several_turns_and_text_alone(folder):
+  s = make(
+    folder,
+    [
+      entry(
+        image=["a.png", "b.png"],
+        conversations=[
+          human("<image><image> Same?"),
+          gpt("No."),
+          human("Sure?"),
+          gpt("Yes."),
+        ],
+      ),
+      entry(image=..., id=..., conversations=[human("Hello"), gpt("You")]),
+      entry(image=..., images=["c.png"]),
+    ],
+  )
+  assert [len(x.images) for x in s] == [2, 0, 1]
+  assert len(s[0].conversation) == 2
+
+
+BAD = {
+  "missing image": entry(image="none.png"),
+  "corrupt image": entry(image="text.png"),
+  "image too large": entry(image="large.png"),
+  "absent key": entry(conversations=...),
+  "absent key ": entry(conversations=[human("<image> a"), {"from": "gpt"}]),
+  "absent key  ": entry(conversations=[{"value": "<image>"}, gpt("x")]),
+  "empty turn": entry(conversations=[human("<image> a"), gpt("  ")]),
+  "empty turn ": entry(conversations=[human("<image>\n"), gpt("a")]),
+  "image outside the folder": entry(image="../outside.png"),
+  "image outside the folder ": entry(image="/etc/hostname"),
+  "image count": entry(conversations=[human("no mark"), gpt("x")]),
+  "image count ": entry(image=...),
+  "image count  ": entry(image=["a.png", "b.png"]),
+  "odd turns": entry(conversations=[human("<image> a")]),
+  "odd turns ": entry(conversations=[gpt("<image> a"), human("b")]),
+  "odd turns  ": entry(conversations=[]),
+  "not a text": entry(conversations=[human(7), gpt("x")]),
+  "not a text ": entry(image=7),
+  "not a text  ": entry(conversations=[human("<image>\ud800"), gpt("x")]),
+  "not an object": ["a list"],
+  "not an object ": entry(conversations=["a", "b"]),
+  "too long": entry(conversations=[human("<image>" + "ab " * 400), gpt("x")]),
+  "too long ": entry(
+    image=["a.png"] * 3, conversations=[human("<image>" * 3 + "a"), gpt("x")]
+  ),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_sample_is_counted_and_named(folder, caplog, reason):
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    s = make(folder, [entry(), BAD[reason]])
+  assert s.skipped == {reason.strip(): 1}
+  assert len(s) == 1 and s[0].conversation
+  assert "sample 1" in caplog.text and reason.strip() in caplog.text
+
+
+def test_past_the_share_there_is_one_clear_error(folder):
+  entries = [entry()] * 6 + [BAD["missing image"]] * 2 + [BAD["image count"]]
+  make(folder, entries, max_skipped=0.34)
+  with pytest.raises(samples.DataError) as error:
+    make(folder, entries, max_skipped=0.3)
+  text = str(error.value)
+  assert "3 of 9 samples" in text and "data.max_skipped = 0.3" in text
+  assert "2 missing image, 1 image count" in text
+  assert "sample 6 (id x): missing image" in text and "none.png" in text
+
+
+def test_nothing_left_is_an_error_whatever_the_share(folder):
+  with pytest.raises(samples.DataError, match="1 of 1 samples"):
+    make(folder, [BAD["empty turn"]], max_skipped=1.0)
+
+
+def test_a_body_found_broken_later_gives_the_next_good_sample(folder):
+  entries = [entry(), entry(image="short.png"), entry(image="b.png")]
+  s = make(folder, entries)
+  assert len(s) == 3 and s.skipped == {}
+  np.testing.assert_array_equal(s[1].images[0], s[2].images[0])
+  assert s.skipped == {"corrupt image": 1}
+  # The same in another order, in text, and in another process.
+  again = pickle.loads(pickle.dumps(make(folder, entries)))
+  assert again.text(1).conversation == s[2].conversation
+  np.testing.assert_array_equal(again.canvas(1)[0], s[2].images[0])
+  s.sample(1)
+  assert s.skipped == {"corrupt image": 1}
+
+
+def test_broken_bodies_count_towards_the_share(folder):
+  s = make(
+    folder, [entry(), entry(image="short.png"), entry()], max_skipped=0.1
+  )
+  with pytest.raises(samples.DataError, match="1 of 3.*short.png: broken"):
+    s.sample(1)
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("{", "not JSON"),
+    ("{}", "a list of samples is needed, got dict"),
+    ("[]", "is empty"),
+    ("\udcff", "not JSON"),
+  ],
+)
+def test_a_file_that_is_no_list_of_samples(tmp_path, text, words):
+  path = tmp_path / "x.json"
+  path.write_bytes(text.encode("utf-8", "surrogateescape"))
+  with pytest.raises(samples.DataError, match=words):
+    llava.LlavaJson(
+      str(path), image_folder="", max_skipped=1.0, max_pixels=1000
+    )
+
+
+def test_missing_file_and_folder(tmp_path):
+  with pytest.raises(
+    samples.DataError, match="can't read .*none.json: No"
+  ):
+    llava.LlavaJson(
+      str(tmp_path / "none.json"),
+      image_folder="",
+      max_skipped=0.0,
+      max_pixels=1,
+    )
+  (tmp_path / "x.json").write_text("[1]")
+  with pytest.raises(samples.DataError, match="no such folder"):
+    llava.LlavaJson(
+      str(tmp_path / "x.json"),
+      image_folder=str(tmp_path / "none"),
+      max_skipped=0.0,
+      max_pixels=1,
+    )
+
+
+def test_splits(folder):
+  with pytest.raises(config_lib.ConfigError, match="data.eval_path is empty"):
+    make(folder, [entry()], split="new")
+  with pytest.raises(config_lib.ConfigError, match="no split 'larger'"):
+    make(folder, [entry()], split="larger")
+  config = dict(eval_path=str(folder / "data.json"))
+  assert len(make(folder, [entry()], config=config, split="new")) == 1
+
+
+def test_the_fingerprint_changes_with_json_and_images(folder):
+  base = make(folder, [entry()]).fingerprint()
+  assert make(folder, [entry()]).fingerprint() == base
+  other = [entry(conversations=[human("<image> b"), gpt("c")])]
+  assert make(folder, other).fingerprint() != base
+  os.utime(folder / "images" / "a.png", (1, 1))
+  assert make(folder, [entry()]).fingerprint() != base

@@ -1,0 +1,146 @@
+"""Rows of small samples against what they must literally be."""
+
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax.data import packing
+from gaze_jax.data import samples
+from gaze_jax.data import sources
+from gaze_jax.data import tokenizer as tokenizer_lib
+
+TOKENIZER = tokenizer_lib.Tokenizer.load()
+UNIT = layout.Unit(1, 2)
+SHAPE = layout.RowShape(
+  slots=32,
+  units=2,
+  unit_tokens=2,
+  regions=2,
+  region_length=2,
+  answer_slots=8,
+  region=(1, 2),
+  context_tokens=1,
+)
+IMAGE = np.zeros((4, 8, 3), np.uint8)
+
+
+def ids(text):
+  return TOKENIZER.encode(text)
+
+
+def used(row, name):
+  return row[name][row["role"] != 0].tolist()
+
+
+def test_questions_are_branches_of_one_image():
+  asked = (
+    samples.Question("where is the fox?", "top left", "where"),
+    samples.Question("what is left?", "fox", "what"),
+  )
+  row = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, UNIT)
+  one = [3, *ids("where is the fox?"), 4, *ids("top left"), 2]
+  two = [3, *ids("what is left?"), 4, *ids("fox"), 2]
+  assert used(row, "tokens") == [1, 0, 0, 0, *one, *two]
+  assert used(row, "role") == [1, 2, 2, 3] + [1] * len(one + two)
+  assert used(row, "branch") == [0] * 4 + [1] * len(one) + [2] * len(two)
+  assert row["position"][4] == row["position"][4 + len(one)] == 4
+  # Scored: what follows <assistant>, up to <eos>.
+  scored = row["answer_slots"][row["answer_slots"] >= 0]
+  said = [*ids("top left"), 2, *ids("fox"), 2]
+  assert row["tokens"][scored + 1].tolist() == said
+  assert row["answer_of"].tolist() == [0, 0, 0, 1, 1, -1, -1, -1]
+
+
+def test_turns_of_a_conversation_share_the_trunk():
+  turns = (samples.Turn("<image>\nwhat?", "fox"), samples.Turn("where?", "top"))
+  sample = samples.Sample((IMAGE,), conversation=turns)
+  row = packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+  one = [3, *ids("what?"), 4, *ids("fox"), 2]
+  two = [3, *ids("where?"), 4, *ids("top"), 2]
+  assert used(row, "tokens") == [1, 0, 0, 0, *one, *two]
+  assert set(used(row, "branch")) == {0}
+  assert used(row, "position") == list(range(4 + len(one + two)))
+  scored = row["answer_slots"][row["answer_slots"] >= 0]
+  assert row["tokens"][scored + 1].tolist() == [*ids("fox"), 2, *ids("top"), 2]
+
+
+def test_images_stand_where_the_text_has_them():
+  turns = (samples.Turn("is <image> like <image>?", "no"),)
+  sample = samples.Sample((IMAGE, IMAGE), conversation=turns)
+  row = packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+  is_, like = ids("is"), ids("like")
+  end = [*ids("?"), 4, *ids("no"), 2]
+  assert used(row, "tokens") == [
+    *(1, 3, *is_, 0, 0, 0),
+    *(*like, 0, 0, 0),
+    *end,
+  ]
+  assert row["unit"].max() == 1
+
+
+def test_text_only_conversation():
+  sample = samples.Sample((), conversation=(samples.Turn("hello", "you"),))
+  row = packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+  assert used(row, "tokens") == [1, 3, *ids("hello"), 4, *ids("you"), 2]
+  assert (row["region_slots"] == -1).all()
+
+
+def test_a_prompt_is_the_row_of_its_question_up_to_the_answer():
+  asked = (samples.Question("where is the fox?", "top", "where"),)
+  whole = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, UNIT)
+  parts = packing.prompt(TOKENIZER, "where is the fox?", [UNIT])
+  row = layout.lay_out(parts, SHAPE)
+  n = len(used(row, "tokens"))
+  assert used(row, "tokens") == used(whole, "tokens")[:n]
+  np.testing.assert_array_equal(row["position"][:n], whole["position"][:n])
+  assert whole["answer_slots"][0] == n - 1
+
+
+def test_image_written_in_a_question_of_a_prompt_is_text():
+  parts = packing.turn(TOKENIZER, "what is <image>?")
+  (text,) = parts
+  assert TOKENIZER.image not in text.ids
+
+
+def test_a_too_long_sample_is_a_layout_error():
+  sample = samples.Sample((), conversation=(samples.Turn("x" * 99, "y"),))
+  with pytest.raises(layout.LayoutError, match="sequence_length"):
+    packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+
+
+def test_kinds_are_numbers_into_the_table():
+  asked = (
+    samples.Question("a", "b", "where"),
+    samples.Question("a", "b", "right_of"),
+  )
+  kinds = packing.kinds_of(samples.Sample((), asked), 4)
+  assert kinds.dtype == np.int8 and kinds.tolist() == [1, 5, -1, -1]
+  chat = samples.Sample((), conversation=(samples.Turn("a", "b"),))
+  assert packing.kinds_of(chat, 2).tolist() == [6, -1]
+
+
+def test_an_empty_row_is_all_pad():
+  row = packing.empty(SHAPE)
+  assert not row["role"].any() and (row["answer_slots"] == -1).all()
+
+
+def config(**data):
+  return config_lib.from_config_dict(dict(data=data))
+
+
+def test_the_default_config_fits_every_scene():
+  packing.check_scenes_fit(config(), TOKENIZER)
+
+
+def test_what_the_error_says_is_enough_is_enough():
+  with pytest.raises(config_lib.ConfigError, match="245 is enough"):
+    packing.check_scenes_fit(config(sequence_length=244), TOKENIZER)
+  packing.check_scenes_fit(config(sequence_length=245), TOKENIZER)
+  with pytest.raises(config_lib.ConfigError, match="24 are enough"):
+    packing.check_scenes_fit(config(answer_slots=23), TOKENIZER)
+  c = config(sequence_length=245, answer_slots=24, samples=400)
+  shape, source = layout.row_shape(c), sources.make(c, "train")
+  for i in range(len(source)):
+    sample = source.text(i)
+    packing.pack(sample, TOKENIZER, shape, layout.Unit(12, 12), images=1)
