@@ -1,11 +1,11 @@
 """What every command of launch/ shares: flags to a Config, errors to a line."""
 
-from collections.abc import Callable
 import importlib.util
 import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 
 from absl import app
 from absl import flags
@@ -59,7 +59,9 @@ def _define_config(argv: list[str]) -> list[str]:
   if len(files) != 1:
     if any(a.startswith("--help") for a in argv[1:]):
       return argv
-    raise errors.GazeError("needs one --config=FILE, such as --config=configs/emoji_tiny.py")
+    raise errors.GazeError(
+      "needs one --config=FILE, such as --config=configs/emoji_tiny.py"
+    )
   merged = config_lib.to_dict(_load(pathlib.Path(files[0][len(_PREFIX) :])))
   known = _paths(merged)
   for arg in argv[1:]:

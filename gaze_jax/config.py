@@ -8,8 +8,7 @@ combination, and nothing past that border sees a ConfigDict.
 import dataclasses
 import difflib
 import typing
-from collections.abc import Collection
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NoReturn
 
 from ml_collections import config_dict
@@ -218,7 +217,9 @@ def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
 
 def _read(cls: type, raw: Any, path: str) -> Any:
   if not isinstance(raw, Mapping):
-    raise ConfigError(f"config: {path or 'the config'} must be a table of keys, got {raw!r}")
+    raise ConfigError(
+      f"config: {path or 'the config'} must be a table of keys, got {raw!r}"
+    )
   hints = typing.get_type_hints(cls)
   values = {}
   for key, value in raw.items():
@@ -240,7 +241,10 @@ def _value(hint: Any, value: Any, name: str) -> Any:
   if origin is Literal:
     choices = typing.get_args(hint)
     if value not in choices:
-      raise ConfigError(f"config: {name} = {value!r} is not one of {', '.join(map(repr, choices))}")
+      raise ConfigError(
+        f"config: {name} = {value!r} is not one of"
+        f" {', '.join(map(repr, choices))}"
+      )
     return value
   if origin is tuple:
     if not isinstance(value, (list, tuple)):
@@ -248,39 +252,133 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     args = typing.get_args(hint)
     item = args[0]
     if Ellipsis not in args and len(value) != len(args):
-      raise ConfigError(f"config: {name} must have {len(args)} entries, got {value!r}")
+      raise ConfigError(
+        f"config: {name} must have {len(args)} entries, got {value!r}"
+      )
     return tuple(_value(item, v, f"{name}[{i}]") for i, v in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+  if not isinstance(value, hint) or (
+    isinstance(value, bool) and hint is not bool
+  ):
     raise ConfigError(f"config: {name} must be {hint.__name__}, got {value!r}")
   return value
 
 
-def _check(config: Config) -> None:
-  model, data, train = config.model, config.data, config.train
-  vision, decoder, gaze = model.vision, model.decoder, model.gaze
+_AT_LEAST_ONE = dict(
+  model={
+    "vision": ("image_size", "patch_size", "width", "heads", "mlp_dim"),
+    "decoder": (
+      *("vocab_size", "width", "depth", "query_heads", "kv_heads"),
+      *("head_dim", "mlp_dim"),
+    ),
+    "gaze": ("chunk",),
+  },
+  data=("samples", "questions", "max_units", "answer_slots"),
+  train=("steps", "batch_size", "log_every", "save_every", "keep"),
+  eval=("canvases", "other_canvases", "batch_size"),
+)
 
-  def need(ok: bool, message: str) -> None:
+
+def _check(config: Config) -> None:
+  _check_sizes(config, _AT_LEAST_ONE, "")
+  for ok, message in (
+    *_model_rules(config.model),
+    *_data_rules(config),
+    *_train_rules(config),
+  ):
     if not ok:
       raise ConfigError(f"config: {message}")
 
-  need(vision.image_size % vision.patch_size == 0, f"model.vision.image_size = {vision.image_size} is not a multiple of patch_size = {vision.patch_size}")
-  need(vision.width % vision.heads == 0, f"model.vision.width = {vision.width} is not a multiple of heads = {vision.heads}")
-  need(0 <= vision.layers_used <= vision.depth, f"model.vision.hidden_state = {vision.hidden_state} does not exist in a tower of depth {vision.depth}")
-  need(decoder.query_heads % decoder.kv_heads == 0, f"model.decoder.query_heads = {decoder.query_heads} is not a multiple of kv_heads = {decoder.kv_heads}")
-  need(decoder.head_dim % 2 == 0, f"model.decoder.head_dim = {decoder.head_dim} must be even for RoPE")
-  need(min(gaze.region) >= 1, f"model.gaze.region = {gaze.region} must be at least (1, 1)")
-  need(gaze.context_tokens >= 0, f"model.gaze.context_tokens = {gaze.context_tokens} must be at least 0")
-  need(gaze.top_k >= 0, f"model.gaze.top_k = {gaze.top_k} must be at least 0")
-  need(gaze.chunk >= 1, f"model.gaze.chunk = {gaze.chunk} must be at least 1")
-  need(train.features == "none" or vision.frozen, "train.features = 'cached' needs model.vision.frozen = True: the features of a tower that trains change")
-  need(vision.weights == "random" or vision.patch_size == 14, f"model.vision.weights = {vision.weights!r} is a tower of patch_size 14")
-  need(train.steps >= 1 and train.batch_size >= 1, "train.steps and train.batch_size must be at least 1")
-  schedule = train.k_schedule
-  need(0 <= schedule.dense_until <= schedule.final_at <= 1, "train.k_schedule needs 0 <= dense_until <= final_at <= 1")
-  slots = data.max_units * (vision.tokens + gaze.context_tokens)
-  need(data.sequence_length > slots, f"data.sequence_length = {data.sequence_length} leaves no room for text beside {slots} visual and context slots")
-  need(data.source != "llava_json" or bool(data.path), "data.source = 'llava_json' needs data.path, the JSON file")
-  need(0 <= data.curriculum <= 1, f"data.curriculum = {data.curriculum} is a share, 0 to 1")
-  need(data.answer_slots >= 1 and data.questions >= 1, "data.answer_slots and data.questions must be at least 1")
+
+def _check_sizes(part: Any, names: Any, path: str) -> None:
+  if isinstance(names, dict):
+    for key, inner in names.items():
+      _check_sizes(getattr(part, key), inner, f"{path}{key}.")
+    return
+  for key in names:
+    if (value := getattr(part, key)) < 1:
+      raise ConfigError(f"config: {path}{key} = {value} is below 1")
+
+
+# A rule is a fact that must hold, and what to say when it does not.
+_Rules = list[tuple[bool, str]]
+
+
+def _model_rules(model: ModelConfig) -> _Rules:
+  vision, decoder, gaze = model.vision, model.decoder, model.gaze
+  v, d, g = "model.vision", "model.decoder", "model.gaze"
+  return [
+    (
+      vision.image_size % vision.patch_size == 0,
+      f"{v}.image_size = {vision.image_size} is not a multiple of"
+      f" patch_size = {vision.patch_size}",
+    ),
+    (
+      vision.width % vision.heads == 0,
+      f"{v}.width = {vision.width} is not a multiple of heads = {vision.heads}",
+    ),
+    (
+      0 <= vision.layers_used <= vision.depth,
+      f"{v}.hidden_state = {vision.hidden_state} does not exist in a tower"
+      f" of depth {vision.depth}",
+    ),
+    (
+      vision.weights == "random" or vision.patch_size == 14,
+      f"{v}.weights = {vision.weights!r} is a tower of patch_size 14",
+    ),
+    (
+      decoder.query_heads % decoder.kv_heads == 0,
+      f"{d}.query_heads = {decoder.query_heads} is not a multiple of"
+      f" kv_heads = {decoder.kv_heads}",
+    ),
+    (
+      decoder.head_dim % 2 == 0,
+      f"{d}.head_dim = {decoder.head_dim} must be even for RoPE",
+    ),
+    (
+      min(gaze.region) >= 1,
+      f"{g}.region = {gaze.region} must be at least (1, 1)",
+    ),
+    (
+      gaze.context_tokens >= 0,
+      f"{g}.context_tokens = {gaze.context_tokens} must be at least 0",
+    ),
+    (gaze.top_k >= 0, f"{g}.top_k = {gaze.top_k} must be at least 0"),
+  ]
+
+
+def _data_rules(config: Config) -> _Rules:
+  data, model = config.data, config.model
+  slots = data.max_units * (model.vision.tokens + model.gaze.context_tokens)
+  return [
+    (
+      data.sequence_length > slots,
+      f"data.sequence_length = {data.sequence_length} leaves no room for"
+      f" text beside {slots} visual and context slots",
+    ),
+    (
+      data.source != "llava_json" or bool(data.path),
+      "data.source = 'llava_json' needs data.path, the JSON file",
+    ),
+    (
+      0 <= data.curriculum <= 1,
+      f"data.curriculum = {data.curriculum} is a share, 0 to 1",
+    ),
+    (data.workers >= 0, f"data.workers = {data.workers} is below 0"),
+  ]
+
+
+def _train_rules(config: Config) -> _Rules:
+  train, schedule = config.train, config.train.k_schedule
+  return [
+    (
+      train.features == "none" or config.model.vision.frozen,
+      "train.features = 'cached' needs model.vision.frozen = True: the"
+      " features of a tower that trains change",
+    ),
+    (
+      0 <= schedule.dense_until <= schedule.final_at <= 1,
+      "train.k_schedule needs 0 <= dense_until <= final_at <= 1",
+    ),
+  ]

@@ -44,7 +44,8 @@ class Role(enum.IntEnum):
 
 
 def _pytree(cls):
-  return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+  frozen = dataclasses.dataclass(frozen=True)(cls)
+  return jax.tree_util.register_dataclass(frozen)
 
 
 @_pytree

@@ -1,6 +1,6 @@
 """Evaluates the newest checkpoint of a workdir; prints and writes a report.
 
-  python launch/eval.py --workdir=DIR [--json=FILE] [--markdown=FILE]
+python launch/eval.py --workdir=DIR [--json=FILE] [--markdown=FILE]
 """
 
 import json

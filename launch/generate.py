@@ -1,7 +1,7 @@
 """Answers a question about an image, and draws where the model looked.
 
-  python launch/generate.py --workdir=DIR --image=FILE --question=TEXT
-      [--out=gaze.png] [--top_k=K] [--layers=0,2] [--heads=1]
+python launch/generate.py --workdir=DIR --image=FILE --question=TEXT
+    [--out=gaze.png] [--top_k=K] [--layers=0,2] [--heads=1]
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Trains a model; run it again to resume.
 
-  python launch/train.py --config=configs/emoji_tiny.py --workdir=DIR
+python launch/train.py --config=configs/emoji_tiny.py --workdir=DIR
 """
 
 import pathlib

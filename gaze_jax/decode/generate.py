@@ -1,10 +1,10 @@
 """Greedy generation, token by token, from a prefilled cache."""
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -83,9 +83,9 @@ def prefill(
   return _prefill(params, config, batch, budget, capacity=capacity)
 
 
-_prefill = functools.partial(
-  jax.jit, static_argnames=("config", "capacity")
-)(mllm.prefill)
+_prefill = functools.partial(jax.jit, static_argnames=("config", "capacity"))(
+  mllm.prefill
+)
 _extend = functools.partial(jax.jit, static_argnames=("config", "k_max"))(
   mllm.extend
 )
@@ -128,17 +128,19 @@ class Accounting:
   def text(self) -> str:
     """The figures as lines for a terminal."""
     mib = 2**20
-    return "\n".join([
-      f"visual tokens                {self.visual_tokens}",
-      f"entries per query head       {self.entries_per_query_head:.1f}"
-      f"  ({self.visual_kv_fraction:.1%})",
-      f"unique entries per KV head   {self.unique_entries_per_kv_head:.1f}"
-      f"  ({self.unique_visual_kv_fraction:.1%})",
-      f"resident KV, descriptors     {self.kv_bytes / mib:.2f} MiB,"
-      f" {self.descriptor_bytes / mib:.3f} MiB",
-      f"decode step, gaze and dense  {self.gaze_milliseconds:.2f} ms,"
-      f" {self.dense_milliseconds:.2f} ms",
-    ])
+    return "\n".join(
+      [
+        f"visual tokens                {self.visual_tokens}",
+        f"entries per query head       {self.entries_per_query_head:.1f}"
+        f"  ({self.visual_kv_fraction:.1%})",
+        f"unique entries per KV head   {self.unique_entries_per_kv_head:.1f}"
+        f"  ({self.unique_visual_kv_fraction:.1%})",
+        f"resident KV, descriptors     {self.kv_bytes / mib:.2f} MiB,"
+        f" {self.descriptor_bytes / mib:.3f} MiB",
+        f"decode step, gaze and dense  {self.gaze_milliseconds:.2f} ms,"
+        f" {self.dense_milliseconds:.2f} ms",
+      ]
+    )
 
 
 def account(

@@ -1,7 +1,7 @@
 """Pictures of the gaze: the image once a word, its regions drawn over it."""
 
-from collections.abc import Sequence
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image

@@ -1,8 +1,7 @@
 """Where the model looked, word by word."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -63,9 +62,7 @@ def words(
   return [Word(t, np.mean(shares, axis=0)) for t, shares in out]
 
 
-def _within(
-  chosen: Sequence[int] | None, count: int, name: str
-) -> np.ndarray:
+def _within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:
   picked = np.arange(count) if chosen is None else np.asarray(chosen, int)
   wrong = [int(i) for i in picked if not 0 <= i < count]
   if wrong or not len(picked):

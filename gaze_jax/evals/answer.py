@@ -1,8 +1,8 @@
 """One image, one question: the answer, what it cost, and where it looked."""
 
-from collections.abc import Iterator
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -75,7 +75,9 @@ class Answer:
     self.model, self.question = model, question
     self.top_k = model.config.model.gaze.top_k if top_k is None else top_k
     if self.top_k < 0 or max_tokens < 1:
-      raise errors.GazeError("the budget must be at least 0 regions, and at least 1 token")
+      raise errors.GazeError(
+        "the budget must be at least 0 regions, and at least 1 token"
+      )
     if not question.strip():
       raise errors.GazeError("the question is empty")
     self.batch = _prompt(model, image, question)

@@ -31,13 +31,15 @@ def _table(conditions: dict[str, dict[str, Any]]) -> str:
   for name, c in conditions.items():
     cells = [_cell(c, k) for k in columns]
     lines.append(
-      _row([
-        name,
-        *cells,
-        str(c["n"]),
-        _share(c.get("visual_kv_fraction")),
-        _share(c.get("unique_visual_kv_fraction")),
-      ])
+      _row(
+        [
+          name,
+          *cells,
+          str(c["n"]),
+          _share(c.get("visual_kv_fraction")),
+          _share(c.get("unique_visual_kv_fraction")),
+        ]
+      )
     )
   return "\n".join(lines)
 

@@ -231,4 +231,3 @@ def _score_prior(
     for question in sample.questions:
       score.asked[question.kind] += 1
       score.right[question.kind] += prior.get(question.text) == question.answer
-

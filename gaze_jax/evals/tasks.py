@@ -4,8 +4,8 @@ A condition is a budget and a rule for choosing regions; all of them run the
 same weights through the same compiled program.
 """
 
-from collections.abc import Callable
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np

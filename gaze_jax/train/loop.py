@@ -1,11 +1,11 @@
 """The training loop: resume, step, log, save."""
 
-from collections import deque
 import dataclasses
 import json
 import math
 import pathlib
 import time
+from collections import deque
 from typing import Any
 
 import jax
@@ -52,9 +52,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   optimizer = optimizer_lib.make(config.train)
   state = state_lib.create(config, optimizer)
-  saved = checkpoint.Checkpoints(
-    workdir, keep=config.train.keep, create=True
-  )
+  saved = checkpoint.Checkpoints(workdir, keep=config.train.keep, create=True)
   first = 0
   if saved.latest() is not None:
     state, first = saved.restore(state, config)
@@ -142,8 +140,7 @@ class _Meter:
   def _write(self, step: int) -> None:
     now = time.perf_counter()
     mean = {
-      k: sum(v[k] for v in self._sums) / len(self._sums)
-      for k in self._sums[0]
+      k: sum(v[k] for v in self._sums) / len(self._sums) for k in self._sums[0]
     }
     tokens = mean.pop("tokens") * len(self._sums)
     mean["tokens_per_second"] = tokens / (now - self._start)

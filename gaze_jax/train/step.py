@@ -1,7 +1,7 @@
 """One training step: a pure function, compiled once."""
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,9 +42,7 @@ def make(
 
     grad_of = jax.value_and_grad(loss_of, has_aux=True)
     (loss, out), grads = grad_of(state.params)
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.params
-    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     right = (out.logits.argmax(-1) == target) & scored
     visible = jnp.maximum(out.usage.visible, 1.0)
     metrics = dict(
