@@ -31,7 +31,7 @@ def main(function: Callable[[], None], *, config: bool = False) -> None:
   try:
     if config:
       argv = _define_config(argv)
-    app.run(lambda rest: _run(function, rest), argv=argv)
+    app.run(lambda rest: _run(function, rest), argv=argv, flags_parser=_parse)
   except errors.GazeError as error:
     _fail(str(error))
 
@@ -65,9 +65,11 @@ def _define_config(argv: list[str]) -> list[str]:
   merged = config_lib.to_dict(_load(pathlib.Path(files[0][len(_PREFIX) :])))
   known = _paths(merged)
   for arg in argv[1:]:
-    name = arg.removeprefix("--config.").split("=")[0]
-    if arg.startswith("--config.") and name not in known:
-      config_lib.refuse_unknown(name, known)
+    name = arg.split("=")[0].removeprefix("-").removeprefix("-")
+    if not arg.startswith("-") or not name.startswith("config."):
+      continue
+    if (key := name.removeprefix("config.")) not in known:
+      config_lib.refuse_unknown(key, known)
   rest = [a for a in argv if a not in files]
   config_flags.DEFINE_config_dict(
     "config", config_dict.ConfigDict(merged), sys_argv=rest
@@ -99,6 +101,14 @@ def _paths(table: dict, path: str = "") -> set[str]:
     name = f"{path}{key}"
     out |= _paths(value, f"{name}.") if isinstance(value, dict) else {name}
   return out
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; absl's own way would print three lines."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise errors.GazeError(" ".join(str(error).split())) from None
 
 
 def _run(function: Callable[[], None], rest: list[str]) -> None:

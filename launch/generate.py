@@ -10,6 +10,7 @@ from absl import flags
 
 from gaze_jax import cli
 from gaze_jax.data import images
+from gaze_jax.decode import overlay
 from gaze_jax.evals import answer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
@@ -25,6 +26,7 @@ flags.mark_flags_as_required(["workdir", "image", "question"])
 
 def main() -> None:
   picked = [cli.whole_numbers(f) for f in (_LAYERS, _HEADS)]
+  overlay.check_name(_OUT.value)
   model = answer.load(pathlib.Path(_WORKDIR.value))
   image = images.decode(_IMAGE.value, model.config.data.max_pixels)
   reply = answer.Answer(
@@ -38,6 +40,7 @@ def main() -> None:
   for text in reply:
     print(text[len(said) :], end="", flush=True)
     said = text
+  print(reply.text[len(said) :], end="")
   print(f"\n\n{reply.accounting().text()}")
   reply.picture(layers=picked[0], heads=picked[1]).save(_OUT.value)
   print(f"\nwrote {_OUT.value}")

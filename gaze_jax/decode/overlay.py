@@ -1,5 +1,6 @@
 """Pictures of the gaze: the image once a word, its regions drawn over it."""
 
+import pathlib
 import textwrap
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
 
+from gaze_jax import errors
 from gaze_jax.decode import trace
 
 _PANEL = 336  # pixels a side of an image in the picture
@@ -16,6 +18,21 @@ _CAPTION = 40
 _TINT = (255, 176, 0)
 _VEIL = 0.62  # how far a region that no head reads is darkened
 _COLUMNS = 4
+
+
+def check_name(path: str) -> None:
+  """Refuses a file name that no picture can be saved under.
+
+  Raises:
+    errors.GazeError: its ending names no image format.
+  """
+  Image.init()
+  ending = pathlib.Path(path).suffix.lower()
+  if Image.EXTENSION.get(ending) not in Image.SAVE:
+    raise errors.GazeError(
+      f"{path}: {ending or 'no ending'} is not a format of pictures; name it"
+      " .png or .jpg"
+    )
 
 
 def draw(

@@ -49,17 +49,30 @@ def words(
   heads = _within(heads, q, "head")
   out: list[tuple[str, list[np.ndarray]]] = []
   text = ""
+  waiting: list[np.ndarray] = []  # tokens that end within a character
   for i, step in enumerate(steps):
-    longer = decode([s.token for s in steps[: i + 1]])
-    piece, text = longer[len(text) :], longer
+    so_far = decode([s.token for s in steps[: i + 1]])
+    before, text = text, whole(so_far)
+    piece = text[len(before) :]
+    waiting.append(step.chosen[layers][:, heads].mean(axis=(0, 1)))
     if not piece.strip():
+      waiting = waiting if text != so_far else []
       continue
-    share = step.chosen[layers][:, heads].mean(axis=(0, 1))
-    if out and not piece[0].isspace():
-      out[-1] = (out[-1][0] + piece.strip(), [*out[-1][1], share])
+    if out and not piece[0].isspace() and not before[-1:].isspace():
+      out[-1] = (out[-1][0] + piece.strip(), [*out[-1][1], *waiting])
     else:
-      out.append((piece.strip(), [share]))
+      out.append((piece.strip(), waiting))
+    waiting = []
   return [Word(t, np.mean(shares, axis=0)) for t, shares in out]
+
+
+def whole(text: str) -> str:
+  """A decoded prefix without the character that its last token began.
+
+  A byte-level token may end within a character; it decodes to U+FFFD until
+  the rest of its bytes have come.
+  """
+  return text.rstrip("\ufffd")
 
 
 def _within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:

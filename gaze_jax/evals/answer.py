@@ -86,7 +86,7 @@ class Answer:
     self.steps: list[generate.Step] = []
 
   def __iter__(self) -> Iterator[str]:
-    """Generates; yields the text so far after each token."""
+    """Generates; yields the text so far after each token, whole characters."""
     steps = generate.stream(
       self.model.params,
       self.model.config.model,
@@ -97,7 +97,7 @@ class Answer:
     )
     for step in steps:
       self.steps.append(step)
-      yield self.text
+      yield trace.whole(self.text)
 
   @property
   def text(self) -> str:

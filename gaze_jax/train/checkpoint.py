@@ -1,6 +1,10 @@
 """Checkpoints: state, data position and config in one atomic step (orbax)."""
 
+import contextlib
+import dataclasses
 import pathlib
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +17,21 @@ from gaze_jax.train import state as state_lib
 
 class CheckpointError(errors.GazeError):
   """A checkpoint that is not there, or does not belong to this run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What a run goes on from.
+
+  Attributes:
+    state: the newest state.
+    next_batch: number of the batch that comes first.
+    unlogged: numbers of steps whose mean has not been logged yet.
+  """
+
+  state: state_lib.TrainState
+  next_batch: int
+  unlogged: list[dict[str, float]]
 
 
 class Checkpoints:
@@ -39,21 +58,33 @@ class Checkpoints:
     )
 
   def latest(self) -> int | None:
-    """The newest committed step, or None."""
+    """The newest step, once it is committed; None if there is none."""
+    with self._writing():
+      self._manager.wait_until_finished()
     return self._manager.latest_step()
 
   def save(
-    self, step: int, state: state_lib.TrainState, config: config_lib.Config
+    self,
+    step: int,
+    state: state_lib.TrainState,
+    config: config_lib.Config,
+    unlogged: Sequence[dict[str, float]] = (),
   ) -> None:
-    """Starts saving; returns once the state has been copied."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        data=ocp.args.JsonSave({"next_batch": step}),
-        meta=ocp.args.JsonSave({"config": config_lib.to_dict(config)}),
-      ),
-    )
+    """Starts saving; returns once the state has been copied.
+
+    Raises:
+      CheckpointError: this save, or the one before it, could not be written.
+    """
+    data = dict(next_batch=step, unlogged=list(unlogged))
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          data=ocp.args.JsonSave(data),
+          meta=ocp.args.JsonSave({"config": config_lib.to_dict(config)}),
+        ),
+      )
 
   def config(self) -> config_lib.Config:
     """The config that the newest checkpoint was trained with."""
@@ -62,8 +93,8 @@ class Checkpoints:
 
   def restore(
     self, like: state_lib.TrainState, config: config_lib.Config
-  ) -> tuple[state_lib.TrainState, int]:
-    """The newest state and the number of the next batch.
+  ) -> Restored:
+    """The newest state, and where the run goes on.
 
     Raises:
       CheckpointError: it was trained with another config; names the fields.
@@ -82,7 +113,10 @@ class Checkpoints:
     restored = self._restore(
       state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
     )
-    return restored["state"], int(restored["data"]["next_batch"])
+    data = restored["data"]
+    return Restored(
+      restored["state"], int(data["next_batch"]), list(data["unlogged"])
+    )
 
   def params(self) -> Any:
     """The newest parameters, as saved."""
@@ -90,15 +124,43 @@ class Checkpoints:
     return restored["state"]["params"]
 
   def close(self) -> None:
-    """Waits until the last save is committed."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits until the last save is committed.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    with self._writing():
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what orbax's and tensorstore's threads raise into one line."""
+    try:
+      yield
+    except Exception as error:  # anything from OSError to ValueError
+      raise CheckpointError(
+        f"{self._path}: can't write a checkpoint: {_reason(error)}"
+      ) from error
 
   def _restore(self, **args) -> Any:
     step = self.latest()
     if step is None:
       raise CheckpointError(f"{self._path.parent}: no finished checkpoint yet")
     return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+
+def _reason(error: Exception) -> str:
+  """The system's own words, if they are to be found."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  text = " ".join(str(error).split())
+  # tensorstore: '...: Failed to write 9 bytes to file 9: No space left on
+  # device [os_error_code='28']'
+  found = re.search(r"([^:]+?) \[os_error_code=", text)
+  return found[1].strip() if found else text[:300] or type(error).__name__
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """The training loop: resume, step, log, save."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,7 +28,7 @@ from gaze_jax.train import step as step_lib
 
 
 class NotFiniteError(errors.GazeError):
-  """The loss was NaN or infinite."""
+  """The loss or its gradient was NaN or infinite."""
 
 
 @dataclasses.dataclass
@@ -53,42 +54,47 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   optimizer = optimizer_lib.make(config.train)
   state = state_lib.create(config, optimizer)
   saved = checkpoint.Checkpoints(workdir, keep=config.train.keep, create=True)
-  first = 0
-  if saved.latest() is not None:
-    state, first = saved.restore(state, config)
-    print(f"resuming {workdir} at step {first}")
-  (workdir / "config.json").write_text(
-    json.dumps(config_lib.to_dict(config), indent=2), encoding="utf-8"
-  )
-  source = sources.make(config, "train")
-  features, frozen = None, {}
-  if config.train.features == "cached":
-    features = features_lib.cached(config, source, workdir / "features")
-  elif config.model.vision.frozen:
-    frozen = {"vision": jax.device_put(features_lib.tower(config))}
-  batches = pipeline.make_iterator(
-    config, source=source, features=features, start_step=first
-  )
-  writer = metrics.Writer(workdir, first)
-  try:
-    _run(config, state, first, batches, frozen, saved, writer)
-  finally:
-    batches.close()
-    writer.close()
-    saved.close()
+  with contextlib.ExitStack() as stack:
+    stack.callback(saved.close)
+    start = checkpoint.Restored(state, next_batch=0, unlogged=[])
+    if saved.latest() is not None:
+      start = saved.restore(state, config)
+      print(f"resuming {workdir} at step {start.next_batch}")
+    (workdir / "config.json").write_text(
+      json.dumps(config_lib.to_dict(config), indent=2), encoding="utf-8"
+    )
+    source = sources.make(config, "train")
+    features, frozen = None, {}
+    if config.train.features == "cached":
+      features = features_lib.cached(config, source, workdir / "features")
+    elif config.model.vision.frozen:
+      frozen = {"vision": jax.device_put(features_lib.tower(config))}
+    batches = pipeline.make_iterator(
+      config, source=source, features=features, start_step=start.next_batch
+    )
+    stack.callback(batches.close)
+    writer = metrics.Writer(workdir, start.next_batch)
+    stack.callback(writer.close)
+    bar = stack.enter_context(
+      tqdm.tqdm(
+        total=config.train.steps,
+        initial=start.next_batch,
+        desc="train",
+        unit="step",
+        mininterval=5,
+      )
+    )
+    meter = _Meter(config.train, writer, saved, start.unlogged)
+    _run(config, start, batches, frozen, saved, meter, bar)
 
 
-def _run(config, state, first, batches, frozen, saved, writer) -> None:
-  """Steps `first` to the end; reads a step's numbers one step late."""
-  c = config.train
+def _run(config, start, batches, frozen, saved, meter, bar) -> None:
+  """Steps to the end; reads a step's numbers one step late."""
+  c, state = config.train, start.state
   step_of = step_lib.make(config, optimizer_lib.make(c))
   regions = layout.row_shape(config).regions
-  meter = _Meter(c.log_every, writer, saved)
   pending: deque[_Pending] = deque()
-  bar = tqdm.tqdm(
-    total=c.steps, initial=first, desc="train", unit="step", mininterval=5
-  )
-  for step in range(first, c.steps):
+  for step in range(start.next_batch, c.steps):
     element = next(batches)
     budget = schedule.budget(
       step,
@@ -103,47 +109,63 @@ def _run(config, state, first, batches, frozen, saved, writer) -> None:
     done = step + 1
     saving = done % c.save_every == 0 or done == c.steps
     # One step stays in flight, except before saving: a state is saved only
-    # when its loss is known to be finite.
+    # when its loss and gradient are known to be finite.
     while len(pending) > (0 if saving else 1):
       bar.set_postfix(meter.read(pending.popleft()), refresh=False)
       bar.update()
     if saving:
-      saved.save(done, state, config)
-  bar.close()
+      saved.save(done, state, config, meter.unlogged)
 
 
 class _Meter:
-  """Reads the numbers of finished steps and writes means to the log."""
+  """Reads the numbers of finished steps and writes means to the log.
 
-  def __init__(self, every: int, writer: metrics.Writer, saved):
-    self._every, self._writer, self._saved = every, writer, saved
-    self._sums: list[dict[str, float]] = []
-    self._start = time.perf_counter()
+  A mean is over the steps since the last one; those that a checkpoint falls
+  between travel in it, so that a resumed run logs what a whole run would.
+
+  Attributes:
+    unlogged: numbers of the steps since the last mean.
+  """
+
+  def __init__(
+    self,
+    train: config_lib.TrainConfig,
+    writer: metrics.Writer,
+    saved: checkpoint.Checkpoints,
+    unlogged: list[dict[str, float]],
+  ):
+    self._train, self._writer, self._saved = train, writer, saved
+    self.unlogged = unlogged
+    self._mark = (time.perf_counter(), len(unlogged))
 
   def read(self, pending: _Pending) -> dict[str, str]:
     """Waits for a step; returns what the progress bar shows."""
     values: dict[str, Any] = {
       k: float(v) for k, v in jax.device_get(pending.values).items()
     }
-    if not math.isfinite(values["loss"]):
-      good = self._saved.latest()
-      raise NotFiniteError(
-        f"the loss of step {pending.step} is {values['loss']}; samples"
-        f" {pending.indices.tolist()}; last good checkpoint:"
-        f" {'none' if good is None else f'step {good}'}"
-      )
-    self._sums.append(values)
-    if pending.step % self._every == 0:
+    # An infinite gradient of a finite loss would end up in the parameters.
+    for name in ("loss", "grad_norm"):
+      if not math.isfinite(values[name]):
+        good = self._saved.latest()
+        raise NotFiniteError(
+          f"the {name} of step {pending.step} is {values[name]}; samples"
+          f" {pending.indices.tolist()}; last good checkpoint:"
+          f" {'none' if good is None else f'step {good}'}"
+        )
+    self.unlogged.append(values)
+    last = pending.step == self._train.steps
+    if last or pending.step % self._train.log_every == 0:
       self._write(pending.step)
     return dict(loss=f"{values['loss']:.3f}", k=f"{values['k']:.1f}")
 
   def _write(self, step: int) -> None:
-    now = time.perf_counter()
-    mean = {
-      k: sum(v[k] for v in self._sums) / len(self._sums) for k in self._sums[0]
-    }
-    tokens = mean.pop("tokens") * len(self._sums)
-    mean["tokens_per_second"] = tokens / (now - self._start)
-    mean["seconds_per_step"] = (now - self._start) / len(self._sums)
+    steps = self.unlogged
+    mean = {k: sum(v[k] for v in steps) / len(steps) for k in steps[0]}
+    del mean["tokens"]
+    # Speed is that of the steps taken by this process.
+    started, before = self._mark
+    now, mine = time.perf_counter(), steps[before:]
+    mean["tokens_per_second"] = sum(v["tokens"] for v in mine) / (now - started)
+    mean["seconds_per_step"] = (now - started) / len(mine)
     self._writer.write(step, mean)
-    self._sums, self._start = [], now
+    self.unlogged, self._mark = [], (now, 0)

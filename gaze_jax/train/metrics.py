@@ -1,6 +1,7 @@
 """Metrics to a JSONL file and TensorBoard."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -10,14 +11,18 @@ from metrax import logging as metrax_logging
 class Writer:
   """Appends a line a step to `metrics.jsonl`, and the same to TensorBoard.
 
-  After a resume the lines from the resumed step on are cut first, so that the
+  After a resume the lines past the resumed step are cut first, so that the
   file reads as that of an uninterrupted run.
+
+  Args:
+    workdir: where both are kept.
+    done: steps done; lines of later ones are cut.
   """
 
-  def __init__(self, workdir: pathlib.Path, first_step: int):
+  def __init__(self, workdir: pathlib.Path, done: int):
     path = workdir / "metrics.jsonl"
     if path.exists():
-      _cut(path, first_step)
+      _cut(path, done)
     self._file = path.open("a", encoding="utf-8")
     self._board = metrax_logging.TensorboardBackend(
       str(workdir / "tensorboard")
@@ -35,12 +40,14 @@ class Writer:
     self._board.close()
 
 
-def _cut(path: pathlib.Path, first_step: int) -> None:
+def _cut(path: pathlib.Path, done: int) -> None:
   kept = []
   for line in path.read_text(encoding="utf-8").splitlines():
     try:
-      if json.loads(line)["step"] < first_step:
+      if json.loads(line)["step"] <= done:
         kept.append(line + "\n")
-    except (json.JSONDecodeError, KeyError):
+    except (json.JSONDecodeError, KeyError, TypeError):
       continue  # the torn last line of a killed run
-  path.write_text("".join(kept), encoding="utf-8")
+  whole = path.with_suffix(".partial")
+  whole.write_text("".join(kept), encoding="utf-8")
+  os.replace(whole, path)  # a kill leaves the old lines or the new ones
