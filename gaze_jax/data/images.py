@@ -42,7 +42,6 @@ def decode(
       warnings.simplefilter("ignore")  # Pillow's own limit; ours is checked
       with _open(source) as image:
         _check_size(image, max_pixels, name)
-        image.load()
         image = ImageOps.exif_transpose(image)
         return np.asarray(_rgb(image))
   except ImageError:

@@ -67,8 +67,8 @@ def test_a_palette_with_transparency_lies_over_white():
 def test_grey_of_8_and_16_bits():
   grey = np.array([[0, 255]], np.uint8)
   assert images.decode(png(grey), 10)[0, :, 0].tolist() == [0, 255]
-  deep = np.array([[0, 65535]], np.uint16)
-  assert images.decode(png(deep), 10)[0, :, 0].tolist() == [0, 255]
+  deep = np.array([[0, 12850, 65535]], np.uint16)
+  assert images.decode(png(deep), 10)[0, :, 0].tolist() == [0, 50, 255]
 
 
 def test_exif_orientation_is_applied():

@@ -153,7 +153,12 @@ def test_nothing_left_is_an_error_whatever_the_share(folder):
 
 
 def test_a_body_found_broken_later_gives_the_next_good_sample(folder):
-  entries = [entry(), entry(image="short.png"), entry(image="b.png")]
+  other = [human("<image> And this?"), gpt("An owl.")]
+  entries = [
+    entry(),
+    entry(image="short.png"),
+    entry(image="b.png", conversations=other),
+  ]
   s = make(folder, entries)
   assert len(s) == 3 and s.skipped == {}
   np.testing.assert_array_equal(s[1].images[0], s[2].images[0])
@@ -193,9 +198,7 @@ def test_a_file_that_is_no_list_of_samples(tmp_path, text, words):
 
 
 def test_missing_file_and_folder(tmp_path):
-  with pytest.raises(
-    samples.DataError, match="can't read .*none.json: No"
-  ):
+  with pytest.raises(samples.DataError, match="can't read .*none.json: No"):
     llava.LlavaJson(
       str(tmp_path / "none.json"),
       image_folder="",
