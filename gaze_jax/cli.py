@@ -115,6 +115,10 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; flags start with --")
   logging.set_verbosity(logging.WARNING)  # orbax logs each phase of a save
+  # ... and the traceback of an error that it raises as well.
+  logging.get_absl_logger().addFilter(
+    lambda record: "orbax" not in pathlib.Path(record.pathname).parts
+  )
   try:
     function()
   except errors.GazeError as error:

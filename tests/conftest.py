@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from gaze_jax import config as config_lib
 from gaze_jax import layout
 
 hypothesis.settings.register_profile(
@@ -50,6 +51,68 @@ def small_shape():
     region=(3, 3),
     context_tokens=2,
   )
+
+
+def tiny_settings():
+  """A whole run in seconds: 5 x 5 visual tokens in 9 regions of 1 to 4."""
+  return dict(
+    model=dict(
+      vision=dict(
+        frozen=True,
+        image_size=70,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_dim=32,
+        position_grid=5,
+      ),
+      decoder=dict(
+        width=32, depth=2, query_heads=4, kv_heads=2, head_dim=8, mlp_dim=64
+      ),
+      gaze=dict(region=(2, 2), top_k=2, context_tokens=2),
+    ),
+    data=dict(
+      samples=12, questions=2, sequence_length=96, answer_slots=16, workers=0
+    ),
+    train=dict(
+      steps=6,
+      batch_size=4,
+      warmup_steps=2,
+      log_every=1,
+      save_every=2,
+      features="cached",
+      k_schedule=dict(dense_until=0.2, final_at=0.8),
+    ),
+    eval=dict(canvases=5, other_canvases=2, budgets=(0, 2, 4), batch_size=4),
+  )
+
+
+@pytest.fixture
+def tiny_config():
+  """Makes a tiny `Config`; keywords are dotted names with __ for the dot."""
+
+  def make(**changes):
+    raw = tiny_settings()
+    for name, value in changes.items():
+      *path, key = name.split("__")
+      table = raw
+      for part in path:
+        table = table.setdefault(part, {})
+      table[key] = value
+    return config_lib.from_config_dict(raw)
+
+  return make
+
+
+@pytest.fixture
+def tiny_config_file(tmp_path):
+  """A config file as the commands take it."""
+  path = tmp_path / "tiny.py"
+  path.write_text(
+    "from ml_collections import ConfigDict\n\n\n"
+    f"def get_config():\n  return ConfigDict({tiny_settings()!r})\n"
+  )
+  return path
 
 
 @pytest.fixture(autouse=True)

@@ -220,13 +220,12 @@ def extend(
     [N, B, X, Q, R].
   """
   x_new = tokens.shape[1]
-  valid = cache.visual.valid
 
   def attend(q, k, v, memory):
     pages, keys, values = memory
     keys = cache_ops.append(keys, k, cache.length)
     values = cache_ops.append(values, v, cache.length)
-    visual = types.VisualCache(**pages, valid=valid)
+    visual = types.VisualCache(**pages, valid=cache.visual.valid)
     routed = gaze.decode(
       q,
       visual,
