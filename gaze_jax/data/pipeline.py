@@ -275,6 +275,11 @@ def make_iterator(
     options = grain.MultiprocessingOptions(
       num_workers=config.data.workers, per_worker_buffer_size=2
     )
+    # Through pipes, not shared memory: containers have little of that, and a
+    # program that is interrupted leaves its blocks behind.
+    dataset = grain.experimental.WithOptionsIterDataset(
+      dataset, grain.experimental.DatasetOptions(min_shm_size=_NO_END)
+    )
     dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
   return Batches(iter(dataset))
 
