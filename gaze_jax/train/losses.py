@@ -13,7 +13,7 @@ def targets(batch: types.Batch) -> tuple[jax.Array, jax.Array]:
   Returns:
     Token ids int32 [B, A], and bool [B, A], False where a slot is padding.
   """
-  scored = batch.answer_slots >= 0
+  scored = jnp.greater_equal(batch.answer_slots, 0)
   following = jnp.where(scored, batch.answer_slots + 1, 0)
   return jnp.take_along_axis(batch.tokens, following, axis=1), scored
 

@@ -17,7 +17,7 @@ from gaze_jax.models import mllm
 class TrainState:
   """Attributes: `step` int32 (steps done), `params`, `opt_state`."""
 
-  step: jax.Array
+  step: Any  # an array; orbax rebuilds the tree with other leaves
   params: Any
   opt_state: Any
 

@@ -48,7 +48,7 @@ def make(
     metrics = dict(
       loss=loss,
       accuracy=right.sum() / jnp.maximum(scored.sum(), 1),
-      grad_norm=optax.global_norm(grads),
+      grad_norm=optax.tree.norm(grads),
       k=budget.astype(jnp.float32).mean(),
       visual_kv_fraction=out.usage.chosen / visible,
       unique_visual_kv_fraction=out.usage.unique / visible,

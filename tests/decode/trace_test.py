@@ -1,0 +1,85 @@
+"""Words and the regions they read."""
+
+import numpy as np
+import pytest
+
+from gaze_jax import errors
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.decode import generate
+from gaze_jax.decode import trace
+
+
+def step(token, *regions):
+  """One layer, two heads, three regions; `regions` of each head."""
+  chosen = np.zeros((1, 2, 3), bool)
+  for head, picked in enumerate(regions):
+    chosen[0, head, list(picked)] = True
+  return generate.Step(token, chosen)
+
+
+TEXTS = {1: "red", 2: " fo", 3: "x", 4: "", 5: " ", 6: "ed"}
+
+
+def decode(ids):
+  return "".join(TEXTS[i] for i in ids)
+
+
+def test_words_by_hand():
+  steps = [
+    step(1, [0], [0]),
+    step(2, [0], [1]),
+    step(3, [1], [1]),
+    step(4, [2], [2]),  # the stop token
+  ]
+  red, fox = trace.words(steps, decode)
+  assert (red.text, fox.text) == ("red", "fox")
+  assert red.share.tolist() == [1.0, 0.0, 0.0]
+  assert fox.share.tolist() == [0.25, 0.75, 0.0]
+
+
+def test_a_space_on_its_own_parts_words():
+  words = trace.words([step(1), step(5), step(6)], decode)
+  assert [w.text for w in words] == ["red", "ed"]
+
+
+def test_layers_and_heads_can_be_picked():
+  chosen = np.zeros((2, 2, 3), bool)
+  chosen[0, 0, 0] = chosen[1, 1, 2] = True
+  steps = [generate.Step(1, chosen)]
+  share = lambda **k: trace.words(steps, decode, **k)[0].share.tolist()
+  assert share() == [0.25, 0, 0.25]
+  assert share(layers=[0]) == [0.5, 0, 0]
+  assert share(layers=[1], heads=[1]) == [0, 0, 1]
+  assert share(heads=[0]) == [0.5, 0, 0]
+
+
+@pytest.mark.parametrize(
+  "picked, says",
+  [
+    (dict(layers=[1]), "no layer 1: the model has layers 0 to 0"),
+    (dict(heads=[0, 2, -1]), "no head 2, -1: the model has heads 0 to 1"),
+    (dict(heads=[]), "none named"),
+  ],
+)
+def test_what_the_model_lacks(picked, says):
+  with pytest.raises(errors.GazeError, match=says.replace("(", r"\(")):
+    trace.words([step(1)], decode, **picked)
+
+
+def test_nothing_was_said():
+  assert trace.words([], decode) == []
+  assert trace.words([step(4)], decode) == []
+
+
+def test_a_character_of_several_tokens():
+  tokenizer = tokenizer_lib.Tokenizer.load()
+  ids = tokenizer.encode("café 🦊")
+  steps = [step(i, [n % 3], [n % 3]) for n, i in enumerate(ids)]
+  words = trace.words(steps, tokenizer.decode)
+  assert [w.text for w in words] == ["café", "🦊"]
+  for word in words:
+    np.testing.assert_allclose(word.share.sum(), 1.0)
+  # What is streamed only ever grows.
+  texts = [trace.whole(tokenizer.decode(ids[:i])) for i in range(len(ids) + 1)]
+  for before, after in zip(texts, texts[1:], strict=False):
+    assert after.startswith(before)

@@ -1,0 +1,97 @@
+"""Conditions and splits."""
+
+import numpy as np
+import pytest
+
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.data import packing
+from gaze_jax.evals import tasks
+
+
+@pytest.fixture
+def batch(tiny_config):
+  """One row: <bos>, 25 visual and 2 context tokens, two words; and padding."""
+  shape = layout.row_shape(tiny_config())
+  parts = [layout.Text([1]), layout.Unit(5, 5), layout.Text([7, 8])]
+  rows = [layout.lay_out(parts, shape), packing.empty(shape)]
+  return layout.make_batch(rows, np.zeros((2, 1, 25, 16), np.float32))
+
+
+def test_conditions_by_hand(tiny_config):
+  names = {c.name: c for c in tasks.conditions(tiny_config())}
+  assert list(names) == [
+    *("gaze", "dense", "blind", "random_regions", "centre_regions"),
+    *("gaze_k0", "gaze_k4"),
+  ]
+  assert names["gaze"].top_k == 2 and names["dense"].top_k == 9
+  assert not names["blind"].image and names["dense"].image
+  for control in ("random_regions", "centre_regions"):
+    assert names[control].top_k == names["gaze"].top_k
+
+
+def test_budgets_past_all_regions_are_left_out(tiny_config):
+  config = tiny_config(eval__budgets=(1, 9, 12), model__gaze__top_k=50)
+  names = {c.name: c.top_k for c in tasks.conditions(config)}
+  assert names["gaze"] == 9 and "gaze_k12" not in names
+  assert names["gaze_k1"] == 1 and "gaze_k9" not in names
+
+
+def preference(choice, batch, indices=(3, -1)):
+  condition = tasks.Condition("x", 2, choice)
+  return tasks.override(condition, batch, np.array(indices), 4)
+
+
+def test_scores_are_not_overridden(batch):
+  assert preference("scores", batch) is None
+
+
+def test_centre_regions_by_hand(batch):
+  # 5 x 5 tokens, edges 0 1 3 5: region 4 is tokens 1-2 of both axes, whose
+  # centre (1.5, 1.5) is nearest to (2, 2); region 0 is token (0, 0).
+  order = preference("centre", batch)
+  assert order.shape == (2, 4, 9)
+  np.testing.assert_allclose(order[0, 0, 4], -np.hypot(0.5, 0.5), rtol=1e-6)
+  np.testing.assert_allclose(order[0, 0, 0], -np.hypot(2, 2), rtol=1e-6)
+  assert order[0, 0].argmax() == 4
+  assert (order[0] == order[0, 0]).all()  # the same for every head
+
+
+def test_random_regions_depend_on_the_sample_alone(batch):
+  one = preference("random", batch)
+  assert one.shape == (2, 4, 9) and one.dtype == np.float32
+  two = preference("random", batch, (-1, 3))
+  np.testing.assert_array_equal(one[0], two[1])
+  assert (one[0] != one[1]).any()
+  assert (one[0, 0] != one[0, 1]).any()  # heads differ
+
+
+def test_without_image_only_text_is_left(batch):
+  blind = tasks.without_image(batch)
+  role = blind.layout.role[0]
+  assert (role == types.Role.TEXT).sum() == 3
+  assert (role == types.Role.PAD).sum() == 96 - 3
+  assert (blind.layout.region == -1).all() and (blind.layout.unit == -1).all()
+  assert (blind.region_slots == -1).all()
+  # Where the text stands does not change.
+  text = role == types.Role.TEXT
+  for name in ("position", "segment", "branch"):
+    before, after = (getattr(b.layout, name)[0][text] for b in (batch, blind))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_larger_canvases_have_room_for_their_tokens(tiny_config):
+  config = tiny_config()
+  splits = tasks.splits(config)
+  assert list(splits) == ["new", "held_out_pairs", "larger"]
+  larger = splits["larger"]
+  assert larger.model.vision.image_size == 98  # 7 tokens a side
+  assert larger.data.sequence_length == 96 + 49 - 25
+  assert splits["new"] == config
+
+
+def test_llava_has_a_split_if_it_has_a_file(tiny_config):
+  json = dict(data__source="llava_json", data__path="x.json")
+  assert tasks.splits(tiny_config(**json)) == {}
+  config = tiny_config(**json, data__eval_path="y.json")
+  assert tasks.splits(config) == {"new": config}

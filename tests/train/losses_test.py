@@ -1,0 +1,59 @@
+"""Next-token loss, against hand-computed numbers."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from gaze_jax import layout
+from gaze_jax.train import losses
+
+SHAPE = layout.RowShape(
+  slots=8,
+  units=0,
+  unit_tokens=1,
+  regions=1,
+  region_length=1,
+  answer_slots=3,
+  region=(1, 1),
+  context_tokens=0,
+)
+
+
+def batch(*rows):
+  images = np.zeros((len(rows), 0, 1, 4), np.float32)
+  return layout.make_batch([layout.lay_out(r, SHAPE) for r in rows], images)
+
+
+def test_targets_are_the_tokens_after_the_answer_slots():
+  row = [layout.Text([9, 8]), layout.Text([5, 6], question=0)]
+  target, scored = losses.targets(batch(row, [layout.Text([7])]))
+  assert target[0, :2].tolist() == [5, 6]
+  assert scored.tolist() == [[True, True, False], [False] * 3]
+
+
+def test_loss_by_hand():
+  # Two classes. Logits (0, 0): p = 1/2. Logits (0, log 3): p = 3/4 or 1/4.
+  logits = jnp.array([[[0.0, 0.0], [0.0, math.log(3)], [0.0, math.log(3)]]])
+  target = jnp.array([[0, 1, 0]])
+  both = jnp.array([[True, True, False]])
+  expected = (math.log(2) + math.log(4 / 3)) / 2
+  assert abs(losses.next_token(logits, target, both) - expected) < 1e-6
+  every = jnp.array([[True, True, True]])
+  expected = (math.log(2) + math.log(4 / 3) + math.log(4)) / 3
+  assert abs(losses.next_token(logits, target, every) - expected) < 1e-6
+
+
+def test_loss_is_a_mean_over_tokens_not_over_rows():
+  logits = jnp.zeros((2, 2, 4)).at[1, 0, 0].set(100.0)
+  target = jnp.zeros((2, 2), jnp.int32)
+  scored = jnp.array([[True, True], [True, False]])
+  expected = 2 * math.log(4) / 3
+  assert abs(losses.next_token(logits, target, scored) - expected) < 1e-6
+
+
+def test_nothing_scored_is_zero():
+  logits = jnp.full((1, 2, 3), jnp.nan)
+  nothing = jnp.zeros((1, 2), bool)
+  target = jnp.zeros((1, 2), jnp.int32)
+  assert losses.next_token(logits, target, nothing) == 0.0

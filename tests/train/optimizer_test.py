@@ -1,0 +1,81 @@
+"""The optimizer: what it does, not how it is tuned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gaze_jax import config as config_lib
+from gaze_jax.train import optimizer
+
+TRAIN = config_lib.TrainConfig(
+  steps=100, warmup_steps=10, learning_rate=0.5, final_learning_rate=0.1
+)
+
+
+def test_learning_rate_by_hand():
+  rate = optimizer.learning_rate(TRAIN)
+  assert rate(0) == 0.0
+  np.testing.assert_allclose(rate(5), 0.25, rtol=1e-6)
+  np.testing.assert_allclose(rate(10), 0.5, rtol=1e-6)
+  # Half way down the cosine: the mean of 0.5 and 0.05.
+  np.testing.assert_allclose(rate(55), 0.275, rtol=1e-5)
+  np.testing.assert_allclose(rate(100), 0.05, rtol=1e-5)
+
+
+def test_warm_up_longer_than_the_run():
+  rate = optimizer.learning_rate(config_lib.TrainConfig(steps=2))
+  assert np.isfinite([rate(s) for s in range(3)]).all()
+
+
+def minimise(config, steps=200):
+  """Steps towards 1 from 0 in a matrix and a norm's scale."""
+  params = {"kernel": jnp.zeros((4, 4)), "scale": jnp.zeros(4)}
+  chain = optimizer.make(config)
+
+  @jax.jit
+  def step(params, state):
+    loss = lambda p: sum(((x - 1) ** 2).sum() for x in p.values())
+    updates, state = chain.update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+  state = chain.init(params)
+  for _ in range(steps):
+    params, state = step(params, state)
+  return params
+
+
+def test_it_minimises():
+  config = config_lib.TrainConfig(
+    steps=200, warmup_steps=5, learning_rate=0.05, weight_decay=0.0
+  )
+  for name, value in minimise(config).items():
+    np.testing.assert_allclose(value, 1.0, atol=0.02, err_msg=name)
+
+
+def test_an_enormous_gradient_is_clipped():
+  chain = optimizer.make(TRAIN)
+  params = {"kernel": jnp.ones((4, 4))}
+  state = chain.init(params)
+  for size in (1e18, 1.0):
+    grads = {"kernel": jnp.full((4, 4), size)}
+    updates, state = chain.update(grads, state, params)
+  assert np.isfinite(updates["kernel"]).all()
+
+
+def test_only_matrices_decay():
+  config = config_lib.TrainConfig(
+    steps=50, warmup_steps=1, learning_rate=0.01, weight_decay=1.0
+  )
+  chain = optimizer.make(config)
+  names = ("kernel", "scale", "bias", "embedding", "context", "rows")
+  params = {"layer": {name: jnp.ones((3, 3)) for name in names}}
+  state = chain.init(params)
+  zero = jax.tree.map(jnp.zeros_like, params)
+  for _ in range(5):
+    updates, state = chain.update(zero, state, params)
+    params = optax.apply_updates(params, updates)
+  after = params["layer"]
+  assert (np.asarray(after.pop("kernel")) < 1).all()
+  for name, value in after.items():
+    np.testing.assert_array_equal(value, 1.0, err_msg=name)

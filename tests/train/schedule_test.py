@@ -1,0 +1,88 @@
+"""K over the steps, against hand-computed numbers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax.train import schedule
+
+
+def train(kind="progressive", steps=100, **schedule_):
+  return config_lib.TrainConfig(
+    steps=steps, k_schedule=config_lib.ScheduleConfig(kind, **schedule_)
+  )
+
+
+def k(step, *, regions=16, top_k=4, **kwargs):
+  rows = schedule.budget(
+    step, 3, regions=regions, top_k=top_k, train=train(**kwargs)
+  )
+  assert rows.dtype == np.int32 and rows.shape == (3,)
+  assert len(set(rows.tolist())) == 1
+  return int(rows[0])
+
+
+def test_progressive_by_hand():
+  # Dense to step 10, then 16 * (4 / 16) ** ((step - 10) / 50), 4 from step 60.
+  assert [k(s) for s in (0, 9, 10)] == [16, 16, 16]
+  assert k(35) == 8  # half way down: the geometric mean of 16 and 4
+  assert k(22) == 11  # 16 * 4 ** -0.24 = 11.47
+  assert k(48) == 6  # 16 * 4 ** -0.76 = 5.58
+  assert [k(s) for s in (60, 61, 99)] == [4, 4, 4]
+
+
+def test_progressive_down_to_zero_passes_through_one():
+  assert k(59, top_k=0) == 1
+  assert k(60, top_k=0) == 0
+
+
+def test_progressive_never_rises_nor_falls_below_top_k():
+  for top_k in (0, 1, 3, 16):
+    steps = [k(s, top_k=top_k) for s in range(100)]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] == top_k and min(steps) == top_k
+
+
+def test_budget_is_at_most_all_regions():
+  assert k(0, regions=4, top_k=9) == 4
+  assert k(99, regions=4, top_k=9) == 4
+  assert k(99, regions=4, top_k=9, kind="constant") == 4
+
+
+def test_constant_is_constant():
+  assert {k(s, kind="constant") for s in range(100)} == {4}
+
+
+def test_dense_until_the_end():
+  same = dict(dense_until=1.0, final_at=1.0)
+  assert {k(s, **same) for s in range(100)} == {16}
+
+
+@pytest.fixture
+def random_budget():
+  def make(step, rows=512, seed=0, **kwargs):
+    config = dataclasses.replace(train("random", **kwargs), seed=seed)
+    return schedule.budget(step, rows, regions=16, top_k=4, train=config)
+
+  return make
+
+
+def test_random_is_a_pure_function_of_step_and_seed(random_budget):
+  one = random_budget(70)
+  np.testing.assert_array_equal(one, random_budget(70))
+  assert (one != random_budget(71)).any()
+  assert (one != random_budget(70, seed=1)).any()
+
+
+def test_random_covers_every_budget_in_every_other_row(random_budget):
+  drawn = random_budget(70)
+  assert set(drawn[::2].tolist()) == {4}  # every other row keeps to top_k
+  assert set(drawn[1::2].tolist()) == set(range(1, 17))
+  assert abs(drawn[1::2].mean() - 8.5) < 1
+
+
+def test_random_is_progressive_until_it_draws(random_budget):
+  for step in (0, 9, 35, 59):
+    assert set(random_budget(step).tolist()) == {k(step)}
