@@ -1,4 +1,4 @@
-"""The arrows of ARCHITECTURE.md: who may import whom, and how long files are."""
+"""ARCHITECTURE.md: who may import whom, and how long a file may be."""
 
 import ast
 import pathlib

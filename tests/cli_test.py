@@ -1,0 +1,163 @@
+"""Commands in-process: flags to a config, errors to a line."""
+
+import errno
+
+import pytest
+from absl import flags
+
+from gaze_jax import cli
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs a function as a command; returns exit code and stderr.
+
+  With flags of its own and without what absl does once a process, so that
+  many commands fit one process; launch_test.py runs the real ones.
+  """
+  monkeypatch.setattr(cli, "_keep_pages", lambda: None, raising=False)
+  monkeypatch.setattr(
+    cli.app,
+    "run",
+    lambda main, argv, flags_parser: cli.sys.exit(main(flags_parser(argv))),
+  )
+
+  def run(function, *argv, config=False):
+    own = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", own)
+    monkeypatch.setattr(cli.sys, "argv", ["command", *argv])
+    if config:
+      define = cli.config_flags.DEFINE_config_dict
+      monkeypatch.setattr(
+        cli.config_flags,
+        "DEFINE_config_dict",
+        lambda *a, **k: define(*a, flag_values=own, **k),
+      )
+    try:
+      cli.main(function, config=config)
+    except SystemExit as stop:
+      if isinstance(stop.code, str):
+        return 1, stop.code
+      return stop.code or 0, capsys.readouterr().err
+    raise AssertionError("a command ends by SystemExit")
+
+  return run
+
+
+def test_a_command_that_goes_well(command):
+  ran = []
+  assert command(lambda: ran.append(1)) == (0, "")
+  assert ran == [1]
+
+
+@pytest.mark.parametrize(
+  "error, says",
+  [
+    (errors.GazeError("mend it"), "error: mend it"),
+    (config_lib.ConfigError("config: x"), "error: config: x"),
+    (OSError(errno.ENOSPC, "No space left on device"), "error: the disk: No"),
+    (OSError(errno.EACCES, "Permission denied", "/a"), "error: /a: Permission"),
+    (OSError("odd"), "error: the disk: odd"),
+  ],
+)
+def test_errors_become_a_line(command, error, says):
+  def fail():
+    raise error
+
+  code, text = command(fail)
+  assert code == 1 and text.startswith(says) and "\n" not in text
+
+
+def test_a_bug_keeps_its_traceback(command):
+  with pytest.raises(ZeroDivisionError):
+    command(lambda: 1 // 0)
+
+
+def test_an_unexpected_argument(command):
+  code, text = command(lambda: None, "steps=3")
+  assert code == 1 and "unexpected argument 'steps=3'" in text
+
+
+def test_an_unknown_flag(command):
+  code, text = command(lambda: None, "--wrkdir=x")
+  assert code == 1 and "wrkdir" in text and "\n" not in text
+
+
+def test_config_and_overrides(command, tiny_config_file, tiny_config):
+  seen = []
+  read = lambda: seen.append(cli.read_config())
+  code, text = command(
+    read,
+    f"--config={tiny_config_file}",
+    "--config.train.steps=3",
+    "--config.model.gaze.region=(3, 1)",
+    "--config.model.gaze.context_tokens=0",
+    "--config.data.path=a/b",
+    config=True,
+  )
+  assert (code, text) == (0, "")
+  expected = tiny_config(
+    train__steps=3,
+    model__gaze__region=(3, 1),
+    model__gaze__context_tokens=0,
+    data__path="a/b",
+  )
+  assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+  "argv, says",
+  [
+    ([], "needs one --config=FILE"),
+    (["--config=missing.py"], "missing.py: there is no such config file"),
+    (["--config={file}", "--config.train.step=3"], "mean 'train.steps'?"),
+    (["--config={file}", "-config.train.step=3"], "mean 'train.steps'?"),
+    (["--config={file}", "--config.train.steps=x"], "train.steps=x: invalid"),
+    (["--config={file}", "--config.train.steps=0"], "steps = 0 is below 1"),
+    (["--config={file}", "--config.model.gaze.region=3"], "2 entries"),
+  ],
+)
+def test_config_errors(command, tiny_config_file, argv, says):
+  argv = [a.format(file=tiny_config_file) for a in argv]
+  code, text = command(lambda: cli.read_config(), *argv, config=True)
+  assert code == 1 and says in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+  "body, says",
+  [
+    ("def get_config(:", "SyntaxError"),
+    ("x = 1", "no attribute 'get_config'"),
+    ("def get_config():\n  return dict(trian={})", "did you mean 'train'?"),
+    ("def get_config():\n  return dict(train=dict(steps='x'))", "must be int"),
+    ("import nowhere_to_be_found", "nowhere_to_be_found"),
+  ],
+)
+def test_config_files_that_are_wrong(command, tmp_path, body, says):
+  path = tmp_path / "wrong.py"
+  path.write_text(body)
+  code, text = command(lambda: None, f"--config={path}", config=True)
+  assert code == 1 and says in text and "\n" not in text
+
+
+def test_a_variant_imports_its_base(tmp_path):
+  (tmp_path / "base_of_variant.py").write_text(
+    "def get_config():\n  return dict(train=dict(steps=3))"
+  )
+  variant = tmp_path / "variant.py"
+  variant.write_text("from base_of_variant import get_config")
+  assert cli._load(variant).train.steps == 3
+
+
+def test_whole_numbers():
+  own = flags.FlagValues()
+  flag = flags.DEFINE_list("layers", None, "", flag_values=own)
+  own(["x"])
+  assert cli.whole_numbers(flag) is None
+  own(["x", "--layers=0,2"])
+  assert cli.whole_numbers(flag) == [0, 2]
+  own(["x", "--layers=0,a"])
+  with pytest.raises(errors.GazeError, match="--layers=0,a: give whole"):
+    cli.whole_numbers(flag)

@@ -1,0 +1,123 @@
+"""The border of the configuration: what is read, and what is refused."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+from ml_collections import config_dict
+
+from gaze_jax import config as config_lib
+
+CONFIGS = sorted(
+  (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
+)
+
+
+def read(**sections):
+  return config_lib.from_config_dict(sections)
+
+
+def nested(name, value):
+  for key in reversed(name.split(".")):
+    value = {key: value}
+  return value
+
+
+def test_nothing_said_is_the_default():
+  assert read() == config_lib.Config()
+
+
+def test_what_is_said_is_read():
+  config = read(
+    model=dict(gaze=dict(region=[3, 4], top_k=2)),
+    train=dict(k_schedule=dict(kind="random"), learning_rate=1),
+    eval=dict(budgets=[1, 2]),
+  )
+  assert config.model.gaze.region == (3, 4) and config.model.gaze.top_k == 2
+  assert config.train.k_schedule.kind == "random"
+  assert config.train.learning_rate == 1.0
+  assert isinstance(config.train.learning_rate, float)
+  assert config.eval.budgets == (1, 2)
+  assert config.data == config_lib.DataConfig()
+
+
+def test_a_config_dict_is_read_too():
+  raw = config_dict.ConfigDict(dict(train=dict(steps=7)))
+  assert config_lib.from_config_dict(raw).train.steps == 7
+
+
+def test_there_and_back():
+  config = read(model=dict(gaze=dict(region=(2, 2))), data=dict(samples=3))
+  assert config_lib.from_config_dict(config_lib.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+  "name, value, says",
+  [
+    ("trian", {}, "unknown key 'trian'; did you mean 'train'?"),
+    ("train.step", 1, "'train.step'; did you mean 'train.steps'?"),
+    ("model.gaze.topk", 1, "did you mean 'model.gaze.top_k'?"),
+    ("model.qqqqqqqqqqqqqqqq", 1, "known keys: model.decoder"),
+    ("train", 3, "train must be a table of keys, got 3"),
+    ("train.steps", "9", "train.steps must be int, got '9'"),
+    ("train.steps", 1.5, "train.steps must be int, got 1.5"),
+    ("train.steps", True, "train.steps must be int, got True"),
+    ("train.learning_rate", False, "must be float, got False"),
+    ("model.vision.frozen", 1, "model.vision.frozen must be bool, got 1"),
+    ("model.gaze.region", 3, "model.gaze.region must be a list, got 3"),
+    ("model.gaze.region", (3, 3, 3), "must have 2 entries, got (3, 3, 3)"),
+    ("model.gaze.region", (3, "4"), "model.gaze.region[1] must be int"),
+    ("train.optimizer", "sgd", "'sgd' is not one of 'adamw', 'muon'"),
+    ("train.steps", 0, "train.steps = 0 is below 1"),
+    ("train.save_every", 0, "train.save_every = 0 is below 1"),
+    ("model.vision.patch_size", 0, "model.vision.patch_size = 0 is below 1"),
+    ("model.decoder.kv_heads", 0, "model.decoder.kv_heads = 0 is below 1"),
+    ("data.samples", -1, "data.samples = -1 is below 1"),
+    ("eval.batch_size", 0, "eval.batch_size = 0 is below 1"),
+    ("data.workers", -1, "data.workers = -1 is below 0"),
+    ("model.vision.image_size", 100, "100 is not a multiple of patch_size"),
+    ("model.vision.heads", 5, "width = 384 is not a multiple of heads = 5"),
+    ("model.vision.hidden_state", 13, "does not exist in a tower of depth 12"),
+    ("model.vision.hidden_state", -14, "does not exist in a tower"),
+    ("model.decoder.kv_heads", 3, "query_heads = 4 is not a multiple of"),
+    ("model.decoder.head_dim", 7, "head_dim = 7 must be even"),
+    ("model.gaze.region", (0, 2), "must be at least (1, 1)"),
+    ("model.gaze.context_tokens", -1, "must be at least 0"),
+    ("model.gaze.top_k", -1, "top_k = -1 must be at least 0"),
+    ("train.features", "cached", "needs model.vision.frozen = True"),
+    ("train.k_schedule.dense_until", 0.7, "dense_until <= final_at"),
+    ("data.sequence_length", 148, "no room for text beside 148"),
+    ("data.source", "llava_json", "needs data.path"),
+    ("data.curriculum", 1.5, "is a share, 0 to 1"),
+  ],
+)
+def test_what_is_refused(name, value, says):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.from_config_dict(nested(name, value))
+  text = str(error.value)
+  assert says in text and "\n" not in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_are_good_and_say_how_to_run_them(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config_lib.from_config_dict(module.get_config())
+  assert f"--config=configs/{path.name}" in module.__doc__
+
+
+def test_the_papers_numbers_are_the_defaults():
+  gaze = config_lib.GazeConfig()
+  assert gaze.region == (6, 6) and gaze.context_tokens == 4
+  schedule = config_lib.ScheduleConfig()
+  assert schedule.kind == "progressive"
+  assert (schedule.dense_until, schedule.final_at) == (0.1, 0.6)
+
+
+def test_a_config_is_hashable_and_frozen():
+  config = config_lib.Config()
+  assert hash(config.model) == hash(read().model)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.model = None
