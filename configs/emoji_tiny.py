@@ -17,16 +17,41 @@ def get_config() -> ConfigDict:
           image_size=168,
           dtype="bfloat16",
         ),
-        projector=dict(hidden=256, input_norm=True, positions="row_column"),
-        decoder=dict(width=128, depth=3, query_heads=4, kv_heads=2, scan=False),
+        projector=dict(
+          hidden=256,
+          input_norm=True,
+          positions="row_column",
+          position_std=0.5,
+        ),
+        # Few rotary pairs may turn fast: a name must find its picture by
+        # content, wherever it stands among 144 tokens.
+        decoder=dict(
+          width=128,
+          depth=3,
+          query_heads=4,
+          kv_heads=2,
+          head_dim=32,
+          mlp_dim=256,
+          rope_theta=1e8,
+          embedding_std=128**-0.5,
+          embedding_scale=128**0.5,
+          scan=False,
+        ),
         gaze=dict(region=(3, 3), top_k=3, context_tokens=4),
       ),
-      data=dict(samples=4000, questions=8, sequence_length=288, answer_slots=32),
+      data=dict(
+        samples=5000, questions=16, sequence_length=416, answer_slots=64
+      ),
       train=dict(
-        steps=600,
-        batch_size=32,
-        learning_rate=3e-3,
+        steps=900,
+        batch_size=16,
+        optimizer="muon",
+        learning_rate=0.02,
+        adam_share=0.3,
+        warmup_steps=20,
+        b2=0.98,
         features="cached",
+        k_schedule=dict(kind="random"),
       ),
     )
   )

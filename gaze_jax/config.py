@@ -67,6 +67,8 @@ class ProjectorConfig:
   hidden: int = 0  # 0: the model width
   input_norm: bool = False  # LayerNorm on the features first
   positions: Literal["none", "row_column"] = "none"
+  position_std: float = 0.02  # of new row and column embeddings
+  position_grid: int = 0  # side of these tables; 0: that of the vision grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,8 @@ class DecoderConfig:
   norm_eps: float = 1e-6
   qk_norm: bool = True
   tied: bool = True
+  embedding_std: float = 0.02  # of new token embeddings
+  embedding_scale: float = 1.0  # multiplies token embeddings where they enter
   scan: bool = True
   remat: Literal["none", "full", "dots"] = "none"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
@@ -155,6 +159,7 @@ class TrainConfig:
   b2: float = 0.95
   weight_decay: float = 0.01
   clip_norm: float = 1.0
+  adam_share: float = 1.0  # muon: learning rate of what Adam takes, a share
   log_every: int = 20
   save_every: int = 200
   keep: int = 2

@@ -30,8 +30,16 @@ import enum
 from typing import Any
 
 import jax
+import jaxtyping
+import numpy as np
 
-Array = Any  # a numpy array on the host, a jax.Array in a compiled function
+# An array on the host or in a compiled function. Shapes are checked under
+# pytest, never in production: `Float[Array, "B S E"]` with the dims above.
+Array = jax.Array | np.ndarray
+Float, Int, Bool = jaxtyping.Float, jaxtyping.Int, jaxtyping.Bool
+
+# A field of a pytree: an array, or what stands for one in an abstract pytree.
+Leaf = Any
 
 
 class Role(enum.IntEnum):
@@ -61,12 +69,12 @@ class Layout:
     branch: 0 for the trunk, else the branch within the segment.
   """
 
-  role: Array
-  unit: Array
-  region: Array
-  position: Array
-  segment: Array
-  branch: Array
+  role: Leaf
+  unit: Leaf
+  region: Leaf
+  position: Leaf
+  segment: Leaf
+  branch: Leaf
 
 
 @_pytree
@@ -89,13 +97,13 @@ class Batch:
       padded.
   """
 
-  tokens: Array
+  tokens: Leaf
   layout: Layout
-  feed: Array
-  region_slots: Array
-  images: Array
-  answer_slots: Array
-  answer_of: Array
+  feed: Leaf
+  region_slots: Leaf
+  images: Leaf
+  answer_slots: Leaf
+  answer_of: Leaf
 
 
 @_pytree
@@ -108,8 +116,8 @@ class Attended:
     lse: float32 [B, X, Q], log of the softmax's denominator; -inf there.
   """
 
-  out: Array
-  lse: Array
+  out: Leaf
+  lse: Leaf
 
 
 @_pytree
@@ -121,8 +129,8 @@ class Selection:
     valid: bool [B, X, Q, K], False past the row's K or past what there is.
   """
 
-  ids: Array
-  valid: Array
+  ids: Leaf
+  valid: Leaf
 
 
 @_pytree
@@ -138,9 +146,9 @@ class Usage:
     visible: entries that dense attention would read, without context tokens.
   """
 
-  chosen: Array
-  unique: Array
-  visible: Array
+  chosen: Leaf
+  unique: Leaf
+  visible: Leaf
 
 
 @_pytree
@@ -156,10 +164,10 @@ class VisualCache:
     valid: bool [B, R, L], False where a page is padded; one for all layers.
   """
 
-  k: Array
-  v: Array
-  descriptors: Array
-  valid: Array
+  k: Leaf
+  v: Leaf
+  descriptors: Leaf
+  valid: Leaf
 
 
 @_pytree
@@ -175,10 +183,10 @@ class DecodeCache:
   """
 
   visual: VisualCache
-  k: Array
-  v: Array
-  length: Array
-  position: Array
+  k: Leaf
+  v: Leaf
+  length: Leaf
+  position: Leaf
 
 
 @_pytree
@@ -191,6 +199,6 @@ class ModelOutput:
     chosen: bool [N, B, A, Q, R], the regions read at each answer slot.
   """
 
-  logits: Array
+  logits: Leaf
   usage: Usage
-  chosen: Array
+  chosen: Leaf

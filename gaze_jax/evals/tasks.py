@@ -117,9 +117,12 @@ def splits(
     sequence_length=config.data.sequence_length
     + config.data.max_units * (bigger.tokens - vision.tokens),
   )
-  larger = dataclasses.replace(
-    config,
-    data=data,
-    model=dataclasses.replace(config.model, vision=bigger),
+  projector = dataclasses.replace(
+    config.model.projector,
+    position_grid=config.model.projector.position_grid or vision.grid,
   )
+  model = dataclasses.replace(
+    config.model, vision=bigger, projector=projector
+  )
+  larger = dataclasses.replace(config, data=data, model=model)
   return {"new": config, "held_out_pairs": config, "larger": larger}

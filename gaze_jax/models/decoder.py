@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     self.embedding = self.param(
       "embedding",
       nn.with_logical_partitioning(
-        nn.initializers.normal(0.02), ("vocab", "embed")
+        nn.initializers.normal(c.embedding_std), ("vocab", "embed")
       ),
       (c.vocab_size, c.width),
       jnp.float32,
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Token embeddings, float32 [..., E]."""
-    return self.embedding[tokens]
+    return self.embedding[tokens] * self.config.embedding_scale
 
   @nn.compact
   def __call__(

@@ -31,7 +31,10 @@ class MLLM(nn.Module):
     c = self.config
     self.vision = vision.ViT(c.vision)
     self.projector = projector.Projector(
-      c.projector, c.decoder.width, c.vision.grid, c.gaze.context_tokens
+      c.projector,
+      width=c.decoder.width,
+      grid=c.projector.position_grid or c.vision.grid,
+      context_tokens=c.gaze.context_tokens,
     )
     self.decoder = decoder.Decoder(c.decoder)
 

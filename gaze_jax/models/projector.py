@@ -57,7 +57,7 @@ class Projector(nn.Module):
 
   def _positions(self, side: int) -> jax.Array:
     """[T, E]; the tables stretch linearly when a unit has another grid."""
-    small = nn.initializers.normal(0.02)
+    small = nn.initializers.normal(self.config.position_std)
     shape = (self.grid, self.width)
     axes = ("position", "embed")
     rows = self.param("rows", _named(small, *axes), shape, jnp.float32)

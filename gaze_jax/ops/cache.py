@@ -13,8 +13,10 @@ from gaze_jax.ops import regions
 
 
 def visual(
-  key: jax.Array, value: jax.Array, layout: types.Layout,
-  region_slots: jax.Array,
+  key: types.Float[types.Array, "B S H D"],
+  value: types.Float[types.Array, "B S H D"],
+  layout: types.Layout,
+  region_slots: types.Int[types.Array, "B R L"],
 ) -> types.VisualCache:
   """Region-major cache of one layer from its keys and values [B, S, H, D]."""
   members = regions.one_hot(layout.region, region_slots.shape[1])
@@ -26,7 +28,9 @@ def visual(
   )
 
 
-def linear_slots(layout: types.Layout, capacity: int) -> jax.Array:
+def linear_slots(
+  layout: types.Layout, capacity: int
+) -> types.Int[types.Array, "B Y"]:
   """Slots of TEXT and CONTEXT in reading order, then the rest.
 
   Returns:
@@ -38,7 +42,9 @@ def linear_slots(layout: types.Layout, capacity: int) -> jax.Array:
   return jnp.argsort(~text, axis=1, stable=True)[:, :capacity]
 
 
-def linear(x: jax.Array, slots: jax.Array, capacity: int) -> jax.Array:
+def linear(
+  x: types.Float[types.Array, "B S H D"], slots: types.Int[types.Array, "B Y"], capacity: int
+) -> types.Float[types.Array, "B H capacity D"]:
   """Keys or values [B, S, H, D] at `slots`, padded to [B, H, capacity, D]."""
   taken = jnp.take_along_axis(x, slots[:, :, None, None], axis=1)
   room = capacity - slots.shape[1]
@@ -46,7 +52,11 @@ def linear(x: jax.Array, slots: jax.Array, capacity: int) -> jax.Array:
   return taken.transpose(0, 2, 1, 3)
 
 
-def append(buffer: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
+def append(
+  buffer: types.Float[types.Array, "B H Y D"],
+  new: types.Float[types.Array, "B X H D"],
+  length: types.Int[types.Array, " B"],
+) -> types.Float[types.Array, "B H Y D"]:
   """Writes new keys or values behind each row's filled slots.
 
   Args:

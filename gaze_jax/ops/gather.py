@@ -8,7 +8,9 @@ from gaze_jax.ops import attention
 
 
 def attend_selected(
-  query: jax.Array, cache: types.VisualCache, selection: types.Selection
+  query: types.Float[types.Array, "B X Q D"],
+  cache: types.VisualCache,
+  selection: types.Selection,
 ) -> types.Attended:
   """Attends to the regions of a selection, and to nothing else.
 

@@ -26,19 +26,19 @@ from gaze_jax.ops import routing
 class Routed:
   """Attributes: `out` [B, X, Q, D]; `members` bool [B, X, Q, R], regions read."""
 
-  out: jax.Array
-  members: jax.Array
+  out: types.Leaf
+  members: types.Leaf
 
 
 def parallel(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: types.Float[types.Array, "B S Q D"],
+  key: types.Float[types.Array, "B S H D"],
+  value: types.Float[types.Array, "B S H D"],
   layout: types.Layout,
-  region_slots: jax.Array,
-  budget: jax.Array,
+  region_slots: types.Int[types.Array, "B R L"],
+  budget: types.Int[types.Array, " B"],
   *,
-  override: jax.Array | None = None,
+  override: types.Float[types.Array, "B Q R"] | None = None,
   implementation: Literal["masked", "chunked"] = "chunked",
   chunk: int = 128,
 ) -> Routed:
@@ -81,11 +81,11 @@ def parallel(
 
 @dataclasses.dataclass(frozen=True)
 class _Regions:
-  one_hot: jax.Array  # float32 [B, R, S]
-  descriptors: jax.Array  # float32 [B, H, R, D]
-  segment: jax.Array  # int32 [B, R]
-  end: jax.Array  # int32 [B, R]
-  override: jax.Array | None  # float32 [B, Q, R]
+  one_hot: types.Leaf  # float32 [B, R, S]
+  descriptors: types.Leaf  # float32 [B, H, R, D]
+  segment: types.Leaf  # int32 [B, R]
+  end: types.Leaf  # int32 [B, R]
+  override: types.Leaf  # float32 [B, Q, R]
 
 
 def _rows(
@@ -113,7 +113,7 @@ def _rows(
   return Routed(out=out, members=chosen)
 
 
-def _scores(query, descriptors, override) -> jax.Array:
+def _scores(query, descriptors, override) -> types.Array:
   if override is None:
     return routing.scores(query, descriptors)
   b, x, q, _ = query.shape
@@ -121,15 +121,15 @@ def _scores(query, descriptors, override) -> jax.Array:
 
 
 def decode(
-  query: jax.Array,
+  query: types.Float[types.Array, "B X Q D"],
   visual: types.VisualCache,
-  key: jax.Array,
-  value: jax.Array,
-  length: jax.Array,
-  budget: jax.Array,
+  key: types.Float[types.Array, "B H Y D"],
+  value: types.Float[types.Array, "B H Y D"],
+  length: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, " B"],
   *,
   k_max: int,
-  override: jax.Array | None = None,
+  override: types.Float[types.Array, "B Q R"] | None = None,
 ) -> Routed:
   """Attention of new tokens to the cache of their row.
 
@@ -165,9 +165,9 @@ def decode(
 
 
 def usage(
-  members: jax.Array,
+  members: types.Bool[types.Array, "B X Q R"],
   layout: types.Layout,
-  region_slots: jax.Array,
+  region_slots: types.Int[types.Array, "B R L"],
   kv_heads: int,
 ) -> types.Usage:
   """Counts the visual KV entries that the routed queries of a row read.

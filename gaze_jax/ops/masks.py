@@ -7,8 +7,10 @@ from gaze_jax import types
 
 
 def visible(
-  query: types.Layout, key: types.Layout, query_slots: jax.Array
-) -> jax.Array:
+  query: types.Layout,
+  key: types.Layout,
+  query_slots: types.Int[types.Array, " X"],
+) -> types.Bool[types.Array, "B X Y"]:
   """Which keys each query may see, if its regions allow it too.
 
   The keys are slots 0 .. Y-1 of the row. The whole table is one sentence: a
@@ -45,5 +47,5 @@ def visible(
   return causal & segment & filled & branch & unit
 
 
-def _pair(query: jax.Array, key: jax.Array, compare) -> jax.Array:
+def _pair(query: types.Array, key: types.Array, compare) -> types.Array:
   return compare(query[:, :, None], key[:, None, :])

@@ -3,8 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from gaze_jax import types
 
-def one_hot(region: jax.Array, regions: int) -> jax.Array:
+
+def one_hot(
+  region: types.Int[types.Array, "B Y"], regions: int
+) -> types.Float[types.Array, "B R Y"]:
   """float32 [B, R, Y], 1 where slot y holds a token of region r.
 
   Args:
@@ -15,7 +19,9 @@ def one_hot(region: jax.Array, regions: int) -> jax.Array:
   return (region[:, None, :] == ids[:, None]).astype(jnp.float32)
 
 
-def mean_keys(key: jax.Array, members: jax.Array) -> jax.Array:
+def mean_keys(
+  key: types.Float[types.Array, "B Y H D"], members: types.Float[types.Array, "B R Y"]
+) -> types.Float[types.Array, "B H R D"]:
   """Descriptor of each region: the mean of its keys (METHOD.md section 1).
 
   Args:
@@ -35,7 +41,7 @@ def mean_keys(key: jax.Array, members: jax.Array) -> jax.Array:
   return total / jnp.maximum(count, 1.0)[:, None, :, None]
 
 
-def ends(region_slots: jax.Array) -> jax.Array:
+def ends(region_slots: types.Int[types.Array, "B R L"]) -> types.Int[types.Array, "B R"]:
   """int32 [B, R], the slot after each region's last token; 0 if it has none.
 
   Args:
@@ -44,14 +50,18 @@ def ends(region_slots: jax.Array) -> jax.Array:
   return region_slots.max(axis=-1) + 1
 
 
-def segments(segment: jax.Array, region_slots: jax.Array) -> jax.Array:
+def segments(
+  segment: types.Int[types.Array, "B S"], region_slots: types.Int[types.Array, "B R L"]
+) -> types.Int[types.Array, "B R"]:
   """int32 [B, R], the segment that each region lies in; -1 if it is empty."""
   first = region_slots[..., 0]
   found = jnp.take_along_axis(segment, jnp.maximum(first, 0), axis=1)
   return jnp.where(first >= 0, found, -1)
 
 
-def pages(x: jax.Array, region_slots: jax.Array) -> jax.Array:
+def pages(
+  x: types.Float[types.Array, "B S H D"], region_slots: types.Int[types.Array, "B R L"]
+) -> types.Float[types.Array, "B H R L D"]:
   """Copies keys or values into region-major pages.
 
   Args:

@@ -9,7 +9,9 @@ from gaze_jax import types
 _PAIRWISE_REGIONS = 64
 
 
-def scores(query: jax.Array, descriptors: jax.Array) -> jax.Array:
+def scores(
+  query: types.Float[types.Array, "B X Q D"], descriptors: types.Float[types.Array, "B H R D"]
+) -> types.Float[types.Array, "B X Q R"]:
   """Score of each region: the mean logit of its keys.
 
   Args:
@@ -31,11 +33,11 @@ def scores(query: jax.Array, descriptors: jax.Array) -> jax.Array:
 
 
 def available(
-  segment: jax.Array,
-  slots: jax.Array,
-  region_segment: jax.Array,
-  region_end: jax.Array,
-) -> jax.Array:
+  segment: types.Int[types.Array, "B X"],
+  slots: types.Int[types.Array, " X"],
+  region_segment: types.Int[types.Array, "B R"],
+  region_end: types.Int[types.Array, "B R"],
+) -> types.Bool[types.Array, "B X R"]:
   """Regions that are complete before a query, in its own segment.
 
   Args:
@@ -53,8 +55,10 @@ def available(
 
 
 def members(
-  score: jax.Array, available_: jax.Array, budget: jax.Array
-) -> jax.Array:
+  score: types.Float[types.Array, "B X Q R"],
+  available_: types.Bool[types.Array, "B X R"],
+  budget: types.Int[types.Array, " B"],
+) -> types.Bool[types.Array, "B X Q R"]:
   """The chosen regions as a mask, for the parallel form.
 
   By rank with a stable tie rule (the lower id first), never by threshold, so
@@ -83,7 +87,10 @@ def members(
 
 
 def select(
-  score: jax.Array, available_: jax.Array, budget: jax.Array, k_max: int
+  score: types.Float[types.Array, "B X Q R"],
+  available_: types.Bool[types.Array, "B X R"],
+  budget: types.Int[types.Array, " B"],
+  k_max: int,
 ) -> types.Selection:
   """The chosen regions as ranked ids, for decoding: the same choice.
 

@@ -17,9 +17,8 @@ def budget(
 
   progressive: all regions for the first `dense_until` of the steps, then
   log-linear down to `top_k` at `final_at`, then held. constant: `top_k`.
-  random: per row, log-uniform between 1 and what progressive would give with
-  `top_k` = 1 held at the dense value, so that one checkpoint learns every
-  budget.
+  random: as progressive down to `final_at`; from there on every other row
+  draws its K anew from 1 .. R, so that one checkpoint serves every budget.
 
   Args:
     step: 0 .. train.steps - 1.
@@ -40,11 +39,9 @@ def budget(
   share = np.clip((step - begin) / max(end - begin, 1e-9), 0.0, 1.0)
   floor = max(top_k, 1)
   level = regions * (floor / regions) ** share
-  if schedule.kind == "progressive":
-    k = top_k if share == 1.0 else max(top_k, round(level))
-    return np.full(rows, k, np.int32)
-  if share == 0.0:
-    return np.full(rows, regions, np.int32)
-  rng = np.random.default_rng((train.seed, step))
-  draw = np.exp(rng.uniform(0, np.log(regions + 0.5), rows))
-  return np.clip(draw, 1, regions).astype(np.int32)
+  k = top_k if share == 1.0 else max(top_k, round(level))
+  out = np.full(rows, k, np.int32)
+  if schedule.kind == "random" and share == 1.0:
+    rng = np.random.default_rng((train.seed, step))
+    out[1::2] = rng.integers(1, regions + 1, len(out[1::2]))
+  return out
