@@ -134,12 +134,11 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; flags start with --")
   logging.set_verbosity(logging.WARNING)  # orbax logs each phase of a save
-  # ... and the traceback of an error that it raises as well. After a failed
-  # write its other threads find their event loop closed.
+  # ... and the traceback of an error that it raises as well.
   logging.get_absl_logger().addFilter(
     lambda record: "orbax" not in pathlib.Path(record.pathname).parts
   )
-  sys.excepthook = _main_thread_only
+  sys.unraisablehook = _unraisable
   try:
     function()
   except errors.GazeError as error:
@@ -156,9 +155,10 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
     sys.exit(code)
 
 
-def _main_thread_only(kind, error, trace) -> None:
-  if threading.current_thread() is threading.main_thread():
-    sys.__excepthook__(kind, error, trace)
+def _unraisable(what) -> None:
+  """After a failed write, tensorstore's other writes find no event loop."""
+  if str(what.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(what)
 
 
 def _fail(message: str) -> None:
