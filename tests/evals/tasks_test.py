@@ -73,6 +73,7 @@ def test_without_image_only_text_is_left(batch):
   assert (role == types.Role.PAD).sum() == 96 - 3
   assert (blind.layout.region == -1).all() and (blind.layout.unit == -1).all()
   assert (blind.region_slots == -1).all()
+  assert (blind.layout.segment[0][role == types.Role.PAD] == -1).all()
   # Where the text stands does not change.
   text = role == types.Role.TEXT
   for name in ("position", "segment", "branch"):
