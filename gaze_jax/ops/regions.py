@@ -15,7 +15,7 @@ def one_hot(
     region: int32 [B, Y], -1 on slots outside every region.
     regions: R.
   """
-  ids = jnp.arange(regions, dtype=region.dtype)
+  ids = jnp.arange(regions, dtype=jnp.int32)
   return (region[:, None, :] == ids[:, None]).astype(jnp.float32)
 
 

@@ -1,0 +1,381 @@
+"""The properties of METHOD.md section 7, for every implementation.
+
+The oracle ("masked") is first checked against a row small enough for a loop
+in plain numpy, then the other forms against the oracle.
+"""
+
+import dataclasses
+import functools
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.ops import attention
+from gaze_jax.ops import cache
+from gaze_jax.ops import gaze
+from gaze_jax.ops import masks
+from gaze_jax.ops import regions
+
+FORMS = {
+  "masked": dict(implementation="masked"),
+  "chunked": dict(implementation="chunked", chunk=33),
+  "chunked_whole": dict(implementation="chunked", chunk=500),
+}
+form = pytest.mark.parametrize("form", FORMS)
+
+# Odd grids, several units, text before, between and after, and no image.
+TWO_IMAGES = (
+  layout.Text([1, 2]),
+  layout.Unit(4, 5),
+  layout.Text([3]),
+  layout.Unit(3, 3),
+  layout.Text([4, 5, 6]),
+)
+ONE_IMAGE = (layout.Unit(5, 5), layout.Text([1, 2]))
+TEXT_ONLY = (layout.Text([1, 2, 3]),)
+EMPTY = ()
+
+
+def _batch(shape, *samples):
+  rows = [layout.lay_out(parts, shape) for parts in samples]
+  return layout.make_batch(rows, np.zeros(()))
+
+
+@dataclasses.dataclass
+class _Routed:
+  out: jax.Array
+  members: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _parallel(q, k, v, batch, budget, override, form):
+  routed = gaze.parallel(
+    q,
+    k,
+    v,
+    batch.layout,
+    batch.region_slots,
+    budget,
+    override=override,
+    **FORMS[form],
+  )
+  return routed.out, routed.members
+
+
+def _run(h, batch, k, form, override=None):
+  budget = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (len(h.q),))
+  return _Routed(*_parallel(h.q, h.k, h.v, batch, budget, override, form))
+
+
+def _plain(h, batch, k):
+  """The method as a loop over rows, queries and heads; only for tests."""
+  b, s, q, d = h.q.shape
+  group = q // h.k.shape[2]
+  out = np.zeros_like(h.q)
+  lay = batch.layout
+  for row in range(b):
+    role, unit = lay.role[row], lay.unit[row]
+    segment, branch = lay.segment[row], lay.branch[row]
+    pages = [p[p >= 0] for p in batch.region_slots[row]]
+    for i in range(s):
+      if role[i] == types.Role.PAD:
+        continue
+      for head in range(q):
+        kv = head // group
+        ready = [
+          g
+          for g, page in enumerate(pages)
+          if len(page) and page[-1] < i and segment[page[0]] == segment[i]
+        ]
+        score = {
+          g: h.q[row, i, head] @ h.k[row, pages[g], kv].mean(0) for g in ready
+        }
+        best = sorted(ready, key=lambda g: -score[g])[:k]
+        read = {int(t) for g in best for t in pages[g]}
+        seen = []
+        for j in range(i + 1):
+          ok = segment[j] == segment[i] and branch[j] in (0, branch[i])
+          if role[i] == types.Role.CONTEXT:
+            ok &= unit[j] == unit[i]
+          if role[i] == types.Role.TEXT and role[j] == types.Role.VISUAL:
+            ok &= j in read
+          if ok:
+            seen.append(j)
+        logits = h.k[row, seen, kv] @ h.q[row, i, head] / np.sqrt(d)
+        weights = np.exp(logits - logits.max())
+        out[row, i, head] = weights @ h.v[row, seen, kv] / weights.sum()
+  return out
+
+
+@form
+@pytest.mark.parametrize("k", [0, 1, 3, 4, 5, 50])
+def test_equals_a_plain_loop(heads, small_shape, form, k):
+  batch = _batch(small_shape, TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, EMPTY)
+  h = heads(4, small_shape.slots)
+  got = _run(h, batch, k, form)
+  np.testing.assert_allclose(got.out, _plain(h, batch, k), atol=1e-5)
+
+
+@form
+def test_all_regions_without_context_is_dense_attention(
+  heads, small_shape, form
+):
+  shape = dataclasses.replace(small_shape, context_tokens=0)
+  batch = _batch(shape, TWO_IMAGES, ONE_IMAGE)
+  h = heads(2, shape.slots)
+  causal = np.tril(np.ones((shape.slots,) * 2, bool))
+  real = batch.layout.role != types.Role.PAD
+  mask = (causal & real[:, None] & real[:, :, None])[:, None]
+  want = attention.attend(h.q, h.k, h.v, mask).out
+  got = _run(h, batch, shape.regions, form).out
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@form
+def test_gradients_agree_with_the_oracle(heads, small_shape, form):
+  batch = _batch(small_shape, TWO_IMAGES, EMPTY)
+  h = heads(2, small_shape.slots)
+  weight = heads(2, small_shape.slots, seed=1).q
+
+  def loss(form, q, k, v):
+    out = _run(dataclasses.replace(h, q=q, k=k, v=v), batch, 2, form).out
+    return (out * weight).sum()
+
+  grad = lambda form: jax.grad(loss, (1, 2, 3))(form, h.q, h.k, h.v)
+  for got, want in zip(grad(form), grad("masked"), strict=True):
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@form
+def test_only_selected_regions_matter(heads, small_shape, form):
+  batch = _batch(small_shape, ONE_IMAGE)
+  h = heads(1, small_shape.slots, query_heads=1, kv_heads=1)
+  last = int((batch.layout.role[0] != types.Role.PAD).sum()) - 1
+  base = _run(h, batch, 2, form)
+  chosen = np.asarray(base.members)[0, last, 0]
+  assert chosen.sum() == 2
+  for region in range(4):
+    slots = batch.region_slots[0, region]
+    slots = slots[slots >= 0]
+    v = h.v.copy()
+    v[0, slots] += 100.0
+    out = _run(dataclasses.replace(h, v=v), batch, 2, form).out
+    changed = np.abs(np.asarray(out - base.out))[0, last].max()
+    assert (changed > 1.0) == chosen[region]
+    if not chosen[region]:
+      assert changed == 0.0
+
+
+@form
+def test_causality_by_gradient(heads, small_shape, form):
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots)
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  for i in (1, 10, 30, used - 1):
+    at = lambda k, v: _run(
+      dataclasses.replace(h, k=k, v=v), batch, 2, form
+    ).out[0, i].sum()
+    for gradient in jax.grad(at, (0, 1))(jnp.array(h.k), jnp.array(h.v)):
+      reach = np.abs(np.asarray(gradient))[0].max((1, 2))
+      assert (reach[i + 1 :] == 0).all()
+    assert reach[i] > 0
+
+
+@form
+def test_a_row_does_not_depend_on_its_neighbours(heads, small_shape, form):
+  samples = (TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, EMPTY)
+  h = heads(4, small_shape.slots)
+  together = _run(h, _batch(small_shape, *samples), [3, 1, 2, 0], form).out
+  for row, (sample, k) in enumerate(
+    zip(samples, (3, 1, 2, 0), strict=True)
+  ):
+    alone = dataclasses.replace(
+      h,
+      q=h.q[row : row + 1],
+      k=h.k[row : row + 1],
+      v=h.v[row : row + 1],
+    )
+    got = _run(alone, _batch(small_shape, sample), k, form).out
+    np.testing.assert_allclose(got[0], together[row], atol=1e-6)
+
+
+@form
+def test_packing_and_branches_change_nothing(heads, small_shape, form):
+  first = layout.lay_out(ONE_IMAGE, small_shape)
+  second = layout.lay_out(
+    [layout.Unit(3, 3), layout.Text([1], 1), layout.Text([2, 3], 2)],
+    small_shape,
+  )
+  packed = layout.concatenate([first, second], small_shape)
+  batch = layout.make_batch([packed], np.zeros(()))
+  h = heads(1, small_shape.slots)
+  got = np.asarray(_run(h, batch, 1, form).out)[0]
+
+  def alone(row, slots):
+    take = lambda x: np.pad(
+      x[:, slots],
+      ((0, 0), (0, small_shape.slots - len(slots)), (0, 0), (0, 0)),
+    )
+    part = dataclasses.replace(h, q=take(h.q), k=take(h.k), v=take(h.v))
+    one = layout.make_batch([row], np.zeros(()))
+    return np.asarray(_run(part, one, 1, form).out)[0, : len(slots)]
+
+  a = np.arange(29)  # 25 visual, 2 context, 2 text
+  np.testing.assert_allclose(alone(first, a), got[a], atol=1e-6)
+  trunk = 29 + np.arange(11)  # 9 visual, 2 context
+  for text, slots in (([1], [40]), ([2, 3], [41, 42])):
+    row = layout.lay_out([layout.Unit(3, 3), layout.Text(text)], small_shape)
+    mine = np.concatenate([trunk, slots])
+    np.testing.assert_allclose(
+      alone(row, mine)[11:], got[slots], atol=1e-6
+    )
+
+
+@form
+def test_renaming_regions_permutes_their_ids_alone(heads, small_shape, form):
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots)
+  rename = np.random.default_rng(0).permutation(small_shape.regions)
+  old = batch.layout.region
+  renamed = dataclasses.replace(
+    batch,
+    layout=dataclasses.replace(
+      batch.layout, region=np.where(old >= 0, rename[old], -1)
+    ),
+    region_slots=batch.region_slots[:, np.argsort(rename)],
+  )
+  base, got = _run(h, batch, 2, form), _run(h, renamed, 2, form)
+  np.testing.assert_allclose(got.out, base.out, atol=1e-6)
+  np.testing.assert_array_equal(
+    np.asarray(got.members)[..., rename], base.members
+  )
+
+
+@form
+def test_an_override_replaces_the_scores(heads, small_shape, form):
+  batch = _batch(small_shape, ONE_IMAGE)
+  h = heads(1, small_shape.slots)
+  override = np.zeros((1, 4, small_shape.regions), np.float32)
+  override[0, np.arange(4), [3, 0, 2, 1]] = 1.0
+  got = _run(h, batch, 1, form, override=override).members
+  last = int((batch.layout.role[0] != types.Role.PAD).sum()) - 1
+  picked = np.asarray(got)[0, last].argmax(-1)
+  np.testing.assert_array_equal(picked, [3, 0, 2, 1])
+
+
+def _decode(h, batch, new, k, k_max):
+  """Decode of a row's last `new` slots, from a cache of what was before."""
+  role = batch.layout.role[0]
+  used = int((role != types.Role.PAD).sum())
+  linear = np.isin(role, (types.Role.TEXT, types.Role.CONTEXT))
+  length = np.array([linear[: used - new].sum()], np.int32)
+  query = h.q[:, used - new : used]
+  budget = np.array([k], np.int32)
+  return _Routed(*_decoded(query, h.k, h.v, batch, length, budget, k_max))
+
+
+@functools.partial(jax.jit, static_argnames="k_max")
+def _decoded(query, key, value, batch, length, budget, k_max):
+  slots = cache.linear_slots(batch.layout, 64)
+  routed = gaze.decode(
+    query,
+    cache.visual(key, value, batch.layout, batch.region_slots),
+    cache.linear(key, slots, 64),
+    cache.linear(value, slots, 64),
+    length,
+    budget,
+    k_max=k_max,
+  )
+  return routed.out, routed.members
+
+
+@pytest.mark.parametrize("sample", [TWO_IMAGES, ONE_IMAGE, TEXT_ONLY])
+@pytest.mark.parametrize("k", [0, 1, 3, 4, 5, 6, 12])
+@pytest.mark.parametrize("slack", [0, 3])
+def test_decode_is_the_parallel_form(heads, small_shape, sample, k, slack):
+  batch = _batch(small_shape, sample)
+  h = heads(1, small_shape.slots)
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  want = _run(h, batch, k, "masked")
+  got = _decode(h, batch, 2, k, k + slack)
+  np.testing.assert_allclose(got.out, want.out[:, used - 2 : used], atol=1e-5)
+  np.testing.assert_array_equal(
+    got.members, want.members[:, used - 2 : used]
+  )
+
+
+# Both fixtures are pure: sharing them between examples is safe.
+@hypothesis.settings(
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(
+  rows=st.integers(1, 5),
+  columns=st.integers(1, 5),
+  units=st.integers(0, 3),
+  k=st.integers(0, 13),
+  query_heads=st.sampled_from([2, 4, 8]),
+  seed=st.integers(0, 99),
+)
+def test_forms_agree_on_any_layout(
+  heads, small_shape, rows, columns, units, k, query_heads, seed
+):
+  sample = [layout.Text([1]), *[layout.Unit(rows, columns)] * units]
+  shape = dataclasses.replace(small_shape, slots=85)
+  batch = _batch(shape, [*sample, layout.Text([2, 3, 4])])
+  h = heads(1, shape.slots, query_heads=query_heads, seed=seed)
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  want = _run(h, batch, k, "masked")
+  for name in FORMS:
+    np.testing.assert_allclose(
+      _run(h, batch, k, name).out, want.out, atol=1e-5
+    )
+  got = _decode(h, batch, 3, k, 13)
+  np.testing.assert_allclose(got.out, want.out[:, used - 3 : used], atol=1e-5)
+
+
+def test_usage_by_hand(small_shape):
+  """One 5 x 5 image: regions of 4, 6, 6, 9 tokens, and 2 context tokens."""
+  batch = _batch(small_shape, ONE_IMAGE)
+  assert (batch.region_slots[0, :4] >= 0).sum(-1).tolist() == [4, 6, 6, 9]
+  members = np.zeros((1, small_shape.slots, 4, small_shape.regions), bool)
+  text = [27, 28]
+  members[0, text[0], :, 0] = True  # all four heads: 4 entries, 4 unique
+  members[0, text[1], [0, 1, 2, 3], [0, 1, 2, 3]] = True
+  # Second query: heads read 4, 6, 6, 9; KV heads read 4 + 6 and 6 + 9.
+  got = gaze.usage(members, batch.layout, batch.region_slots, 2)
+  np.testing.assert_allclose(got.chosen, (4 + 2) + (25 / 4 + 2))
+  np.testing.assert_allclose(got.unique, (4 + 2) + (25 / 2 + 2))
+  np.testing.assert_allclose(got.visible, 2 * 25)
+
+
+def test_bfloat16_decode_picks_the_regions_of_teacher_forcing(
+  heads, small_shape
+):
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots, dim=16)
+  half = dataclasses.replace(
+    h, **{n: jnp.asarray(getattr(h, n), jnp.bfloat16) for n in "qkv"}
+  )
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  want = _run(half, batch, 2, "chunked").members
+  got = _decode(half, batch, 3, 2, 2).members
+  np.testing.assert_array_equal(got, want[:, used - 3 : used])
+
+
+def test_masks_and_descriptors_agree_on_where_regions_end(small_shape):
+  batch = _batch(small_shape, TWO_IMAGES)
+  seen = masks.visible(batch.layout, batch.layout, np.arange(80))
+  ends = np.asarray(regions.ends(batch.region_slots))[0]
+  for i, role in enumerate(batch.layout.role[0]):
+    if role != types.Role.TEXT:
+      continue
+    for page, end in zip(batch.region_slots[0], ends, strict=True):
+      if end and end <= i:
+        assert np.asarray(seen)[0, i, page[page >= 0]].all()

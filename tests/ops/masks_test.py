@@ -1,0 +1,84 @@
+"""The visibility table, as literal matrices."""
+
+import numpy as np
+
+from gaze_jax import layout
+from gaze_jax.ops import masks
+
+SHAPE = layout.RowShape(
+  slots=12,
+  units=2,
+  unit_tokens=2,
+  regions=2,
+  region_length=2,
+  answer_slots=4,
+  region=(1, 2),
+  context_tokens=1,
+)
+
+
+def _visible(*parts):
+  row = layout.lay_out(parts, SHAPE)
+  batch = layout.make_batch([row], np.zeros(()))
+  seen = masks.visible(batch.layout, batch.layout, np.arange(SHAPE.slots))
+  return np.asarray(seen)[0].astype(int)
+
+
+def _matrix(*rows):
+  out = np.zeros((SHAPE.slots, SHAPE.slots), int)
+  for i, row in enumerate(rows):
+    cells = [int(c) for c in row.split()]
+    out[i, : len(cells)] = cells
+  return out
+
+
+def test_one_unit_between_text():
+  # t v v c t t, then padding
+  seen = _visible(layout.Text([1]), layout.Unit(1, 2), layout.Text([2, 3]))
+  np.testing.assert_array_equal(
+    seen,
+    _matrix(
+      "1",
+      "1 1",
+      "1 1 1",
+      "0 1 1 1",  # a context token sees its unit alone
+      "1 1 1 1 1",
+      "1 1 1 1 1 1",
+    ),
+  )
+
+
+def test_two_units():
+  # v v c v v c t
+  seen = _visible(layout.Unit(1, 2), layout.Unit(1, 2), layout.Text([1]))
+  np.testing.assert_array_equal(
+    seen,
+    _matrix(
+      "1",
+      "1 1",
+      "1 1 1",
+      "1 1 1 1",  # the other unit's visual and context tokens are visible
+      "1 1 1 1 1",
+      "0 0 0 1 1 1",
+      "1 1 1 1 1 1 1",
+    ),
+  )
+
+
+def test_branches_share_the_trunk_alone():
+  # t | a a | b b
+  seen = _visible(
+    layout.Text([1]), layout.Text([2, 3], 1), layout.Text([4, 5], 2)
+  )
+  np.testing.assert_array_equal(
+    seen, _matrix("1", "1 1", "1 1 1", "1 0 0 1", "1 0 0 1 1")
+  )
+
+
+def test_packed_samples_never_see_each_other():
+  rows = [layout.lay_out([layout.Text([1, 2])], SHAPE)] * 2
+  batch = layout.make_batch([layout.concatenate(rows, SHAPE)], np.zeros(()))
+  seen = masks.visible(batch.layout, batch.layout, np.arange(SHAPE.slots))
+  np.testing.assert_array_equal(
+    np.asarray(seen)[0].astype(int), _matrix("1", "1 1", "0 0 1", "0 0 1 1")
+  )
