@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import logging as py_logging
 import os
 import pathlib
 import signal
@@ -134,10 +135,11 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; flags start with --")
   logging.set_verbosity(logging.WARNING)  # orbax logs each phase of a save
-  # ... and the traceback of an error that it raises as well.
+  # ... and the tracebacks of all its tasks when one fails; it is raised too.
   logging.get_absl_logger().addFilter(
     lambda record: "orbax" not in pathlib.Path(record.pathname).parts
   )
+  py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
   sys.unraisablehook = _unraisable
   try:
     function()

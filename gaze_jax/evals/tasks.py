@@ -121,8 +121,6 @@ def splits(
     config.model.projector,
     position_grid=config.model.projector.position_grid or vision.grid,
   )
-  model = dataclasses.replace(
-    config.model, vision=bigger, projector=projector
-  )
+  model = dataclasses.replace(config.model, vision=bigger, projector=projector)
   larger = dataclasses.replace(config, data=data, model=model)
   return {"new": config, "held_out_pairs": config, "larger": larger}
