@@ -1,6 +1,6 @@
 """EmojiScenes on two CPU cores in minutes, with a real frozen ViT-S/14.
 
-  python launch/train.py --config=configs/emoji_tiny.py --workdir=out/emoji_tiny
+python launch/train.py --config=configs/emoji_tiny.py --workdir=out/emoji_tiny
 """
 
 from ml_collections import ConfigDict
@@ -40,10 +40,10 @@ def get_config() -> ConfigDict:
         gaze=dict(region=(3, 3), top_k=3, context_tokens=4),
       ),
       data=dict(
-        samples=5000, questions=16, sequence_length=416, answer_slots=64
+        samples=4000, questions=16, sequence_length=416, answer_slots=64
       ),
       train=dict(
-        steps=900,
+        steps=600,
         batch_size=16,
         optimizer="muon",
         learning_rate=0.02,

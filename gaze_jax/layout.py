@@ -295,11 +295,14 @@ class _Row:
         f"a row of at least {stop} slots, the limit is {self.shape.slots}"
         " (data.sequence_length)"
       )
-    columns = dict(
-      segment=self.segments,
-      branch=self.branch,
-      position=self.position + np.arange(n),
-    ) | columns
+    columns = (
+      dict(
+        segment=self.segments,
+        branch=self.branch,
+        position=self.position + np.arange(n),
+      )
+      | columns
+    )
     for name, values in columns.items():
       self.columns[name][self.slots : stop] = values
     self.slots = stop

@@ -107,9 +107,7 @@ class Decoder(nn.Module):
     angles = rope.angles(position, c.head_dim, c.rope_theta)
     layer = Layer
     if c.remat != "none":
-      layer = nn.remat(
-        Layer, policy=_POLICIES[c.remat], prevent_cse=not c.scan
-      )
+      layer = nn.remat(Layer, policy=_POLICIES[c.remat], prevent_cse=not c.scan)
     scanned = nn.scan(
       layer,
       variable_axes={"params": 0},

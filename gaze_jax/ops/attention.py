@@ -51,8 +51,11 @@ def attend(
 
 
 def softmax(
-  logits: types.Float[types.Array, "*rows Y"], mask: types.Bool[types.Array, "*#rows #Y"]
-) -> tuple[types.Float[types.Array, "*rows Y"], types.Float[types.Array, "*rows"]]:
+  logits: types.Float[types.Array, "*rows Y"],
+  mask: types.Bool[types.Array, "*#rows #Y"],
+) -> tuple[
+  types.Float[types.Array, "*rows Y"], types.Float[types.Array, "*rows"]
+]:
   """Softmax over the last axis under a mask, and its log-sum-exp.
 
   Args:

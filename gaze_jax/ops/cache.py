@@ -1,8 +1,8 @@
 """The decode cache: built from a prefilled row, grown a few tokens a step.
 
-  row      t0 v0 v1 v2 v3 c0 t1 t2 PAD
-  visual   pages of regions: [v0 v1] [v2 v3], never touched again
-  linear   t0 c0 t1 t2 .  .  .         length = 4, new tokens go to slot 4
+row      t0 v0 v1 v2 v3 c0 t1 t2 PAD
+visual   pages of regions: [v0 v1] [v2 v3], never touched again
+linear   t0 c0 t1 t2 .  .  .         length = 4, new tokens go to slot 4
 """
 
 import jax
@@ -36,14 +36,14 @@ def linear_slots(
   Returns:
     int32 [B, min(capacity, S)].
   """
-  text = (layout.role == types.Role.TEXT) | (
-    layout.role == types.Role.CONTEXT
-  )
+  text = (layout.role == types.Role.TEXT) | (layout.role == types.Role.CONTEXT)
   return jnp.argsort(~text, axis=1, stable=True)[:, :capacity]
 
 
 def linear(
-  x: types.Float[types.Array, "B S H D"], slots: types.Int[types.Array, "B Y"], capacity: int
+  x: types.Float[types.Array, "B S H D"],
+  slots: types.Int[types.Array, "B Y"],
+  capacity: int,
 ) -> types.Float[types.Array, "B H capacity D"]:
   """Keys or values [B, S, H, D] at `slots`, padded to [B, H, capacity, D]."""
   taken = jnp.take_along_axis(x, slots[:, :, None, None], axis=1)

@@ -70,9 +70,7 @@ def parallel(
   parts = []
   for start in range(0, s, step):
     stop = min(start + step, s)
-    parts.append(
-      _rows(query, key, value, layout, table, budget, start, stop)
-    )
+    parts.append(_rows(query, key, value, layout, table, budget, start, stop))
   return Routed(
     out=jnp.concatenate([p.out for p in parts], axis=1),
     members=jnp.concatenate([p.members for p in parts], axis=1),
@@ -188,9 +186,10 @@ def usage(
     regions.ends(region_slots),
   )
   routed = (layout.role == types.Role.TEXT) & open_.any(-1)  # [B, X]
-  context = masks.visible(layout, layout, slots) & (
-    layout.role == types.Role.CONTEXT
-  )[:, None]
+  context = (
+    masks.visible(layout, layout, slots)
+    & (layout.role == types.Role.CONTEXT)[:, None]
+  )
   context = context.sum(-1).astype(jnp.float32)  # [B, X]
   read = lambda m: jnp.einsum("bxnr,br->bxn", m.astype(jnp.float32), size)
   chosen = read(members).mean(-1) + context

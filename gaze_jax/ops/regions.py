@@ -20,7 +20,8 @@ def one_hot(
 
 
 def mean_keys(
-  key: types.Float[types.Array, "B Y H D"], members: types.Float[types.Array, "B R Y"]
+  key: types.Float[types.Array, "B Y H D"],
+  members: types.Float[types.Array, "B R Y"],
 ) -> types.Float[types.Array, "B H R D"]:
   """Descriptor of each region: the mean of its keys (METHOD.md section 1).
 
@@ -41,7 +42,9 @@ def mean_keys(
   return total / jnp.maximum(count, 1.0)[:, None, :, None]
 
 
-def ends(region_slots: types.Int[types.Array, "B R L"]) -> types.Int[types.Array, "B R"]:
+def ends(
+  region_slots: types.Int[types.Array, "B R L"],
+) -> types.Int[types.Array, "B R"]:
   """int32 [B, R], the slot after each region's last token; 0 if it has none.
 
   Args:
@@ -51,7 +54,8 @@ def ends(region_slots: types.Int[types.Array, "B R L"]) -> types.Int[types.Array
 
 
 def segments(
-  segment: types.Int[types.Array, "B S"], region_slots: types.Int[types.Array, "B R L"]
+  segment: types.Int[types.Array, "B S"],
+  region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Int[types.Array, "B R"]:
   """int32 [B, R], the segment that each region lies in; -1 if it is empty."""
   first = region_slots[..., 0]
@@ -60,7 +64,8 @@ def segments(
 
 
 def pages(
-  x: types.Float[types.Array, "B S H D"], region_slots: types.Int[types.Array, "B R L"]
+  x: types.Float[types.Array, "B S H D"],
+  region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Float[types.Array, "B H R L D"]:
   """Copies keys or values into region-major pages.
 

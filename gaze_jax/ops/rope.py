@@ -8,7 +8,9 @@ from gaze_jax import types
 
 def angles(
   position: types.Int[types.Array, "B X"], head_dim: int, theta: float
-) -> tuple[types.Float[types.Array, "B X half"], types.Float[types.Array, "B X half"]]:
+) -> tuple[
+  types.Float[types.Array, "B X half"], types.Float[types.Array, "B X half"]
+]:
   """Cosine and sine, float32 [B, X, D / 2] each, for int positions [B, X]."""
   exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
   angle = position.astype(jnp.float32)[..., None] * theta**-exponent

@@ -10,7 +10,8 @@ _PAIRWISE_REGIONS = 64
 
 
 def scores(
-  query: types.Float[types.Array, "B X Q D"], descriptors: types.Float[types.Array, "B H R D"]
+  query: types.Float[types.Array, "B X Q D"],
+  descriptors: types.Float[types.Array, "B H R D"],
 ) -> types.Float[types.Array, "B X Q R"]:
   """Score of each region: the mean logit of its keys.
 
@@ -109,6 +110,4 @@ def select(
   _, ids = jax.lax.top_k(score, k_max)  # equal scores: the lower id first
   count = jnp.minimum(available_.sum(axis=-1), budget[:, None])
   valid = jnp.arange(k_max) < count[:, :, None, None]
-  return types.Selection(
-    ids=ids, valid=jnp.broadcast_to(valid, ids.shape)
-  )
+  return types.Selection(ids=ids, valid=jnp.broadcast_to(valid, ids.shape))

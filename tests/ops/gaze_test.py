@@ -179,9 +179,9 @@ def test_causality_by_gradient(heads, small_shape, form):
   h = heads(1, small_shape.slots)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   for i in (1, 10, 30, used - 1):
-    at = lambda k, v: _run(
-      dataclasses.replace(h, k=k, v=v), batch, 2, form
-    ).out[0, i].sum()
+    at = lambda k, v: (
+      _run(dataclasses.replace(h, k=k, v=v), batch, 2, form).out[0, i].sum()
+    )
     for gradient in jax.grad(at, (0, 1))(jnp.array(h.k), jnp.array(h.v)):
       reach = np.abs(np.asarray(gradient))[0].max((1, 2))
       assert (reach[i + 1 :] == 0).all()
@@ -193,9 +193,7 @@ def test_a_row_does_not_depend_on_its_neighbours(heads, small_shape, form):
   samples = (TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, EMPTY)
   h = heads(4, small_shape.slots)
   together = _run(h, _batch(small_shape, *samples), [3, 1, 2, 0], form).out
-  for row, (sample, k) in enumerate(
-    zip(samples, (3, 1, 2, 0), strict=True)
-  ):
+  for row, (sample, k) in enumerate(zip(samples, (3, 1, 2, 0), strict=True)):
     alone = dataclasses.replace(
       h,
       q=h.q[row : row + 1],
@@ -233,9 +231,7 @@ def test_packing_and_branches_change_nothing(heads, small_shape, form):
   for text, slots in (([1], [40]), ([2, 3], [41, 42])):
     row = layout.lay_out([layout.Unit(3, 3), layout.Text(text)], small_shape)
     mine = np.concatenate([trunk, slots])
-    np.testing.assert_allclose(
-      alone(row, mine)[11:], got[slots], atol=1e-6
-    )
+    np.testing.assert_allclose(alone(row, mine)[11:], got[slots], atol=1e-6)
 
 
 @form
@@ -306,9 +302,7 @@ def test_decode_is_the_parallel_form(heads, small_shape, sample, k, slack):
   want = _run(h, batch, k, "masked")
   got = _decode(h, batch, 2, k, k + slack)
   np.testing.assert_allclose(got.out, want.out[:, used - 2 : used], atol=1e-5)
-  np.testing.assert_array_equal(
-    got.members, want.members[:, used - 2 : used]
-  )
+  np.testing.assert_array_equal(got.members, want.members[:, used - 2 : used])
 
 
 # Both fixtures are pure: sharing them between examples is safe.
@@ -333,9 +327,7 @@ def test_forms_agree_on_any_layout(
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, k, "masked")
   for name in FORMS:
-    np.testing.assert_allclose(
-      _run(h, batch, k, name).out, want.out, atol=1e-5
-    )
+    np.testing.assert_allclose(_run(h, batch, k, name).out, want.out, atol=1e-5)
   got = _decode(h, batch, 3, k, 13)
   np.testing.assert_allclose(got.out, want.out[:, used - 3 : used], atol=1e-5)
 

@@ -11,9 +11,7 @@ def test_half_split_rotation_by_hand():
   np.testing.assert_allclose(cosine[0, 0], np.cos([1.0, 1.0]), rtol=1e-6)
   quarter = (np.zeros((1, 1, 2), np.float32), np.ones((1, 1, 2), np.float32))
   x = np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 1, 4)
-  np.testing.assert_allclose(
-    rope.rotate(x, *quarter)[0, 0, 0], [-3, -4, 1, 2]
-  )
+  np.testing.assert_allclose(rope.rotate(x, *quarter)[0, 0, 0], [-3, -4, 1, 2])
   assert sine.shape == (1, 1, 2)
 
 
@@ -26,6 +24,7 @@ def test_frequencies_by_hand():
 
 def test_logits_depend_on_the_distance_alone(heads):
   h = heads(1, 1, query_heads=1, kv_heads=1)
+
   def logit(i, j):
     q = rope.rotate(h.q, *rope.angles(np.array([[i]]), 8, 1e4))
     k = rope.rotate(h.k, *rope.angles(np.array([[j]]), 8, 1e4))

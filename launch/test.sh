@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs the whole suite in its own virtual environment; arguments go to pytest.
+#
+#   bash launch/test.sh                                    everything but slow
+#   bash launch/test.sh -m slow                            the slow checks
+#   PYTHON=python3.12 GAZE_VENV=.venv312 bash launch/test.sh   newer JAX
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$repository"
+echo "== ruff"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+echo "== pytest"
+if [[ $# -eq 0 ]]; then set -- -m "not slow"; fi
+exec "$python" -m pytest -q "$@"
