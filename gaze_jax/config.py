@@ -173,7 +173,7 @@ class EvalConfig:
   """What launch/eval.py runs."""
 
   canvases: int = 160  # of the main split; each asks data.questions
-  other_canvases: int = 48  # of each other split
+  other_canvases: int = 32  # of each other split
   budgets: tuple[int, ...] = (1, 2, 3, 4, 8)  # K, each from the one checkpoint
   batch_size: int = 32
 

@@ -22,7 +22,7 @@ echo "== evaluating"
 
 echo "== one question about a scene that was never trained on"
 question="$("$python" launch/scene.py --config=configs/emoji_tiny.py \
-  --split=new --index=3 --kind=where --out="$out/scene.png")"
+  --split=new --index=3 --kind=what --out="$out/scene.png")"
 echo "$question"
 "$python" launch/generate.py --workdir="$out/run" --image="$out/scene.png" \
   --question="$question" --out="$out/gaze.png"

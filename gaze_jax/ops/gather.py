@@ -1,6 +1,5 @@
 """Decode attention over gathered regions: the static top-k form."""
 
-import jax
 import jax.numpy as jnp
 
 from gaze_jax import types

@@ -24,7 +24,7 @@ from gaze_jax.ops import routing
 
 @dataclasses.dataclass(frozen=True)
 class Routed:
-  """Attributes: `out` [B, X, Q, D]; `members` bool [B, X, Q, R], regions read."""
+  """`out` [B, X, Q, D], and `members` bool [B, X, Q, R]: the regions read."""
 
   out: types.Leaf
   members: types.Leaf
@@ -145,21 +145,35 @@ def decode(
   r = visual.valid.shape[1]
   open_ = jnp.broadcast_to(visual.valid.any(-1)[:, None], (b, x, r))
   score = _scores(query, visual.descriptors, override)
-  selection = routing.select(score, open_, budget, k_max)
   seen = jnp.arange(key.shape[2]) <= (
     length[:, None, None] + jnp.arange(x)[:, None]
   )
   linear = attention.attend(
     query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), seen[:, None]
   )
-  if selection.ids.shape[-1] == 0:
+  if k_max == 0:
     return Routed(out=linear.out, members=jnp.zeros((b, x, q, r), bool))
-  looked = gather.attend_selected(query, visual, selection)
-  hits = jax.nn.one_hot(selection.ids, r, dtype=bool)
-  return Routed(
-    out=merge.merge(looked, linear).out,
-    members=(hits & selection.valid[..., None]).any(axis=-2),
-  )
+  if k_max >= r:
+    members = routing.members(score, open_, budget)
+    looked = _in_place(query, visual, members)
+  else:
+    selection = routing.select(score, open_, budget, k_max)
+    looked = gather.attend_selected(query, visual, selection)
+    hits = jax.nn.one_hot(selection.ids, r, dtype=bool)
+    members = (hits & selection.valid[..., None]).any(axis=-2)
+  return Routed(out=merge.merge(looked, linear).out, members=members)
+
+
+def _in_place(query, visual: types.VisualCache, members) -> types.Attended:
+  """Attention over all pages under a mask, for when all may be read.
+
+  Nothing is copied, which makes this the dense step that gaze is timed against.
+  """
+  b, h, r, l, d = visual.k.shape
+  rows = lambda page: page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
+  mask = members[..., None] & visual.valid[:, None, None]
+  mask = mask.reshape(*members.shape[:3], r * l).transpose(0, 2, 1, 3)
+  return attention.attend(query, rows(visual.k), rows(visual.v), mask)
 
 
 def usage(

@@ -1,6 +1,5 @@
 """Who sees whom, before routing (METHOD.md section 4)."""
 
-import jax
 import jax.numpy as jnp
 
 from gaze_jax import types

@@ -1,6 +1,5 @@
 """Rotary position embedding, half-split as in Llama and Qwen."""
 
-import jax
 import jax.numpy as jnp
 
 from gaze_jax import types

@@ -8,11 +8,11 @@ import dataclasses
 import functools
 
 import hypothesis
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from gaze_jax import layout
 from gaze_jax import types
@@ -179,7 +179,7 @@ def test_causality_by_gradient(heads, small_shape, form):
   h = heads(1, small_shape.slots)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   for i in (1, 10, 30, used - 1):
-    at = lambda k, v: (
+    at = lambda k, v, i=i: (
       _run(dataclasses.replace(h, k=k, v=v), batch, 2, form).out[0, i].sum()
     )
     for gradient in jax.grad(at, (0, 1))(jnp.array(h.k), jnp.array(h.v)):

@@ -1,9 +1,9 @@
 """Scores, ranks and choices, by hand and by exhaustive comparison."""
 
 import hypothesis
-from hypothesis import strategies as st
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from gaze_jax.ops import routing
 

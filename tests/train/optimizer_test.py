@@ -79,3 +79,39 @@ def test_only_matrices_decay():
   assert (np.asarray(after.pop("kernel")) < 1).all()
   for name, value in after.items():
     np.testing.assert_array_equal(value, 1.0, err_msg=name)
+
+
+def test_muon_takes_each_matrix_of_each_layer_and_adam_the_rest():
+  """Muon's update has equal singular values; Adam's first one equal entries."""
+  config = config_lib.TrainConfig(
+    optimizer="muon",
+    warmup_steps=0,
+    learning_rate=0.5,
+    adam_share=0.1,
+    weight_decay=0.0,
+    clip_norm=1e9,
+  )
+  shapes = {
+    "query": (2, 12, 3, 4),  # layers, embed, heads, head_dim
+    "out": (2, 3, 4, 12),  # layers, heads, head_dim, embed
+    "gate": (2, 12, 12),
+    "linear_1": (12, 12),
+  }
+  rng = np.random.default_rng(0)
+  # Layers with gradients a thousand times apart: no matrix sees another's.
+  grads = {k: {"weight": rng.normal(size=s)} for k, s in shapes.items()}
+  for name in ("query", "out", "gate"):
+    grads[name]["weight"][1] *= 1e3
+  grads["norm"] = {"scale": rng.normal(size=12)}
+  grads["top"] = {"embedding": rng.normal(size=(7, 12))}
+  grads = jax.tree.map(jnp.float32, grads)
+  chain = optimizer.make(config)
+  updates, _ = chain.update(grads, chain.init(grads), grads)
+  for name in shapes:
+    update = np.asarray(updates[name]["weight"]).reshape(-1, 12, 12)
+    for matrix in update:
+      # Newton-Schulz brings every singular value into about 0.7 .. 1.2.
+      singular = np.linalg.svd(matrix, compute_uv=False) / 0.5
+      assert 0.5 < singular.min() and singular.max() < 1.5, name
+  for leaf in (updates["norm"]["scale"], updates["top"]["embedding"]):
+    np.testing.assert_allclose(np.abs(leaf), 0.05, rtol=1e-4)

@@ -1,0 +1,278 @@
+"""The model's two forms are one function, and its parameters are named."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.models import mllm
+from gaze_jax.models import projector
+
+CONFIG = config_lib.ModelConfig(
+  vision=config_lib.VisionConfig(
+    image_size=70,
+    patch_size=14,
+    width=16,
+    depth=1,
+    heads=2,
+    mlp_dim=16,
+    position_grid=5,
+  ),
+  projector=config_lib.ProjectorConfig(positions="row_column"),
+  decoder=config_lib.DecoderConfig(
+    vocab_size=64,
+    width=32,
+    depth=3,
+    query_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_dim=48,
+    embedding_std=1.0,  # tokens that differ
+  ),
+  gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=3, top_k=2),
+)
+SHAPE = layout.RowShape(
+  slots=96,
+  units=3,
+  unit_tokens=25,
+  regions=27,
+  region_length=4,
+  answer_slots=8,
+  region=(2, 2),
+  context_tokens=3,
+)
+# Prompts of every mix; each is asked to go on with ANSWER.
+PROMPTS = {
+  "one image": [layout.Text([1]), layout.Unit(5, 5), layout.Text([2, 3])],
+  "odd grids": [
+    layout.Unit(3, 5),
+    layout.Text([4]),
+    layout.Unit(5, 2),
+    layout.Unit(1, 1),
+    layout.Text([5, 6, 7]),
+  ],
+  "text only": [layout.Text([8, 9, 10])],
+  "image last": [layout.Text([11, 12]), layout.Unit(4, 4)],
+}
+ANSWER = [20, 21, 22, 23, 24]
+
+
+@pytest.fixture(scope="module")
+def params():
+  make = jax.jit(mllm.init, static_argnums=0)
+  return nn.meta.unbox(make(CONFIG, jax.random.key(0)))
+
+
+def _batch(samples, seed=0, features=False):
+  rng = np.random.default_rng(seed)
+  tail = (25, 16) if features else (70, 70, 3)
+  images = rng.normal(size=(len(samples), 3, *tail)).astype(np.float32)
+  rows = [layout.lay_out(parts, SHAPE) for parts in samples]
+  return layout.make_batch(rows, images)
+
+
+def _take(batch, row):
+  return jax.tree.map(lambda x: x[row : row + 1], batch)
+
+
+_apply = jax.jit(mllm.apply, static_argnames="config")
+_prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
+_extend = jax.jit(mllm.extend, static_argnames=("config", "k_max"))
+
+
+def _teacher(params, prompts, k, config=CONFIG):
+  """Logits float32 [B, 5, V] for each answer token, and regions read."""
+  samples = [[*p, layout.Text(ANSWER, question=0)] for p in prompts]
+  batch = _batch(samples)
+  budget = np.full(len(prompts), k, np.int32)
+  out = _apply(params, config, batch, budget)
+  return np.asarray(out.logits)[:, :5], np.asarray(out.chosen)[:, :, :5]
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 27])
+def test_decode_is_teacher_forcing_on_every_mix(params, k):
+  prompts = list(PROMPTS.values())
+  want, want_chosen = _teacher(params, prompts, k)
+  budget = np.full(len(prompts), k, np.int32)
+  cache, logits, chosen = _prefill(
+    params, CONFIG, _batch(prompts), budget, capacity=64
+  )
+  np.testing.assert_allclose(logits, want[:, 0], atol=1e-5)
+  np.testing.assert_array_equal(chosen, want_chosen[:, :, 0])
+  for i, token in enumerate(ANSWER[:-1]):
+    tokens = np.full((len(prompts), 1), token, np.int32)
+    cache, logits, chosen = _extend(
+      params, CONFIG, cache, tokens, budget, k_max=k
+    )
+    np.testing.assert_allclose(logits[:, 0], want[:, i + 1], atol=1e-5)
+    np.testing.assert_array_equal(chosen[:, :, 0], want_chosen[:, :, i + 1])
+
+
+def test_several_new_tokens_at_once_are_one_after_the_other(params):
+  prompts = list(PROMPTS.values())
+  want, _ = _teacher(params, prompts, 2)
+  budget = np.full(len(prompts), 2, np.int32)
+  cache, _, _ = _prefill(params, CONFIG, _batch(prompts), budget, capacity=64)
+  tokens = np.tile(np.array(ANSWER[:-1], np.int32), (len(prompts), 1))
+  _, logits, _ = _extend(params, CONFIG, cache, tokens, budget, k_max=2)
+  np.testing.assert_allclose(logits, want[:, 1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_row_alone_is_the_row_in_a_batch(params, name):
+  prompts = list(PROMPTS.values())
+  row = list(PROMPTS).index(name)
+  batch = _batch(prompts)
+  budget = np.full(len(prompts), 2, np.int32)
+  _, together, _ = _prefill(params, CONFIG, batch, budget, capacity=64)
+  _, alone, _ = _prefill(
+    params, CONFIG, _take(batch, row), budget[:1], capacity=64
+  )
+  np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+
+
+def test_a_question_in_a_branch_is_a_question_alone(params):
+  image = [layout.Text([1]), layout.Unit(5, 5)]
+  asked = [([2, 3], [20, 21]), ([4], [22]), ([5, 6, 7], [23, 24])]
+  packed = list(image)
+  for i, (question, answer) in enumerate(asked):
+    packed += [
+      layout.Text(question, i + 1),
+      layout.Text(answer, i + 1, question=i),
+    ]
+  together = _batch([packed])
+  out = _apply(params, CONFIG, together, np.array([2], np.int32)).logits
+  for i, (question, answer) in enumerate(asked):
+    row = [*image, layout.Text(question), layout.Text(answer, question=0)]
+    alone = _apply(params, CONFIG, _batch([row]), np.array([2], np.int32))
+    mine = np.asarray(out)[0, together.answer_of[0] == i]
+    np.testing.assert_allclose(alone.logits[0, : len(answer)], mine, atol=1e-5)
+
+
+def _variant(**decoder):
+  changed = dataclasses.replace(CONFIG.decoder, **decoder)
+  return dataclasses.replace(CONFIG, decoder=changed)
+
+
+def _loss_and_grad(params, config):
+  batch = _batch([[*PROMPTS["one image"], layout.Text(ANSWER, question=0)]])
+
+  def loss(p):
+    out = mllm.apply(p, config, batch, np.array([2], np.int32))
+    return (out.logits**2).mean()
+
+  step = jax.jit(jax.value_and_grad(loss))
+  return step(params), step.lower(params).as_text()
+
+
+@pytest.mark.parametrize(
+  "decoder",
+  [
+    dict(scan=False),
+    dict(remat="full"),
+    dict(remat="dots"),
+    dict(remat="full", scan=False),
+  ],
+)
+def test_scan_and_remat_change_the_program_and_not_the_result(params, decoder):
+  (want, want_grad), base = _loss_and_grad(params, CONFIG)
+  (got, got_grad), text = _loss_and_grad(params, _variant(**decoder))
+  assert text != base
+  if "remat" in decoder:
+    assert text.count("dot_general") > base.count("dot_general")
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  for a, b in zip(
+    jax.tree.leaves(got_grad), jax.tree.leaves(want_grad), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_masked_and_chunked_models_agree(params):
+  gaze = dataclasses.replace(CONFIG.gaze, implementation="masked")
+  masked = dataclasses.replace(CONFIG, gaze=gaze)
+  prompts = list(PROMPTS.values())
+  want, _ = _teacher(params, prompts, 2, masked)
+  got, _ = _teacher(params, prompts, 2)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_features_take_the_place_of_pixels(params):
+  prompt = PROMPTS["one image"]
+  pixels = _batch([[*prompt, layout.Text(ANSWER, question=0)]])
+  model = mllm.MLLM(CONFIG)
+  features = model.apply({"params": params}, pixels.images, method="features")
+  cached = dataclasses.replace(pixels, images=features)
+  budget = np.array([2], np.int32)
+  without = {k: v for k, v in params.items() if k != "vision"}
+  want = _apply(params, CONFIG, pixels, budget).logits
+  got = _apply(without, CONFIG, cached, budget).logits
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_batch_of_padding_is_finite_in_value_and_gradient(params):
+  batch = _batch([[]])
+
+  def loss(p):
+    return mllm.apply(p, CONFIG, batch, np.array([0], np.int32)).logits.sum()
+
+  value, grad = jax.jit(jax.value_and_grad(loss))(params)
+  assert np.isfinite(value)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grad))
+
+
+def test_bfloat16_stays_near_float32_and_keeps_float32_logits(params):
+  half = _variant(dtype="bfloat16")
+  prompts = list(PROMPTS.values())
+  want, _ = _teacher(params, prompts, 27)
+  got, _ = _teacher(params, prompts, 27, half)
+  assert got.dtype == np.float32
+  relative = np.linalg.norm(got - want) / np.linalg.norm(want)
+  assert 0 < relative < 0.05
+
+
+def test_every_parameter_has_a_logical_name_for_each_axis():
+  boxed = jax.eval_shape(
+    lambda: mllm.init(_variant(tied=False), jax.random.key(0))
+  )
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
+  assert len(leaves) > 20
+  for path, leaf in leaves:
+    assert is_box(leaf), path
+    assert len(leaf.names) == leaf.value.ndim, path
+    assert all(isinstance(n, str) for n in leaf.names), path
+  layers = boxed["decoder"]["layers"]["query"]["weight"]
+  assert layers.names == ("layers", "embed", "heads", "head_dim")
+
+
+def test_untied_head_has_its_own_weights():
+  make = jax.jit(mllm.init, static_argnums=0)
+  untied = nn.meta.unbox(make(_variant(tied=False), jax.random.key(0)))
+  assert untied["decoder"]["head"]["weight"].shape == (32, 64)
+
+
+def test_larger_grids_stretch_the_position_tables():
+  """A 2-entry table on 4 cells, by hand: ends kept, quarters between."""
+  np.testing.assert_allclose(
+    projector._stretch(2, 4) @ np.array([0.0, 1.0]), [0, 0.25, 0.75, 1]
+  )
+
+
+def test_roles_choose_what_enters_the_decoder(params):
+  batch = _batch([PROMPTS["one image"]])
+  x = mllm.MLLM(CONFIG).apply({"params": params}, batch, method="embed")
+  role = batch.layout.role[0]
+  table = np.asarray(params["decoder"]["embedding"])
+  np.testing.assert_allclose(x[0, 0], table[1], rtol=1e-6)
+  context = np.asarray(params["projector"]["context"])
+  np.testing.assert_allclose(
+    x[0, role == types.Role.CONTEXT], context, rtol=1e-6
+  )
+  assert not np.any(np.asarray(x)[0, role == types.Role.PAD])
+  assert jnp.abs(x[0, role == types.Role.VISUAL]).min() > 0
