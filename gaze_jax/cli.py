@@ -112,7 +112,7 @@ def _load(path: pathlib.Path) -> config_lib.Config:
     ) from error
   finally:
     del sys.path[0]
-  return config_lib.from_config_dict(raw)
+  return config_lib.parse(raw)
 
 
 def _paths(table: dict, path: str = "") -> set[str]:

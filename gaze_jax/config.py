@@ -197,11 +197,16 @@ def from_config_dict(
     ConfigError: an unknown key (with what was probably meant), a wrong type,
       a value outside its choices, or a combination that makes no sense.
   """
-  if isinstance(raw, config_dict.ConfigDict):
-    raw = raw.to_dict()
-  config = _read(Config, raw, "")
+  config = parse(raw)
   _check(config)
   return config
+
+
+def parse(raw: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
+  """As `from_config_dict`, but for combinations: overrides may still come."""
+  if isinstance(raw, config_dict.ConfigDict):
+    raw = raw.to_dict()
+  return _read(Config, raw, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from absl import flags
 from gaze_jax import cli
 from gaze_jax.data import images
 from gaze_jax.decode import overlay
+from gaze_jax.decode import trace
 from gaze_jax.evals import answer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
@@ -28,6 +29,9 @@ def main() -> None:
   picked = [cli.whole_numbers(f) for f in (_LAYERS, _HEADS)]
   overlay.check_name(_OUT.value)
   model = answer.load(pathlib.Path(_WORKDIR.value))
+  decoder = model.config.model.decoder
+  trace.within(picked[0], decoder.depth, "layer")
+  trace.within(picked[1], decoder.query_heads, "head")
   image = images.decode(_IMAGE.value, model.config.data.max_pixels)
   reply = answer.Answer(
     model,

@@ -110,7 +110,7 @@ def test_errors_of_generate_and_eval(workdir, files, tmp_path):
     (gen(layers="0,7"), "no layer 7: the model has layers 0 to 1"),
     (gen(heads="x"), "--heads=x: give whole numbers"),
     (gen(out=files / "gaze.foo"), ".foo is not a format of pictures"),
-    (gen(out=files / "nowhere" / "gaze.png"), "No such file or directory"),
+    (gen(out=files / "nowhere" / "gaze.png"), "there is no folder"),
     (gen(top_k=-1), "top_k"),
     (gen(max_tokens=0), "max_tokens"),
     (gen(workdir=tmp_path / "missing"), "no checkpoints here; train first"),
@@ -124,6 +124,21 @@ def test_errors_of_generate_and_eval(workdir, files, tmp_path):
   for result, (_, says) in zip(results, cases, strict=True):
     assert says in one_line(result)
   assert not list(files.glob("gaze*")) and not list(empty.iterdir())
+
+
+def test_scene_draws_a_canvas_and_asks_about_it(tiny_config_file, tmp_path):
+  command = ["launch/scene.py", f"--config={tiny_config_file}"]
+  picture = tmp_path / "scene.png"
+  code, out, lines = run(*command, f"--out={picture}", "--kind=count")
+  assert code == 0, lines
+  assert out.startswith("how many ")
+  with Image.open(picture) as image:
+    assert image.mode == "RGB"
+  gone = tmp_path / "gone.png"
+  for flag, says in (("--index=999", "has"), ("--kind=who", "questions of")):
+    result = run(*command, f"--out={gone}", flag)
+    assert says in one_line(result)
+  assert not gone.exists()
 
 
 def train(config_file, workdir, *more):

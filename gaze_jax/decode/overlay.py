@@ -24,8 +24,11 @@ def check_name(path: str) -> None:
   """Refuses a file name that no picture can be saved under.
 
   Raises:
-    errors.GazeError: its ending names no image format.
+    errors.GazeError: its ending names no image format, or its folder is not
+      there.
   """
+  if not (folder := pathlib.Path(path).parent).is_dir():
+    raise errors.GazeError(f"{path}: there is no folder {folder}")
   Image.init()
   ending = pathlib.Path(path).suffix.lower()
   if Image.EXTENSION.get(ending) not in Image.SAVE:

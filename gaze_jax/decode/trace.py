@@ -45,8 +45,8 @@ def words(
   if not steps:
     return []
   n, q, _ = steps[0].chosen.shape
-  layers = _within(layers, n, "layer")
-  heads = _within(heads, q, "head")
+  layers = within(layers, n, "layer")
+  heads = within(heads, q, "head")
   out: list[tuple[str, list[np.ndarray]]] = []
   text = ""
   waiting: list[np.ndarray] = []  # tokens that end within a character
@@ -75,7 +75,12 @@ def whole(text: str) -> str:
   return text.rstrip("\ufffd")
 
 
-def _within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:
+def within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:
+  """The layers or heads that were asked for, int [n]; all of them for None.
+
+  Raises:
+    errors.GazeError: one that the model does not have, or none at all.
+  """
   picked = np.arange(count) if chosen is None else np.asarray(chosen, int)
   wrong = [int(i) for i in picked if not 0 <= i < count]
   if wrong or not len(picked):
