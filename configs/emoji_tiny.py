@@ -23,8 +23,6 @@ def get_config() -> ConfigDict:
           positions="row_column",
           position_std=0.5,
         ),
-        # Few rotary pairs may turn fast: a name must find its picture by
-        # content, wherever it stands among 144 tokens.
         decoder=dict(
           width=128,
           depth=3,
@@ -32,7 +30,6 @@ def get_config() -> ConfigDict:
           kv_heads=2,
           head_dim=32,
           mlp_dim=256,
-          rope_theta=1e8,
           embedding_std=128**-0.5,
           embedding_scale=128**0.5,
           scan=False,
@@ -43,7 +40,7 @@ def get_config() -> ConfigDict:
         samples=4000, questions=16, sequence_length=416, answer_slots=64
       ),
       train=dict(
-        steps=600,
+        steps=500,
         batch_size=16,
         optimizer="muon",
         learning_rate=0.02,

