@@ -46,6 +46,8 @@ def get_config() -> ConfigDict:
         learning_rate=0.02,
         adam_share=0.3,
         warmup_steps=20,
+        save_every=100,
+        keep=5,
         b2=0.98,
         features="cached",
         k_schedule=dict(kind="random"),
