@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
+from gaze_jax import types
 from gaze_jax.models import layers
 from gaze_jax.ops import rope
 
 # (query [B, X, Q, D], key [B, X, H, D], value, memory) -> (out, record)
-Attend = Callable[..., tuple[jax.Array, Any]]
+Attend = Callable[..., tuple[types.Array, Any]]
 
 _POLICIES = {
   "full": None,  # keep nothing but the layer's input
@@ -34,8 +35,8 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, memory: Any, angles: tuple[jax.Array, jax.Array]
-  ) -> tuple[jax.Array, Any]:
+    self, x: types.Array, memory: Any, angles: tuple[types.Array, types.Array]
+  ) -> tuple[types.Array, Any]:
     c = self.config
     norm = lambda name, axis="embed": layers.RMSNorm(
       axis, c.norm_eps, name=name
@@ -83,14 +84,14 @@ class Decoder(nn.Module):
     if not c.tied:
       self.head = layers.Project((c.width, c.vocab_size), ("embed", "vocab"))
 
-  def embed(self, tokens: jax.Array) -> jax.Array:
+  def embed(self, tokens: types.Array) -> types.Array:
     """Token embeddings, float32 [..., E]."""
     return self.embedding[tokens] * self.config.embedding_scale
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, position: jax.Array, attend: Attend, memory: Any
-  ) -> tuple[jax.Array, Any]:
+    self, x: types.Array, position: types.Array, attend: Attend, memory: Any
+  ) -> tuple[types.Array, Any]:
     """Runs all layers.
 
     Args:
@@ -120,7 +121,7 @@ class Decoder(nn.Module):
     layers_ = scanned(c, attend, name="layers")
     return layers_(x.astype(c.dtype), memory, angles)
 
-  def logits(self, x: jax.Array) -> jax.Array:
+  def logits(self, x: types.Array) -> types.Array:
     """float32 [..., V] of hidden states [..., E]; the only way to a token."""
     x = self.final_norm(x)
     if not self.config.tied:

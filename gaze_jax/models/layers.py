@@ -6,8 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gaze_jax import types
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+
+def rms_norm(
+  x: types.Float[types.Array, "*dims E"],
+  scale: types.Float[types.Array, " E"],
+  eps: float,
+) -> types.Float[types.Array, "*dims E"]:
   """RMSNorm over the last axis; float32 inside, the dtype is kept."""
   wide = x.astype(jnp.float32)
   wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
@@ -21,7 +27,7 @@ class RMSNorm(nn.Module):
   eps: float
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: types.Array) -> types.Array:
     init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
     return rms_norm(x, scale, self.eps)
@@ -41,7 +47,7 @@ class Project(nn.Module):
   inputs: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: types.Array) -> types.Array:
     contracted = tuple(range(self.inputs))
     init = nn.initializers.variance_scaling(
       1.0,
@@ -69,7 +75,7 @@ class SwiGLU(nn.Module):
   hidden: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: types.Array) -> types.Array:
     width = x.shape[-1]
     into, out_of = (width, self.hidden), (self.hidden, width)
     gate = Project(into, ("embed", "mlp"), name="gate")(x)

@@ -38,7 +38,7 @@ class MLLM(nn.Module):
     )
     self.decoder = decoder.Decoder(c.decoder)
 
-  def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+  def __call__(self, images: types.Array, tokens: types.Array) -> types.Array:
     """Touches every parameter once; for initialisation alone."""
     features = self.features(images)
     x, _ = self.projector(features)
@@ -48,13 +48,13 @@ class MLLM(nn.Module):
     x, _ = self.decoder(x, position, skip, None)
     return self.decoder.logits(x)
 
-  def features(self, images: jax.Array) -> jax.Array:
+  def features(self, images: types.Array) -> types.Array:
     """Visual features [B, M, T, F] of pixels [B, M, height, width, 3]."""
     b, m = images.shape[:2]
     features = self.vision(images.reshape(b * m, *images.shape[2:]))
     return features.reshape(b, m, *features.shape[1:])
 
-  def embed(self, batch: types.Batch) -> jax.Array:
+  def embed(self, batch: types.Batch) -> types.Array:
     """Embeds every slot of a batch, float32 [B, S, E]."""
     images = batch.images
     features = images if images.ndim == 4 else self.features(images)
@@ -70,15 +70,15 @@ class MLLM(nn.Module):
     return jnp.where(role == types.Role.PAD, 0.0, x)
 
   def run(
-    self, x: jax.Array, position: jax.Array, attend, memory: Any
-  ) -> tuple[jax.Array, Any]:
+    self, x: types.Array, position: types.Array, attend, memory: Any
+  ) -> tuple[types.Array, Any]:
     """Runs the decoder's layers over embedded slots [B, X, E]."""
     return self.decoder(x, position, attend, memory)
 
-  def token_embeddings(self, tokens: jax.Array) -> jax.Array:
+  def token_embeddings(self, tokens: types.Array) -> types.Array:
     return self.decoder.embed(tokens)
 
-  def logits(self, x: jax.Array) -> jax.Array:
+  def logits(self, x: types.Array) -> types.Array:
     return self.decoder.logits(x)
 
 
@@ -97,9 +97,9 @@ def apply(
   params: Params,
   config: config_lib.ModelConfig,
   batch: types.Batch,
-  budget: jax.Array,
+  budget: types.Int[types.Array, " B"],
   *,
-  override: jax.Array | None = None,
+  override: types.Float[types.Array, "B Q R"] | None = None,
 ) -> types.ModelOutput:
   """The parallel form: logits at the answer slots of whole rows.
 
@@ -144,11 +144,11 @@ def prefill(
   params: Params,
   config: config_lib.ModelConfig,
   batch: types.Batch,
-  budget: jax.Array,
+  budget: types.Int[types.Array, " B"],
   *,
   capacity: int,
-  override: jax.Array | None = None,
-) -> tuple[types.DecodeCache, jax.Array, jax.Array]:
+  override: types.Float[types.Array, "B Q R"] | None = None,
+) -> tuple[types.DecodeCache, types.Array, types.Array]:
   """Reads prompts and leaves them in a cache.
 
   Args:
@@ -201,12 +201,12 @@ def extend(
   params: Params,
   config: config_lib.ModelConfig,
   cache: types.DecodeCache,
-  tokens: jax.Array,
-  budget: jax.Array,
+  tokens: types.Int[types.Array, "B X"],
+  budget: types.Int[types.Array, " B"],
   *,
   k_max: int,
-  override: jax.Array | None = None,
-) -> tuple[types.DecodeCache, jax.Array, jax.Array]:
+  override: types.Float[types.Array, "B Q R"] | None = None,
+) -> tuple[types.DecodeCache, types.Array, types.Array]:
   """The decode form: X more text tokens for every row.
 
   Args:
@@ -261,8 +261,8 @@ def extend(
 def _parallel(
   config: config_lib.GazeConfig,
   batch: types.Batch,
-  budget: jax.Array,
-  override: jax.Array | None,
+  budget: types.Int[types.Array, " B"],
+  override: types.Float[types.Array, "B Q R"] | None,
 ):
   """`gaze.parallel` of a batch, as a function of query, key and value."""
   return functools.partial(

@@ -1,11 +1,11 @@
 """From visual features to the decoder's width, and the context tokens."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import types
 
 
 class Projector(nn.Module):
@@ -24,7 +24,7 @@ class Projector(nn.Module):
   context_tokens: int
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, features: types.Array) -> tuple[types.Array, types.Array]:
     """Projects the features of square units.
 
     Args:
@@ -55,7 +55,7 @@ class Projector(nn.Module):
     )
     return x, context
 
-  def _positions(self, side: int) -> jax.Array:
+  def _positions(self, side: int) -> types.Array:
     """[T, E]; the tables stretch linearly when a unit has another grid."""
     small = nn.initializers.normal(self.config.position_std)
     shape = (self.grid, self.width)
