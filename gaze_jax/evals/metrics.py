@@ -37,7 +37,8 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
   middle = p + z * z / (2 * n)
   half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
   scale = 1 + z * z / n
-  return ((middle - half) / scale, (middle + half) / scale)
+  # Rounding can step out of [0, 1] by an ulp.
+  return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def on_target(
