@@ -131,7 +131,11 @@ def _split(
     _score_prior(prior, batch.samples, scores["prior"])
   gaze = scores["gaze"]
   return dict(
-    conditions={name: score.summary() for name, score in scores.items()},
+    conditions={
+      name: score.summary()
+      for name, score in scores.items()
+      if score.asked  # conversations have no prior
+    },
     routing_accuracy=_routing(gaze),
   )
 

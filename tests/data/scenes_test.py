@@ -131,5 +131,9 @@ def test_what_a_mask_lacks_is_covered_by_a_later_picture():
       whole[p.y - e : p.y - e + n, p.x - e : p.x - e + n] = s.mask
       cover[p.y - e : p.y - e + n, p.x - e : p.x - e + n] = s.covers
     for k, mask in enumerate(masks):
-      later = np.any(covers[k + 1 :], axis=0) if k + 1 < len(masks) else False
+      later = (
+        np.any(covers[k + 1 :], axis=0)
+        if k + 1 < len(masks)
+        else np.zeros_like(mask)
+      )
       np.testing.assert_array_equal(mask, full[k] & ~later)
