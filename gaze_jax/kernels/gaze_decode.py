@@ -1,0 +1,394 @@
+"""Decode attention over chosen pages, read straight from the cache (TPU).
+
+One step of decoding reads few regions of many. `attend_pages` takes, for each
+KV head, the list of pages that any row of its group chose, and copies exactly
+those from HBM to VMEM: no gathered copy, no page twice.
+
+  HBM   k, v   page 0 | page 1 | page 2 | ... | page R-1      one KV head
+  list  ids    [ 7 0 3 | 5 2 - ]   count = 5                  chunks of 3
+  VMEM  slots  [ 7 0 3 ] [ 5 2 0 ] [ next head's ] [ ... ]    a ring of 4
+
+* Grid (B, H). While a chunk is computed the next three are under way, also
+  over the border of two heads; past `count` nothing is copied.
+* The group's X * G query rows are one matrix, so a page is read once for all
+  of them; a row's bit in `rows` says whether it reads the page, as a mask.
+* Softmax runs online over the chunks, in float32.
+
+Wins where the pages chosen are a small part of a cache that is large beside
+the weights; loses to XLA's dense form on one image (16 regions), where each
+head waits for the latency of one copy.
+
+Pages must lie one after the other in HBM, unpadded. XLA's own layout of
+[B, H, R, L, D] does not do that (at L = 36 it puts R inside L, and a row-major
+[36, D] pads to 40 rows), so the whole cache would be copied at the call. It
+does for [B, H, R, L / t, t, D], t = `tile_rows(L, dtype)`: let the cache be
+*allocated* so, and reshape it to [B, H, R, L, D] at the call; the compiler
+sees through the pair of reshapes, and a page is one contiguous copy. D must be
+a multiple of 128 for that (a row of HBM is padded to it anyhow): a narrower
+head is stored with zeros behind it, and `query` keeps its own D.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from gaze_jax import types
+
+# A chunk of keys and values is 288 KB at D = 128 in bfloat16. Three of them on
+# the way cover about a microsecond of latency; four are 2.3 MB in float32.
+_CHUNK_TOKENS = 576
+_SLOTS = 4
+# A row is a bit of an int32.
+MAX_ROWS = 32
+_LANES = 128
+
+
+def tile_rows(tokens: int, dtype) -> int:
+  """Rows of the HBM tile that cuts a page without padding.
+
+  Args:
+    tokens: L, tokens of a page.
+    dtype: float32 or bfloat16.
+
+  Returns:
+    The largest of 8, 4, 2, 1 that divides L. For bfloat16 at least 2, as two
+    rows share a 32-bit word: an odd L is one short of a tile there.
+  """
+  return max(4 // np.dtype(dtype).itemsize, math.gcd(tokens, 8))
+
+
+def fetched_bytes(count, *, tokens: int, head_dim: int, dtype) -> int:
+  """Bytes of keys and values that `attend_pages` copies from HBM.
+
+  Args:
+    count: int [...], pages on each list, as given to `attend_pages`.
+    tokens: L, tokens of a page, filled or not.
+    head_dim: D; a row of HBM holds a multiple of 128 numbers.
+    dtype: float32 or bfloat16.
+
+  Returns:
+    2 * sum(count) * the bytes of a page as it lies in HBM.
+  """
+  tile = tile_rows(tokens, dtype)
+  rows = math.ceil(tokens / tile) * tile
+  lanes = math.ceil(head_dim / _LANES) * _LANES
+  pages = int(np.asarray(count, np.int64).sum())
+  return 2 * pages * rows * lanes * np.dtype(dtype).itemsize
+
+
+def visit_list(
+  members: types.Bool[types.Array, "B X Q R"], kv_heads: int, size: int
+) -> tuple[
+  types.Int[types.Array, "B H U"],
+  types.Int[types.Array, "B H U"],
+  types.Int[types.Array, "B H"],
+]:
+  """The pages that a KV head's rows choose, each once, lowest id first.
+
+  Args:
+    members: bool [B, X, Q, R], the regions that each query head chose.
+    kv_heads: H; X * Q / H is at most 32.
+    size: U, static length of a list; pages past it are dropped, so at least
+      min(R, X * G * K).
+
+  Returns:
+    ids, rows int32 [B, H, min(U, R)] and count int32 [B, H] for
+    `attend_pages`; entries past the count are valid ids without rows.
+  """
+  b, x, q, r = members.shape
+  group = q // kv_heads
+  if x * group > MAX_ROWS:
+    raise ValueError(f"{x * group} rows of a KV head; at most {MAX_ROWS}")
+  bit = jnp.arange(x * group, dtype=jnp.uint32).reshape(x, 1, group, 1)
+  split = members.reshape(b, x, kv_heads, group, r).astype(jnp.uint32)
+  bits = lax.bitcast_convert_type((split << bit).sum(axis=(1, 3)), jnp.int32)
+  order = jnp.sort(jnp.where(bits != 0, jnp.arange(r), r), axis=-1)[..., :size]
+  ids = jnp.minimum(order, r - 1)
+  rows = jnp.take_along_axis(bits, ids, axis=-1)
+  real = order < r
+  return ids, jnp.where(real, rows, 0), real.sum(axis=-1, dtype=jnp.int32)
+
+
+def attend_pages(
+  query: types.Float[types.Array, "B X Q D"],
+  k: types.Float[types.Array, "*N B H R L W"],
+  v: types.Float[types.Array, "*N B H R L W"],
+  length: types.Int[types.Array, "B R"],
+  ids: types.Int[types.Array, "B H U"],
+  rows: types.Int[types.Array, "B H U"],
+  count: types.Int[types.Array, "B H"],
+  *,
+  layer: types.Int[types.Array, ""] | int | None = None,
+  chunk_pages: int | None = None,
+  interpret=False,
+) -> types.Attended:
+  """Attends to the listed pages, and reads nothing else.
+
+  Args:
+    query: float32 or bfloat16 [B, X, Q, D], post-RoPE.
+    k: float32 or bfloat16 [B, H, R, L, D], or [N, B, H, R, L, D] with `layer`.
+      The last dim may be wider than D, with zeros behind D.
+    v: likewise, of the same dtype.
+    length: int32 [B, R], filled tokens of each page, which come first in it;
+      what lies behind them is never used.
+    ids: int32 [B, H, U], pages to visit, each at most once, in any order.
+    rows: int32 [B, H, U]; bit x * G + g is set where query head h * G + g of
+      new token x reads the page.
+    count: int32 [B, H], entries of the list that are real: 0 to U.
+    layer: int32 scalar, may be traced: reads layer `layer` of a stacked cache
+      in place, where slicing it first would copy a whole layer.
+    chunk_pages: pages of a chunk; None for about 576 tokens.
+    interpret: as `pl.pallas_call` takes it.
+
+  Returns:
+    `Attended` of [B, X, Q, D] in the dtype of `v`; out 0 and lse -inf for a
+    row that reads nothing.
+
+  Raises:
+    ValueError: X * G exceeds 32, k and v differ in dtype, D is wider than a
+      page, or `layer` does not fit the rank of k.
+  """
+  b, x, q, d = query.shape
+  h, r, l, wide = k.shape[-4:]
+  group, u = q // h, ids.shape[-1]
+  if x * group > MAX_ROWS:
+    raise ValueError(f"{x * group} rows of a KV head; at most {MAX_ROWS}")
+  if k.dtype != v.dtype:
+    raise ValueError(f"k is {k.dtype}, v is {v.dtype}; they must be equal")
+  if d > wide:
+    raise ValueError(f"the query's head dim is {d}, the page's {wide}")
+  if (k.ndim == 6) != (layer is not None):
+    raise ValueError(f"k has rank {k.ndim}: `layer` goes with rank 6 only")
+  if 0 in (b, x, r, l, u):
+    return types.Attended(
+      out=jnp.zeros(query.shape, v.dtype),
+      lse=jnp.full((b, x, q), -jnp.inf, jnp.float32),
+    )
+  packed = query.reshape(b, x, h, group, d).transpose(0, 2, 1, 3, 4)
+  out, lse = _call(
+    jnp.asarray(0 if layer is None else layer, jnp.int32).reshape(1),
+    count,
+    ids,
+    rows,
+    length[:, None],
+    packed.reshape(b, h, x * group, d),
+    k.reshape(-1, *k.shape[-5:]),
+    v.reshape(-1, *v.shape[-5:]),
+    pages=min(u, chunk_pages or max(1, _CHUNK_TOKENS // l)),
+    interpret=interpret,
+  )
+  unpack = lambda y: y.reshape(b, h, x, group, -1).transpose(0, 2, 1, 3, 4)
+  return types.Attended(
+    out=unpack(out).reshape(b, x, q, wide)[..., :d],
+    lse=unpack(lse).reshape(b, x, q),
+  )
+
+
+def _tiled(pages):
+  """[N, B, H, R, L, D] as [N, B, H, R, L / t, t, D]: t rows fill a tile."""
+  l, d = pages.shape[-2:]
+  t = tile_rows(l, pages.dtype)
+  if l % t:  # an odd L in bfloat16: correct, but a copy of the cache
+    pages = jnp.pad(pages, [(0, 0)] * 4 + [(0, -l % t), (0, 0)])
+  pages = pages.reshape(*pages.shape[:4], -1, t, d)
+  # Or else XLA first moves a cache that fits there to VMEM, all of it.
+  return pltpu.with_memory_space_constraint(pages, pltpu.HBM)
+
+
+@functools.partial(jax.jit, static_argnames=("pages", "interpret"))
+def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
+  """The `pallas_call`: q [B, H, X*G, D], k and v [N, B, H, R, L, W]."""
+  b, h, m, d = q.shape
+  k, v = _tiled(k), _tiled(v)
+  wide = k.shape[-1]
+  q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, wide - d)))
+  per_row = lambda x: pl.BlockSpec(
+    (None, *x.shape[1:]),
+    lambda i, j, *_: (i, 0, 0),
+    memory_space=pltpu.SMEM,
+  )
+  per_head = lambda n: pl.BlockSpec(
+    (None, None, m, n), lambda i, j, *_: (i, j, 0, 0)
+  )
+  in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+  ring = pltpu.VMEM((_SLOTS, pages, *k.shape[4:]), k.dtype)
+  return pl.pallas_call(
+    functools.partial(_kernel, scale=d**-0.5, direct=not interpret),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(b, h),
+      in_specs=[
+        *(per_row(x) for x in (ids, rows, length)),
+        per_head(wide),
+        in_hbm,
+        in_hbm,
+      ],
+      out_specs=[per_head(wide), per_head(1)],
+      scratch_shapes=[
+        ring,
+        ring,
+        pltpu.SMEM((4,), jnp.int32),
+        pltpu.SemaphoreType.DMA((_SLOTS,)),
+      ],
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct((b, h, m, wide), v.dtype),
+      jax.ShapeDtypeStruct((b, h, m, 1), jnp.float32),
+    ],
+    # Heads in order: while one is computed the next one's copies start.
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary")
+    ),
+    interpret=interpret,
+    name="gaze_decode",
+  )(layer, count, ids, rows, length, q, k, v)
+
+
+def _kernel(*refs, scale, direct):
+  """One KV head of one row; see the module's docstring."""
+  layer_ref, count_ref, ids_ref, rows_ref, length_ref, q_ref = refs[:6]
+  k_hbm, v_hbm, out_ref, lse_ref, k_ring, v_ring, ring_ref, arrived = refs[6:]
+  row, head = pl.program_id(0), pl.program_id(1)
+  slots, pages, tiles, tile, d = k_ring.shape
+  page_rows = tiles * tile
+  # What `ring_ref` holds: the chunk to start next, and how many chunks of this
+  # row were started and used.
+  next_head, next_chunk, started, used = range(4)
+
+  def chunks_of(head):
+    # At least one, so that a head without pages takes its turn as well.
+    return jnp.maximum(1, pl.cdiv(count_ref[row, head], pages))
+
+  def real_pages(head, chunk):
+    return jnp.clip(count_ref[row, head] - chunk * pages, 0, pages)
+
+  def copies(head, page, slot, j):
+    where = (layer_ref[0], row, head, page)
+    return [
+      pltpu.make_async_copy(hbm.at[where], ring.at[slot, j], arrived.at[slot])
+      for hbm, ring in ((k_hbm, k_ring), (v_hbm, v_ring))
+    ]
+
+  def start_next():
+    head, chunk = ring_ref[next_head], ring_ref[next_chunk]
+
+    @pl.when(head < pl.num_programs(1))
+    def _():
+      slot = lax.rem(ring_ref[started], slots)
+
+      @pl.loop(0, real_pages(head, chunk))
+      def _(j):
+        page = ids_ref[head, chunk * pages + j]
+        for copy in copies(head, page, slot, j):
+          copy.start()
+
+      ends = chunk + 1 == chunks_of(head)
+      ring_ref[next_head] = jnp.where(ends, head + 1, head)
+      ring_ref[next_chunk] = jnp.where(ends, 0, chunk + 1)
+      ring_ref[started] += 1
+
+  @pl.when(head == 0)
+  def _():
+    for i in range(4):
+      ring_ref[i] = 0
+    for _ in range(slots - 1):
+      start_next()
+
+  token = lax.broadcasted_iota(jnp.int32, (1, pages * page_rows), 1)
+  in_page = tile * lax.broadcasted_iota(jnp.int32, (tiles, tile, d), 0)
+  in_page += lax.broadcasted_iota(jnp.int32, (tiles, tile, d), 1)
+
+  def step(chunk, carry):
+    start_next()
+    slot, n = lax.rem(ring_ref[used], slots), real_pages(head, chunk)
+
+    @pl.loop(0, n)
+    def _(j):
+      for copy in copies(head, 0, slot, j):
+        copy.wait()
+
+    def visit(j, bits):
+      entry, first = chunk * pages + j, j * page_rows
+      end = length_ref[0, ids_ref[head, entry]]
+      mine = (token >= first) & (token < first + end)
+
+      # Values that no row may read become 0, as 0 * NaN would be NaN.
+      @pl.when(end < page_rows)
+      def _():
+        page = v_ring[slot, j]
+        v_ring[slot, j] = jnp.where(in_page < end, page, jnp.zeros_like(page))
+
+      return jnp.where(mine, rows_ref[head, entry], bits)
+
+    bits = lax.fori_loop(0, n, visit, jnp.zeros(token.shape, jnp.int32))
+
+    @pl.loop(n, pages)
+    def _(j):
+      v_ring[slot, j] = jnp.zeros(v_ring.shape[2:], v_ring.dtype)
+
+    k, v = _matrix(k_ring, slot, direct), _matrix(v_ring, slot, direct)
+    ring_ref[used] += 1
+    return _attend(q_ref[...], k, v, bits, scale, carry)
+
+  m = q_ref.shape[0]
+  nothing = jnp.full((m, 1), -jnp.inf), jnp.zeros((m, 1)), jnp.zeros((m, d))
+  peak, total, out = lax.fori_loop(0, chunks_of(head), step, nothing)
+  safe = jnp.where(total > 0, total, 1.0)
+  out_ref[...] = (out / safe).astype(out_ref.dtype)
+  lse_ref[...] = jnp.where(total > 0, peak + jnp.log(safe), -jnp.inf)
+
+
+def _matrix(ring, slot, direct):
+  """The tokens [Y, D] in a slot of a ring [slots, pages, L / t, t, D].
+
+  (8, 128) tiles lie in memory just as (t, 128) tiles do, so the matrix can be
+  loaded as it is; reshaping the loaded pages would move every tile instead.
+  bfloat16 goes as pairs of rows, which are the 32-bit words. The interpreter
+  knows no views, so there the pages are loaded and reshaped.
+  """
+  if not direct:
+    return ring[slot].reshape(-1, ring.shape[-1])
+  words = ring.bitcast(jnp.int32) if ring.dtype == jnp.bfloat16 else ring
+  rows = math.prod(words.shape[1:-1])
+  return pltpu.bitcast(
+    words.at[slot].reshape(rows, ring.shape[-1])[...], ring.dtype
+  )
+
+
+def _attend(q, k, v, bits, scale, carry):
+  """One chunk's part of an online softmax.
+
+  Args:
+    q: [X*G, D].
+    k: [Y, D], tokens of a chunk.
+    v: [Y, D].
+    bits: int32 [1, Y], the rows that see each token.
+    scale: of the logits.
+    carry: peak and total [X*G, 1], and the weighted sum [X*G, D].
+
+  Returns:
+    The carry.
+  """
+  peak, total, out = carry
+  shared = jnp.promote_types(q.dtype, k.dtype)
+  dot = functools.partial(
+    lax.dot_general,
+    precision=lax.Precision.HIGHEST if shared == jnp.float32 else None,
+    preferred_element_type=jnp.float32,
+  )
+  logits = dot(q.astype(shared), k.astype(shared), (((1,), (1,)), ((), ())))
+  row = lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+  logits = jnp.where(((bits >> row) & 1) != 0, logits * scale, -jnp.inf)
+  top = jnp.maximum(peak, logits.max(axis=1, keepdims=True))
+  base = jnp.where(top == -jnp.inf, 0.0, top)
+  weights = jnp.exp(logits - base)
+  decay = jnp.exp(peak - base)
+  total = total * decay + weights.sum(axis=1, keepdims=True)
+  new = dot(weights.astype(v.dtype), v, (((1,), (0,)), ((), ())))
+  return top, total, out * decay + new
