@@ -18,14 +18,13 @@ Wins where the pages chosen are a small part of a cache that is large beside
 the weights; loses to XLA's dense form on one image (16 regions), where each
 head waits for the latency of one copy.
 
-Pages must lie one after the other in HBM, unpadded. XLA's own layout of
-[B, H, R, L, D] does not do that (at L = 36 it puts R inside L, and a row-major
-[36, D] pads to 40 rows), so the whole cache would be copied at the call. It
-does for [B, H, R, L / t, t, D], t = `tile_rows(L, dtype)`: let the cache be
-*allocated* so, and reshape it to [B, H, R, L, D] at the call; the compiler
-sees through the pair of reshapes, and a page is one contiguous copy. D must be
-a multiple of 128 for that (a row of HBM is padded to it anyhow): a narrower
-head is stored with zeros behind it, and `query` keeps its own D.
+Pages must lie one after the other in HBM, unpadded, or else XLA copies the
+whole cache at every call. Its own layout of [B, H, R, L, D] is not so: at
+L = 36 it puts R inside L, as a row-major [36, D] pads to 40 rows. It is so for
+[B, H, R, *page_shape(L, D, dtype)], which cuts a page in tiles of t rows that
+divide L and fills D up to the 128 lanes that a row takes in HBM anyhow: let
+the cache be *allocated* in this shape. Reshaped from it to [B, H, R, L, D] in
+the same computation (not outside a scan) is as good.
 """
 
 import functools
@@ -49,76 +48,43 @@ MAX_ROWS = 32
 _LANES = 128
 
 
-def tile_rows(tokens: int, dtype) -> int:
-  """Rows of the HBM tile that cuts a page without padding.
+def page_shape(tokens: int, head_dim: int, dtype) -> tuple[int, int, int]:
+  """The shape in which a page lies in HBM without padding.
 
   Args:
     tokens: L, tokens of a page.
+    head_dim: D.
     dtype: float32 or bfloat16.
 
   Returns:
-    The largest of 8, 4, 2, 1 that divides L. For bfloat16 at least 2, as two
-    rows share a 32-bit word: an odd L is one short of a tile there.
+    (L / t, t, W): t is the largest of 8, 4, 2, 1 that divides L, for bfloat16
+    at least 2, as two rows share a 32-bit word (an odd L counts as L + 1); W
+    is D rounded up to a multiple of 128.
   """
-  return max(4 // np.dtype(dtype).itemsize, math.gcd(tokens, 8))
+  t = max(math.gcd(tokens, 8), 4 // np.dtype(dtype).itemsize)
+  return -(-tokens // t), t, -(-head_dim // _LANES) * _LANES
 
 
 def fetched_bytes(count, *, tokens: int, head_dim: int, dtype) -> int:
   """Bytes of keys and values that `attend_pages` copies from HBM.
 
+  The real compiler's copies are of this size, to the byte.
+
   Args:
     count: int [...], pages on each list, as given to `attend_pages`.
     tokens: L, tokens of a page, filled or not.
-    head_dim: D; a row of HBM holds a multiple of 128 numbers.
-    dtype: float32 or bfloat16.
-
-  Returns:
-    2 * sum(count) * the bytes of a page as it lies in HBM.
+    head_dim: D.
+    dtype: float32 or bfloat16, of the cache.
   """
-  tile = tile_rows(tokens, dtype)
-  rows = math.ceil(tokens / tile) * tile
-  lanes = math.ceil(head_dim / _LANES) * _LANES
+  page = math.prod(page_shape(tokens, head_dim, dtype))
   pages = int(np.asarray(count, np.int64).sum())
-  return 2 * pages * rows * lanes * np.dtype(dtype).itemsize
-
-
-def visit_list(
-  members: types.Bool[types.Array, "B X Q R"], kv_heads: int, size: int
-) -> tuple[
-  types.Int[types.Array, "B H U"],
-  types.Int[types.Array, "B H U"],
-  types.Int[types.Array, "B H"],
-]:
-  """The pages that a KV head's rows choose, each once, lowest id first.
-
-  Args:
-    members: bool [B, X, Q, R], the regions that each query head chose.
-    kv_heads: H; X * Q / H is at most 32.
-    size: U, static length of a list; pages past it are dropped, so at least
-      min(R, X * G * K).
-
-  Returns:
-    ids, rows int32 [B, H, min(U, R)] and count int32 [B, H] for
-    `attend_pages`; entries past the count are valid ids without rows.
-  """
-  b, x, q, r = members.shape
-  group = q // kv_heads
-  if x * group > MAX_ROWS:
-    raise ValueError(f"{x * group} rows of a KV head; at most {MAX_ROWS}")
-  bit = jnp.arange(x * group, dtype=jnp.uint32).reshape(x, 1, group, 1)
-  split = members.reshape(b, x, kv_heads, group, r).astype(jnp.uint32)
-  bits = lax.bitcast_convert_type((split << bit).sum(axis=(1, 3)), jnp.int32)
-  order = jnp.sort(jnp.where(bits != 0, jnp.arange(r), r), axis=-1)[..., :size]
-  ids = jnp.minimum(order, r - 1)
-  rows = jnp.take_along_axis(bits, ids, axis=-1)
-  real = order < r
-  return ids, jnp.where(real, rows, 0), real.sum(axis=-1, dtype=jnp.int32)
+  return 2 * pages * page * np.dtype(dtype).itemsize
 
 
 def attend_pages(
   query: types.Float[types.Array, "B X Q D"],
-  k: types.Float[types.Array, "*N B H R L W"],
-  v: types.Float[types.Array, "*N B H R L W"],
+  k: types.Float[types.Array, "*pages W"],
+  v: types.Float[types.Array, "*pages W"],
   length: types.Int[types.Array, "B R"],
   ids: types.Int[types.Array, "B H U"],
   rows: types.Int[types.Array, "B H U"],
@@ -132,8 +98,8 @@ def attend_pages(
 
   Args:
     query: float32 or bfloat16 [B, X, Q, D], post-RoPE.
-    k: float32 or bfloat16 [B, H, R, L, D], or [N, B, H, R, L, D] with `layer`.
-      The last dim may be wider than D, with zeros behind D.
+    k: float32 or bfloat16 [B, H, R, L, D] or [B, H, R, *page_shape], with a
+      leading N if `layer` is given. W may be wider than D, with zeros there.
     v: likewise, of the same dtype.
     length: int32 [B, R], filled tokens of each page, which come first in it;
       what lies behind them is never used.
@@ -152,10 +118,11 @@ def attend_pages(
 
   Raises:
     ValueError: X * G exceeds 32, k and v differ in dtype, D is wider than a
-      page, or `layer` does not fit the rank of k.
+      page, or k has the wrong rank.
   """
   b, x, q, d = query.shape
-  h, r, l, wide = k.shape[-4:]
+  k, v = _layers(k, layer), _layers(v, layer)
+  h, r, l, wide = k.shape[2:]
   group, u = q // h, ids.shape[-1]
   if x * group > MAX_ROWS:
     raise ValueError(f"{x * group} rows of a KV head; at most {MAX_ROWS}")
@@ -163,8 +130,6 @@ def attend_pages(
     raise ValueError(f"k is {k.dtype}, v is {v.dtype}; they must be equal")
   if d > wide:
     raise ValueError(f"the query's head dim is {d}, the page's {wide}")
-  if (k.ndim == 6) != (layer is not None):
-    raise ValueError(f"k has rank {k.ndim}: `layer` goes with rank 6 only")
   if 0 in (b, x, r, l, u):
     return types.Attended(
       out=jnp.zeros(query.shape, v.dtype),
@@ -178,8 +143,8 @@ def attend_pages(
     rows,
     length[:, None],
     packed.reshape(b, h, x * group, d),
-    k.reshape(-1, *k.shape[-5:]),
-    v.reshape(-1, *v.shape[-5:]),
+    k,
+    v,
     pages=min(u, chunk_pages or max(1, _CHUNK_TOKENS // l)),
     interpret=interpret,
   )
@@ -190,13 +155,24 @@ def attend_pages(
   )
 
 
+def _layers(pages, layer):
+  """Any form of the cache as [N, B, H, R, L, W]."""
+  if layer is None:
+    pages = pages[None]
+  if pages.ndim == 7:
+    return pages.reshape(*pages.shape[:4], -1, pages.shape[-1])
+  if pages.ndim == 6:
+    return pages
+  raise ValueError(f"no cache has the shape {pages.shape}, layer = {layer}")
+
+
 def _tiled(pages):
-  """[N, B, H, R, L, D] as [N, B, H, R, L / t, t, D]: t rows fill a tile."""
-  l, d = pages.shape[-2:]
-  t = tile_rows(l, pages.dtype)
-  if l % t:  # an odd L in bfloat16: correct, but a copy of the cache
-    pages = jnp.pad(pages, [(0, 0)] * 4 + [(0, -l % t), (0, 0)])
-  pages = pages.reshape(*pages.shape[:4], -1, t, d)
+  """[N, B, H, R, L, W] as [N, B, H, R, L / t, t, W]."""
+  l, wide = pages.shape[-2:]
+  tiles, t, _ = page_shape(l, wide, pages.dtype)
+  if tiles * t > l:  # an odd L in bfloat16: correct, but a copy of the cache
+    pages = jnp.pad(pages, [(0, 0)] * 4 + [(0, tiles * t - l), (0, 0)])
+  pages = pages.reshape(*pages.shape[:4], tiles, t, wide)
   # Or else XLA first moves a cache that fits there to VMEM, all of it.
   return pltpu.with_memory_space_constraint(pages, pltpu.HBM)
 
@@ -377,12 +353,7 @@ def _attend(q, k, v, bits, scale, carry):
   """
   peak, total, out = carry
   shared = jnp.promote_types(q.dtype, k.dtype)
-  dot = functools.partial(
-    lax.dot_general,
-    precision=lax.Precision.HIGHEST if shared == jnp.float32 else None,
-    preferred_element_type=jnp.float32,
-  )
-  logits = dot(q.astype(shared), k.astype(shared), (((1,), (1,)), ((), ())))
+  logits = _dot(q.astype(shared), k.astype(shared), contract=1)
   row = lax.broadcasted_iota(jnp.int32, logits.shape, 0)
   logits = jnp.where(((bits >> row) & 1) != 0, logits * scale, -jnp.inf)
   top = jnp.maximum(peak, logits.max(axis=1, keepdims=True))
@@ -390,5 +361,17 @@ def _attend(q, k, v, bits, scale, carry):
   weights = jnp.exp(logits - base)
   decay = jnp.exp(peak - base)
   total = total * decay + weights.sum(axis=1, keepdims=True)
-  new = dot(weights.astype(v.dtype), v, (((1,), (0,)), ((), ())))
+  new = _dot(weights.astype(v.dtype), v, contract=0)
   return top, total, out * decay + new
+
+
+def _dot(a, b, *, contract):
+  """a [M, Y] by b, over dim `contract` of b, in float32."""
+  exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return lax.dot_general(
+    a,
+    b,
+    (((1,), (contract,)), ((), ())),
+    precision=exact,
+    preferred_element_type=jnp.float32,
+  )
