@@ -186,6 +186,39 @@ def test_a_stacked_cache_in_tiles(l, d):
   assert_dense(got, case)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lowers_for_a_tpu_without_touching_the_cache(dtype):
+  """Qwen3-4B over 4,608 visual tokens; the path that is not simulated."""
+  n, h, r, u = 2, 8, 128, 52
+  of = jax.ShapeDtypeStruct
+  pages = of((n, 1, h, r, *gaze_decode.page_shape(36, 128, dtype)), dtype)
+  ints = lambda *shape: of(shape, jnp.int32)
+  traced = jax.jit(functools.partial(attend, interpret=False)).trace(
+    query=of((1, 1, 32, 128), dtype),
+    k=pages,
+    v=pages,
+    length=ints(1, r),
+    ids=ints(1, h, u),
+    rows=ints(1, h, u),
+    count=ints(1, h),
+    layer=ints(),
+  )
+  assert (
+    "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+  )
+  large = set()  # what makes an array as large as the pages that are read
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == "jit":
+        walk(eqn.params["jaxpr"].jaxpr)
+      elif max(math.prod(y.aval.shape) for y in eqn.outvars) >= 36 * 128 * u:
+        large.add(eqn.primitive.name)
+
+  walk(traced.jaxpr.jaxpr)
+  assert large == {"reshape", "with_memory_space_constraint"}
+
+
 def test_no_list_at_all():
   case = draw()
   case["ids"] = case["rows"] = jnp.zeros((1, 1, 0), jnp.int32)
