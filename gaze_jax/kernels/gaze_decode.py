@@ -14,9 +14,8 @@ those from HBM to VMEM: no gathered copy, no page twice.
   of them; a row's bit in `rows` says whether it reads the page, as a mask.
 * Softmax runs online over the chunks, in float32.
 
-Wins where the pages chosen are a small part of a cache that is large beside
-the weights; loses to XLA's dense form on one image (16 regions), where each
-head waits for the latency of one copy.
+Made for few pages of a large cache, where a step's time is the time to read
+them; on one image (16 regions) there is little to leave out.
 
 Pages must lie one after the other in HBM, unpadded, or else XLA copies the
 whole cache at every call. Its own layout of [B, H, R, L, D] is not so: at
@@ -29,6 +28,7 @@ the same computation (not outside a scan) is as good.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,9 @@ _CHUNK_TOKENS = 576
 _SLOTS = 4
 # A row is a bit of an int32.
 MAX_ROWS = 32
+# What the compilers for v5e, v5p, v6e and 7x were seen to grant.
+MAX_SMEM_BYTES = 1_000_000
+MAX_VMEM_BYTES = 12_000_000
 _LANES = 128
 
 
@@ -81,6 +84,26 @@ def fetched_bytes(count, *, tokens: int, head_dim: int, dtype) -> int:
   return 2 * pages * page * np.dtype(dtype).itemsize
 
 
+def memory_bytes(k_shape, *, size: int, dtype) -> tuple[int, int]:
+  """SMEM, for the lists, and VMEM, for the ring, that `attend_pages` takes.
+
+  Args:
+    k_shape: (B, H, R, L, D).
+    size: U.
+    dtype: float32 or bfloat16, of the cache.
+  """
+  b, h, r, l, d = k_shape
+  words = lambda n: -(-n // _LANES) * _LANES
+  lists = 2 * h * words(size) + words(r)
+  page = math.prod(page_shape(l, d, dtype)) * np.dtype(dtype).itemsize
+  ring = 2 * _SLOTS * _chunk_pages(l, size) * page
+  return 4 * (min(b, 2) * lists + b * words(h)), ring
+
+
+def _chunk_pages(tokens: int, size: int) -> int:
+  return min(size, max(1, _CHUNK_TOKENS // tokens))
+
+
 def attend_pages(
   query: types.Float[types.Array, "B X Q D"],
   k: types.Float[types.Array, "*pages W"],
@@ -92,7 +115,7 @@ def attend_pages(
   *,
   layer: types.Int[types.Array, ""] | int | None = None,
   chunk_pages: int | None = None,
-  interpret=False,
+  interpret: Any = False,
 ) -> types.Attended:
   """Attends to the listed pages, and reads nothing else.
 
@@ -102,7 +125,8 @@ def attend_pages(
       leading N if `layer` is given. W may be wider than D, with zeros there.
     v: likewise, of the same dtype.
     length: int32 [B, R], filled tokens of each page, which come first in it;
-      what lies behind them is never used.
+      what lies behind them is never used. A filled value must be finite if any
+      row of the group reads its page.
     ids: int32 [B, H, U], pages to visit, each at most once, in any order.
     rows: int32 [B, H, U]; bit x * G + g is set where query head h * G + g of
       new token x reads the page.
@@ -145,7 +169,7 @@ def attend_pages(
     packed.reshape(b, h, x * group, d),
     k,
     v,
-    pages=min(u, chunk_pages or max(1, _CHUNK_TOKENS // l)),
+    pages=min(u, chunk_pages or _chunk_pages(l, u)),
     interpret=interpret,
   )
   unpack = lambda y: y.reshape(b, h, x, group, -1).transpose(0, 2, 1, 3, 4)
@@ -185,14 +209,12 @@ def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
   wide = k.shape[-1]
   q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, wide - d)))
   per_row = lambda x: pl.BlockSpec(
-    (None, *x.shape[1:]),
-    lambda i, j, *_: (i, 0, 0),
-    memory_space=pltpu.SMEM,
+    (None, *x.shape[1:]), lambda i, *_: (i, 0, 0), memory_space=pltpu.SMEM
   )
   per_head = lambda n: pl.BlockSpec(
     (None, None, m, n), lambda i, j, *_: (i, j, 0, 0)
   )
-  in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+  pages_in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
   ring = pltpu.VMEM((_SLOTS, pages, *k.shape[4:]), k.dtype)
   return pl.pallas_call(
     functools.partial(_kernel, scale=d**-0.5, direct=not interpret),
@@ -202,13 +224,11 @@ def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
       in_specs=[
         *(per_row(x) for x in (ids, rows, length)),
         per_head(wide),
-        in_hbm,
-        in_hbm,
+        *(pages_in_hbm,) * 2,
       ],
       out_specs=[per_head(wide), per_head(1)],
       scratch_shapes=[
-        ring,
-        ring,
+        *(ring,) * 2,
         pltpu.SMEM((4,), jnp.int32),
         pltpu.SemaphoreType.DMA((_SLOTS,)),
       ],
@@ -331,10 +351,8 @@ def _matrix(ring, slot, direct):
   if not direct:
     return ring[slot].reshape(-1, ring.shape[-1])
   words = ring.bitcast(jnp.int32) if ring.dtype == jnp.bfloat16 else ring
-  rows = math.prod(words.shape[1:-1])
-  return pltpu.bitcast(
-    words.at[slot].reshape(rows, ring.shape[-1])[...], ring.dtype
-  )
+  flat = math.prod(words.shape[1:-1]), words.shape[-1]
+  return pltpu.bitcast(words.at[slot].reshape(*flat)[...], ring.dtype)
 
 
 def _attend(q, k, v, bits, scale, carry):
@@ -367,11 +385,13 @@ def _attend(q, k, v, bits, scale, carry):
 
 def _dot(a, b, *, contract):
   """a [M, Y] by b, over dim `contract` of b, in float32."""
-  exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  # Stated for both, as a process may set another default, which Mosaic refuses
+  # for bfloat16.
+  exact = a.dtype == jnp.float32
   return lax.dot_general(
     a,
     b,
     (((1,), (contract,)), ((), ())),
-    precision=exact,
+    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
     preferred_element_type=jnp.float32,
   )
