@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 
 from ml_collections import config_dict
 
+from gaze_jax import config_rules
 from gaze_jax import errors
 
 
@@ -99,9 +100,31 @@ class GazeConfig:
 
   region: tuple[int, int] = (6, 6)  # tokens: rows, columns
   context_tokens: int = 4
-  top_k: int = 8  # regions a query reads once trained; the budget
-  implementation: Literal["masked", "chunked"] = "chunked"  # parallel form
-  chunk: int = 128  # query rows of a chunk in the chunked form
+  # Who chooses: each query head, or a KV group or all heads by summed scores.
+  granularity: Literal["query_head", "kv_group", "layer"] = "query_head"
+  # What a region is scored by: its mean key; the best of the means of
+  # `sub_cells` balanced runs of its tokens in raster order; Quest's bound.
+  descriptor: Literal["mean", "submean", "minmax"] = "mean"
+  sub_cells: int = 3  # submean: 3 cuts 6 x 6 into three bands of two rows
+  # How many: top_k regions; ratio of those in sight; top_k for each unit in
+  # sight (still picked over all units together).
+  budget: Literal["fixed", "ratio", "per_unit"] = "fixed"
+  top_k: int = 8  # regions a query reads once trained
+  ratio: float = 0.5  # budget = "ratio": share of the regions
+  # How often: anew for each token, or once by the last token of the prompt.
+  refresh: Literal["token", "question"] = "token"
+  dense_layers: tuple[int, ...] = ()  # layers that read every region
+  # How scores learn: through the keys alone; logits += w * (s - stop(s)); or
+  # loss += w * KL(mass that dense attention gives each region || softmax(s)).
+  gradient: Literal["none", "straight_through", "kl"] = "none"
+  gradient_weight: float = 1.0  # w
+  route_prompt: bool = True  # False: prompt text reads every region
+  # Whether visual tokens see those of earlier units.
+  visual_attention: Literal["causal", "own_unit"] = "causal"
+  # The parallel form (training, prefill) and the decode form.
+  implementation: Literal["auto", "masked", "chunked", "pallas"] = "auto"
+  decode_implementation: Literal["auto", "masked", "gather", "pallas"] = "auto"
+  chunk: int = 128  # rows of a chunk in the chunked form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +221,9 @@ def from_config_dict(
       a value outside its choices, or a combination that makes no sense.
   """
   config = parse(raw)
-  _check(config)
+  for ok, message in config_rules.rules(config):
+    if not ok:
+      raise ConfigError(f"config: {message}")
   return config
 
 
@@ -273,122 +298,3 @@ def _value(hint: Any, value: Any, name: str) -> Any:
   ):
     raise ConfigError(f"config: {name} must be {hint.__name__}, got {value!r}")
   return value
-
-
-_AT_LEAST_ONE = dict(
-  model={
-    "vision": ("image_size", "patch_size", "width", "heads", "mlp_dim"),
-    "decoder": (
-      *("vocab_size", "width", "depth", "query_heads", "kv_heads"),
-      *("head_dim", "mlp_dim"),
-    ),
-    "gaze": ("chunk",),
-  },
-  data=("samples", "questions", "max_units", "answer_slots"),
-  train=("steps", "batch_size", "log_every", "save_every", "keep"),
-  eval=("canvases", "other_canvases", "batch_size"),
-)
-
-
-def _check(config: Config) -> None:
-  _check_sizes(config, _AT_LEAST_ONE, "")
-  for ok, message in (
-    *_model_rules(config.model),
-    *_data_rules(config),
-    *_train_rules(config),
-  ):
-    if not ok:
-      raise ConfigError(f"config: {message}")
-
-
-def _check_sizes(part: Any, names: Any, path: str) -> None:
-  if isinstance(names, dict):
-    for key, inner in names.items():
-      _check_sizes(getattr(part, key), inner, f"{path}{key}.")
-    return
-  for key in names:
-    if (value := getattr(part, key)) < 1:
-      raise ConfigError(f"config: {path}{key} = {value} is below 1")
-
-
-# A rule is a fact that must hold, and what to say when it does not.
-_Rules = list[tuple[bool, str]]
-
-
-def _model_rules(model: ModelConfig) -> _Rules:
-  vision, decoder, gaze = model.vision, model.decoder, model.gaze
-  v, d, g = "model.vision", "model.decoder", "model.gaze"
-  return [
-    (
-      vision.image_size % vision.patch_size == 0,
-      f"{v}.image_size = {vision.image_size} is not a multiple of"
-      f" patch_size = {vision.patch_size}",
-    ),
-    (
-      vision.width % vision.heads == 0,
-      f"{v}.width = {vision.width} is not a multiple of heads = {vision.heads}",
-    ),
-    (
-      0 <= vision.layers_used <= vision.depth,
-      f"{v}.hidden_state = {vision.hidden_state} does not exist in a tower"
-      f" of depth {vision.depth}",
-    ),
-    (
-      vision.weights == "random" or vision.patch_size == 14,
-      f"{v}.weights = {vision.weights!r} is a tower of patch_size 14",
-    ),
-    (
-      decoder.query_heads % decoder.kv_heads == 0,
-      f"{d}.query_heads = {decoder.query_heads} is not a multiple of"
-      f" kv_heads = {decoder.kv_heads}",
-    ),
-    (
-      decoder.head_dim % 2 == 0,
-      f"{d}.head_dim = {decoder.head_dim} must be even for RoPE",
-    ),
-    (
-      min(gaze.region) >= 1,
-      f"{g}.region = {gaze.region} must be at least (1, 1)",
-    ),
-    (
-      gaze.context_tokens >= 0,
-      f"{g}.context_tokens = {gaze.context_tokens} must be at least 0",
-    ),
-    (gaze.top_k >= 0, f"{g}.top_k = {gaze.top_k} must be at least 0"),
-  ]
-
-
-def _data_rules(config: Config) -> _Rules:
-  data, model = config.data, config.model
-  slots = data.max_units * (model.vision.tokens + model.gaze.context_tokens)
-  return [
-    (
-      data.sequence_length > slots,
-      f"data.sequence_length = {data.sequence_length} leaves no room for"
-      f" text beside {slots} visual and context slots",
-    ),
-    (
-      data.source != "llava_json" or bool(data.path),
-      "data.source = 'llava_json' needs data.path, the JSON file",
-    ),
-    (
-      0 <= data.curriculum <= 1,
-      f"data.curriculum = {data.curriculum} is a share, 0 to 1",
-    ),
-    (data.workers >= 0, f"data.workers = {data.workers} is below 0"),
-  ]
-
-
-def _train_rules(config: Config) -> _Rules:
-  train, schedule = config.train, config.train.k_schedule
-  return [
-    (
-      train.features == "none" or config.model.vision.frozen,
-      "train.features = 'cached' needs model.vision.frozen = True: the"
-      " features of a tower that trains change",
-    ),
-    (
-      0 <= schedule.dense_until <= schedule.final_at <= 1,
-      "train.k_schedule needs 0 <= dense_until <= final_at <= 1",
-    ),
-  ]

@@ -7,6 +7,7 @@ Dims (METHOD.md section 2), used in every shape comment and einsum:
   L tokens of a region (padded)         C context tokens of a unit
   K regions picked  T visual tokens of a unit               F vision width
   E model width     A answer slots      V vocabulary        N layers
+  P descriptors of a region             U pages visited by a KV head
 
 A *unit* is an image, a tile or a frame. One row is one sequence in reading
 order; what each slot of it is, is said by a `Layout`:
@@ -107,6 +108,30 @@ class Batch:
 
 
 @_pytree
+class Plan:
+  """What routing needs to know of a batch, the same in every layer.
+
+  Attributes:
+    layout: `Layout` of [B, S].
+    region_slots: int32 [B, R, L].
+    segment: int32 [B, R], the segment of each region; -1 where there is none.
+    end: int32 [B, R], the slot after a region's last token; 0 likewise.
+    unit: int32 [B, R], the unit of each region; -1 likewise.
+    routed: bool [B, S], the slots whose queries choose regions.
+    source: int32 [B, S], the slot whose query chooses for each slot; None when
+      every query chooses for itself.
+  """
+
+  layout: Layout
+  region_slots: Leaf
+  segment: Leaf
+  end: Leaf
+  unit: Leaf
+  routed: Leaf
+  source: Leaf
+
+
+@_pytree
 class Attended:
   """Attention over some keys, ready to be merged with the rest.
 
@@ -131,6 +156,23 @@ class Selection:
 
   ids: Leaf
   valid: Leaf
+
+
+@_pytree
+class Visits:
+  """The pages that a decoding step reads: once per KV head, for its group.
+
+  Row i of a KV head is token x of query head h * G + g, with i = x * G + g.
+
+  Attributes:
+    ids: int32 [B, H, U], region ids; past `count` anything in range.
+    rows: int32 [B, H, U], bit i is set where row i reads the page.
+    count: int32 [B, H], how many entries are real.
+  """
+
+  ids: Leaf
+  rows: Leaf
+  count: Leaf
 
 
 @_pytree
@@ -160,14 +202,19 @@ class VisualCache:
   Attributes:
     k: [B, H, R, L, D] post-RoPE keys ([N, B, ...] for all layers).
     v: [B, H, R, L, D] values (likewise).
-    descriptors: float32 [B, H, R, D], each region's mean key (likewise).
-    valid: bool [B, R, L], False where a page is padded; one for all layers.
+    descriptors: float32 [B, H, P * R, D], P to a region (likewise); see
+      `regions.descriptors`.
+    valid: bool [B, R, L], False where a page is padded, which is its end; one
+      for all layers.
+    unit: int32 [B, R], the unit of each region, -1 where there is none; one
+      for all layers.
   """
 
   k: Leaf
   v: Leaf
   descriptors: Leaf
   valid: Leaf
+  unit: Leaf
 
 
 @_pytree
@@ -175,11 +222,13 @@ class DecodeCache:
   """What decoding needs of the past: one sample a row, all layers.
 
   Attributes:
-    visual: `VisualCache` with a leading N on all but `valid`.
+    visual: `VisualCache` with a leading N on all but `valid` and `unit`.
     k: [N, B, H, Y, D] keys of TEXT and CONTEXT slots, in reading order.
     v: [N, B, H, Y, D] values.
     length: int32 [B], filled slots of Y.
     position: int32 [B], RoPE position of the next token.
+    frozen: bool [N, B, Q, R], the regions that the prompt's last token chose;
+      None unless the answer keeps to them.
   """
 
   visual: VisualCache
@@ -187,6 +236,7 @@ class DecodeCache:
   v: Leaf
   length: Leaf
   position: Leaf
+  frozen: Leaf
 
 
 @_pytree
@@ -197,8 +247,11 @@ class ModelOutput:
     logits: float32 [B, A, V] at the answer slots.
     usage: `Usage`, summed over layers.
     chosen: bool [N, B, A, Q, R], the regions read at each answer slot.
+    router_loss: float32 scalar in nats, a mean over the routed layers; 0
+      unless the scores are trained by distillation.
   """
 
   logits: Leaf
   usage: Usage
   chosen: Leaf
+  router_loss: Leaf

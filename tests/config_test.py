@@ -85,6 +85,44 @@ def test_there_and_back():
     ("model.gaze.region", (0, 2), "must be at least (1, 1)"),
     ("model.gaze.context_tokens", -1, "must be at least 0"),
     ("model.gaze.top_k", -1, "top_k = -1 must be at least 0"),
+    ("model.gaze.ratio", 0.0, "ratio = 0.0 is a share"),
+    ("model.gaze.ratio", 1.2, "ratio = 1.2 is a share"),
+    ("model.gaze.dense_layers", (0, 3), "must name layers 0 to 2"),
+    ("model.gaze.dense_layers", (1, 1), "each once"),
+    ("model.gaze.gradient_weight", 0.0, "must be above 0"),
+    ("model.gaze.granularity", "group", "is not one of 'query_head'"),
+    ("model.gaze.implementation", "gather", "is not one of 'auto', 'masked'"),
+    ("model.gaze.decode_implementation", "chunked", "is not one of 'auto'"),
+    (
+      "model.gaze",
+      dict(descriptor="submean", sub_cells=37),
+      "sub_cells = 37 must be 2 to the tokens of a region",
+    ),
+    (
+      "model.gaze",
+      dict(descriptor="submean", sub_cells=1),
+      "sub_cells = 1 must be 2",
+    ),
+    (
+      "model.gaze",
+      dict(refresh="question", route_prompt=False),
+      "no prompt token chooses",
+    ),
+    (
+      "model.gaze",
+      dict(gradient="kl", implementation="pallas"),
+      "sends a gradient into the scores",
+    ),
+    (
+      "model.gaze",
+      dict(gradient="kl", dense_layers=(0, 1, 2)),
+      "leaves no layer",
+    ),
+    (
+      "model.gaze",
+      dict(gradient="straight_through", top_k=0),
+      "top_k = 0 chooses none",
+    ),
     ("train.features", "cached", "needs model.vision.frozen = True"),
     ("train.k_schedule.dense_until", 0.7, "dense_until <= final_at"),
     ("data.sequence_length", 148, "no room for text beside 148"),
@@ -113,6 +151,10 @@ def test_shipped_configs_are_good_and_say_how_to_run_them(path):
 def test_the_papers_numbers_are_the_defaults():
   gaze = config_lib.GazeConfig()
   assert gaze.region == (6, 6) and gaze.context_tokens == 4
+  assert (gaze.granularity, gaze.descriptor) == ("query_head", "mean")
+  assert (gaze.budget, gaze.refresh) == ("fixed", "token")
+  assert (gaze.gradient, gaze.dense_layers) == ("none", ())
+  assert gaze.route_prompt and gaze.visual_attention == "causal"
   schedule = config_lib.ScheduleConfig()
   assert schedule.kind == "progressive"
   assert (schedule.dense_until, schedule.final_at) == (0.1, 0.6)

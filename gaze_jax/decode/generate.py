@@ -5,7 +5,6 @@ import functools
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def stream(
     params: as in `mllm.apply`.
     config: static.
     batch: `Batch` with one row: the prompt, one sample, trunk only.
-    top_k: K, the budget of this request.
+    top_k: K, the budget of this request, in the unit of `gaze.budget`.
     max_tokens: at most so many tokens, `stop` included.
     stop: the token id that ends the answer; it is yielded too.
   """
@@ -62,7 +61,7 @@ def stream(
     if token == stop or not left:
       return
     cache, logits, chosen = _extend(
-      params, config, cache, jnp.array([[token]]), budget, k_max=top_k
+      params, config, cache, jnp.array([[token]]), budget
     )
     logits, chosen = logits[:, 0], chosen[:, 0, 0]
 
@@ -86,9 +85,7 @@ def prefill(
 _prefill = functools.partial(jax.jit, static_argnames=("config", "capacity"))(
   mllm.prefill
 )
-_extend = functools.partial(jax.jit, static_argnames=("config", "k_max"))(
-  mllm.extend
-)
+_extend = functools.partial(jax.jit, static_argnames="config")(mllm.extend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,19 +178,23 @@ def account(
 
 
 def _time(
-  params: mllm.Params, config: Any, batch: types.Batch, top_k: int
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  batch: types.Batch,
+  top_k: int,
 ) -> tuple[tuple[float, float], types.DecodeCache]:
   """Median milliseconds of a step at `top_k` and at all regions, in turns."""
-  regions = batch.region_slots.shape[1]
-  ks = (min(top_k, regions), regions)
-  budget = [jnp.full((1,), k, jnp.int32) for k in ks]
-  cache, _, _ = prefill(params, config, batch, budget[0], max_tokens=1)
+  every_layer = tuple(range(config.decoder.depth))
+  dense = dataclasses.replace(config.gaze, dense_layers=every_layer)
+  configs = (config, dataclasses.replace(config, gaze=dense))
+  budget = jnp.full((1,), top_k, jnp.int32)
+  cache, _, _ = prefill(params, config, batch, budget, max_tokens=1)
   token = jnp.zeros((1, 1), jnp.int32)
   seen: tuple[list[float], list[float]] = ([], [])
   for i in range(33):
-    for k, b, times in zip(ks, budget, seen, strict=True):
+    for c, times in zip(configs, seen, strict=True):
       start = time.perf_counter()
-      out = _extend(params, config, cache, token, b, k_max=k)
+      out = _extend(params, c, cache, token, budget)
       jax.block_until_ready(out)
       if i >= 3:  # the first calls compile and warm up
         times.append(1e3 * (time.perf_counter() - start))

@@ -56,7 +56,7 @@ class Answer:
     model: from `load`.
     image: uint8 [height, width, 3]; None for a question about no image.
     question: the text.
-    top_k: regions a query head reads; None for the trained budget.
+    top_k: K, in the unit of `model.gaze.budget`; None for the trained one.
     max_tokens: at most so many tokens are generated.
 
   Raises:
@@ -73,10 +73,11 @@ class Answer:
     max_tokens: int = MAX_TOKENS,
   ):
     self.model, self.question = model, question
-    self.top_k = model.config.model.gaze.top_k if top_k is None else top_k
+    trained = layout.budgets(model.config)[1]
+    self.top_k = trained if top_k is None else top_k
     if self.top_k < 0 or max_tokens < 1:
       raise errors.GazeError(
-        "the budget must be at least 0 regions, and at least 1 token"
+        "top_k must be at least 0, and max_tokens at least 1"
       )
     if not question.strip():
       raise errors.GazeError("the question is empty")

@@ -21,7 +21,7 @@ class Condition:
 
   Attributes:
     name: its name in the report.
-    top_k: regions a query head reads.
+    top_k: K, in the unit of `model.gaze.budget`.
     choice: by score, or by a fixed preference that replaces the scores.
     image: False takes every visual and context slot away: language alone.
   """
@@ -34,8 +34,7 @@ class Condition:
 
 def conditions(config: config_lib.Config) -> list[Condition]:
   """The trained budget beside its controls, then the other budgets."""
-  regions = layout.row_shape(config).regions
-  k = min(config.model.gaze.top_k, regions)
+  regions, k = layout.budgets(config)
   others = sorted({b for b in config.eval.budgets if b not in (k, regions)})
   return [
     Condition("gaze", k),

@@ -4,6 +4,7 @@ Parameters are a plain nested dict {"vision", "projector", "decoder"}; the
 functions are pure and fit for jit, grad and a sharded mesh.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +19,8 @@ from gaze_jax.models import projector
 from gaze_jax.models import vision
 from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import gaze
+from gaze_jax.ops import routing
+from gaze_jax.ops import usage
 
 Params = dict[str, Any]
 
@@ -112,31 +115,31 @@ def apply(
     override: float32 [B, Q, R] or None; see `gaze.parallel`.
   """
   answers = jnp.maximum(batch.answer_slots, 0)
-  route = _parallel(config.gaze, batch, budget, override)
+  g = config.gaze
+  plan = routing.plan(
+    batch.layout, batch.region_slots, g, batch.answer_slots, batch.answer_of
+  )
+  route = _parallel(config, plan, budget, override)
 
-  def attend(q, k, v, memory):
-    del memory
-    routed = route(q, k, v)
-    used = gaze.usage(
-      routed.members,
-      batch.layout,
-      batch.region_slots,
-      config.decoder.kv_heads,
-    )
+  def attend(q, k, v, dense):
+    routed = route(q, k, v, dense=_flag(dense))
+    used = usage.count(routed.members, plan, config.decoder.kv_heads)
     chosen = jnp.take_along_axis(
       routed.members, answers[:, :, None, None], axis=1
     )
-    return routed.out, (used, chosen)
+    return routed.out, (used, chosen, routed.router_loss)
 
   x = _call(params, config, "embed", batch)
-  x, (used, chosen) = _call(
-    params, config, "run", x, batch.layout.position, attend, None
+  x, (used, chosen, router_loss) = _call(
+    params, config, "run", x, batch.layout.position, attend, _dense(config)
   )
   x = jnp.take_along_axis(x, answers[..., None], axis=1)
+  sparse = config.decoder.depth - len(g.dense_layers)
   return types.ModelOutput(
     logits=_call(params, config, "logits", x),
     usage=jax.tree.map(lambda n: n.sum(0), used),
     chosen=chosen,
+    router_loss=router_loss.sum() / max(sparse, 1),
   )
 
 
@@ -168,31 +171,38 @@ def prefill(
   slots = cache_ops.linear_slots(layout, capacity)
   filled = layout.role != types.Role.PAD
   last = filled.sum(axis=1) - 1
-  route = _parallel(config.gaze, batch, budget, override)
+  plan = routing.plan(layout, batch.region_slots, config.gaze)
+  route = _parallel(config, plan, budget, override)
 
-  def attend(q, k, v, memory):
-    del memory
-    routed = route(q, k, v)
-    visual = cache_ops.visual(k, v, layout, batch.region_slots)
+  def attend(q, k, v, dense):
+    routed = route(q, k, v, dense=_flag(dense))
+    visual = cache_ops.visual(k, v, plan, config.gaze)
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
     chosen = jnp.take_along_axis(
       routed.members, last[:, None, None, None], axis=1
     )[:, 0]
-    return routed.out, (visual, *linear, chosen)
+    frozen = None
+    if config.gaze.refresh == "question":
+      final = jnp.take_along_axis(q, last[:, None, None, None], axis=1)
+      frozen = gaze.choose(
+        final, visual, budget, config.gaze, override=override
+      )[:, 0]
+    return routed.out, (visual, *linear, chosen, frozen)
 
   x = _call(params, config, "embed", batch)
-  x, (visual, k, v, chosen) = _call(
-    params, config, "run", x, layout.position, attend, None
+  x, (visual, k, v, chosen, frozen) = _call(
+    params, config, "run", x, layout.position, attend, _dense(config)
   )
   x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
   at_last = lambda a: jnp.take_along_axis(a, last[:, None], axis=1)[:, 0]
   text = filled & (layout.role != types.Role.VISUAL)
   cache = types.DecodeCache(
-    visual=_share_valid(visual),
+    visual=_one_for_all_layers(visual),
     k=k,
     v=v,
     length=text.sum(axis=1),
     position=at_last(layout.position) + 1,
+    frozen=frozen,
   )
   return cache, _call(params, config, "logits", x), chosen
 
@@ -204,7 +214,7 @@ def extend(
   tokens: types.Int[types.Array, "B X"],
   budget: types.Int[types.Array, " B"],
   *,
-  k_max: int,
+  k_max: int | None = None,
   override: types.Float[types.Array, "B Q R"] | None = None,
 ) -> tuple[types.DecodeCache, types.Array, types.Array]:
   """The decode form: X more text tokens for every row.
@@ -215,7 +225,7 @@ def extend(
     cache: what came before.
     tokens: int32 [B, X].
     budget: int32 [B], K of each row.
-    k_max: static bound of K.
+    k_max: as in `gaze.decode`.
     override: as in `apply`.
 
   Returns:
@@ -225,10 +235,12 @@ def extend(
   x_new = tokens.shape[1]
 
   def attend(q, k, v, memory):
-    pages, keys, values = memory
+    pages, keys, values, dense, frozen = memory
     keys = cache_ops.append(keys, k, cache.length)
     values = cache_ops.append(values, v, cache.length)
-    visual = types.VisualCache(**pages, valid=cache.visual.valid)
+    visual = types.VisualCache(
+      **pages, valid=cache.visual.valid, unit=cache.visual.unit
+    )
     routed = gaze.decode(
       q,
       visual,
@@ -236,55 +248,72 @@ def extend(
       values,
       cache.length,
       budget,
+      config.gaze,
       k_max=k_max,
+      dense=_flag(dense),
       override=override,
+      frozen=frozen,
     )
     return routed.out, (keys, values, routed.members)
 
   visual = cache.visual
   pages = dict(k=visual.k, v=visual.v, descriptors=visual.descriptors)
+  memory = (pages, cache.k, cache.v, _dense(config), cache.frozen)
   position = cache.position[:, None] + jnp.arange(x_new)
   x = _call(params, config, "token_embeddings", tokens)
-  x, (k, v, chosen) = _call(
-    params, config, "run", x, position, attend, (pages, cache.k, cache.v)
-  )
+  x, (k, v, chosen) = _call(params, config, "run", x, position, attend, memory)
   grown = types.DecodeCache(
     visual=visual,
     k=k,
     v=v,
     length=cache.length + x_new,
     position=cache.position + x_new,
+    frozen=cache.frozen,
   )
   return grown, _call(params, config, "logits", x), chosen
 
 
 def _parallel(
-  config: config_lib.GazeConfig,
-  batch: types.Batch,
+  config: config_lib.ModelConfig,
+  plan: types.Plan,
   budget: types.Int[types.Array, " B"],
   override: types.Float[types.Array, "B Q R"] | None,
 ):
   """`gaze.parallel` of a batch, as a function of query, key and value."""
   return functools.partial(
     gaze.parallel,
-    layout=batch.layout,
-    region_slots=batch.region_slots,
+    plan=plan,
     budget=budget,
+    config=config.gaze,
     override=override,
-    implementation=config.implementation,
-    chunk=config.chunk,
+    unit_span=config.vision.tokens + config.gaze.context_tokens,
   )
+
+
+def _dense(config: config_lib.ModelConfig) -> Any:
+  """Which layers read every region: bool [N] to scan over, or one for all."""
+  depth, dense = config.decoder.depth, config.gaze.dense_layers
+  if len(dense) in (0, depth):
+    return _ForAll(bool(dense))
+  return jnp.isin(jnp.arange(depth), jnp.array(dense))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _ForAll:
+  """A static flag that every layer shares: a pytree without leaves."""
+
+  value: bool
+
+
+def _flag(dense: Any) -> Any:
+  return dense.value if isinstance(dense, _ForAll) else dense
 
 
 def _call(params: Params, config: config_lib.ModelConfig, method: str, *args):
   return MLLM(config).apply({"params": params}, *args, method=method)
 
 
-def _share_valid(visual: types.VisualCache) -> types.VisualCache:
-  """Drops the layer axis of `valid`, which is the same in every layer."""
-  return types.VisualCache(
-    k=visual.k,
-    v=visual.v,
-    descriptors=visual.descriptors,
-    valid=visual.valid[0],
-  )
+def _one_for_all_layers(visual: types.VisualCache) -> types.VisualCache:
+  """Drops the layer axis of what is the same in every layer."""
+  return dataclasses.replace(visual, valid=visual.valid[0], unit=visual.unit[0])

@@ -11,6 +11,7 @@ def attend(
   key: types.Float[types.Array, "B Y H D"],
   value: types.Float[types.Array, "B Y H D"],
   mask: types.Bool[types.Array, "#B #Q #X #Y"],
+  bias: types.Float[types.Array, "#B #Q #X #Y"] | None = None,
 ) -> types.Attended:
   """Softmax attention with grouped heads, and its log-sum-exp.
 
@@ -22,22 +23,17 @@ def attend(
     key: [B, Y, H, D].
     value: [B, Y, H, D].
     mask: bool, broadcastable to [B, Q, X, Y].
+    bias: float32, broadcastable likewise, added to the logits.
 
   Returns:
     `Attended` of [B, X, Q, D] in the dtype of `value`.
   """
   b, x, q, d = query.shape
   h, y = key.shape[2], key.shape[1]
-  # Heads first, the group's queries as rows of one matrix: plain batched
-  # matmuls, which XLA runs three times faster on CPU than the grouped einsum.
-  rows = query.reshape(b, x, h, q // h, d).transpose(0, 2, 3, 1, 4)
-  logits = jnp.einsum(
-    "bhmd,bhyd->bhmy",
-    rows.reshape(b, h, -1, d),
-    key.transpose(0, 2, 1, 3),
-    preferred_element_type=jnp.float32,
-  ).reshape(b, q, x, y)
-  weights, lse = softmax(logits * d**-0.5, mask)
+  scaled = scaled_logits(query, key)
+  if bias is not None:
+    scaled += bias
+  weights, lse = softmax(scaled, mask)
   out = jnp.einsum(
     "bhmy,bhyd->bhmd",
     weights.astype(value.dtype).reshape(b, h, -1, y),
@@ -48,6 +44,25 @@ def attend(
     out=out.transpose(0, 2, 1, 3).astype(value.dtype),
     lse=lse.transpose(0, 2, 1),
   )
+
+
+def scaled_logits(
+  query: types.Float[types.Array, "B X Q D"],
+  key: types.Float[types.Array, "B Y H D"],
+) -> types.Float[types.Array, "B Q X Y"]:
+  """float32 [B, Q, X, Y], query . key / sqrt(D)."""
+  b, x, q, d = query.shape
+  h, y = key.shape[2], key.shape[1]
+  # Heads first, the group's queries as rows of one matrix: plain batched
+  # matmuls, which XLA runs three times faster on CPU than the grouped einsum.
+  rows = query.reshape(b, x, h, q // h, d).transpose(0, 2, 3, 1, 4)
+  out = jnp.einsum(
+    "bhmd,bhyd->bhmy",
+    rows.reshape(b, h, -1, d),
+    key.transpose(0, 2, 1, 3),
+    preferred_element_type=jnp.float32,
+  )
+  return out.reshape(b, q, x, y) * d**-0.5
 
 
 def softmax(
@@ -66,7 +81,9 @@ def softmax(
     Weights [..., Y], all 0 where nothing is visible, and lse [...], -inf
     there.
   """
-  logits = jnp.where(mask, logits, -jnp.inf)
+  # Added, not selected: a weight of 0 stops the gradient as well, and the mask
+  # need not be kept for the backward pass.
+  logits += jnp.where(mask, 0.0, -jnp.inf)
   peak = jax.lax.stop_gradient(logits.max(axis=-1, initial=-jnp.inf))
   peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
   weights = jnp.exp(logits - peak[..., None])

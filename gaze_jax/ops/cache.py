@@ -8,6 +8,7 @@ linear   t0 c0 t1 t2 .  .  .         length = 4, new tokens go to slot 4
 import jax
 import jax.numpy as jnp
 
+from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.ops import regions
 
@@ -15,16 +16,18 @@ from gaze_jax.ops import regions
 def visual(
   key: types.Float[types.Array, "B S H D"],
   value: types.Float[types.Array, "B S H D"],
-  layout: types.Layout,
-  region_slots: types.Int[types.Array, "B R L"],
+  plan: types.Plan,
+  config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
 ) -> types.VisualCache:
   """Region-major cache of one layer from its keys and values [B, S, H, D]."""
-  members = regions.one_hot(layout.region, region_slots.shape[1])
   return types.VisualCache(
-    k=regions.pages(key, region_slots),
-    v=regions.pages(value, region_slots),
-    descriptors=regions.mean_keys(key, members),
-    valid=region_slots >= 0,
+    k=regions.pages(key, plan.region_slots),
+    v=regions.pages(value, plan.region_slots),
+    descriptors=regions.descriptors(
+      key, plan.layout.region, plan.region_slots, config
+    ),
+    valid=plan.region_slots >= 0,
+    unit=plan.unit,
   )
 
 

@@ -8,14 +8,18 @@ from gaze_jax import types
 def visible(
   query: types.Layout,
   key: types.Layout,
-  query_slots: types.Int[types.Array, " X"],
+  query_slots: types.Int[types.Array, "#B X"],
+  key_slots: types.Int[types.Array, "#B Y"],
+  *,
+  own_unit: bool = False,
 ) -> types.Bool[types.Array, "B X Y"]:
   """Which keys each query may see, if its regions allow it too.
 
-  The keys are slots 0 .. Y-1 of the row. The whole table is one sentence: a
-  query sees what came before it in its segment, in the trunk or its own
-  branch; but a CONTEXT query sees its own unit alone. For one unit of two
-  visual tokens and one context token between text (t), and a second branch:
+  The whole table is one sentence: a query sees what came before it in its
+  segment, in the trunk or its own branch; but a CONTEXT query sees its own
+  unit alone (and with `own_unit` a VISUAL query, of visual tokens). For one
+  unit of two visual tokens and one context token between text (t), and a
+  second branch:
 
       t0 v0 v1 c0 t1 t1 t2   <- keys
   t0   1  .  .  .  .  .  .
@@ -29,20 +33,24 @@ def visible(
   Args:
     query: layout of the queries, [B, X].
     key: layout of the keys, [B, Y].
-    query_slots: int32 [X], slot of each query.
+    query_slots: int32 [B, X] or [1, X], slot of each query.
+    key_slots: int32 [B, Y] or [1, Y], slot of each key.
+    own_unit: VISUAL queries see no visual token of another unit.
 
   Returns:
     bool [B, X, Y].
   """
-  causal = jnp.arange(key.role.shape[1]) <= query_slots[:, None]
+  causal = _pair(query_slots, key_slots, jnp.greater_equal)
   segment = _pair(query.segment, key.segment, jnp.equal)
   filled = (query.role != types.Role.PAD)[:, :, None]
   branch = (key.branch == 0)[:, None, :] | _pair(
     query.branch, key.branch, jnp.equal
   )
-  unit = (query.role != types.Role.CONTEXT)[:, :, None] | _pair(
-    query.unit, key.unit, jnp.equal
-  )
+  confined = (query.role == types.Role.CONTEXT)[:, :, None]
+  if own_unit:
+    visual = lambda layout: layout.role == types.Role.VISUAL
+    confined |= _pair(visual(query), visual(key), jnp.logical_and)
+  unit = ~confined | _pair(query.unit, key.unit, jnp.equal)
   return causal & segment & filled & branch & unit
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from gaze_jax import types
@@ -15,7 +16,8 @@ def merge(*parts: types.Attended) -> types.Attended:
   (lse = -inf) weigh nothing; where no part saw anything the result is 0.
   """
   top = functools.reduce(jnp.maximum, [p.lse for p in parts])
-  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  # Any constant serves: the result does not depend on it.
+  top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
   weights = [jnp.exp(p.lse - top) for p in parts]
   total = sum(weights)
   seen = total > 0

@@ -3,7 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from gaze_jax import config as config_lib
 from gaze_jax import types
+
+# Up to here a product with a one-hot matrix of regions beats a gather.
+FEW = 64
 
 
 def one_hot(
@@ -42,6 +46,54 @@ def mean_keys(
   return total / jnp.maximum(count, 1.0)[:, None, :, None]
 
 
+def descriptors(
+  key: types.Float[types.Array, "B Y H D"],
+  region: types.Int[types.Array, "B Y"],
+  region_slots: types.Int[types.Array, "B R L"],
+  config: config_lib.GazeConfig,
+) -> types.Float[types.Array, "B H PR D"]:
+  """What each region is scored by (METHOD.md section 5).
+
+  Args:
+    key: [B, Y, H, D], post-RoPE.
+    region: int32 [B, Y], -1 on slots outside every region.
+    region_slots: int32 [B, R, L], the same said the other way.
+    config: for `descriptor` and `sub_cells`.
+
+  Returns:
+    float32 [B, H, P * R, D], the first of every region first. mean: P = 1,
+    the mean key. submean: the means of P = sub_cells balanced runs of the
+    region's tokens (in a region of fewer tokens, runs share one). minmax:
+    P = 2, the least and the greatest of each coordinate.
+  """
+  b, r, l = region_slots.shape
+  if config.descriptor == "mean" and r <= FEW:
+    return mean_keys(key, one_hot(region, r))
+  page = pages(key, region_slots).astype(jnp.float32)
+  token = jnp.arange(l)
+  size = (region_slots >= 0).sum(-1)[..., None]  # [B, R, 1]
+  if config.descriptor == "minmax":
+    real = (token < size)[:, None, :, :, None]
+    least = jnp.where(real, page, jnp.inf).min(axis=3)
+    most = jnp.where(real, page, -jnp.inf).max(axis=3)
+    both = jnp.stack([least, most], axis=2)
+    both = jnp.where((size > 0)[:, None, None], both, 0.0)
+    return both.reshape(b, key.shape[2], 2 * r, -1)
+  m = config.sub_cells if config.descriptor == "submean" else 1
+  run = jnp.arange(m)
+  start = run * size // m  # [B, R, P]
+  end = jnp.maximum((run + 1) * size // m, start + 1)
+  inside = (start[..., None] <= token) & (token < end[..., None])
+  inside &= (size > 0)[..., None]
+  mean = jnp.einsum(
+    "brpl,bhrld->bhprd",
+    inside / jnp.maximum(inside.sum(-1, keepdims=True), 1),
+    page,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return mean.reshape(b, key.shape[2], m * r, -1)
+
+
 def ends(
   region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Int[types.Array, "B R"]:
@@ -53,13 +105,13 @@ def ends(
   return region_slots.max(axis=-1) + 1
 
 
-def segments(
-  segment: types.Int[types.Array, "B S"],
+def of_first_token(
+  x: types.Int[types.Array, "B S"],
   region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Int[types.Array, "B R"]:
-  """int32 [B, R], the segment that each region lies in; -1 if it is empty."""
+  """int32 [B, R], x at each region's first slot; -1 if the region is empty."""
   first = region_slots[..., 0]
-  found = jnp.take_along_axis(segment, jnp.maximum(first, 0), axis=1)
+  found = jnp.take_along_axis(x, jnp.maximum(first, 0), axis=1)
   return jnp.where(first >= 0, found, -1)
 
 

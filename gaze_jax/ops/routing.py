@@ -1,41 +1,125 @@
-"""Which regions a query reads (METHOD.md section 5)."""
+"""Which regions a query reads (METHOD.md section 5).
+
+Everything here has an axis `n` of those that choose: Q query heads, H KV
+groups or the one layer, by `GazeConfig.granularity`; `per_head` spreads their
+choices over the query heads.
+"""
 
 import jax
 import jax.numpy as jnp
 
+from gaze_jax import config as config_lib
+from gaze_jax import layout as layout_lib
 from gaze_jax import types
+from gaze_jax.ops import regions
 
 # Up to here comparing all pairs of regions beats a sort on every backend.
 _PAIRWISE_REGIONS = 64
 
 
+def plan(
+  layout: types.Layout,
+  region_slots: types.Int[types.Array, "B R L"],
+  config: config_lib.GazeConfig,
+  answer_slots: types.Int[types.Array, "B A"] | None = None,
+  answer_of: types.Int[types.Array, "B A"] | None = None,
+) -> types.Plan:
+  """What routing needs to know of a batch.
+
+  Args:
+    layout: `Layout` of [B, S].
+    region_slots: int32 [B, R, L].
+    config: for `refresh` and `route_prompt`.
+    answer_slots: int32 [B, A], the slots whose next token is an answer's; -1
+      where padded. None when the rows hold no answer.
+    answer_of: int32 [B, A], which question each belongs to.
+  """
+  routed = layout.role == types.Role.TEXT
+  source = None
+  s = layout.role.shape[1]
+  if config.refresh == "question":
+    source = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32), routed.shape)
+  if answer_slots is None:
+    if not config.route_prompt:
+      routed = jnp.zeros_like(routed)
+  else:
+    scored = jnp.greater_equal(answer_slots, 0)
+    slots = jnp.where(scored, answer_slots, s)  # s: written nowhere
+    if not config.route_prompt:
+      put = jax.vmap(
+        lambda at: jnp.zeros(s, bool).at[at].set(True, mode="drop")
+      )
+      routed &= put(slots + 1)
+    if source is not None:
+      same = answer_of[:, :, None] == answer_of[:, None, :]
+      first = jnp.where(same & scored[:, None], slots[:, None], s).min(-1)
+      put = jax.vmap(lambda x, at, y: x.at[at].set(y, mode="drop"))
+      # An answer's token takes the choice of the prompt's last token.
+      source = put(source, jnp.where(scored, slots + 1, s), first)
+  return types.Plan(
+    layout=layout,
+    region_slots=region_slots,
+    segment=regions.of_first_token(layout.segment, region_slots),
+    end=regions.ends(region_slots),
+    unit=regions.of_first_token(layout.unit, region_slots),
+    routed=routed,
+    source=source,
+  )
+
+
 def scores(
   query: types.Float[types.Array, "B X Q D"],
-  descriptors: types.Float[types.Array, "B H R D"],
-) -> types.Float[types.Array, "B X Q R"]:
-  """Score of each region: the mean logit of its keys.
+  descriptors: types.Float[types.Array, "B H PR D"],
+  config: config_lib.GazeConfig,
+) -> types.Float[types.Array, "B X n R"]:
+  """Score of each region; under `mean` the mean logit of its keys.
 
   Args:
     query: [B, X, Q, D], post-RoPE.
-    descriptors: float32 [B, H, R, D].
+    descriptors: float32 [B, H, P * R, D] from `regions.descriptors`.
+    config: for `descriptor` and `granularity`.
 
   Returns:
-    float32 [B, X, Q, R], query . descriptor / sqrt(D).
+    float32 [B, X, n, R].
   """
   b, x, q, d = query.shape
   h = descriptors.shape[1]
-  out = jnp.einsum(
-    "bxhgd,bhrd->bxhgr",
-    query.astype(jnp.float32).reshape(b, x, h, q // h, d),
-    descriptors,
-    precision=jax.lax.Precision.HIGHEST,
+  query = query.astype(jnp.float32).reshape(b, x, h, q // h, d)
+  dot = lambda a, b: jnp.einsum(
+    "bxhgd,bhrd->bxhgr", a, b, precision=jax.lax.Precision.HIGHEST
   )
-  return out.reshape(b, x, q, -1) * d**-0.5
+  if config.descriptor == "minmax":
+    least, most = jnp.split(descriptors, 2, axis=2)
+    up, down = jnp.maximum(query, 0.0), jnp.minimum(query, 0.0)
+    out = dot(up, most) + dot(down, least)
+  else:
+    parts = config.sub_cells if config.descriptor == "submean" else 1
+    out = dot(query, descriptors)
+    out = out.reshape(b, x, h, q // h, parts, -1).max(axis=4)
+  return summed(out.reshape(b, x, q, -1) * d**-0.5, h, config)
+
+
+def summed(
+  score: types.Float[types.Array, "B X Q R"],
+  kv_heads: int,
+  config: config_lib.GazeConfig,
+) -> types.Float[types.Array, "B X n R"]:
+  """Scores of those that choose, summed over their query heads."""
+  b, x, q, r = score.shape
+  n = dict(query_head=q, kv_group=kv_heads, layer=1)[config.granularity]
+  return score.reshape(b, x, n, q // n, r).sum(axis=3)
+
+
+def per_head(
+  choice: types.Bool[types.Array, "B X n R"], heads: int
+) -> types.Bool[types.Array, "B X heads R"]:
+  """Spreads the choices of n groups of heads over the heads."""
+  return jnp.repeat(choice, heads // choice.shape[2], axis=2)
 
 
 def available(
   segment: types.Int[types.Array, "B X"],
-  slots: types.Int[types.Array, " X"],
+  slots: types.Int[types.Array, "#B X"],
   region_segment: types.Int[types.Array, "B R"],
   region_end: types.Int[types.Array, "B R"],
 ) -> types.Bool[types.Array, "B X R"]:
@@ -43,7 +127,7 @@ def available(
 
   Args:
     segment: int32 [B, X], of the queries; -1 on padding.
-    slots: int32 [X], of the queries.
+    slots: int32 [B, X] or [1, X], of the queries.
     region_segment: int32 [B, R], -1 where there is no region.
     region_end: int32 [B, R], the slot after the region's last token.
 
@@ -51,63 +135,125 @@ def available(
     bool [B, X, R].
   """
   same = segment[:, :, None] == region_segment[:, None, :]
-  complete = region_end[:, None, :] <= slots[:, None]
+  complete = region_end[:, None, :] <= slots[:, :, None]
   return same & complete & (region_segment >= 0)[:, None, :]
 
 
-def members(
-  score: types.Float[types.Array, "B X Q R"],
-  available_: types.Bool[types.Array, "B X R"],
+def allowed(
   budget: types.Int[types.Array, " B"],
-) -> types.Bool[types.Array, "B X Q R"]:
-  """The chosen regions as a mask, for the parallel form.
-
-  By rank with a stable tie rule (the lower id first), never by threshold, so
-  that exactly min(K, available) regions are chosen.
+  available_: types.Bool[types.Array, "B X R"],
+  unit: types.Int[types.Array, "B R"],
+  config: config_lib.GazeConfig,
+  *,
+  dense: bool | types.Bool[types.Array, ""] = False,
+) -> types.Int[types.Array, "B X"]:
+  """How many regions each query may read: K in regions.
 
   Args:
-    score: float32 [B, X, Q, R].
+    budget: int32 [B], traced; K for `budget = "fixed"`, K of each unit in
+      sight for "per_unit", thousandths of the regions in sight for "ratio".
+    available_: bool [B, X, R], the regions in sight.
+    unit: int32 [B, R], the unit of each region.
+    config: for `budget`.
+    dense: True where the layer reads every region.
+  """
+  count = available_.sum(axis=-1, dtype=jnp.int32)
+  k = jnp.broadcast_to(budget[:, None], count.shape)
+  if config.budget == "ratio":
+    k = -(-count * k // layout_lib.RATIO_PARTS)
+  elif config.budget == "per_unit":
+    first = jnp.diff(unit, axis=1, prepend=-1) != 0
+    k *= (available_ & first[:, None]).sum(axis=-1, dtype=jnp.int32)
+  return jnp.minimum(jnp.where(dense, count, k), count)
+
+
+def members(
+  score: types.Float[types.Array, "B X n R"],
+  available_: types.Bool[types.Array, "B X R"],
+  k: types.Int[types.Array, "B X"],
+) -> types.Bool[types.Array, "B X n R"]:
+  """The chosen regions as a mask.
+
+  By rank with a stable tie rule (the lower id first), so that exactly
+  min(k, available) regions are chosen.
+
+  Args:
+    score: float32 [B, X, n, R].
     available_: bool [B, X, R].
-    budget: int32 [B], K of each row, traced.
+    k: int32 [B, X], traced.
 
   Returns:
-    bool [B, X, Q, R].
+    bool [B, X, n, R].
   """
   r = score.shape[-1]
-  open_ = available_[:, :, None, :]
+  open_, k = available_[:, :, None, :], k[:, :, None, None]
   score = jax.lax.stop_gradient(jnp.where(open_, score, -jnp.inf))
   if r <= _PAIRWISE_REGIONS:
     ids = jnp.arange(r)
     mine, other = score[..., :, None], score[..., None, :]
     ahead = (other > mine) | ((other == mine) & (ids < ids[:, None]))
-    rank = ahead.sum(axis=-1, dtype=jnp.int32)
-  else:
-    order = jnp.argsort(-score, axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-  return open_ & (rank < budget[:, None, None, None])
+    return open_ & (ahead.sum(axis=-1, dtype=jnp.int32) < k)
+  # Those above the k-th score, and of those that equal it the first ids.
+  ranked = jnp.sort(score, axis=-1, descending=True)
+  at = jnp.broadcast_to(jnp.clip(k - 1, 0, r - 1), (*score.shape[:-1], 1))
+  last = jnp.take_along_axis(ranked, at, axis=-1)
+  above, equal = score > last, score == last
+  left = k - above.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+  tied = equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= left)
+  return open_ & (above | tied)
 
 
 def select(
-  score: types.Float[types.Array, "B X Q R"],
+  score: types.Float[types.Array, "B X n R"],
   available_: types.Bool[types.Array, "B X R"],
-  budget: types.Int[types.Array, " B"],
+  k: types.Int[types.Array, "B X"],
   k_max: int,
 ) -> types.Selection:
-  """The chosen regions as ranked ids, for decoding: the same choice.
+  """The chosen regions as ranked ids: the same choice.
 
   Args:
-    score: float32 [B, X, Q, R].
+    score: float32 [B, X, n, R].
     available_: bool [B, X, R].
-    budget: int32 [B], K of each row, traced; at most `k_max` is honoured.
+    k: int32 [B, X], traced; at most `k_max` is honoured.
     k_max: static length of the result.
 
   Returns:
-    `Selection` of [B, X, Q, min(k_max, R)].
+    `Selection` of [B, X, n, min(k_max, R)].
   """
   open_ = available_[:, :, None, :]
   score = jax.lax.stop_gradient(jnp.where(open_, score, -jnp.inf))
   k_max = min(k_max, score.shape[-1])
   _, ids = jax.lax.top_k(score, k_max)  # equal scores: the lower id first
-  count = jnp.minimum(available_.sum(axis=-1), budget[:, None])
+  count = jnp.minimum(available_.sum(axis=-1), k)
   valid = jnp.arange(k_max) < count[:, :, None, None]
   return types.Selection(ids=ids, valid=jnp.broadcast_to(valid, ids.shape))
+
+
+def visits(
+  members_: types.Bool[types.Array, "B X Q R"], kv_heads: int, size: int
+) -> types.Visits:
+  """The pages that each KV head reads: the union over its rows, once each.
+
+  Args:
+    members_: bool [B, X, Q, R]; X * G is at most 32.
+    kv_heads: H.
+    size: U, static; at least as many as a union can have.
+  """
+  b, x, q, r = members_.shape
+  rows = members_.reshape(b, x, kv_heads, q // kv_heads, r)
+  rows = rows.transpose(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, r)
+  bit = jnp.left_shift(1, jnp.arange(rows.shape[2], dtype=jnp.int32))
+  bits = (rows * bit[:, None]).sum(axis=2, dtype=jnp.int32)  # [B, H, R]
+  used = bits != 0
+  place = jnp.where(used, jnp.cumsum(used, axis=-1, dtype=jnp.int32) - 1, size)
+  put = jax.vmap(
+    jax.vmap(
+      lambda at, x: jnp.zeros(size, jnp.int32).at[at].set(x, mode="drop")
+    )
+  )
+  ids = put(
+    place, jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), place.shape)
+  )
+  return types.Visits(
+    ids=ids, rows=put(place, bits), count=used.sum(axis=-1, dtype=jnp.int32)
+  )

@@ -92,15 +92,15 @@ def _run(config, start, batches, frozen, saved, meter, bar) -> None:
   """Steps to the end; reads a step's numbers one step late."""
   c, state = config.train, start.state
   step_of = step_lib.make(config, optimizer_lib.make(c))
-  regions = layout.row_shape(config).regions
+  dense, trained = layout.budgets(config)
   pending: deque[_Pending] = deque()
   for step in range(start.next_batch, c.steps):
     element = next(batches)
     budget = schedule.budget(
       step,
       c.batch_size,
-      regions=regions,
-      top_k=config.model.gaze.top_k,
+      dense=dense,
+      final=trained,
       train=c,
     )
     batch, budget = jax.device_put((element["batch"], budget))

@@ -27,6 +27,8 @@ def make(
   donated. Metrics are float32 scalars.
   """
 
+  gaze = config.model.gaze
+
   @functools.partial(jax.jit, donate_argnums=0)
   def step(
     state: state_lib.TrainState,
@@ -38,10 +40,13 @@ def make(
 
     def loss_of(params):
       out = mllm.apply(frozen | params, config.model, batch, budget)
-      return losses.next_token(out.logits, target, scored), out
+      loss = losses.next_token(out.logits, target, scored)
+      if gaze.gradient == "kl":
+        return loss + gaze.gradient_weight * out.router_loss, (out, loss)
+      return loss, (out, loss)
 
     grad_of = jax.value_and_grad(loss_of, has_aux=True)
-    (loss, out), grads = grad_of(state.params)
+    (_, (out, loss)), grads = grad_of(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     right = (out.logits.argmax(-1) == target) & scored
     visible = jnp.maximum(out.usage.visible, 1.0)
@@ -54,6 +59,8 @@ def make(
       unique_visual_kv_fraction=out.usage.unique / visible,
       tokens=(batch.layout.role != types.Role.PAD).sum(),
     )
+    if gaze.gradient == "kl":
+      metrics["router_loss"] = out.router_loss
     new = state_lib.TrainState(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),

@@ -107,11 +107,68 @@ def test_decode_is_teacher_forcing_on_every_mix(params, k):
   np.testing.assert_array_equal(chosen, want_chosen[:, :, 0])
   for i, token in enumerate(ANSWER[:-1]):
     tokens = np.full((len(prompts), 1), token, np.int32)
-    cache, logits, chosen = _extend(
-      params, CONFIG, cache, tokens, budget, k_max=k
-    )
+    cache, logits, chosen = _extend(params, CONFIG, cache, tokens, budget)
     np.testing.assert_allclose(logits[:, 0], want[:, i + 1], atol=1e-5)
     np.testing.assert_array_equal(chosen[:, :, 0], want_chosen[:, :, i + 1])
+
+
+OPTIONS = {
+  "kv_group": dict(granularity="kv_group"),
+  "layer, submean": dict(
+    granularity="layer", descriptor="submean", sub_cells=2
+  ),
+  "minmax": dict(descriptor="minmax"),
+  "ratio": dict(budget="ratio"),
+  "per unit": dict(budget="per_unit"),
+  "question": dict(refresh="question"),
+  "answer alone": dict(route_prompt=False),
+  "own unit": dict(visual_attention="own_unit"),
+  "own unit, chunked": dict(visual_attention="own_unit", chunk=16),
+  "a dense layer": dict(dense_layers=(1,)),
+  "dense": dict(dense_layers=(0, 1, 2)),
+  "in place": dict(decode_implementation="masked"),
+  "copied": dict(decode_implementation="gather"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_decode_is_teacher_forcing_under_every_option(params, name):
+  gaze = dataclasses.replace(CONFIG.gaze, **OPTIONS[name])
+  config = dataclasses.replace(CONFIG, gaze=gaze)
+  prompts, k = list(PROMPTS.values()), 300 if name == "ratio" else 2
+  want, want_chosen = _teacher(params, prompts, k, config)
+  budget = np.full(len(prompts), k, np.int32)
+  cache, logits, chosen = _prefill(
+    params, config, _batch(prompts), budget, capacity=64
+  )
+  np.testing.assert_allclose(logits, want[:, 0], atol=1e-5)
+  for i, token in enumerate(ANSWER[:-1]):
+    tokens = np.full((len(prompts), 1), token, np.int32)
+    cache, logits, chosen = _extend(params, config, cache, tokens, budget)
+    np.testing.assert_allclose(logits[:, 0], want[:, i + 1], atol=1e-5)
+    np.testing.assert_array_equal(chosen[:, :, 0], want_chosen[:, :, i + 1])
+  # From the first token of the answer on.
+  answer = want_chosen[:, :, 1:]
+  frozen = (answer == answer[:, :, :1]).all()
+  assert frozen == (name in ("question", "dense"))
+  if name in ("a dense layer", "dense"):
+    seen = np.array([9, 6 + 3 + 1, 0, 4])  # regions of each prompt
+    read = answer[1].sum(-1)
+    np.testing.assert_array_equal(read.max((1, 2)), seen)
+    np.testing.assert_array_equal(read.min((1, 2)), seen)
+
+
+def test_budgets_recompile_nothing(params):
+  prompts = list(PROMPTS.values())
+  batch = _batch(prompts)
+  run = jax.jit(lambda *args: mllm.extend(params, CONFIG, *args))
+  for k in (0, 1, 2, 5, 27):
+    budget = np.full(len(prompts), k, np.int32)
+    cache, _, _ = _prefill(params, CONFIG, batch, budget, capacity=64)
+    tokens = np.zeros((len(prompts), 1), np.int32)
+    _, _, chosen = run(cache, tokens, budget)
+    assert chosen[:, 0].sum(-1).max() == min(k, 9)
+  assert run._cache_size() == 1
 
 
 def test_several_new_tokens_at_once_are_one_after_the_other(params):
@@ -120,7 +177,7 @@ def test_several_new_tokens_at_once_are_one_after_the_other(params):
   budget = np.full(len(prompts), 2, np.int32)
   cache, _, _ = _prefill(params, CONFIG, _batch(prompts), budget, capacity=64)
   tokens = np.tile(np.array(ANSWER[:-1], np.int32), (len(prompts), 1))
-  _, logits, _ = _extend(params, CONFIG, cache, tokens, budget, k_max=2)
+  _, logits, _ = _extend(params, CONFIG, cache, tokens, budget)
   np.testing.assert_allclose(logits, want[:, 1:], atol=1e-5)
 
 

@@ -4,6 +4,7 @@ The oracle ("masked") is first checked against a row small enough for a loop
 in plain numpy, then the other forms against the oracle.
 """
 
+import contextlib
 import dataclasses
 import functools
 
@@ -13,21 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
+from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
+from gaze_jax.kernels import support
 from gaze_jax.ops import attention
 from gaze_jax.ops import cache
 from gaze_jax.ops import gaze
 from gaze_jax.ops import masks
 from gaze_jax.ops import regions
+from gaze_jax.ops import routing
+from gaze_jax.ops import usage
 
 FORMS = {
   "masked": dict(implementation="masked"),
   "chunked": dict(implementation="chunked", chunk=33),
   "chunked_whole": dict(implementation="chunked", chunk=500),
+  "pallas": dict(implementation="pallas", chunk=33),
 }
 form = pytest.mark.parametrize("form", FORMS)
+GRANULARITIES = ("query_head", "kv_group", "layer")
+DESCRIPTORS = ("mean", "submean", "minmax")
+routing_options = lambda test: pytest.mark.parametrize(
+  "granularity", GRANULARITIES
+)(pytest.mark.parametrize("descriptor", DESCRIPTORS)(test))
 
 # Odd grids, several units, text before, between and after, and no image.
 TWO_IMAGES = (
@@ -47,79 +59,102 @@ def _batch(shape, *samples):
   return layout.make_batch(rows, np.zeros(()))
 
 
-@dataclasses.dataclass
-class _Routed:
-  out: jax.Array
-  members: jax.Array
+def _simulated(implementation):
+  """Kernels run on a simulated TPU."""
+  if implementation != "pallas":
+    return contextlib.nullcontext()
+  return support.tracing_for("tpu", pltpu.InterpretParams())
 
 
-@functools.partial(jax.jit, static_argnames="form")
-def _parallel(q, k, v, batch, budget, override, form):
-  routed = gaze.parallel(
-    q,
-    k,
-    v,
+@functools.partial(jax.jit, static_argnames="config")
+def _parallel(q, k, v, batch, budget, override, config):
+  plan = routing.plan(
     batch.layout,
     batch.region_slots,
-    budget,
-    override=override,
-    **FORMS[form],
+    config,
+    batch.answer_slots,
+    batch.answer_of,
   )
-  return routed.out, routed.members
+  with _simulated(config.implementation):
+    routed = gaze.parallel(
+      q, k, v, plan, budget, config, override=override, unit_span=27
+    )
+  return dataclasses.asdict(routed)
 
 
-def _run(h, batch, k, form, override=None):
+def _config(form, **options):
+  return config_lib.GazeConfig(**FORMS[form], **options)
+
+
+def _run(h, batch, k, form, override=None, **options):
   budget = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (len(h.q),))
-  return _Routed(*_parallel(h.q, h.k, h.v, batch, budget, override, form))
+  config = _config(form, **options)
+  return gaze.Routed(
+    **_parallel(h.q, h.k, h.v, batch, budget, override, config)
+  )
 
 
-def _plain(h, batch, k):
-  """The method as a loop over rows, queries and heads; only for tests."""
-  b, s, q, d = h.q.shape
-  group = q // h.k.shape[2]
-  out = np.zeros_like(h.q)
-  lay = batch.layout
-  for row in range(b):
-    role, unit = lay.role[row], lay.unit[row]
-    segment, branch = lay.segment[row], lay.branch[row]
-    pages = [p[p >= 0] for p in batch.region_slots[row]]
-    for i in range(s):
-      if role[i] == types.Role.PAD:
-        continue
-      for head in range(q):
-        kv = head // group
-        ready = [
-          g
-          for g, page in enumerate(pages)
-          if len(page) and page[-1] < i and segment[page[0]] == segment[i]
-        ]
-        score = {
-          g: h.q[row, i, head] @ h.k[row, pages[g], kv].mean(0) for g in ready
-        }
-        best = sorted(ready, key=lambda g: -score[g])[:k]
-        read = {int(t) for g in best for t in pages[g]}
-        seen = []
-        for j in range(i + 1):
-          ok = segment[j] == segment[i] and branch[j] in (0, branch[i])
-          if role[i] == types.Role.CONTEXT:
-            ok &= unit[j] == unit[i]
-          if role[i] == types.Role.TEXT and role[j] == types.Role.VISUAL:
-            ok &= j in read
-          if ok:
-            seen.append(j)
-        logits = h.k[row, seen, kv] @ h.q[row, i, head] / np.sqrt(d)
-        weights = np.exp(logits - logits.max())
-        out[row, i, head] = weights @ h.v[row, seen, kv] / weights.sum()
-  return out
+# Of two images with 4 + 1 regions: none, one, K - 1, K, K + 1 and all.
+SAMPLES = (*(TWO_IMAGES,) * 6, ONE_IMAGE, TEXT_ONLY, EMPTY)
+BUDGETS = (0, 1, 3, 4, 5, 50, 2, 2, 2)
 
 
 @form
-@pytest.mark.parametrize("k", [0, 1, 3, 4, 5, 50])
-def test_equals_a_plain_loop(heads, small_shape, form, k):
-  batch = _batch(small_shape, TWO_IMAGES, ONE_IMAGE, TEXT_ONLY, EMPTY)
-  h = heads(4, small_shape.slots)
-  got = _run(h, batch, k, form)
-  np.testing.assert_allclose(got.out, _plain(h, batch, k), atol=1e-5)
+@routing_options
+def test_equals_a_plain_loop(
+  heads, plain, small_shape, form, granularity, descriptor
+):
+  options = dict(granularity=granularity, descriptor=descriptor)
+  batch = _batch(small_shape, *SAMPLES)
+  h = heads(len(SAMPLES), small_shape.slots)
+  got = _run(h, batch, BUDGETS, form, **options)
+  want = plain(h, batch, BUDGETS, _config(form, **options))
+  np.testing.assert_allclose(got.out, want, atol=1e-5)
+
+
+ANSWERED = (
+  layout.Text([1, 2]),
+  layout.Unit(4, 5),
+  layout.Unit(3, 3),
+  layout.Text([3, 4]),
+  layout.Text([5, 6, 7], question=0),
+  layout.Text([8]),
+  layout.Text([9, 9], question=1),
+)
+BRANCHED = (
+  layout.Unit(5, 5),
+  layout.Text([1], 1),
+  layout.Text([5, 6], 1, question=0),
+  layout.Text([2], 2),
+  layout.Text([7], 2, question=1),
+)
+
+
+@form
+@pytest.mark.parametrize(
+  "options, k",
+  [
+    (dict(visual_attention="own_unit"), 2),
+    (dict(route_prompt=False), 2),
+    (dict(refresh="question"), 2),
+    (dict(refresh="question", granularity="layer"), 1),
+    (dict(budget="ratio"), 300),  # of 5 regions 1.5: two
+    (dict(budget="per_unit"), 1),
+    (dict(budget="per_unit", visual_attention="own_unit"), 2),
+  ],
+  ids=str,
+)
+def test_options_equal_a_plain_loop(
+  heads, plain, small_shape, form, options, k
+):
+  samples = (ANSWERED, BRANCHED, TWO_IMAGES, TEXT_ONLY, EMPTY)
+  batch = _batch(small_shape, *samples)
+  h = heads(len(samples), small_shape.slots)
+  got = _run(h, batch, k, form, **options).out
+  want = plain(h, batch, k, _config(form, **options))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  without = plain(h, batch, k, _config(form))
+  assert np.abs(want - without).max() > 1e-2  # the option does something
 
 
 @form
@@ -138,17 +173,26 @@ def test_all_regions_without_context_is_dense_attention(
 
 
 @form
-def test_gradients_agree_with_the_oracle(heads, small_shape, form):
-  batch = _batch(small_shape, TWO_IMAGES, EMPTY)
-  h = heads(2, small_shape.slots)
-  weight = heads(2, small_shape.slots, seed=1).q
+@routing_options
+def test_gradients_agree_with_the_oracle(
+  heads, small_shape, form, granularity, descriptor
+):
+  samples, budgets = SAMPLES[1:4] + SAMPLES[6:], np.array([1, 3, 4, 2, 2, 0])
+  batch = _batch(small_shape, *samples)
+  h = heads(len(samples), small_shape.slots)
+  weight = heads(len(samples), small_shape.slots, seed=1).q
+  options = dict(granularity=granularity, descriptor=descriptor)
 
-  def loss(form, q, k, v):
-    out = _run(dataclasses.replace(h, q=q, k=k, v=v), batch, 2, form).out
+  @functools.partial(jax.jit, static_argnames="form")
+  @functools.partial(jax.grad, argnums=(0, 1, 2))
+  def grad(q, k, v, form):
+    out = _run(heads_of(q, k, v), batch, budgets, form, **options).out
     return (out * weight).sum()
 
-  grad = lambda form: jax.grad(loss, (1, 2, 3))(form, h.q, h.k, h.v)
-  for got, want in zip(grad(form), grad("masked"), strict=True):
+  heads_of = lambda q, k, v: dataclasses.replace(h, q=q, k=k, v=v)
+  for got, want in zip(
+    grad(h.q, h.k, h.v, form), grad(h.q, h.k, h.v, "masked"), strict=True
+  ):
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -266,7 +310,7 @@ def test_an_override_replaces_the_scores(heads, small_shape, form):
   np.testing.assert_array_equal(picked, [3, 0, 2, 1])
 
 
-def _decode(h, batch, new, k, k_max):
+def _decode(h, batch, new, k, k_max, form="gather", frozen=None, **options):
   """Decode of a row's last `new` slots, from a cache of what was before."""
   role = batch.layout.role[0]
   used = int((role != types.Role.PAD).sum())
@@ -274,22 +318,66 @@ def _decode(h, batch, new, k, k_max):
   length = np.array([linear[: used - new].sum()], np.int32)
   query = h.q[:, used - new : used]
   budget = np.array([k], np.int32)
-  return _Routed(*_decoded(query, h.k, h.v, batch, length, budget, k_max))
-
-
-@functools.partial(jax.jit, static_argnames="k_max")
-def _decoded(query, key, value, batch, length, budget, k_max):
-  slots = cache.linear_slots(batch.layout, 64)
-  routed = gaze.decode(
-    query,
-    cache.visual(key, value, batch.layout, batch.region_slots),
-    cache.linear(key, slots, 64),
-    cache.linear(value, slots, 64),
-    length,
-    budget,
-    k_max=k_max,
+  config = config_lib.GazeConfig(decode_implementation=form, **options)
+  return gaze.Routed(
+    **_decoded(query, h.k, h.v, batch, length, budget, frozen, k_max, config)
   )
-  return routed.out, routed.members
+
+
+@functools.partial(jax.jit, static_argnames=("k_max", "config"))
+def _decoded(query, key, value, batch, length, budget, frozen, k_max, config):
+  slots = cache.linear_slots(batch.layout, 64)
+  plan = routing.plan(batch.layout, batch.region_slots, config)
+  with _simulated(config.decode_implementation):
+    routed = gaze.decode(
+      query,
+      cache.visual(key, value, plan, config),
+      cache.linear(key, slots, 64),
+      cache.linear(value, slots, 64),
+      length,
+      budget,
+      config,
+      k_max=k_max,
+      frozen=frozen,
+    )
+  return dataclasses.asdict(routed)
+
+
+decode_form = pytest.mark.parametrize("form", ["masked", "gather", "pallas"])
+
+
+@decode_form
+@routing_options
+@pytest.mark.parametrize("new", [1, 2])
+def test_decode_is_the_parallel_form_under_every_option(
+  heads, small_shape, form, granularity, descriptor, new
+):
+  options = dict(granularity=granularity, descriptor=descriptor)
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots, query_heads=8)
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  want = _run(h, batch, 2, "masked", **options)
+  got = _decode(h, batch, new, 2, 3, form, **options)
+  last = slice(used - new, used)
+  np.testing.assert_allclose(got.out, want.out[:, last], atol=1e-5)
+  np.testing.assert_array_equal(got.members, want.members[:, last])
+
+
+@decode_form
+@pytest.mark.parametrize(
+  "options, k",
+  [(dict(budget="ratio"), 500), (dict(budget="per_unit"), 1)],
+  ids=str,
+)
+def test_decode_knows_every_kind_of_budget(
+  heads, small_shape, form, options, k
+):
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots)
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  want = _run(h, batch, k, "masked", **options)
+  got = _decode(h, batch, 1, k, 4, form, **options)
+  np.testing.assert_allclose(got.out, want.out[:, used - 1 : used], atol=1e-5)
 
 
 @pytest.mark.parametrize("sample", [TWO_IMAGES, ONE_IMAGE, TEXT_ONLY])
@@ -341,7 +429,8 @@ def test_usage_by_hand(small_shape):
   members[0, text[0], :, 0] = True  # all four heads: 4 entries, 4 unique
   members[0, text[1], [0, 1, 2, 3], [0, 1, 2, 3]] = True
   # Second query: heads read 4, 6, 6, 9; KV heads read 4 + 6 and 6 + 9.
-  got = gaze.usage(members, batch.layout, batch.region_slots, 2)
+  plan = routing.plan(batch.layout, batch.region_slots, config_lib.GazeConfig())
+  got = usage.count(members, plan, 2)
   np.testing.assert_allclose(got.chosen, (4 + 2) + (25 / 4 + 2))
   np.testing.assert_allclose(got.unique, (4 + 2) + (25 / 2 + 2))
   np.testing.assert_allclose(got.visible, 2 * 25)
@@ -363,7 +452,8 @@ def test_bfloat16_decode_picks_the_regions_of_teacher_forcing(
 
 def test_masks_and_descriptors_agree_on_where_regions_end(small_shape):
   batch = _batch(small_shape, TWO_IMAGES)
-  seen = masks.visible(batch.layout, batch.layout, np.arange(80))
+  slots = np.arange(80)[None]
+  seen = masks.visible(batch.layout, batch.layout, slots, slots)
   ends = np.asarray(regions.ends(batch.region_slots))[0]
   for i, role in enumerate(batch.layout.role[0]):
     if role != types.Role.TEXT:

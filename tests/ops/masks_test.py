@@ -17,10 +17,13 @@ SHAPE = layout.RowShape(
 )
 
 
+SLOTS = np.arange(SHAPE.slots)[None]
+
+
 def _visible(*parts):
   row = layout.lay_out(parts, SHAPE)
   batch = layout.make_batch([row], np.zeros(()))
-  seen = masks.visible(batch.layout, batch.layout, np.arange(SHAPE.slots))
+  seen = masks.visible(batch.layout, batch.layout, SLOTS, SLOTS)
   return np.asarray(seen)[0].astype(int)
 
 
@@ -78,7 +81,7 @@ def test_branches_share_the_trunk_alone():
 def test_packed_samples_never_see_each_other():
   rows = [layout.lay_out([layout.Text([1, 2])], SHAPE)] * 2
   batch = layout.make_batch([layout.concatenate(rows, SHAPE)], np.zeros(()))
-  seen = masks.visible(batch.layout, batch.layout, np.arange(SHAPE.slots))
+  seen = masks.visible(batch.layout, batch.layout, SLOTS, SLOTS)
   np.testing.assert_array_equal(
     np.asarray(seen)[0].astype(int), _matrix("1", "1 1", "0 0 1", "0 0 1 1")
   )

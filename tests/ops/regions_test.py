@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from gaze_jax import config as config_lib
 from gaze_jax.ops import regions
 
 # Slots: text, regions 0 1 0 1, text.
@@ -35,4 +36,36 @@ def test_pages_copy_each_token_to_its_place():
 def test_ends_and_segments():
   np.testing.assert_array_equal(regions.ends(SLOTS), [[4, 5, 0]])
   segment = np.array([[0, 3, 3, 3, 3, 0]])
-  np.testing.assert_array_equal(regions.segments(segment, SLOTS), [[3, 3, -1]])
+  got = regions.of_first_token(segment, SLOTS)
+  np.testing.assert_array_equal(got, [[3, 3, -1]])
+
+
+def described(**config):
+  got = regions.descriptors(
+    KEYS, REGION, SLOTS, config_lib.GazeConfig(**config)
+  )
+  assert got.dtype == np.float32
+  return np.asarray(got)[0, 0]
+
+
+def test_descriptors_of_each_kind():
+  np.testing.assert_allclose(described(), [[4, 5], [6, 7], [0, 0]])
+  np.testing.assert_allclose(
+    described(descriptor="minmax"),
+    [[2, 3], [4, 5], [0, 0], [6, 7], [8, 9], [0, 0]],
+  )
+  np.testing.assert_allclose(
+    described(descriptor="submean", sub_cells=2),
+    [[2, 3], [4, 5], [0, 0], [6, 7], [8, 9], [0, 0]],
+  )
+
+
+def test_more_sub_cells_than_tokens_share_a_token():
+  got = described(descriptor="submean", sub_cells=3).reshape(3, 3, 2)
+  np.testing.assert_allclose(got[:, 0], [[2, 3], [2, 3], [6, 7]])
+
+
+def test_many_regions_have_the_descriptors_of_few(monkeypatch):
+  few = described()
+  monkeypatch.setattr(regions, "FEW", 2)
+  np.testing.assert_allclose(described(), few)

@@ -15,9 +15,9 @@ def train(kind="progressive", steps=100, **schedule_):
   )
 
 
-def k(step, *, regions=16, top_k=4, **kwargs):
+def k(step, *, dense=16, final=4, **kwargs):
   rows = schedule.budget(
-    step, 3, regions=regions, top_k=top_k, train=train(**kwargs)
+    step, 3, dense=dense, final=final, train=train(**kwargs)
   )
   assert rows.dtype == np.int32 and rows.shape == (3,)
   assert len(set(rows.tolist())) == 1
@@ -34,21 +34,21 @@ def test_progressive_by_hand():
 
 
 def test_progressive_down_to_zero_passes_through_one():
-  assert k(59, top_k=0) == 1
-  assert k(60, top_k=0) == 0
+  assert k(59, final=0) == 1
+  assert k(60, final=0) == 0
 
 
-def test_progressive_never_rises_nor_falls_below_top_k():
-  for top_k in (0, 1, 3, 16):
-    steps = [k(s, top_k=top_k) for s in range(100)]
+def test_progressive_never_rises_nor_falls_below_final():
+  for final in (0, 1, 3, 16):
+    steps = [k(s, final=final) for s in range(100)]
     assert steps == sorted(steps, reverse=True)
-    assert steps[-1] == top_k and min(steps) == top_k
+    assert steps[-1] == final and min(steps) == final
 
 
 def test_budget_is_at_most_all_regions():
-  assert k(0, regions=4, top_k=9) == 4
-  assert k(99, regions=4, top_k=9) == 4
-  assert k(99, regions=4, top_k=9, kind="constant") == 4
+  assert k(0, dense=4, final=9) == 4
+  assert k(99, dense=4, final=9) == 4
+  assert k(99, dense=4, final=9, kind="constant") == 4
 
 
 def test_constant_is_constant():
@@ -64,7 +64,7 @@ def test_dense_until_the_end():
 def random_budget():
   def make(step, rows=512, seed=0, **kwargs):
     config = dataclasses.replace(train("random", **kwargs), seed=seed)
-    return schedule.budget(step, rows, regions=16, top_k=4, train=config)
+    return schedule.budget(step, rows, dense=16, final=4, train=config)
 
   return make
 
@@ -78,7 +78,7 @@ def test_random_is_a_pure_function_of_step_and_seed(random_budget):
 
 def test_random_covers_every_budget_in_every_other_row(random_budget):
   drawn = random_budget(70)
-  assert set(drawn[::2].tolist()) == {4}  # every other row keeps to top_k
+  assert set(drawn[::2].tolist()) == {4}  # every other row keeps to final
   assert set(drawn[1::2].tolist()) == set(range(1, 17))
   assert abs(drawn[1::2].mean() - 8.5) < 1
 

@@ -1,0 +1,169 @@
+"""Which values and combinations of a config make sense, and why.
+
+`config.from_config_dict` holds a config to these rules when it is read.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+# A rule is a fact that must hold, and what to say when it does not.
+Rules = list[tuple[bool, str]]
+
+_AT_LEAST_ONE = dict(
+  model={
+    "vision": ("image_size", "patch_size", "width", "heads", "mlp_dim"),
+    "decoder": (
+      *("vocab_size", "width", "depth", "query_heads", "kv_heads"),
+      *("head_dim", "mlp_dim"),
+    ),
+    "gaze": ("chunk",),
+  },
+  data=("samples", "questions", "max_units", "answer_slots"),
+  train=("steps", "batch_size", "log_every", "save_every", "keep"),
+  eval=("canvases", "other_canvases", "batch_size"),
+)
+
+
+def rules(config: Any) -> Iterator[tuple[bool, str]]:
+  """The rules of a `config.Config`; the later ones rely on the earlier."""
+  yield from _sizes(config, _AT_LEAST_ONE, "")
+  yield from _model_rules(config.model)
+  yield from _gaze_rules(config.model)
+  yield from _data_rules(config)
+  yield from _train_rules(config)
+
+
+def _sizes(part: Any, names: Any, path: str) -> Rules:
+  if isinstance(names, dict):
+    inner = lambda key: _sizes(getattr(part, key), names[key], f"{path}{key}.")
+    return [rule for key in names for rule in inner(key)]
+  value = lambda key: getattr(part, key)
+  return [
+    (value(key) >= 1, f"{path}{key} = {value(key)} is below 1") for key in names
+  ]
+
+
+def _model_rules(model: Any) -> Rules:
+  vision, decoder = model.vision, model.decoder
+  v, d = "model.vision", "model.decoder"
+  return [
+    (
+      vision.image_size % vision.patch_size == 0,
+      f"{v}.image_size = {vision.image_size} is not a multiple of"
+      f" patch_size = {vision.patch_size}",
+    ),
+    (
+      vision.width % vision.heads == 0,
+      f"{v}.width = {vision.width} is not a multiple of heads = {vision.heads}",
+    ),
+    (
+      0 <= vision.layers_used <= vision.depth,
+      f"{v}.hidden_state = {vision.hidden_state} does not exist in a tower"
+      f" of depth {vision.depth}",
+    ),
+    (
+      vision.weights == "random" or vision.patch_size == 14,
+      f"{v}.weights = {vision.weights!r} is a tower of patch_size 14",
+    ),
+    (
+      decoder.query_heads % decoder.kv_heads == 0,
+      f"{d}.query_heads = {decoder.query_heads} is not a multiple of"
+      f" kv_heads = {decoder.kv_heads}",
+    ),
+    (
+      decoder.head_dim % 2 == 0,
+      f"{d}.head_dim = {decoder.head_dim} must be even for RoPE",
+    ),
+  ]
+
+
+def _gaze_rules(model: Any) -> Rules:
+  gaze, depth, g = model.gaze, model.decoder.depth, "model.gaze"
+  learns = gaze.gradient != "none"
+  return [
+    (
+      min(gaze.region) >= 1,
+      f"{g}.region = {gaze.region} must be at least (1, 1)",
+    ),
+    (
+      gaze.context_tokens >= 0,
+      f"{g}.context_tokens = {gaze.context_tokens} must be at least 0",
+    ),
+    (gaze.top_k >= 0, f"{g}.top_k = {gaze.top_k} must be at least 0"),
+    (
+      gaze.descriptor != "submean"
+      or 2 <= gaze.sub_cells <= gaze.region[0] * gaze.region[1],
+      f"{g}.sub_cells = {gaze.sub_cells} must be 2 to the tokens of a region"
+      " with descriptor = 'submean'",
+    ),
+    (0 < gaze.ratio <= 1, f"{g}.ratio = {gaze.ratio} is a share, above 0 to 1"),
+    (
+      all(0 <= i < depth for i in gaze.dense_layers)
+      and len(set(gaze.dense_layers)) == len(gaze.dense_layers),
+      f"{g}.dense_layers = {gaze.dense_layers} must name layers 0 to"
+      f" {depth - 1}, each once",
+    ),
+    (
+      gaze.route_prompt or gaze.refresh == "token",
+      f"{g}.refresh = 'question' keeps what the prompt's last token chose, and"
+      " with route_prompt = False no prompt token chooses",
+    ),
+    (
+      not learns or gaze.implementation != "pallas",
+      f"{g}.gradient = {gaze.gradient!r} sends a gradient into the scores, and"
+      " the kernel of implementation = 'pallas' has none; use 'auto'",
+    ),
+    (
+      not learns or len(gaze.dense_layers) < depth,
+      f"{g}.gradient = {gaze.gradient!r} trains scores, and dense_layers leaves"
+      " no layer that has any",
+    ),
+    (
+      gaze.gradient != "straight_through"
+      or gaze.top_k > 0
+      or gaze.budget == "ratio",
+      f"{g}.gradient = 'straight_through' reaches the scores of chosen regions,"
+      " and top_k = 0 chooses none",
+    ),
+    (
+      gaze.gradient_weight > 0,
+      f"{g}.gradient_weight = {gaze.gradient_weight} must be above 0; to train"
+      " no scores, say gradient = 'none'",
+    ),
+  ]
+
+
+def _data_rules(config: Any) -> Rules:
+  data, model = config.data, config.model
+  slots = data.max_units * (model.vision.tokens + model.gaze.context_tokens)
+  return [
+    (
+      data.sequence_length > slots,
+      f"data.sequence_length = {data.sequence_length} leaves no room for"
+      f" text beside {slots} visual and context slots",
+    ),
+    (
+      data.source != "llava_json" or bool(data.path),
+      "data.source = 'llava_json' needs data.path, the JSON file",
+    ),
+    (
+      0 <= data.curriculum <= 1,
+      f"data.curriculum = {data.curriculum} is a share, 0 to 1",
+    ),
+    (data.workers >= 0, f"data.workers = {data.workers} is below 0"),
+  ]
+
+
+def _train_rules(config: Any) -> Rules:
+  train, schedule = config.train, config.train.k_schedule
+  return [
+    (
+      train.features == "none" or config.model.vision.frozen,
+      "train.features = 'cached' needs model.vision.frozen = True: the"
+      " features of a tower that trains change",
+    ),
+    (
+      0 <= schedule.dense_until <= schedule.final_at <= 1,
+      "train.k_schedule needs 0 <= dense_until <= final_at <= 1",
+    ),
+  ]

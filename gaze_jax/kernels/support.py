@@ -1,0 +1,90 @@
+"""When a kernel can serve: None, or the reason why it can't."""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from gaze_jax.kernels import gaze_decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What programs are traced for.
+
+  Attributes:
+    platform: "tpu", "gpu" or "cpu".
+    interpret: as `pl.pallas_call` takes it; simulates a TPU elsewhere.
+  """
+
+  platform: str
+  interpret: Any = False
+
+
+_target: contextvars.ContextVar[Target | None] = contextvars.ContextVar(
+  "target", default=None
+)
+
+
+def target() -> Target:
+  """What programs are traced for: JAX's default backend, unless told."""
+  return _target.get() or Target(jax.default_backend())
+
+
+@contextlib.contextmanager
+def tracing_for(platform: str, interpret: Any = False) -> Iterator[None]:
+  """Traces for another platform, to compile ahead of time or to simulate it.
+
+  A function that is already jitted and traced is not traced again.
+  """
+  token = _target.set(Target(platform, interpret))
+  try:
+    yield
+  finally:
+    _target.reset(token)
+
+
+def decode(rows: int, dtype: Any) -> str | None:
+  """Whether `gaze_decode` can serve.
+
+  Args:
+    rows: new tokens times query heads of a KV head.
+    dtype: of the cache.
+  """
+  if reason := _backend():
+    return reason
+  if rows > gaze_decode.MAX_ROWS:
+    return (
+      f"{rows} query rows of a KV head, the kernel takes {gaze_decode.MAX_ROWS}"
+    )
+  return _dtype(dtype)
+
+
+def prefill(dtype: Any, gradient: str) -> str | None:
+  """Whether `gaze_prefill` can serve.
+
+  Args:
+    dtype: of queries and keys.
+    gradient: `GazeConfig.gradient`.
+  """
+  if reason := _backend():
+    return reason
+  if gradient != "none":
+    return f"gradient = {gradient!r} needs a gradient into the scores"
+  return _dtype(dtype)
+
+
+def _backend() -> str | None:
+  platform = target().platform
+  if platform == "tpu":
+    return None
+  return f"the backend is {platform!r}, the kernels are for TPU"
+
+
+def _dtype(dtype: Any) -> str | None:
+  if dtype in ("float32", "bfloat16"):
+    return None
+  return f"dtype {dtype} is neither float32 nor bfloat16"

@@ -1,0 +1,124 @@
+"""The parallel form with its rows split, for kernels over the cache's pages.
+
+Text and context rows are gathered. They look at each other here, and at the
+visual pages through a kernel that visits the chosen regions alone; the two
+are merged by log-sum-exp, as in decoding. Visual rows, which choose nothing,
+come from a standard causal form.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import types
+from gaze_jax.ops import attention
+from gaze_jax.ops import cache
+from gaze_jax.ops import masks
+from gaze_jax.ops import merge
+from gaze_jax.ops import regions
+from gaze_jax.ops import routing
+from gaze_jax.ops import rows
+
+# (query [B, X, Q, D], k, v [B, H, R, L, D], length [B, R], members
+# [B, X, Q, R]) -> Attended, differentiable in query, k and v.
+Regions = Callable[..., types.Attended]
+
+
+def attend(
+  inputs: rows.Inputs,
+  chunk: int,
+  attend_regions: Regions,
+  visual_rows: Callable[[rows.Inputs], types.Array],
+) -> rows.Rows:
+  """All rows.
+
+  Args:
+    inputs: of the layer.
+    chunk: text and context rows that look at each other at a time.
+    attend_regions: attention to the pages of chosen regions.
+    visual_rows: [B, S, Q, D] of `inputs`, of use at VISUAL slots.
+  """
+  plan = inputs.plan
+  s = plan.layout.role.shape[1]
+  slots = cache.linear_slots(plan.layout, s)
+  choice = rows.choose(inputs, slots)
+  looked = attend_regions(
+    rows.take(inputs.query, slots),
+    regions.pages(inputs.key, plan.region_slots),
+    regions.pages(inputs.value, plan.region_slots),
+    (plan.region_slots >= 0).sum(-1),
+    _read(inputs, choice, slots),
+  )
+  out = merge.merge(looked, _among_themselves(inputs, slots, chunk)).out
+  back = jnp.argsort(slots, axis=1)
+  visual = (plan.layout.role == types.Role.VISUAL)[..., None, None]
+  return rows.Rows(
+    out=jnp.where(visual, visual_rows(inputs), rows.take(out, back)),
+    members=rows.take(choice.members, back),
+    loss=jnp.zeros(()),
+    count=jnp.zeros(()),
+  )
+
+
+def _read(
+  inputs: rows.Inputs, choice: rows.Choice, slots: types.Array
+) -> types.Array:
+  """bool [B, X, Q, R], the regions read by rows of any kind.
+
+  TEXT reads what it chose, or everything in sight if it is not routed;
+  CONTEXT reads its own unit; VISUAL and PAD read nothing here.
+  """
+  plan = inputs.plan
+  role, unit = rows.take(plan.layout.role, slots), plan.layout.unit
+  sight = routing.available(
+    rows.take(plan.layout.segment, slots), slots, plan.segment, plan.end
+  )
+  free = (role == types.Role.TEXT) & ~rows.take(plan.routed, slots)
+  own = rows.take(unit, slots)[:, :, None] == plan.unit[:, None]
+  context = (role == types.Role.CONTEXT)[..., None] & own
+  whole = (sight & free[..., None]) | context
+  chosen = routing.per_head(choice.members, inputs.query.shape[2])
+  return chosen | whole[:, :, None]
+
+
+def _among_themselves(
+  inputs: rows.Inputs, slots: types.Array, chunk: int
+) -> types.Attended:
+  """Text and context rows, at their keys; chunks that have none are skipped."""
+  layout = jax.tree.map(lambda x: rows.take(x, slots), inputs.plan.layout)
+  linear = (layout.role == types.Role.TEXT) | (
+    layout.role == types.Role.CONTEXT
+  )
+  q, k, v = (
+    rows.take(x, slots) for x in (inputs.query, inputs.key, inputs.value)
+  )
+  b, s, heads, d = q.shape
+
+  def run(start: int, stop: int) -> types.Attended:
+    cut = lambda begin: jax.tree.map(lambda x: x[:, begin:stop], layout)
+    mask = masks.visible(
+      cut(start), cut(0), slots[:, start:stop], slots[:, :stop]
+    )
+    mask &= linear[:, start:stop, None] & linear[:, None, :stop]
+    return attention.attend(
+      q[:, start:stop], k[:, :stop], v[:, :stop], mask[:, None]
+    )
+
+  def none(x: int) -> types.Attended:
+    return types.Attended(
+      out=jnp.zeros((b, x, heads, d), v.dtype),
+      lse=jnp.full((b, x, heads), -jnp.inf),
+    )
+
+  parts = []
+  for start in range(0, s, chunk):
+    stop = min(start + chunk, s)
+    parts.append(
+      jax.lax.cond(
+        linear[:, start].any(),
+        lambda start=start, stop=stop: run(start, stop),
+        lambda x=stop - start: none(x),
+      )
+    )
+  return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
