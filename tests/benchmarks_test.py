@@ -1,0 +1,132 @@
+"""The benchmark runs, and its table says what its rows do."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+FIELDS = {
+  "visual_tokens": int,
+  "batch": int,
+  "dtype": str,
+  "heads": str,
+  "method": str,
+  "milliseconds": float,
+  "median_milliseconds": float,
+  "bound_milliseconds": float,
+  "bytes": (int, float),
+  "pages_read": float,
+  "ratio_to_bound": float,
+  "speedup": float,
+}
+DENSE = {"jax_dense", "torch_dense"}
+METHODS = {"jax_dense", "gaze_query_head", "gaze_kv_group", "gaze_all_regions"}
+
+
+def _run(*arguments):
+  return subprocess.run(
+    [sys.executable, "benchmarks/attention.py", *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+  out = tmp_path_factory.mktemp("benchmark")
+  result = _run(
+    "--only=576",
+    "--dtypes=float32",
+    "--rounds=1",
+    f"--json={out / 'rows.json'}",
+    f"--plot={out / 'plot.png'}",
+  )
+  assert result.returncode == 0, result.stderr
+  return result, json.loads((out / "rows.json").read_text()), out / "plot.png"
+
+
+def _lines(table):
+  """The rows that were measured in turns, together."""
+  lines = {}
+  for row in table["rows"]:
+    key = tuple(row[k] for k in ("visual_tokens", "batch", "dtype", "heads"))
+    lines.setdefault(key, {})[row["method"]] = row
+  return lines
+
+
+def test_rows_of_the_table(ran):
+  _, table, _ = ran
+  for row in table["rows"]:
+    for field, kind in FIELDS.items():
+      assert isinstance(row[field], kind), (field, row[field])
+    assert row["milliseconds"] > 0
+    assert row["milliseconds"] <= row["median_milliseconds"]
+  lines = _lines(table)
+  assert set(lines) == {
+    (576, batch, "float32", heads)
+    for batch in (1, 8)
+    for heads in ("32/8", "28/4")
+  }
+  for methods in lines.values():
+    assert set(methods) - {"torch_dense"} == METHODS
+
+
+def test_ratios_follow_from_the_rows(ran):
+  _, table, _ = ran
+  for methods in _lines(table).values():
+    fastest = min(methods[m]["milliseconds"] for m in methods if m in DENSE)
+    for row in methods.values():
+      ms = row["milliseconds"]
+      assert math.isclose(row["speedup"], fastest / ms, rel_tol=1e-9)
+      bound = row["bytes"] / row["bandwidth_gigabytes"] / 1e6
+      assert math.isclose(row["bound_milliseconds"], bound, rel_tol=1e-9)
+      assert math.isclose(row["ratio_to_bound"], ms / bound, rel_tol=1e-9)
+
+
+def test_bytes_that_must_be_read(ran):
+  _, table, _ = ran
+  for (_, batch, _, heads), methods in _lines(table).items():
+    q, h = map(int, heads.split("/"))
+    page = 36 * 128 * 4 * 2
+    for name in ("jax_dense", "gaze_all_regions"):
+      assert methods[name]["bytes"] == batch * h * 16 * page
+    shared = methods["gaze_kv_group"]  # 2 of 16 regions
+    assert shared["pages_read"] == 2 / 16
+    descriptors = batch * h * 16 * 128 * 4
+    assert shared["bytes"] == batch * h * 2 * page + descriptors
+    alone = methods["gaze_query_head"]
+    assert 2 / 16 < alone["pages_read"] <= min(1, 2 * (q // h) / 16)
+
+
+def test_output(ran):
+  result, table, plot = ran
+  for row in table["rows"]:
+    assert f"{row['milliseconds']:8.3f}" in result.stdout
+  if table["torch"] is None:
+    assert result.stdout.count("pip install torch") == 1
+  with Image.open(plot) as picture:
+    assert picture.size == (720, 480)
+
+
+@pytest.mark.parametrize(
+  "argument, says",
+  [
+    ("--only=577", "--only=577: the sizes are 576, 1024, "),
+    ("--only=many", "give whole numbers"),
+    ("--dtypes=float64", "one of float32, bfloat16"),
+    ("--plot=picture", "is not a format of pictures"),
+  ],
+)
+def test_a_mistake_is_one_line(argument, says):
+  result = _run(argument)
+  assert result.returncode == 1
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+  assert says in lines[0]
