@@ -200,7 +200,9 @@ class VisualCache:
   A region is a page: contiguous, of fixed size.
 
   Attributes:
-    k: [B, H, R, L, D] post-RoPE keys ([N, B, ...] for all layers).
+    k: [B, H, R, L, D] post-RoPE keys ([N, B, ...] for all layers). For the TPU
+      kernel [B, H, R, *gaze_decode.page_shape(L, D, dtype)], which memory holds
+      without padding.
     v: [B, H, R, L, D] values (likewise).
     descriptors: float32 [B, H, P * R, D], P to a region (likewise); see
       `regions.descriptors`.

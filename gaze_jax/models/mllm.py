@@ -19,6 +19,7 @@ from gaze_jax.models import projector
 from gaze_jax.models import vision
 from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import gaze
+from gaze_jax.ops import paged
 from gaze_jax.ops import routing
 from gaze_jax.ops import usage
 
@@ -170,41 +171,38 @@ def prefill(
   layout = batch.layout
   slots = cache_ops.linear_slots(layout, capacity)
   filled = layout.role != types.Role.PAD
-  last = filled.sum(axis=1) - 1
+  last = filled.sum(axis=1, keepdims=True) - 1
+  at_last = lambda x: jnp.take_along_axis(
+    x, last.reshape(-1, *(1,) * (x.ndim - 1)), axis=1
+  )
   plan = routing.plan(layout, batch.region_slots, config.gaze)
   route = _parallel(config, plan, budget, override)
 
   def attend(q, k, v, dense):
     routed = route(q, k, v, dense=_flag(dense))
-    visual = cache_ops.visual(k, v, plan, config.gaze)
+    visual = gaze.store(k, v, plan, config.gaze)
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
-    chosen = jnp.take_along_axis(
-      routed.members, last[:, None, None, None], axis=1
-    )[:, 0]
     frozen = None
     if config.gaze.refresh == "question":
-      final = jnp.take_along_axis(q, last[:, None, None, None], axis=1)
-      frozen = gaze.choose(
-        final, visual, budget, config.gaze, override=override
-      )[:, 0]
+      step = paged.Step(at_last(q), visual, None, budget, config.gaze, override)
+      frozen = paged.choose(step)[:, 0]
+    chosen = at_last(routed.members)[:, 0]
     return routed.out, (visual, *linear, chosen, frozen)
 
   x = _call(params, config, "embed", batch)
   x, (visual, k, v, chosen, frozen) = _call(
     params, config, "run", x, layout.position, attend, _dense(config)
   )
-  x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-  at_last = lambda a: jnp.take_along_axis(a, last[:, None], axis=1)[:, 0]
   text = filled & (layout.role != types.Role.VISUAL)
   cache = types.DecodeCache(
     visual=_one_for_all_layers(visual),
     k=k,
     v=v,
     length=text.sum(axis=1),
-    position=at_last(layout.position) + 1,
+    position=at_last(layout.position)[:, 0] + 1,
     frozen=frozen,
   )
-  return cache, _call(params, config, "logits", x), chosen
+  return cache, _call(params, config, "logits", at_last(x)[:, 0]), chosen
 
 
 def extend(
@@ -235,20 +233,18 @@ def extend(
   x_new = tokens.shape[1]
 
   def attend(q, k, v, memory):
-    pages, keys, values, dense, frozen = memory
+    layer, keys, values, dense, frozen = memory
     keys = cache_ops.append(keys, k, cache.length)
     values = cache_ops.append(values, v, cache.length)
-    visual = types.VisualCache(
-      **pages, valid=cache.visual.valid, unit=cache.visual.unit
-    )
     routed = gaze.decode(
       q,
-      visual,
+      cache.visual,
       keys,
       values,
       cache.length,
       budget,
       config.gaze,
+      layer=layer,
       k_max=k_max,
       dense=_flag(dense),
       override=override,
@@ -256,19 +252,17 @@ def extend(
     )
     return routed.out, (keys, values, routed.members)
 
-  visual = cache.visual
-  pages = dict(k=visual.k, v=visual.v, descriptors=visual.descriptors)
-  memory = (pages, cache.k, cache.v, _dense(config), cache.frozen)
+  layers = jnp.arange(config.decoder.depth)
+  memory = (layers, cache.k, cache.v, _dense(config), cache.frozen)
   position = cache.position[:, None] + jnp.arange(x_new)
   x = _call(params, config, "token_embeddings", tokens)
   x, (k, v, chosen) = _call(params, config, "run", x, position, attend, memory)
-  grown = types.DecodeCache(
-    visual=visual,
+  grown = dataclasses.replace(
+    cache,
     k=k,
     v=v,
     length=cache.length + x_new,
     position=cache.position + x_new,
-    frozen=cache.frozen,
   )
   return grown, _call(params, config, "logits", x), chosen
 

@@ -46,6 +46,7 @@ def attend_pages(
   ids: types.Int[types.Array, "B H U"],
   rows: types.Int[types.Array, "B H U"],
   count: types.Int[types.Array, "B H"],
+  layer: types.Int[types.Array, ""] | None = None,
 ) -> types.Attended:
   """Attends to the listed pages, and to nothing else.
 
@@ -54,13 +55,14 @@ def attend_pages(
 
   Args:
     query: [B, X, Q, D], post-RoPE.
-    cache: `VisualCache` of one layer. The filled tokens of a page come first;
-      what lies behind them is finite.
+    cache: `VisualCache` of one layer, or of N with `layer`. The filled tokens
+      of a page come first; what lies behind them is finite.
     ids: int32 [B, H, U], pages to visit, each at most once, in any order;
       those past `count` are not looked at.
     rows: int32 [B, H, U]; bit x * G + g is set where query head h * G + g of
       token x reads the page.
     count: int32 [B, H], entries of the list that are real.
+    layer: int32 scalar, the layer to read; to slice it out would copy it.
 
   Returns:
     `Attended` of [B, X, Q, D] in the dtype of the values; out 0 and lse -inf
@@ -70,7 +72,10 @@ def attend_pages(
     ValueError: X * G exceeds 32.
   """
   b, x, q, d = query.shape
-  h = cache.k.shape[1]
+  k, v = cache.k, cache.v
+  if layer is None:
+    k, v, layer = k[None], v[None], jnp.zeros((), jnp.int32)
+  h = k.shape[2]
   group = q // h
   if x * group > _MAX_ROWS:
     raise ValueError(f"{x * group} rows of a KV head; at most {_MAX_ROWS}")
@@ -78,14 +83,14 @@ def attend_pages(
   filled = cache.valid.sum(axis=-1, dtype=jnp.int32)
   out, lse = _attend(
     matrix.reshape(b, h, -1, d).astype(jnp.float32),
-    cache.k,
-    cache.v,
-    (filled, ids, rows, count),
+    k,
+    v,
+    (layer, filled, ids, rows, count),
   )
   out = out.reshape(b, h, x, group, d).transpose(0, 2, 1, 3, 4)
   lse = lse.reshape(b, h, x, group).transpose(0, 2, 1, 3)
   return types.Attended(
-    out=out.reshape(b, x, q, d).astype(cache.v.dtype), lse=lse.reshape(b, x, q)
+    out=out.reshape(b, x, q, d).astype(v.dtype), lse=lse.reshape(b, x, q)
   )
 
 
@@ -113,10 +118,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _gathered(query, k, v, listed):
   """The plain form: the oracle of `_streamed`, and its gradient."""
   b, h, m, d = query.shape
+  layer, *listed = listed
   ids, length, reads = _entries(listed, m)
-  mask = jnp.arange(k.shape[3]) < length[..., None]  # [B, H, U, L]
+  mask = jnp.arange(k.shape[4]) < length[..., None]  # [B, H, U, L]
   mask = mask[:, :, None] & reads[..., None]
-  picked = lambda x: _pages(x, ids).astype(jnp.float32).reshape(b, h, -1, d)
+  picked = lambda x: (
+    _pages(x, layer, ids).astype(jnp.float32).reshape(b, h, -1, d)
+  )
   logits = jnp.einsum("bhmd,bhyd->bhmy", query, picked(k)) * d**-0.5
   weights, lse = attention.softmax(logits, mask.reshape(logits.shape))
   out = jnp.einsum("bhmy,bhyd->bhmd", weights, picked(v))
@@ -137,18 +145,19 @@ def _entries(listed, m: int):
   return ids, jnp.where(real, length, 0), reads
 
 
-def _pages(x, ids):
-  """Pages [B, H, ..., L, D] of x [B, H, R, L, D] at ids [B, H, ...]."""
+def _pages(x, layer, ids):
+  """Pages [B, H, ..., L, D] of x [N, B, H, R, L, D] at ids [B, H, ...]."""
   n = ids.ndim
   numbers = lax.GatherDimensionNumbers(
     offset_dims=(n, n + 1),
-    collapsed_slice_dims=(2,),
-    start_index_map=(2,),
-    operand_batching_dims=(0, 1),
+    collapsed_slice_dims=(0, 3),
+    start_index_map=(0, 3),
+    operand_batching_dims=(1, 2),
     start_indices_batching_dims=(0, 1),
   )
-  size = (1, 1, 1, *x.shape[3:])
-  return lax.gather(x, ids[..., None], numbers, size, mode="promise_in_bounds")
+  size = (1, 1, 1, 1, *x.shape[4:])
+  at = jnp.stack([jnp.broadcast_to(layer, ids.shape), ids], axis=-1)
+  return lax.gather(x, at, numbers, size, mode="promise_in_bounds")
 
 
 def _where_seen(out, lse):
@@ -158,7 +167,7 @@ def _where_seen(out, lse):
 
 def _streamed(query, k, v, listed):
   """The list in steps, up to the largest count."""
-  filled, ids, rows, count = listed
+  layer, filled, ids, rows, count = listed
   b, h, u = ids.shape
   step = max(_STEP // (b * h) // _PAGES, 1) * _PAGES
   step = min(step, -(-u // _PAGES) * _PAGES)
@@ -168,12 +177,11 @@ def _streamed(query, k, v, listed):
 
   def part(start) -> types.Attended:
     cut = lambda x: lax.dynamic_slice_in_dim(x, start, step, axis=2)
-    now = filled, cut(ids), cut(rows), jnp.clip(count - start, 0, step)
+    now = layer, filled, cut(ids), cut(rows), jnp.clip(count - start, 0, step)
     return types.Attended(*_step(query, k, v, now))
 
   if u <= step:
-    out = _step(query, k, v, (filled, ids, rows, count))
-    return out
+    return _step(query, k, v, (layer, filled, ids, rows, count))
   nothing = types.Attended(
     out=jnp.zeros_like(query), lse=jnp.full(query.shape[:-1], -jnp.inf)
   )
@@ -187,11 +195,12 @@ def _streamed(query, k, v, listed):
 def _step(query, k, v, listed):
   """Attention to a list whose length is a multiple of `_PAGES`."""
   b, h, m, d = query.shape
-  l = k.shape[3]
+  l = k.shape[4]
+  layer, *listed = listed
   ids, length, reads = _entries(listed, m)
   n = ids.shape[-1] // _PAGES
   at = ids.reshape(b, h, n, _PAGES)
-  logits = _logits(query, k, at).reshape(b, h, m, n, l, _PAGES) * d**-0.5
+  logits = _logits(query, k, layer, at).reshape(b, h, m, n, l, _PAGES) * d**-0.5
   mask = jnp.arange(l)[:, None] < length.reshape(b, h, 1, n, 1, _PAGES)
   mask &= reads.reshape(b, h, m, n, 1, _PAGES)
   logits = jnp.where(mask, logits, -jnp.inf)
@@ -201,15 +210,15 @@ def _step(query, k, v, listed):
   total = weights.sum(axis=(3, 4, 5))
   lse = peak + jnp.log(total)
   safe = jnp.where(total > 0, total, 1.0)
-  out = _weighted(weights, v, at) / safe[..., None]
+  out = _weighted(weights, v, layer, at) / safe[..., None]
   return _where_seen(out, lse), lse
 
 
-def _logits(query, k, at):
+def _logits(query, k, layer, at):
   """query . key, [B, H, M, n, L, 8], for pages `at` [B, H, n, 8]."""
   b, h, m, d = query.shape
   lanes = _lanes(d, k.dtype.itemsize)
-  page = _pages(k, at).astype(jnp.float32).swapaxes(3, 4)
+  page = _pages(k, layer, at).astype(jnp.float32).swapaxes(3, 4)
   page = page.reshape(*page.shape[:5], 1, d // lanes, lanes)
   rows = _in_blocks(query)  # [B, H, blocks, a, D]
   rows = rows.reshape(*rows.shape[:4], d // lanes, lanes)
@@ -221,10 +230,12 @@ def _logits(query, k, at):
   return out.transpose(0, 1, 5, 2, 3, 4)
 
 
-def _weighted(weights, v, at):
+def _weighted(weights, v, layer, at):
   """Sum of the values by `weights` [B, H, M, n, L, 8]: [B, H, M, D]."""
   b, h, m = weights.shape[:3]
-  page = _pages(v, at).astype(jnp.float32).swapaxes(3, 4)[:, :, :, :, None]
+  page = (
+    _pages(v, layer, at).astype(jnp.float32).swapaxes(3, 4)[:, :, :, :, None]
+  )
   rows = _in_blocks(weights).transpose(0, 1, 3, 4, 5, 2, 6)[..., None]
   terms = [page * rows[:, :, i] for i in range(rows.shape[2])]
   parts = _sums(_sums(terms, axis=5), axis=2)  # [B, H, L, blocks, D] each

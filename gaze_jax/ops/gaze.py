@@ -19,7 +19,6 @@ the merge is exact (METHOD.md section 6).
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 from absl import logging
 
@@ -31,9 +30,11 @@ from gaze_jax.kernels import gaze_prefill
 from gaze_jax.kernels import support
 from gaze_jax.kernels import visual as visual_kernel
 from gaze_jax.ops import attention
+from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import gather
 from gaze_jax.ops import merge
 from gaze_jax.ops import own_unit
+from gaze_jax.ops import paged
 from gaze_jax.ops import regions
 from gaze_jax.ops import routing
 from gaze_jax.ops import rows
@@ -89,7 +90,6 @@ def parallel(
   Raises:
     ImplementationError: `config.implementation` can't serve.
   """
-  form = _parallel_form(config, key.dtype)
   inputs = rows.Inputs(
     query=query,
     key=key,
@@ -105,26 +105,28 @@ def parallel(
     dense=dense,
     override=override,
   )
-  s = query.shape[1]
-  confined = config.visual_attention == "own_unit"
-  span = s if unit_span is None else unit_span
-  if form == "pallas":
-    interpret = support.target().interpret
-    result = split.attend(
-      inputs,
-      config.chunk,
-      functools.partial(gaze_prefill.attend_regions, interpret=interpret),
-      functools.partial(_visual_rows, span, interpret),
-    )
-  elif form == "chunked" and confined:
-    result = own_unit.attend(inputs, config.chunk, span)
-  else:
-    result = rows.attend(inputs, s if form == "masked" else config.chunk)
+  result = _attend(inputs, query.shape[1] if unit_span is None else unit_span)
   return Routed(
     out=result.out,
     members=routing.per_head(result.members, query.shape[2]),
     router_loss=result.loss / jnp.maximum(result.count, 1.0),
   )
+
+
+def _attend(inputs: rows.Inputs, unit_span: int) -> rows.Rows:
+  config, s = inputs.config, inputs.query.shape[1]
+  form = _parallel_form(config, inputs.key.dtype)
+  if form == "pallas":
+    interpret = support.target().interpret
+    return split.attend(
+      inputs,
+      config.chunk,
+      functools.partial(gaze_prefill.attend_regions, interpret=interpret),
+      functools.partial(_visual_rows, unit_span, interpret),
+    )
+  if form == "chunked" and config.visual_attention == "own_unit":
+    return own_unit.attend(inputs, config.chunk, unit_span)
+  return rows.attend(inputs, s if form == "masked" else config.chunk)
 
 
 def _visual_rows(span: int, interpret, inputs: rows.Inputs) -> types.Array:
@@ -139,6 +141,30 @@ def _visual_rows(span: int, interpret, inputs: rows.Inputs) -> types.Array:
   )
 
 
+def store(
+  key: types.Float[types.Array, "B S H D"],
+  value: types.Float[types.Array, "B S H D"],
+  plan: types.Plan,
+  config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
+) -> types.VisualCache:
+  """The region-major cache of one layer, as `decode` reads it.
+
+  Args:
+    key: [B, S, H, D], post-RoPE.
+    value: [B, S, H, D].
+    plan: from `routing.plan`.
+    config: static.
+  """
+  cache = cache_ops.visual(key, value, plan, config)
+  if _decode_form(config, 1, key.dtype) != "pallas":
+    return cache
+  l, d = cache.k.shape[-2:]
+  tiles, t, wide = gaze_decode.page_shape(l, d, key.dtype)
+  room = ((0, 0),) * 3 + ((0, tiles * t - l), (0, wide - d))
+  tiled = lambda x: jnp.pad(x, room).reshape(*x.shape[:3], tiles, t, wide)
+  return dataclasses.replace(cache, k=tiled(cache.k), v=tiled(cache.v))
+
+
 def decode(
   query: types.Float[types.Array, "B X Q D"],
   visual: types.VisualCache,
@@ -148,6 +174,7 @@ def decode(
   budget: types.Int[types.Array, " B"],
   config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
   *,
+  layer: types.Int[types.Array, ""] | None = None,
   k_max: int | None = None,
   dense: bool | types.Bool[types.Array, ""] = False,
   override: types.Float[types.Array, "B Q R"] | None = None,
@@ -157,12 +184,14 @@ def decode(
 
   Args:
     query: [B, X, Q, D], post-RoPE; the last X tokens of the linear cache.
-    visual: `VisualCache` of this layer.
+    visual: from `store`, of this layer, or stacked with `layer`.
     key: [B, H, Y, D], text and context keys, the X new ones included.
     value: [B, H, Y, D].
     length: int32 [B], filled slots before the X new ones.
     budget: int32 [B], K of each row; see `routing.allowed`.
     config: static.
+    layer: int32 scalar, which layer of `visual` this is. A slice of it would
+      copy pages that are not read.
     k_max: static bound of the regions that a query reads, where one is known;
       without it any budget runs in one program, and takes as long as it is.
     dense: as in `parallel`.
@@ -172,134 +201,47 @@ def decode(
   Raises:
     ImplementationError: `config.decode_implementation` can't serve.
   """
+  x, q = query.shape[1:3]
+  form = _decode_form(config, x * q // key.shape[1], visual.k.dtype)
+  step = paged.Step(query, visual, layer, budget, config, override, frozen)
+  looked, members = paged.look(step, _PAGES[form], dense=dense, k_max=k_max)
   seen = jnp.arange(key.shape[2]) <= (
-    length[:, None, None] + jnp.arange(query.shape[1])[:, None]
+    length[:, None, None] + jnp.arange(x)[:, None]
   )
   linear = attention.attend(
     query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), seen[:, None]
   )
-  looked, members = _look(
-    query, visual, budget, config, k_max, dense, override, frozen
-  )
   return Routed(out=merge.merge(looked, linear).out, members=members)
 
 
-def choose(
-  query: types.Float[types.Array, "B X Q D"],
-  visual: types.VisualCache,
-  budget: types.Int[types.Array, " B"],
-  config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
-  *,
-  override: types.Float[types.Array, "B Q R"] | None = None,
-) -> types.Bool[types.Array, "B X Q R"]:
-  """The regions that `decode` would read; arguments as there."""
-  b, x, q, _ = query.shape
-  open_ = jnp.broadcast_to(
-    visual.valid.any(-1)[:, None], (b, x, visual.valid.shape[1])
+def _gather_pages(step: paged.Step, visits: types.Visits) -> types.Attended:
+  lead = 3 if step.layer is None else 4
+  k, v = (paged.plain(step, x, lead) for x in (step.visual.k, step.visual.v))
+  return gather.attend_pages(
+    step.query,
+    dataclasses.replace(step.visual, k=k, v=v),
+    visits.ids,
+    visits.rows,
+    visits.count,
+    step.layer,
   )
-  score = _scores(query, visual, config, override)
-  k = routing.allowed(budget, open_, visual.unit, config)
-  return routing.per_head(routing.members(score, open_, k), q)
 
 
-def _look(
-  query,
-  visual: types.VisualCache,
-  budget,
-  config,
-  k_max,
-  dense,
-  override,
-  frozen,
-) -> tuple[types.Attended, types.Array]:
-  """Attention to the visual pages, and the regions read, [B, X, Q, R]."""
-  b, x, q, _ = query.shape
-  h, r = visual.k.shape[1:3]
-  form = _decode_form(config, x * q // h, visual.k.dtype)
-  k_max = r if k_max is None else min(k_max, r)
-  open_ = jnp.broadcast_to(visual.valid.any(-1)[:, None], (b, x, r))
-
-  def in_place(members) -> tuple[types.Attended, types.Array]:
-    return _in_place(query, visual, members), members
-
-  def everything() -> tuple[types.Attended, types.Array]:
-    return in_place(jnp.broadcast_to(open_[:, :, None], (b, x, q, r)))
-
-  def chosen() -> tuple[types.Attended, types.Array]:
-    if frozen is not None:
-      members = jnp.broadcast_to(frozen[:, None], (b, x, q, r))
-    else:
-      score = _scores(query, visual, config, override)
-      k = routing.allowed(budget, open_, visual.unit, config)
-      k = jnp.minimum(k, k_max)
-      if form != "masked" and x == 1 and score.shape[2] <= h:
-        return paged(*_shared(score, open_, k, k_max, q, h))
-      members = routing.per_head(routing.members(score, open_, k), q)
-    if form == "masked":
-      return in_place(members)
-    size = min(r, x * q // h * k_max)
-    return paged(routing.visits(members, h, size), members)
-
-  def paged(
-    visits: types.Visits, members
-  ) -> tuple[types.Attended, types.Array]:
-    if form == "gather":
-      out = gather.attend_pages(
-        query, visual, visits.ids, visits.rows, visits.count
-      )
-      return out, members
-    out = gaze_decode.attend_pages(
-      query,
-      visual.k,
-      visual.v,
-      visual.valid.sum(-1),
-      visits.ids,
-      visits.rows,
-      visits.count,
-      interpret=support.target().interpret,
-    )
-    return out, members
-
-  if isinstance(dense, bool):
-    return everything() if dense else chosen()
-  return jax.lax.cond(dense, everything, chosen)
-
-
-def _scores(query, visual: types.VisualCache, config, override) -> types.Array:
-  if override is None:
-    return routing.scores(query, visual.descriptors, config)
-  score = routing.summed(override[:, None], visual.k.shape[1], config)
-  b, x = query.shape[:2]
-  return jnp.broadcast_to(score, (b, x, *score.shape[2:]))
-
-
-def _shared(
-  score, open_, k, k_max: int, q: int, h: int
-) -> tuple[types.Visits, types.Array]:
-  """Visits of one token whose groups share a choice: no union to take."""
-  chosen = routing.select(score, open_, k, k_max)
-  r, n = score.shape[-1], score.shape[2]
-  hits = jax.nn.one_hot(chosen.ids, r, dtype=bool) & chosen.valid[..., None]
-  ids = jnp.repeat(chosen.ids[:, 0], h // n, axis=1)
-  all_rows = jnp.uint32(2 ** (q // h) - 1).astype(jnp.int32)
-  visits = types.Visits(
-    ids=ids,
-    rows=jnp.full_like(ids, all_rows),
-    count=jnp.broadcast_to(jnp.minimum(k, k_max), ids.shape[:2]),
+def _kernel_pages(step: paged.Step, visits: types.Visits) -> types.Attended:
+  return gaze_decode.attend_pages(
+    step.query,
+    step.visual.k,
+    step.visual.v,
+    step.visual.valid.sum(-1),
+    visits.ids,
+    visits.rows,
+    visits.count,
+    layer=step.layer,
+    interpret=support.target().interpret,
   )
-  return visits, routing.per_head(hits.any(axis=-2), q)
 
 
-def _in_place(query, visual: types.VisualCache, members) -> types.Attended:
-  """Attention over all pages under a mask, for when all may be read.
-
-  Nothing is copied, which makes this the dense step that gaze is timed against.
-  """
-  b, h, r, l, d = visual.k.shape
-  pages = lambda page: page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
-  mask = members[..., None] & visual.valid[:, None, None]
-  mask = mask.reshape(*members.shape[:3], r * l).transpose(0, 2, 1, 3)
-  return attention.attend(query, pages(visual.k), pages(visual.v), mask)
+_PAGES = dict(masked=None, gather=_gather_pages, pallas=_kernel_pages)
 
 
 def _parallel_form(config: config_lib.GazeConfig, dtype) -> str:

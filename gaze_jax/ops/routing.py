@@ -171,6 +171,7 @@ def members(
   score: types.Float[types.Array, "B X n R"],
   available_: types.Bool[types.Array, "B X R"],
   k: types.Int[types.Array, "B X"],
+  k_max: int | None = None,
 ) -> types.Bool[types.Array, "B X n R"]:
   """The chosen regions as a mask.
 
@@ -181,6 +182,7 @@ def members(
     score: float32 [B, X, n, R].
     available_: bool [B, X, R].
     k: int32 [B, X], traced.
+    k_max: static; no k is above it.
 
   Returns:
     bool [B, X, n, R].
@@ -193,14 +195,14 @@ def members(
     mine, other = score[..., :, None], score[..., None, :]
     ahead = (other > mine) | ((other == mine) & (ids < ids[:, None]))
     return open_ & (ahead.sum(axis=-1, dtype=jnp.int32) < k)
-  # Those above the k-th score, and of those that equal it the first ids.
-  ranked = jnp.sort(score, axis=-1, descending=True)
-  at = jnp.broadcast_to(jnp.clip(k - 1, 0, r - 1), (*score.shape[:-1], 1))
-  last = jnp.take_along_axis(ranked, at, axis=-1)
-  above, equal = score > last, score == last
-  left = k - above.sum(axis=-1, keepdims=True, dtype=jnp.int32)
-  tied = equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= left)
-  return open_ & (above | tied)
+  # Those above the k-th score; of those that equal it, ids up to the k-th.
+  best, ids = jax.lax.top_k(score, r if k_max is None else min(k_max, r))
+  at = jnp.broadcast_to(
+    jnp.clip(k - 1, 0, best.shape[-1] - 1), (*score.shape[:-1], 1)
+  )
+  last, last_id = (jnp.take_along_axis(x, at, axis=-1) for x in (best, ids))
+  above = (score > last) | ((score == last) & (jnp.arange(r) <= last_id))
+  return open_ & above & (k > 0)
 
 
 def select(
@@ -244,16 +246,11 @@ def visits(
   rows = rows.transpose(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, r)
   bit = jnp.left_shift(1, jnp.arange(rows.shape[2], dtype=jnp.int32))
   bits = (rows * bit[:, None]).sum(axis=2, dtype=jnp.int32)  # [B, H, R]
-  used = bits != 0
-  place = jnp.where(used, jnp.cumsum(used, axis=-1, dtype=jnp.int32) - 1, size)
-  put = jax.vmap(
-    jax.vmap(
-      lambda at, x: jnp.zeros(size, jnp.int32).at[at].set(x, mode="drop")
-    )
-  )
-  ids = put(
-    place, jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), place.shape)
-  )
+  ids = jnp.sort(jnp.where(bits != 0, jnp.arange(r), r), axis=-1)[..., :size]
+  real = ids < r
+  ids = jnp.minimum(ids, r - 1).astype(jnp.int32)
   return types.Visits(
-    ids=ids, rows=put(place, bits), count=used.sum(axis=-1, dtype=jnp.int32)
+    ids=ids,
+    rows=jnp.where(real, jnp.take_along_axis(bits, ids, axis=-1), 0),
+    count=real.sum(axis=-1, dtype=jnp.int32),
   )

@@ -116,13 +116,30 @@ def test_equals_attention_under_a_mask(size):
   assert (np.asarray(got.out)[empty] == 0).all()
 
 
+def _list(case):
+  return case.ids, case.rows, case.count
+
+
+def test_a_layer_of_a_stacked_cache_is_read_in_place():
+  case = _case()
+  other = lambda x: jnp.stack([jnp.full_like(x, jnp.nan), x])
+  stacked = dataclasses.replace(
+    case.cache, k=other(case.cache.k), v=other(case.cache.v)
+  )
+  run = jax.jit(gather.attend_pages)
+  want = run(case.query, case.cache, *_list(case))
+  got = run(case.query, stacked, *_list(case), layer=np.int32(1))
+  np.testing.assert_array_equal(got.out, want.out)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_forms_of_each_platform(form):
   case = _case(u=13)
-  listed = case.cache.valid.sum(-1), case.ids, case.rows, case.count
+  listed = np.int32(0), case.cache.valid.sum(-1), *_list(case)
   b, _, q, d = case.query.shape
   rows = case.query.reshape(b, 2, q // 2, d)
-  out, lse = jax.jit(FORMS[form])(rows, case.cache.k, case.cache.v, listed)
+  k, v = case.cache.k[None], case.cache.v[None]  # of one layer
+  out, lse = jax.jit(FORMS[form])(rows, k, v, listed)
   want = _oracle(case.query, case.cache.k, case.cache.v, _mask(case))
   got = types.Attended(out.reshape(b, 1, q, d), lse.reshape(b, 1, q))
   _same(got, want)
@@ -132,13 +149,12 @@ def test_the_forms_of_each_platform(form):
 def test_a_long_list_takes_several_steps(monkeypatch, counts):
   monkeypatch.setattr(gather, "_STEP", 16)  # of 8 pages for each KV head
   case = _case(b=1, r=41, u=41, counts=counts)
-  listed = case.cache.valid.sum(-1), case.ids, case.rows, case.count
+  listed = np.int32(0), case.cache.valid.sum(-1), *_list(case)
   rows = case.query.reshape(1, 2, 4, 16)
-  run = jax.jit(gather._streamed).lower(
-    rows, case.cache.k, case.cache.v, listed
-  )
+  k, v = case.cache.k[None], case.cache.v[None]  # of one layer
+  run = jax.jit(gather._streamed).lower(rows, k, v, listed)
   assert "while" in run.as_text()
-  out, lse = run.compile()(rows, case.cache.k, case.cache.v, listed)
+  out, lse = run.compile()(rows, k, v, listed)
   want = _oracle(case.query, case.cache.k, case.cache.v, _mask(case))
   _same(types.Attended(out.reshape(1, 1, 8, 16), lse.reshape(1, 1, 8)), want)
 

@@ -331,7 +331,7 @@ def _decoded(query, key, value, batch, length, budget, frozen, k_max, config):
   with _simulated(config.decode_implementation):
     routed = gaze.decode(
       query,
-      cache.visual(key, value, plan, config),
+      gaze.store(key, value, plan, config),
       cache.linear(key, slots, 64),
       cache.linear(value, slots, 64),
       length,

@@ -1,0 +1,167 @@
+"""The decode form: which pages a step reads, and attention to them."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.ops import attention
+from gaze_jax.ops import routing
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """New tokens before the visual cache of their row; see `gaze.decode`.
+
+  Attributes:
+    query: [B, X, Q, D].
+    visual: `VisualCache` of this layer, or stacked with `layer`.
+    layer: int32 scalar or None.
+    budget: int32 [B].
+    config: static.
+    override: float32 [B, Q, R] or None.
+    frozen: bool [B, Q, R] or None.
+  """
+
+  query: types.Array
+  visual: types.VisualCache
+  layer: types.Array | None
+  budget: types.Array
+  config: config_lib.GazeConfig
+  override: types.Array | None = None
+  frozen: types.Array | None = None
+
+  @property
+  def open(self) -> types.Array:
+    """bool [B, X, R], the regions in sight: all that there are."""
+    open_ = self.visual.valid.any(-1)[:, None]
+    return jnp.broadcast_to(
+      open_, (len(open_), self.query.shape[1], open_.shape[-1])
+    )
+
+  def of_layer(self, x: types.Array) -> types.Array:
+    """This layer's part of something stacked."""
+    if self.layer is None:
+      return x
+    return jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False)
+
+
+Looked = tuple[types.Attended, types.Array]
+Pages = Callable[[Step, types.Visits], types.Attended]
+
+
+def look(
+  step: Step,
+  attend_pages: Pages | None,
+  *,
+  dense: bool | types.Array = False,
+  k_max: int | None = None,
+) -> Looked:
+  """Attention to visual pages, and the regions read, bool [B, X, Q, R].
+
+  Args:
+    step: what is looked at, and from where.
+    attend_pages: attention to listed pages; None for all under a mask.
+    dense: bool, or a bool scalar: reads every region.
+    k_max: static bound of the regions that a query reads, or None.
+  """
+  b, x, q, _ = step.query.shape
+  r = step.visual.valid.shape[1]
+
+  def everything() -> Looked:
+    members = jnp.broadcast_to(step.open[:, :, None], (b, x, q, r))
+    return _in_place(step, members), members
+
+  def chosen() -> Looked:
+    return _chosen(step, attend_pages, r if k_max is None else min(k_max, r))
+
+  if isinstance(dense, bool):
+    return everything() if dense else chosen()
+  return jax.lax.cond(dense, everything, chosen)
+
+
+def choose(step: Step) -> types.Array:
+  """The regions that a step reads, bool [B, X, Q, R]."""
+  score = _scores(step)
+  members = routing.members(score, step.open, _allowed(step))
+  return routing.per_head(members, step.query.shape[2])
+
+
+def plain(step: Step, pages: types.Array, lead: int) -> types.Array:
+  """Pages [.., R, L, D] from pages that may lie in tiles, [.., R, *tiles].
+
+  Args:
+    step: for L and D.
+    pages: `step.visual.k` or `v`.
+    lead: how many axes come before those of a page.
+  """
+  l, d = step.visual.valid.shape[-1], step.query.shape[-1]
+  flat = pages.reshape(*pages.shape[:lead], -1, pages.shape[-1])
+  return flat[..., :l, :d]
+
+
+def _chosen(step: Step, attend_pages: Pages | None, k_max: int) -> Looked:
+  b, x, q, _ = step.query.shape
+  r, h = step.visual.valid.shape[1], step.visual.descriptors.shape[-3]
+  if step.frozen is not None:
+    members = jnp.broadcast_to(step.frozen[:, None], (b, x, q, r))
+  else:
+    score = _scores(step)
+    k = jnp.minimum(_allowed(step), k_max)
+    # A choice shared by a KV head's rows is its list already.
+    if attend_pages and x == 1 and score.shape[2] <= h:
+      visits, members = _shared(score, step.open, k, max(k_max, 1), q, h)
+      return attend_pages(step, visits), members
+    members = routing.members(score, step.open, k, max(k_max, 1))
+    members = routing.per_head(members, q)
+  if attend_pages is None:
+    return _in_place(step, members), members
+  size = max(min(r, x * q // h * k_max), 1)
+  return attend_pages(step, routing.visits(members, h, size)), members
+
+
+def _allowed(step: Step) -> types.Array:
+  return routing.allowed(step.budget, step.open, step.visual.unit, step.config)
+
+
+def _scores(step: Step) -> types.Array:
+  descriptors = step.visual.descriptors
+  if step.override is None:
+    return routing.scores(step.query, step.of_layer(descriptors), step.config)
+  score = routing.summed(
+    step.override[:, None], descriptors.shape[-3], step.config
+  )
+  b, x = step.query.shape[:2]
+  return jnp.broadcast_to(score, (b, x, *score.shape[2:]))
+
+
+def _shared(
+  score, open_, k, k_max: int, q: int, h: int
+) -> tuple[types.Visits, types.Array]:
+  """Visits of one token whose groups share a choice: no union to take."""
+  chosen = routing.select(score, open_, k, k_max)
+  r, n = score.shape[-1], score.shape[2]
+  hits = jax.nn.one_hot(chosen.ids, r, dtype=bool) & chosen.valid[..., None]
+  ids = jnp.repeat(chosen.ids[:, 0], h // n, axis=1)
+  all_rows = jnp.uint32(2 ** (q // h) - 1).astype(jnp.int32)
+  visits = types.Visits(
+    ids=ids,
+    rows=jnp.full_like(ids, all_rows),
+    count=jnp.broadcast_to(jnp.minimum(k, k_max), ids.shape[:2]),
+  )
+  return visits, routing.per_head(hits.any(axis=-2), q)
+
+
+def _in_place(step: Step, members: types.Array) -> types.Attended:
+  """Attention over all pages under a mask, for when all may be read."""
+  k, v = (
+    plain(step, step.of_layer(x), 3) for x in (step.visual.k, step.visual.v)
+  )
+  b, h, r, l, d = k.shape
+  pages = lambda page: page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
+  mask = members[..., None] & step.visual.valid[:, None, None]
+  mask = mask.reshape(*members.shape[:3], r * l).transpose(0, 2, 1, 3)
+  return attention.attend(step.query, pages(k), pages(v), mask)
