@@ -86,7 +86,7 @@ def attend_regions(
   b, x, q, _ = query.shape
   h, r, l, _ = k.shape[1:]
   if x == 0 or r == 0:
-    lse = jnp.full((b, x, q), -jnp.inf, jnp.float32)
+    lse = jnp.full_like(query[..., 0], -jnp.inf, jnp.float32)
     return types.Attended(out=jnp.zeros_like(query), lse=lse)
   query, k, v, length, members = _vary_alike(query, k, v, length, members)
   rows = plan_lib.tile_rows(x, q // h, rows)
@@ -122,13 +122,10 @@ def fetched_bytes(
   Returns:
     float32 scalar: 2 * page_bytes for each page of each tile's union.
   """
-  rows = plan_lib.tile_rows(*_rows_of(members, kv_heads), rows)
+  _, x, q, _ = members.shape
+  rows = plan_lib.tile_rows(x, q // kv_heads, rows)
   counts = plan_lib.make(length, members, kv_heads, rows, 1).by_tile[..., 0]
   return counts.astype(jnp.float32).sum() * 2 * page_bytes
-
-
-def _rows_of(members, kv_heads):
-  return members.shape[1], members.shape[2] // kv_heads
 
 
 def vmem_bytes(
@@ -204,7 +201,6 @@ def _attend_backward(tiling, residuals, cotangents):
   query_t, k, v, plan, out, lse = residuals
   dout, dlse = cotangents
   seen = lse > -jnp.inf
-  dout = jnp.where(seen, dout, 0)
   # ds = p * (dp - delta + dlse)
   delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(2)
   shift = jnp.where(seen, delta[:, :, None] - dlse, 0)

@@ -32,29 +32,20 @@ def _dot(a, b, contract):
   )
 
 
-def _walk(reads, kv, buffers, sems, step, carry):
-  """Goes through the pages of a tile's list, one chunk fetched ahead.
+def _page_id(list_ref, i):
+  return list_ref[0, 0, 0, 0, 1 + i]
 
-  Args:
-    reads: `by_tile` and `length` in SMEM, `words` [1, 1, W, rows] in VMEM.
-    kv: k and v in HBM.
-    buffers: VMEM [2, pages, L, D] for k and for v.
-    sems: DMA semaphores [2, 2], of buffer and slot.
-    step: takes k and v [pages, L, D]; the filled tokens of each page, a list
-      of scalars, 0 past the list's end; the same where a lane reads the page,
-      else 0, int32 [pages, 1, rows]; and the carry, which it returns.
-    carry: of the first step.
-  """
-  list_ref, length_ref, words_ref = reads
+
+def _copies(list_ref, kv, buffers, sems):
+  """Functions of chunk and slot: fetch starts its copies, arrive waits."""
   pages = buffers[0].shape[1]
   b, h = pl.program_id(0), pl.program_id(1)
-  count = list_ref[0, 0, 0, 0, 0]
-  left = lambda c: jnp.clip(count - c * pages, 0, pages)
-  page_id = lambda c, p: list_ref[0, 0, 0, 0, 1 + c * pages + p]
+  left = lambda c: jnp.clip(list_ref[0, 0, 0, 0, 0] - c * pages, 0, pages)
 
   def start(c, slot, p):
     for i, (hbm, buffer) in enumerate(zip(kv, buffers, strict=True)):
-      page, here = hbm.at[b, h, page_id(c, p)], buffer.at[slot, p]
+      page = hbm.at[b, h, _page_id(list_ref, c * pages + p)]
+      here = buffer.at[slot, p]
       pltpu.make_async_copy(page, here, sems.at[i, slot]).start()
 
   def wait(slot, p):
@@ -81,11 +72,31 @@ def _walk(reads, kv, buffers, sems, step, carry):
     def _():
       pl.loop(0, left(c))(lambda p: wait(slot, p))
 
+  return fetch, arrive
+
+
+def _walk(reads, kv, buffers, sems, step, carry):
+  """Goes through the pages of a tile's list, one chunk fetched ahead.
+
+  Args:
+    reads: `by_tile` and `length` in SMEM, `words` [1, 1, W, rows] in VMEM.
+    kv: k and v in HBM.
+    buffers: VMEM [2, pages, L, D] for k and for v.
+    sems: DMA semaphores [2, 2], of buffer and slot.
+    step: takes k and v [pages, L, D]; the filled tokens of each page, a list
+      of scalars, 0 past the list's end; the same where a lane reads the page,
+      else 0, int32 [pages, 1, rows]; and the carry, which it returns.
+    carry: of the first step.
+  """
+  list_ref, length_ref, words_ref = reads
+  pages = buffers[0].shape[1]
+  fetch, arrive = _copies(list_ref, kv, buffers, sems)
+
   def body(c, carry):
     slot = jax.lax.rem(c, 2)
     fetch(c + 1, 1 - slot)
     arrive(c, slot)
-    ids = [page_id(c, p) for p in range(pages)]
+    ids = [_page_id(list_ref, c * pages + p) for p in range(pages)]
     filled = [length_ref[0, 0, page] for page in ids]
     limits = [
       _reads(words_ref, page, page >> 5) * n
@@ -95,7 +106,8 @@ def _walk(reads, kv, buffers, sems, step, carry):
     return step(k, v, filled, jnp.stack(limits), carry)
 
   fetch(0, 0)
-  return jax.lax.fori_loop(0, pl.cdiv(count, pages), body, carry)
+  chunks = pl.cdiv(list_ref[0, 0, 0, 0, 0], pages)
+  return jax.lax.fori_loop(0, chunks, body, carry)
 
 
 def _reads(words_ref, page, word, lanes=slice(None)):

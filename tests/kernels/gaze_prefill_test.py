@@ -100,13 +100,16 @@ def assert_close(got, want, tolerance=1e-5):
 @pytest.mark.parametrize(
   "case, tile",
   [
-    # Three tiles, pages of a chunk: 4 of 8 slots (length padded to 8).
-    (Case(batch=2, kv_heads=2, dim=64, regions=11), dict(rows=8, chunk=32)),
+    # Several rows, heads and tiles; chunks of 4 pages (L padded to 8).
+    (
+      Case(batch=2, kv_heads=2, x=5, dim=64, regions=11),
+      dict(rows=8, chunk=32),
+    ),
     # Lanes to spare in each tile (2 x 7 of 16), pages longer than a chunk.
     (Case(group=7, dim=128, region_length=36, x=5), dict(rows=16, chunk=8)),
     (Case(group=8, dim=72, region_length=9, x=3), dict(rows=16, chunk=32)),
     (Case(group=1, dim=8, region_length=144, regions=3), dict(rows=4)),
-    # More pages than one word has bits, than one step of dk, dv, and a tile.
+    # Three tiles; more pages than a word has bits and than a step of dk, dv.
     (Case(group=4, regions=37, density=0.1), dict(rows=16, chunk=64)),
     (Case(group=4, regions=1, x=1, density=1.0), dict(rows=256, chunk=512)),
   ],
@@ -138,7 +141,9 @@ def test_bfloat16():
 
 def test_nobody_reads():
   """NaN where nobody reads changes nothing; the gradient there is exactly 0."""
-  (query, k, v), (length, members) = Case(region_length=9, kv_heads=2).draw()
+  (query, k, v), (length, members) = Case(
+    region_length=9, kv_heads=2, x=5
+  ).draw()
   length = length.at[:, 2].set(5)
   run = functools.partial(value_and_gradient, kernel(chunk=16))
   want = run((query, k, v), (length, members))
@@ -173,6 +178,22 @@ def test_reads_nothing():
     assert got.out.shape == (1, rows, 2, 8)
     assert (np.asarray(got.lse) == -np.inf).all()
     assert not any(np.asarray(g).any() for g in gradient)
+
+
+def test_cotangent_of_nothing():
+  """NaN as cotangent of an lse of -inf goes nowhere, as in the oracle."""
+  qkv, plan = Case(x=4, regions=4).draw()
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(attend, qkv):
+    got, pull = jax.vjp(lambda *qkv: attend(*qkv, *plan), *qkv)
+    lse = jnp.where(got.lse > -jnp.inf, 1.0, jnp.nan)
+    return got.lse, pull(types.Attended(out=jnp.ones_like(got.out), lse=lse))
+
+  got, want = gradient(kernel(), qkv), gradient(oracle, qkv)
+  assert np.isinf(want[0]).any()
+  assert not np.isnan(want[1][0]).any()
+  assert_close(got, want)
 
 
 def test_all_read_is_dense():
