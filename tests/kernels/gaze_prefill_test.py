@@ -108,7 +108,7 @@ def assert_close(got, want, tolerance=1e-5):
     # Lanes to spare in each tile (2 x 7 of 16), pages longer than a chunk.
     (Case(group=7, dim=128, region_length=36, x=5), dict(rows=16, chunk=8)),
     (Case(group=8, dim=72, region_length=9, x=3), dict(rows=16, chunk=32)),
-    (Case(group=1, dim=8, region_length=144, regions=3), dict(rows=4)),
+    (Case(group=1, x=5, region_length=144, regions=3), dict(rows=4)),
     # Three tiles; more pages than a word has bits and than a step of dk, dv.
     (Case(group=4, regions=37, density=0.1), dict(rows=16, chunk=64)),
     (Case(group=4, regions=1, x=1, density=1.0), dict(rows=256, chunk=512)),
@@ -123,7 +123,7 @@ def test_value_and_gradient(case, tile):
 
 
 def test_bfloat16():
-  qkv, plan = Case(group=4, dim=64, dtype=jnp.bfloat16).draw()
+  qkv, plan = Case(group=4, dim=64, x=5, dtype=jnp.bfloat16).draw()
   got = value_and_gradient(kernel(rows=16), qkv, plan)
   exact = jax.tree.map(lambda a: a.astype(jnp.float32), qkv)
   want = value_and_gradient(oracle, exact, plan)
