@@ -230,7 +230,6 @@ def extend(
     The grown cache; logits float32 [B, X, V]; and the regions read, bool
     [N, B, X, Q, R].
   """
-  x_new = tokens.shape[1]
 
   def attend(q, k, v, memory):
     layer, keys, values, dense, frozen = memory
@@ -254,15 +253,15 @@ def extend(
 
   layers = jnp.arange(config.decoder.depth)
   memory = (layers, cache.k, cache.v, _dense(config), cache.frozen)
-  position = cache.position[:, None] + jnp.arange(x_new)
+  position = cache.position[:, None] + jnp.arange(tokens.shape[1])
   x = _call(params, config, "token_embeddings", tokens)
   x, (k, v, chosen) = _call(params, config, "run", x, position, attend, memory)
   grown = dataclasses.replace(
     cache,
     k=k,
     v=v,
-    length=cache.length + x_new,
-    position=cache.position + x_new,
+    length=cache.length + tokens.shape[1],
+    position=position[:, -1] + 1,
   )
   return grown, _call(params, config, "logits", x), chosen
 

@@ -461,3 +461,150 @@ def test_masks_and_descriptors_agree_on_where_regions_end(small_shape):
     for page, end in zip(batch.region_slots[0], ends, strict=True):
       if end and end <= i:
         assert np.asarray(seen)[0, i, page[page >= 0]].all()
+
+
+def _by_hand():
+  """One image of two regions of one token, then one text row; one head.
+
+  Keys 1 and 3, values 0 and 1; D = 1, so that scores are the logits.
+  """
+  shape = layout.RowShape(
+    slots=3,
+    units=1,
+    unit_tokens=2,
+    regions=2,
+    region_length=1,
+    answer_slots=1,
+    region=(1, 1),
+    context_tokens=0,
+  )
+  batch = _batch(shape, [layout.Unit(1, 2), layout.Text([1])])
+  row = lambda *x: jnp.array(x, jnp.float32).reshape(1, 3, 1, 1)
+  return batch, row(0, 0, 1), row(1, 3, 0), row(0, 1, 0)
+
+
+def _grad_of_query(implementation, k, wanted, **options):
+  batch, query, key, value = _by_hand()
+  config = config_lib.GazeConfig(implementation=implementation, **options)
+  budget = np.array([k], np.int32)
+
+  def loss(query):
+    routed = _parallel(query, key, value, batch, budget, None, config)
+    return routed["out"][0, 2].sum() if wanted == "out" else routed[wanted]
+
+  value, grad = jax.value_and_grad(loss)(query)
+  return float(value), float(grad[0, 2, 0, 0])
+
+
+@pytest.mark.parametrize("implementation", ["masked", "chunked"])
+def test_straight_through_by_hand(implementation):
+  """The text row reads the key 3 (value 1) and itself (key 0, value 0).
+
+  p = e^3 / (e^3 + 1), out = p; d out / d logit = p (1 - p). The logit's own
+  gradient is its key, 3, and the score of the one-token region is that logit,
+  so that w = 2 adds twice as much.
+  """
+  p = np.exp(3) / (np.exp(3) + 1)
+  run = lambda **options: _grad_of_query(implementation, 1, "out", **options)
+  np.testing.assert_allclose(run(), (p, 3 * p * (1 - p)), rtol=1e-5)
+  learned = run(gradient="straight_through", gradient_weight=2.0)
+  np.testing.assert_allclose(learned, (p, 9 * p * (1 - p)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["masked", "chunked"])
+def test_distillation_by_hand(implementation):
+  """Teacher and student agree on two regions of one token, whatever K is.
+
+  Dense attention gives them e^1 and e^3 of mass, softmax of the scores too:
+  the loss is 0 and so is its gradient. With scores summed with those of a
+  second, equal head the student is sharper: softmax(2, 6).
+  """
+  kl = dict(gradient="kl")
+  run = lambda **o: _grad_of_query(implementation, 1, "router_loss", **o)
+  np.testing.assert_allclose(run(**kl), (0, 0), atol=1e-6)
+  assert run() == (0, 0)
+
+  batch, query, key, value = _by_hand()
+  config = config_lib.GazeConfig(
+    implementation=implementation, granularity="layer", **kl
+  )
+  two = jnp.repeat(query, 2, axis=2)
+  budget = np.array([1], np.int32)
+
+  def loss(query):
+    return _parallel(query, key, value, batch, budget, None, config)[
+      "router_loss"
+    ]
+
+  got, grad = jax.value_and_grad(loss)(two)
+  teacher = np.exp([1, 3]) / np.exp([1, 3]).sum()
+  student = np.exp([2, 6]) / np.exp([2, 6]).sum()
+  want = (teacher * np.log(teacher / student)).sum()
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  # d KL / d score = student - teacher; d score / d query head = its key.
+  slope = ((student - teacher) * [1, 3]).sum()
+  np.testing.assert_allclose(grad[0, 2, :, 0], [slope, slope], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "call, says",
+  [
+    (dict(implementation="pallas"), "'pallas' can't serve: the backend is"),
+    (dict(implementation="pallas", gradient="kl"), "the backend is 'cpu'"),
+  ],
+  ids=str,
+)
+def test_an_explicit_choice_that_can_not_serve(call, says):
+  batch, query, key, value = _by_hand()
+  config = config_lib.GazeConfig(**call)
+  plan = routing.plan(batch.layout, batch.region_slots, config)
+  with pytest.raises(gaze.ImplementationError, match=says):
+    gaze.parallel(query, key, value, plan, np.array([1], np.int32), config)
+  if "gradient" in call:
+    with support.tracing_for("tpu"):
+      with pytest.raises(gaze.ImplementationError, match="into the scores"):
+        gaze.parallel(query, key, value, plan, np.array([1], np.int32), config)
+
+
+def _decode_by_hand(form, query):
+  batch, _, key, value = _by_hand()
+  config = config_lib.GazeConfig(decode_implementation=form)
+  plan = routing.plan(batch.layout, batch.region_slots, config)
+  visual = gaze.store(key, value, plan, config)
+  linear = jnp.zeros((1, 1, 40, 1))
+  zero = np.array([0], np.int32)
+  return gaze.decode(query, visual, linear, linear, zero, zero + 1, config).out
+
+
+def test_more_rows_than_a_list_has_bits_for():
+  query = jnp.linspace(-1, 1, 33).reshape(1, 33, 1, 1)
+  want = _decode_by_hand("masked", query)
+  np.testing.assert_allclose(_decode_by_hand("auto", query), want, atol=1e-6)
+  with pytest.raises(gaze.ImplementationError, match="33 query rows"):
+    _decode_by_hand("gather", query)
+  with support.tracing_for("tpu"):
+    with pytest.raises(gaze.ImplementationError, match="33 query rows"):
+      _decode_by_hand("pallas", query)
+
+
+def test_auto_says_once_what_it_took(monkeypatch):
+  said = []
+  monkeypatch.setattr(gaze.logging, "info", said.append)
+  gaze._say.cache_clear()
+  for _ in range(2):
+    _decode_by_hand("auto", jnp.ones((1, 1, 1, 1)))
+  assert said == [
+    "model.gaze.decode_implementation: auto takes 'gather': the backend is"
+    " 'cpu', the kernels are for TPU"
+  ]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_auto_takes_xla_forms_off_tpu(platform):
+  with support.tracing_for(platform):
+    config = config_lib.GazeConfig()
+    assert gaze._parallel_form(config, np.float32) == "chunked"
+    assert gaze._decode_form(config, 4, np.float32) == "gather"
+  with support.tracing_for("tpu"):
+    assert gaze._parallel_form(config, np.float32) == "pallas"
+    assert gaze._decode_form(config, 4, np.float32) == "pallas"
