@@ -47,11 +47,14 @@ def tracing_for(platform: str, interpret: Any = False) -> Iterator[None]:
     _target.reset(token)
 
 
-def decode(rows: int, dtype: Any) -> str | None:
+def decode(
+  rows: int, shape: tuple[int, int, int, int, int], dtype: Any
+) -> str | None:
   """Whether `gaze_decode` can serve.
 
   Args:
     rows: new tokens times query heads of a KV head.
+    shape: (B, H, R, L, D) of the cache.
     dtype: of the cache.
   """
   if reason := _backend():
@@ -60,7 +63,14 @@ def decode(rows: int, dtype: Any) -> str | None:
     return (
       f"{rows} query rows of a KV head, the kernel takes {gaze_decode.MAX_ROWS}"
     )
-  return _dtype(dtype)
+  if reason := _dtype(dtype):
+    return reason
+  smem, vmem = gaze_decode.memory_bytes(shape, size=shape[2], dtype=dtype)
+  if smem > gaze_decode.MAX_SMEM_BYTES:
+    return f"lists of {shape[2]} regions take {smem} bytes of SMEM"
+  if vmem > gaze_decode.MAX_VMEM_BYTES:
+    return f"pages of {shape[3]} tokens take {vmem} bytes of VMEM"
+  return None
 
 
 def prefill(dtype: Any, gradient: str) -> str | None:
@@ -85,6 +95,7 @@ def _backend() -> str | None:
 
 
 def _dtype(dtype: Any) -> str | None:
-  if dtype in ("float32", "bfloat16"):
+  name = jax.numpy.dtype(dtype).name
+  if name in ("float32", "bfloat16"):
     return None
-  return f"dtype {dtype} is neither float32 nor bfloat16"
+  return f"dtype {name} is neither float32 nor bfloat16"

@@ -5,23 +5,27 @@ times the traffic, and on CPU a [4, 128] x [128, 36] product runs far below the
 memory's speed. On CPU the pages are therefore read by two loops that XLA makes
 of one `lax.reduce` each, the page lookup fused into them:
 
-  keys    for page, token, page of 8:   128 products, 8 at a time   -> logits
-  values  for page, token, 8 channels:  8 pages x 4 rows summed     -> out
+  keys    for token, page of 16:        128 products, 8 at a time   -> logits
+  values  for token, 2 rows, channels:  16 pages summed             -> out
 
-Three things make XLA emit loops of vectors; lose one and they are scalar:
+What makes XLA emit loops of vectors that copy nothing; lose one, and they are
+scalar or the copy is back:
 
 * One reduce of several operands, a row of the group each: XLA leaves a reduce
   of one operand to a library that wants its input copied, and with several a
   page is read once for all rows.
-* Its length is 8 to 16 and its operand a bare product, so that LLVM unrolls it
-  whole; the innermost loop left runs over channels that lie side by side.
-* Eight pages are read side by side. Pages lie anywhere, and one after the other
+* The sum is short and its operand a bare product (no scale, no conversion more
+  than there must be), so that LLVM unrolls it whole; the innermost loop that is
+  left runs over channels that lie side by side. So is a page found by one
+  number, not by four.
+* Rows beyond those of one reduce look a page up again. Broadcast over them, a
+  lookup would not be fused.
+* Many pages are read side by side. They lie anywhere, and one after the other
   the memory's latency is paid at the start of each.
 
 Elsewhere, and for the gradient, the pages are gathered.
 """
 
-import functools
 import math
 
 import jax
@@ -34,10 +38,14 @@ from gaze_jax.ops import merge
 
 # A row of a KV head's group is a bit of an int32.
 _MAX_ROWS = 32
-# Pages read side by side, rows summed side by side, products of one sum.
-_PAGES, _ROWS, _PRODUCTS = 8, 4, 16
+# Rows of a reduce over keys, and over values.
+_KEY_ROWS, _VALUE_ROWS = 4, 2
 # A step of the loop over a long list visits so many pages of all KV heads.
 _STEP = 512
+# The longest sum that is unrolled, and pages side by side, by bytes of a value:
+# each bfloat16 costs a conversion.
+_UNROLLED = {4: 16, 2: 8}
+_VECTOR = 8
 
 
 def attend_pages(
@@ -147,17 +155,19 @@ def _entries(listed, m: int):
 
 def _pages(x, layer, ids):
   """Pages [B, H, ..., L, D] of x [N, B, H, R, L, D] at ids [B, H, ...]."""
-  n = ids.ndim
+  b, h, r = x.shape[1:4]
+  first = jnp.arange(b * h, dtype=jnp.int32).reshape(b, h) + layer * (b * h)
+  at = ids + (first * r).reshape(b, h, *(1,) * (ids.ndim - 2))
   numbers = lax.GatherDimensionNumbers(
-    offset_dims=(n, n + 1),
-    collapsed_slice_dims=(0, 3),
-    start_index_map=(0, 3),
-    operand_batching_dims=(1, 2),
-    start_indices_batching_dims=(0, 1),
+    offset_dims=(at.ndim, at.ndim + 1),
+    collapsed_slice_dims=(0,),
+    start_index_map=(0,),
   )
-  size = (1, 1, 1, 1, *x.shape[4:])
-  at = jnp.stack([jnp.broadcast_to(layer, ids.shape), ids], axis=-1)
-  return lax.gather(x, at, numbers, size, mode="promise_in_bounds")
+  size = (1, *x.shape[4:])
+  table = x.reshape(-1, *size[1:])
+  return lax.gather(
+    table, at[..., None], numbers, size, mode="promise_in_bounds"
+  )
 
 
 def _where_seen(out, lse):
@@ -169,8 +179,9 @@ def _streamed(query, k, v, listed):
   """The list in steps, up to the largest count."""
   layer, filled, ids, rows, count = listed
   b, h, u = ids.shape
-  step = max(_STEP // (b * h) // _PAGES, 1) * _PAGES
-  step = min(step, -(-u // _PAGES) * _PAGES)
+  beside = min(_unrolled(k.dtype), u)
+  step = max(_STEP // (b * h) // beside, 1) * beside
+  step = min(step, -(-u // beside) * beside)
   spare = -u % step
   pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare)))
   ids, rows = pad(ids), pad(rows)
@@ -178,10 +189,10 @@ def _streamed(query, k, v, listed):
   def part(start) -> types.Attended:
     cut = lambda x: lax.dynamic_slice_in_dim(x, start, step, axis=2)
     now = layer, filled, cut(ids), cut(rows), jnp.clip(count - start, 0, step)
-    return types.Attended(*_step(query, k, v, now))
+    return types.Attended(*_step(query, k, v, now, beside))
 
   if u <= step:
-    return _step(query, k, v, (layer, filled, ids, rows, count))
+    return _step(query, k, v, (layer, filled, ids, rows, count), beside)
   nothing = types.Attended(
     out=jnp.zeros_like(query), lse=jnp.full(query.shape[:-1], -jnp.inf)
   )
@@ -192,17 +203,17 @@ def _streamed(query, k, v, listed):
   return done.out, done.lse
 
 
-def _step(query, k, v, listed):
-  """Attention to a list whose length is a multiple of `_PAGES`."""
+def _step(query, k, v, listed, beside: int):
+  """Attention to a list of pages that is a multiple of `beside` long."""
   b, h, m, d = query.shape
   l = k.shape[4]
   layer, *listed = listed
   ids, length, reads = _entries(listed, m)
-  n = ids.shape[-1] // _PAGES
-  at = ids.reshape(b, h, n, _PAGES)
-  logits = _logits(query, k, layer, at).reshape(b, h, m, n, l, _PAGES) * d**-0.5
-  mask = jnp.arange(l)[:, None] < length.reshape(b, h, 1, n, 1, _PAGES)
-  mask &= reads.reshape(b, h, m, n, 1, _PAGES)
+  n = ids.shape[-1] // beside
+  at = ids.reshape(b, h, n, beside)
+  logits = _logits(query, k, layer, at) * d**-0.5
+  mask = jnp.arange(l)[:, None] < length.reshape(b, h, 1, n, 1, beside)
+  mask &= reads.reshape(b, h, m, n, 1, beside)
   logits = jnp.where(mask, logits, -jnp.inf)
   peak = logits.max(axis=(3, 4, 5))
   peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
@@ -215,38 +226,68 @@ def _step(query, k, v, listed):
 
 
 def _logits(query, k, layer, at):
-  """query . key, [B, H, M, n, L, 8], for pages `at` [B, H, n, 8]."""
+  """query . key, [B, H, M, n, L, s], for pages `at` [B, H, n, s]."""
   b, h, m, d = query.shape
-  lanes = _lanes(d, k.dtype.itemsize)
-  page = _pages(k, layer, at).astype(jnp.float32).swapaxes(3, 4)
-  page = page.reshape(*page.shape[:5], 1, d // lanes, lanes)
-  rows = _in_blocks(query)  # [B, H, blocks, a, D]
-  rows = rows.reshape(*rows.shape[:4], d // lanes, lanes)
-  rows = rows[:, :, None, None, None]  # [B, H, 1, 1, 1, blocks, a, D / 8, 8]
-  terms = [page * rows[..., i, :, :] for i in range(rows.shape[6])]
-  parts = _sums(_sums(terms, axis=6), axis=6)
-  out = jnp.stack(parts, axis=-1)  # [B, H, n, L, 8, blocks, a]
-  out = out.reshape(*out.shape[:5], -1)[..., :m]
-  return out.transpose(0, 1, 5, 2, 3, 4)
+  rows = _in_blocks(query, _KEY_ROWS)  # [B, H, blocks, a, D]
+  at = jnp.broadcast_to(at[..., None], (*at.shape, rows.shape[2]))
+  page = _pages(k, layer, at).transpose(0, 1, 2, 5, 3, 4, 6)
+  # [B, H, n, L, s, blocks, D] and [B, H, 1, 1, 1, blocks, D] a row of a block
+  rows = [rows[:, :, None, None, None, :, i] for i in range(rows.shape[3])]
+  out = _dots(rows, page)  # [B, H, n, L, s, blocks, a]
+  return out.reshape(*out.shape[:5], -1)[..., :m].transpose(0, 1, 5, 2, 3, 4)
 
 
 def _weighted(weights, v, layer, at):
-  """Sum of the values by `weights` [B, H, M, n, L, 8]: [B, H, M, D]."""
-  b, h, m = weights.shape[:3]
-  page = (
-    _pages(v, layer, at).astype(jnp.float32).swapaxes(3, 4)[:, :, :, :, None]
-  )
-  rows = _in_blocks(weights).transpose(0, 1, 3, 4, 5, 2, 6)[..., None]
-  terms = [page * rows[:, :, i] for i in range(rows.shape[2])]
-  parts = _sums(_sums(terms, axis=5), axis=2)  # [B, H, L, blocks, D] each
-  out = jnp.stack(_sums(parts, axis=2), axis=3)
-  return out.reshape(b, h, -1, v.shape[-1])[:, :, :m]
+  """Sum of the values by `weights` [B, H, M, n, L, s]: [B, H, M, D]."""
+  b, h, m, n, l, beside = weights.shape
+  rows = _in_blocks(weights, _VALUE_ROWS)  # [B, H, blocks, a, n, L, s]
+  blocks, a = rows.shape[2:4]
+  rows = rows.transpose(0, 1, 3, 4, 5, 2, 6)[..., None]
+  at = jnp.broadcast_to(at[:, :, :, None], (b, h, n, blocks, beside))
+  page = _pages(v, layer, at).astype(jnp.float32).transpose(0, 1, 2, 5, 3, 4, 6)
+  parts = _sums([page * rows[:, :, i] for i in range(a)], axis=5)
+  # [B, H, n, L, blocks, D] each; the rest of the sum, short sums at a time.
+  parts = [x.reshape(b, h, n * l, blocks, -1) for x in parts]
+  left = n * l
+  while left > 1:
+    short = max(x for x in range(1, 17) if left % x == 0)
+    short = short if short > 1 else left
+    left //= short
+    parts = [x.reshape(b, h, short, left, blocks, -1) for x in parts]
+    parts = _sums(parts, axis=2)
+  out = jnp.stack([x.reshape(b, h, blocks, -1) for x in parts], axis=3)
+  return out.reshape(b, h, blocks * a, -1)[:, :, :m]
 
 
-def _in_blocks(x):
-  """Rows [B, H, M, ...] as [B, H, blocks, a, ...], with 2 <= a <= 4."""
+def dots(
+  query: types.Float[types.Array, "B H M D"],
+  table: types.Float[types.Array, "B H R D"],
+) -> types.Float[types.Array, "B H M R"]:
+  """float32 query . table, read once and at the memory's speed on CPU."""
+  b, h, m, d = query.shape
+  rows = _in_blocks(query.astype(jnp.float32), _KEY_ROWS)
+  rows = [rows[:, :, None, :, i] for i in range(rows.shape[3])]
+  out = _dots(rows, table[:, :, :, None])  # [B, H, R, blocks, a]
+  return out.reshape(*out.shape[:3], -1)[..., :m].swapaxes(2, 3)
+
+
+def _dots(rows, x):
+  """Sums over D of a row times x [..., D], for `a` rows: [..., a]."""
+  d = x.shape[-1]
+  lanes = _lanes(d, _unrolled(x.dtype))
+  split = lambda y: y.reshape(*y.shape[:-1], d // lanes, lanes)
+  x = split(x.astype(jnp.float32))
+  parts = _sums([x * split(row) for row in rows], axis=x.ndim - 2)
+  if lanes > _VECTOR:
+    parts = [p.reshape(*p.shape[:-1], -1, _VECTOR) for p in parts]
+    parts = _sums(parts, axis=parts[0].ndim - 2)
+  return jnp.stack(_sums(parts, axis=parts[0].ndim - 1), axis=-1)
+
+
+def _in_blocks(x, most: int):
+  """Rows [B, H, M, ...] as [B, H, blocks, a, ...], with 2 <= a <= most."""
   m = x.shape[2]
-  blocks = -(-m // _ROWS)
+  blocks = -(-m // most)
   a = max(-(-m // blocks), 2)  # of one operand it would be the library's
   spare = blocks * a - m
   x = jnp.pad(x, ((0, 0), (0, 0), (0, spare), *((0, 0),) * (x.ndim - 3)))
@@ -260,11 +301,13 @@ def _sums(terms, axis: int):
   return lax.reduce(tuple(terms), zeros, add, (axis,))
 
 
-@functools.cache
-def _lanes(d: int, item: int) -> int:
-  """Channels of a vector: 8 or more, so that few enough make up the rest."""
-  most = _PRODUCTS if item == 4 else _PRODUCTS // 2  # a conversion to each
-  for lanes in range(8, d, 8):
+def _unrolled(dtype) -> int:
+  return _UNROLLED[jnp.dtype(dtype).itemsize]
+
+
+def _lanes(d: int, most: int) -> int:
+  """Channels of a vector, a multiple of 8 that leaves `most` sums or fewer."""
+  for lanes in range(_VECTOR, d, _VECTOR):
     if d % lanes == 0 and d // lanes <= most:
       return lanes
-  return math.gcd(d, 8)
+  return math.gcd(d, _VECTOR)
