@@ -35,6 +35,7 @@ from gaze_jax.kernels import gaze_prefill_plan as plan_lib
 
 ROWS = 256
 CHUNK = 512
+PAGE_MULTIPLE = 8  # pages of another length are padded, in a copy
 VMEM_LIMIT = 60 * 2**20  # of 64 (v7x) to 128 MiB
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from gaze_jax.kernels import gaze_decode
+from gaze_jax.kernels import gaze_prefill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +74,37 @@ def decode(
   return None
 
 
-def prefill(dtype: Any, gradient: str) -> str | None:
+def prefill(
+  rows: int, group: int, length: int, dim: int, dtypes: set, gradient: str
+) -> str | None:
   """Whether `gaze_prefill` can serve.
 
   Args:
-    dtype: of queries and keys.
+    rows: X, routed rows of a call.
+    group: G.
+    length: L.
+    dim: D.
+    dtypes: of queries, keys and values.
     gradient: `GazeConfig.gradient`.
   """
   if reason := _backend():
     return reason
   if gradient != "none":
     return f"gradient = {gradient!r} needs a gradient into the scores"
-  return _dtype(dtype)
+  if len(dtypes) > 1:
+    return f"queries, keys and values are of dtypes {sorted(map(str, dtypes))}"
+  (dtype,) = dtypes
+  if reason := _dtype(dtype):
+    return reason
+  if group > gaze_prefill.ROWS:
+    return f"{group} query heads of a KV head, it takes {gaze_prefill.ROWS}"
+  length += -length % gaze_prefill.PAGE_MULTIPLE
+  vmem = gaze_prefill.vmem_bytes(
+    rows, group, length, dim, jax.numpy.dtype(dtype).itemsize
+  )
+  if vmem > gaze_prefill.VMEM_LIMIT:
+    return f"{rows} rows of head dim {dim} take {vmem} bytes of VMEM"
+  return None
 
 
 def _backend() -> str | None:

@@ -45,6 +45,9 @@ _STEP = 512
 # The longest sum that is unrolled, and pages side by side, by bytes of a value:
 # each bfloat16 costs a conversion.
 _UNROLLED = {4: 16, 2: 8}
+# Inside a loop XLA says of fewer arrays that they do not overlap, and LLVM
+# gives up on vectors where there are too many pairs to compare.
+_IN_LOOP = 8
 _VECTOR = 8
 
 
@@ -131,7 +134,7 @@ def _gathered(query, k, v, listed):
   mask = jnp.arange(k.shape[4]) < length[..., None]  # [B, H, U, L]
   mask = mask[:, :, None] & reads[..., None]
   picked = lambda x: (
-    _pages(x, layer, ids).astype(jnp.float32).reshape(b, h, -1, d)
+    _copies(x, layer, ids).astype(jnp.float32).reshape(b, h, -1, d)
   )
   logits = jnp.einsum("bhmd,bhyd->bhmy", query, picked(k)) * d**-0.5
   weights, lse = attention.softmax(logits, mask.reshape(logits.shape))
@@ -151,6 +154,23 @@ def _entries(listed, m: int):
   bit = jnp.arange(m, dtype=jnp.int32)[:, None]
   reads = ((rows[:, :, None] >> bit) & 1) == 1
   return ids, jnp.where(real, length, 0), reads
+
+
+def _copies(x, layer, ids):
+  """Pages [B, H, U, L, D] of x [N, B, H, R, L, D]; rows and heads stay apart.
+
+  Sharded over rows or heads, x stays so.
+  """
+  numbers = lax.GatherDimensionNumbers(
+    offset_dims=(3, 4),
+    collapsed_slice_dims=(0, 3),
+    start_index_map=(0, 3),
+    operand_batching_dims=(1, 2),
+    start_indices_batching_dims=(0, 1),
+  )
+  size = (1, 1, 1, 1, *x.shape[4:])
+  at = jnp.stack([jnp.broadcast_to(layer, ids.shape), ids], axis=-1)
+  return lax.gather(x, at, numbers, size, mode="promise_in_bounds")
 
 
 def _pages(x, layer, ids):
@@ -179,9 +199,9 @@ def _streamed(query, k, v, listed):
   """The list in steps, up to the largest count."""
   layer, filled, ids, rows, count = listed
   b, h, u = ids.shape
-  beside = min(_unrolled(k.dtype), u)
-  step = max(_STEP // (b * h) // beside, 1) * beside
-  step = min(step, -(-u // beside) * beside)
+  most = max(_STEP // (b * h) // _VECTOR, 1) * _VECTOR
+  beside = min(_unrolled(k.dtype) if u <= most else _IN_LOOP, u)
+  step = min(most // beside * beside or beside, -(-u // beside) * beside)
   spare = -u % step
   pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare)))
   ids, rows = pad(ids), pad(rows)

@@ -115,11 +115,16 @@ def parallel(
 
 def _attend(inputs: rows.Inputs, unit_span: int) -> rows.Rows:
   config, s = inputs.config, inputs.query.shape[1]
-  form = _parallel_form(config, inputs.key.dtype)
+  form = _parallel_form(inputs)
   if form == "pallas":
     interpret = support.target().interpret
+    # The kernel would copy pages of another length.
+    slots = inputs.plan.region_slots
+    room = ((0, 0), (0, 0), (0, -slots.shape[2] % gaze_prefill.PAGE_MULTIPLE))
+    slots = jnp.pad(slots, room, constant_values=-1)
+    plan = dataclasses.replace(inputs.plan, region_slots=slots)
     return split.attend(
-      inputs,
+      dataclasses.replace(inputs, plan=plan),
       config.chunk,
       functools.partial(gaze_prefill.attend_regions, interpret=interpret),
       functools.partial(_visual_rows, unit_span, interpret),
@@ -156,7 +161,7 @@ def store(
     config: static.
   """
   cache = cache_ops.visual(key, value, plan, config)
-  if _decode_form(config, 1, key.dtype) != "pallas":
+  if _decode_form(config, 1, cache.k.shape, key.dtype) != "pallas":
     return cache
   l, d = cache.k.shape[-2:]
   tiles, t, wide = gaze_decode.page_shape(l, d, key.dtype)
@@ -202,7 +207,9 @@ def decode(
     ImplementationError: `config.decode_implementation` can't serve.
   """
   x, q = query.shape[1:3]
-  form = _decode_form(config, x * q // key.shape[1], visual.k.dtype)
+  b, h, _, d = key.shape
+  shape = (b, h, *visual.valid.shape[1:], d)
+  form = _decode_form(config, x * q // h, shape, visual.k.dtype)
   step = paged.Step(query, visual, layer, budget, config, override, frozen)
   looked, members = paged.look(step, _PAGES[form], dense=dense, k_max=k_max)
   seen = jnp.arange(key.shape[2]) <= (
@@ -244,12 +251,19 @@ def _kernel_pages(step: paged.Step, visits: types.Visits) -> types.Attended:
 _PAGES = dict(masked=None, gather=_gather_pages, pallas=_kernel_pages)
 
 
-def _parallel_form(config: config_lib.GazeConfig, dtype) -> str:
-  reason = support.prefill(dtype, config.gradient)
+def _parallel_form(inputs: rows.Inputs) -> str:
+  config, (_, s, q, d) = inputs.config, inputs.query.shape
+  h, l = inputs.key.shape[2], inputs.plan.region_slots.shape[2]
+  dtypes = {x.dtype for x in (inputs.query, inputs.key, inputs.value)}
+  reason = support.prefill(
+    min(s, split.SLAB), q // h, l, d, dtypes, config.gradient
+  )
   return _take("implementation", config.implementation, reason, "chunked")
 
 
-def _decode_form(config: config_lib.GazeConfig, group_rows: int, dtype) -> str:
+def _decode_form(
+  config: config_lib.GazeConfig, group_rows: int, shape, dtype
+) -> str:
   asked = config.decode_implementation
   if asked == "auto" and group_rows > gaze_decode.MAX_ROWS:
     return "masked"
@@ -258,7 +272,7 @@ def _decode_form(config: config_lib.GazeConfig, group_rows: int, dtype) -> str:
       f"model.gaze.decode_implementation = 'gather' can't serve: {group_rows}"
       f" query rows of a KV head, it takes {gaze_decode.MAX_ROWS}; use 'auto'"
     )
-  reason = support.decode(group_rows, dtype)
+  reason = support.decode(group_rows, shape, dtype)
   return _take("decode_implementation", asked, reason, "gather")
 
 

@@ -20,6 +20,9 @@ from gaze_jax.ops import regions
 from gaze_jax.ops import routing
 from gaze_jax.ops import rows
 
+# Rows of a kernel call: bounds the memory that it takes.
+SLAB = 2048
+
 # (query [B, X, Q, D], k, v [B, H, R, L, D], length [B, R], members
 # [B, X, Q, R]) -> Attended, differentiable in query, k and v.
 Regions = Callable[..., types.Attended]
@@ -43,11 +46,12 @@ def attend(
   s = plan.layout.role.shape[1]
   slots = cache.linear_slots(plan.layout, s)
   choice = rows.choose(inputs, slots)
-  looked = attend_regions(
+  looked = _in_slabs(
+    attend_regions,
     rows.take(inputs.query, slots),
     regions.pages(inputs.key, plan.region_slots),
     regions.pages(inputs.value, plan.region_slots),
-    (plan.region_slots >= 0).sum(-1),
+    (plan.region_slots >= 0).sum(-1, dtype=jnp.int32),
     _read(inputs, choice, slots),
   )
   out = merge.merge(looked, _among_themselves(inputs, slots, chunk)).out
@@ -59,6 +63,36 @@ def attend(
     loss=jnp.zeros(()),
     count=jnp.zeros(()),
   )
+
+
+def _in_slabs(
+  attend_regions: Regions, query, k, v, length, members
+) -> types.Attended:
+  """`attend_regions` of SLAB rows at a time, where any of them reads.
+
+  The gathered rows are as many as the sequence, and mostly nothing at the end.
+  """
+  b, s, q, d = query.shape
+  if s <= SLAB:
+    return attend_regions(query, k, v, length, members)
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, -s % SLAB), *((0, 0),) * (x.ndim - 2)))
+    return x.reshape(b, -1, SLAB, *x.shape[2:]).swapaxes(0, 1)
+
+  nothing = types.Attended(
+    out=jnp.zeros((b, SLAB, q, d), v.dtype),
+    lse=jnp.full((b, SLAB, q), -jnp.inf),
+  )
+
+  def one(carry, slab):
+    query, members = slab
+    look = lambda: attend_regions(query, k, v, length, members)
+    return carry, jax.lax.cond(members.any(), look, lambda: nothing)
+
+  _, slabs = jax.lax.scan(one, None, (cut(query), cut(members)))
+  join = lambda x: x.swapaxes(0, 1).reshape(b, -1, *x.shape[3:])[:, :s]
+  return jax.tree.map(join, slabs)
 
 
 def _read(

@@ -145,9 +145,9 @@ def test_the_forms_of_each_platform(form):
   _same(got, want)
 
 
-@pytest.mark.parametrize("counts", ([[0, 1]], [[8, 9]], [[24, 40]]))
+@pytest.mark.parametrize("counts", ([[0, 1]], [[16, 17]], [[32, 40]]))
 def test_a_long_list_takes_several_steps(monkeypatch, counts):
-  monkeypatch.setattr(gather, "_STEP", 16)  # of 8 pages for each KV head
+  monkeypatch.setattr(gather, "_STEP", 32)  # 16 pages of each KV head
   case = _case(b=1, r=41, u=41, counts=counts)
   listed = np.int32(0), case.cache.valid.sum(-1), *_list(case)
   rows = case.query.reshape(1, 2, 4, 16)
@@ -226,6 +226,15 @@ def test_bfloat16_pages_with_float32_softmax():
   rounded = np.asarray(want.out.astype(jnp.bfloat16), np.float32)
   # Half a unit in the last place of what differs by 1e-5 before it is rounded.
   np.testing.assert_allclose(wide(got.out), rounded, rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("m, d", ((1, 8), (4, 128), (7, 160), (12, 13)))
+def test_dots(m, d):
+  rng = np.random.default_rng(m)
+  query, table = rng.normal(size=(2, 3, m, d)), rng.normal(size=(2, 3, 9, d))
+  got = jax.jit(gather.dots)(query.astype(np.float32), table.astype(np.float32))
+  want = np.einsum("bhmd,bhrd->bhmr", query, table)
+  np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_more_rows_than_bits():

@@ -26,6 +26,7 @@ from gaze_jax.ops import gaze
 from gaze_jax.ops import masks
 from gaze_jax.ops import regions
 from gaze_jax.ops import routing
+from gaze_jax.ops import split
 from gaze_jax.ops import usage
 
 FORMS = {
@@ -599,12 +600,35 @@ def test_auto_says_once_what_it_took(monkeypatch):
   ]
 
 
+def test_routed_rows_come_in_slabs(monkeypatch, heads, small_shape):
+  monkeypatch.setattr(split, "SLAB", 12)
+  slots = 83  # of its own, as this is traced anew
+  batch = _batch(dataclasses.replace(small_shape, slots=slots), TWO_IMAGES)
+  h = heads(1, slots, seed=5)
+  weight = heads(1, slots, seed=6).q
+  run = lambda form: jax.value_and_grad(
+    lambda q: (
+      _run(dataclasses.replace(h, q=q), batch, 2, form).out * weight
+    ).sum()
+  )(jnp.array(h.q))
+  for got, want in zip(run("pallas"), run("masked"), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("platform", ["gpu", "cpu"])
 def test_auto_takes_xla_forms_off_tpu(platform):
+  config, shape = config_lib.GazeConfig(), (1, 8, 16, 36, 128)
   with support.tracing_for(platform):
-    config = config_lib.GazeConfig()
-    assert gaze._parallel_form(config, np.float32) == "chunked"
-    assert gaze._decode_form(config, 4, np.float32) == "gather"
+    assert gaze._decode_form(config, 4, shape, np.float32) == "gather"
+    assert support.prefill(8, 4, 36, 128, {np.float32}, "none")
   with support.tracing_for("tpu"):
-    assert gaze._parallel_form(config, np.float32) == "pallas"
-    assert gaze._decode_form(config, 4, np.float32) == "pallas"
+    assert gaze._decode_form(config, 4, shape, np.float32) == "pallas"
+    for big in ((8, 8, 9000, 36, 128), (1, 8, 16, 5000, 128)):
+      assert gaze._decode_form(config, 4, big, np.float32) == "gather"
+    assert gaze._decode_form(config, 4, shape, np.float16) == "gather"
+    prefill = support.prefill
+    assert prefill(2048, 7, 36, 128, {np.float32}, "none") is None
+    assert "VMEM" in prefill(8192, 7, 36, 128, {np.float32}, "none")
+    assert "dtypes" in prefill(8, 7, 36, 64, {"float32", "bfloat16"}, "none")
+    assert "float16" in prefill(8, 7, 36, 64, {np.float16}, "none")
+    assert "scores" in prefill(8, 7, 36, 64, {np.float32}, "kl")
