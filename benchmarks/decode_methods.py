@@ -173,14 +173,17 @@ def dense(case: Case, method: str, layout: str) -> Callable[[], Any]:
     }
     return functools.partial(jax.jit(forms[layout]), case.query, k, v)
   query, k, v = (timing.torch.from_dlpack(x) for x in (case.query, k, v))
+  query = query.transpose(1, 2)  # [B, Q, 1, D]
   if layout == "slots first":
     k, v = k.transpose(1, 2), v.transpose(1, 2)
-  return functools.partial(_torch_attention, query.transpose(1, 2), k, v)
+  elif layout == "group as rows":  # of one token, no mask: the same function
+    query = query.reshape(b, h, -1, d)
+  return functools.partial(_torch_attention, query, k, v)
 
 
 LAYOUTS = {
   "jax_dense": ("heads first", "keys turned", "slots first"),
-  "torch_dense": ("heads first", "slots first"),
+  "torch_dense": ("heads first", "slots first", "group as rows"),
 }
 
 

@@ -45,9 +45,6 @@ _STEP = 512
 # The longest sum that is unrolled, and pages side by side, by bytes of a value:
 # each bfloat16 costs a conversion.
 _UNROLLED = {4: 16, 2: 8}
-# Inside a loop XLA says of fewer arrays that they do not overlap, and LLVM
-# gives up on vectors where there are too many pairs to compare.
-_IN_LOOP = 8
 _VECTOR = 8
 
 
@@ -173,21 +170,40 @@ def _copies(x, layer, ids):
   return lax.gather(x, at, numbers, size, mode="promise_in_bounds")
 
 
-def _pages(x, layer, ids):
-  """Pages [B, H, ..., L, D] of x [N, B, H, R, L, D] at ids [B, H, ...]."""
-  b, h, r = x.shape[1:4]
-  first = jnp.arange(b * h, dtype=jnp.int32).reshape(b, h) + layer * (b * h)
-  at = ids + (first * r).reshape(b, h, *(1,) * (ids.ndim - 2))
+def _pages(x, at):
+  """Pages [B, H, ..., L, D] of x [N, B, H, R, L, D], by `_numbers` `at`."""
   numbers = lax.GatherDimensionNumbers(
     offset_dims=(at.ndim, at.ndim + 1),
     collapsed_slice_dims=(0,),
     start_index_map=(0,),
   )
   size = (1, *x.shape[4:])
-  table = x.reshape(-1, *size[1:])
   return lax.gather(
-    table, at[..., None], numbers, size, mode="promise_in_bounds"
+    x.reshape(-1, *size[1:]),
+    at[..., None],
+    numbers,
+    size,
+    mode="promise_in_bounds",
   )
+
+
+def _numbers(shape, layer, ids, length):
+  """Numbers of pages among all pages of all heads, rows and layers.
+
+  And the lengths as they are: a reduce of two operands is not fused into the
+  loops that read its results, which would then look an id up for each value.
+
+  Args:
+    shape: [N, B, H, R, L, D].
+    layer: int32 scalar.
+    ids: int32 [B, H, U].
+    length: int32 [B, H, U].
+  """
+  b, h, r = shape[1:4]
+  head = jnp.arange(b * h, dtype=jnp.int32).reshape(b, h, 1)
+  first = jnp.broadcast_to((head + layer * (b * h)) * r, ids.shape)
+  terms = [jnp.stack([ids, first]), jnp.stack([length, jnp.zeros_like(length)])]
+  return _sums(terms, axis=0)
 
 
 def _where_seen(out, lse):
@@ -197,41 +213,43 @@ def _where_seen(out, lse):
 
 def _streamed(query, k, v, listed):
   """The list in steps, up to the largest count."""
-  layer, filled, ids, rows, count = listed
+  layer, *listed = listed
+  count = listed[-1].max()
+  ids, length, reads = _entries(listed, query.shape[2])
   b, h, u = ids.shape
-  most = max(_STEP // (b * h) // _VECTOR, 1) * _VECTOR
-  beside = min(_unrolled(k.dtype) if u <= most else _IN_LOOP, u)
-  step = min(most // beside * beside or beside, -(-u // beside) * beside)
+  beside = min(_unrolled(k.dtype), u)
+  step = max(_STEP // (b * h) // beside, 1) * beside
+  step = min(step, -(-u // beside) * beside)
   spare = -u % step
-  pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare)))
-  ids, rows = pad(ids), pad(rows)
+  pad = lambda x: jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, spare)))
+  listed = tuple(pad(x) for x in (ids, length, reads))
 
   def part(start) -> types.Attended:
-    cut = lambda x: lax.dynamic_slice_in_dim(x, start, step, axis=2)
-    now = layer, filled, cut(ids), cut(rows), jnp.clip(count - start, 0, step)
-    return types.Attended(*_step(query, k, v, now, beside))
+    cut = lambda x: lax.dynamic_slice_in_dim(x, start, step, axis=-1)
+    now = tuple(cut(x) for x in listed)
+    return types.Attended(*_step(query, k, v, layer, now, beside))
 
   if u <= step:
-    return _step(query, k, v, (layer, filled, ids, rows, count), beside)
+    return _step(query, k, v, layer, listed, beside)
   nothing = types.Attended(
     out=jnp.zeros_like(query), lse=jnp.full(query.shape[:-1], -jnp.inf)
   )
-  steps = -(-count.max() // step)
+  steps = -(-count // step)
   done = lax.fori_loop(
     0, steps, lambda i, so_far: merge.merge(so_far, part(i * step)), nothing
   )
   return done.out, done.lse
 
 
-def _step(query, k, v, listed, beside: int):
+def _step(query, k, v, layer, entries, beside: int):
   """Attention to a list of pages that is a multiple of `beside` long."""
   b, h, m, d = query.shape
   l = k.shape[4]
-  layer, *listed = listed
-  ids, length, reads = _entries(listed, m)
+  ids, length, reads = entries
+  at, length = _numbers(k.shape, layer, ids, length)
   n = ids.shape[-1] // beside
-  at = ids.reshape(b, h, n, beside)
-  logits = _logits(query, k, layer, at) * d**-0.5
+  at = at.reshape(b, h, n, beside)
+  logits = _logits(query, k, at) * d**-0.5
   mask = jnp.arange(l)[:, None] < length.reshape(b, h, 1, n, 1, beside)
   mask &= reads.reshape(b, h, m, n, 1, beside)
   logits = jnp.where(mask, logits, -jnp.inf)
@@ -241,30 +259,30 @@ def _step(query, k, v, listed, beside: int):
   total = weights.sum(axis=(3, 4, 5))
   lse = peak + jnp.log(total)
   safe = jnp.where(total > 0, total, 1.0)
-  out = _weighted(weights, v, layer, at) / safe[..., None]
+  out = _weighted(weights, v, at) / safe[..., None]
   return _where_seen(out, lse), lse
 
 
-def _logits(query, k, layer, at):
-  """query . key, [B, H, M, n, L, s], for pages `at` [B, H, n, s]."""
+def _logits(query, k, at):
+  """query . key, [B, H, M, n, L, s], for the pages `at` [B, H, n, s]."""
   b, h, m, d = query.shape
   rows = _in_blocks(query, _KEY_ROWS)  # [B, H, blocks, a, D]
   at = jnp.broadcast_to(at[..., None], (*at.shape, rows.shape[2]))
-  page = _pages(k, layer, at).transpose(0, 1, 2, 5, 3, 4, 6)
+  page = _pages(k, at).transpose(0, 1, 2, 5, 3, 4, 6)
   # [B, H, n, L, s, blocks, D] and [B, H, 1, 1, 1, blocks, D] a row of a block
   rows = [rows[:, :, None, None, None, :, i] for i in range(rows.shape[3])]
   out = _dots(rows, page)  # [B, H, n, L, s, blocks, a]
   return out.reshape(*out.shape[:5], -1)[..., :m].transpose(0, 1, 5, 2, 3, 4)
 
 
-def _weighted(weights, v, layer, at):
+def _weighted(weights, v, at):
   """Sum of the values by `weights` [B, H, M, n, L, s]: [B, H, M, D]."""
   b, h, m, n, l, beside = weights.shape
   rows = _in_blocks(weights, _VALUE_ROWS)  # [B, H, blocks, a, n, L, s]
   blocks, a = rows.shape[2:4]
   rows = rows.transpose(0, 1, 3, 4, 5, 2, 6)[..., None]
   at = jnp.broadcast_to(at[:, :, :, None], (b, h, n, blocks, beside))
-  page = _pages(v, layer, at).astype(jnp.float32).transpose(0, 1, 2, 5, 3, 4, 6)
+  page = _pages(v, at).astype(jnp.float32).transpose(0, 1, 2, 5, 3, 4, 6)
   parts = _sums([page * rows[:, :, i] for i in range(a)], axis=5)
   # [B, H, n, L, blocks, D] each; the rest of the sum, short sums at a time.
   parts = [x.reshape(b, h, n * l, blocks, -1) for x in parts]
@@ -316,7 +334,7 @@ def _in_blocks(x, most: int):
 
 def _sums(terms, axis: int):
   """Each of several arrays summed over an axis, in one loop."""
-  zeros = (jnp.zeros((), jnp.float32),) * len(terms)
+  zeros = (jnp.zeros((), terms[0].dtype),) * len(terms)
   add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
   return lax.reduce(tuple(terms), zeros, add, (axis,))
 
