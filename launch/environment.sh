@@ -21,13 +21,36 @@ find_python() {
 install() {
   local pip=("$python" -m pip install -q --disable-pip-version-check)
   case "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" in
-    3.11) "${pip[@]}" --no-deps -r requirements-lock.txt ;;
+    3.11) "${pip[@]}" --no-deps -r <(grep -v '^libtpu==' requirements-lock.txt) ;;
     *)
       "${pip[@]}" -r requirements.txt -r requirements-test.txt
       "${pip[@]}" --no-deps -r requirements-data.txt
       ;;
   esac
   "${pip[@]}" --no-deps -e .
+}
+
+# Leaves libtpu, the TPU compiler that fits the installed JAX, in $venv/aot,
+# where benchmarks/tpu.py finds it. In the environment itself every command
+# would look for a TPU at its start, and print that there is none.
+install_tpu_compiler() {
+  local target="$venv/aot" compiler
+  if [[ -f "$target/.gaze_installed" ]]; then return; fi
+  # The lock's, if that fits; it is made for Python 3.11.
+  compiler="$("$python" -c '
+import importlib.metadata
+import re
+import sys
+wanted = [r for r in importlib.metadata.requires("jax") if "libtpu" in r][0]
+wanted = re.match("[^; ]+", wanted)[0]
+locked = re.search("^libtpu==\\S+", open(sys.argv[1]).read(), re.M)[0]
+print(locked if locked.startswith(wanted.rstrip("*")) else wanted)
+' "$repository/requirements-lock.txt")"
+  echo "== installing $compiler into $target"
+  rm -rf "$target"
+  "$python" -m pip install -q --disable-pip-version-check --no-deps \
+    --target "$target" "$compiler"
+  touch "$target/.gaze_installed"
 }
 
 base="$(find_python)" || exit 1

@@ -1,0 +1,226 @@
+"""Compiles every kernel for TPUs, on a machine that has none.
+
+python benchmarks/tpu.py [--topologies=v5e:2x2,tpu7x:2x2x1] [--json=FILE]
+    [--quick] [--programs=decode,attend_pages]
+
+The real TPU compiler (the libtpu package) compiles ahead of time for devices
+that are only described. At the head shapes of Qwen3-4B (32/8) and Qwen2.5-7B
+(28/4), for 576 to 65,536 visual tokens in regions of 6 x 6:
+
+  decode          one step of one layer of a stacked cache, `ops.gaze.decode`:
+    dense         attention to all pages, in place
+    gather        XLA's gather of the chosen pages
+    kernel        `kernels.gaze_decode`
+  attend_pages    the decode kernel alone
+  attend_regions  the prefill kernel, forward and backward
+  attend_visual   rows of visual tokens, forward and backward
+  parallel        all of a training step's attention, `ops.gaze.parallel`
+
+A tenth of the regions is chosen. `temp` is what the compiler allocates beside
+arguments and results; `moved` is the bytes that an XLA form accesses by the
+compiler's own count. A kernel's are counted here: its page fetches, every
+other argument but the cache (of a padded cache the padding too) and its
+results, and the descriptors. `ideal` is what no form can do without: keys and
+values of the tokens of each KV head's chosen regions, once; the descriptors;
+the query and the output.
+
+Exits with 1 if a program does not compile, a decode kernel moves more than 1.1
+times the ideal, or a kernel's temporaries could hold a tenth of the regions
+that it reads.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+# Read when jax and libtpu are imported.
+os.environ |= dict(
+  JAX_PLATFORMS="cpu",
+  TPU_SKIP_MDS_QUERY="1",  # asks no metadata server what machine this is
+  TPU_ACCELERATOR_TYPE="v5litepod-4",  # or it warns that it does not know
+  TPU_WORKER_HOSTNAMES="localhost",
+  TPU_LOG_DIR="disabled",
+  TPU_STDERR_LOG_LEVEL="3",
+  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # two of these commands side by side
+)
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.append(os.path.join(sys.prefix, "aot"))  # from launch/test.sh
+
+import jax
+from absl import flags
+from jax.experimental import topologies
+
+from benchmarks import tpu_programs
+from gaze_jax import cli
+from gaze_jax import errors
+from gaze_jax.kernels import support
+
+_TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+_MOST_MOVED = 1.1
+# And what does not grow with the pages: up to 135 KB of the compiler's own
+# on v5p, and in a step the scores.
+_TEMP_SHARE = 0.1
+_ANYHOW = dict(attend_pages=128 * 2**10, decode=512 * 2**10)
+_HEADER = (
+  "tokens    dtype heads  program         form    choice         temp"
+  "        moved        ideal   ratio seconds"
+)
+
+_WANTED = flags.DEFINE_list("topologies", list(_TOPOLOGIES), "to compile for")
+_NAMES = flags.DEFINE_list("programs", list(tpu_programs.NAMES), "to compile")
+_JSON = flags.DEFINE_string("json", None, "a file for the rows")
+_QUICK = flags.DEFINE_bool("quick", False, "a subset, in about a minute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What the compiler said; None where it does not apply, or it failed."""
+
+  topology: str
+  visual_tokens: int
+  dtype: str
+  heads: str
+  program: str
+  form: str
+  choice: str
+  temp_bytes: int | None = None
+  moved_bytes: int | None = None
+  ideal_bytes: int | None = None
+  ratio: float | None = None
+  seconds: float | None = None
+  failure: str | None = None
+
+
+def main() -> None:
+  if importlib.util.find_spec("libtpu") is None:
+    raise errors.GazeError(
+      "the TPU compiler, libtpu, is not installed: pip install"
+      f" 'jax[tpu]=={jax.__version__}', or run bash launch/test.sh once"
+    )
+  jax.config.update("jax_enable_compilation_cache", False)
+  for name in _NAMES.value:
+    if name not in tpu_programs.NAMES:
+      known = ", ".join(tpu_programs.NAMES)
+      raise errors.GazeError(f"--programs={name}: the programs are {known}")
+  devices = {name: _device(name) for name in _WANTED.value}
+  start = time.perf_counter()
+  rows = []
+  for name, device in devices.items():
+    print(f"\n{name}, {device.device_kind}\n{_HEADER}")
+    programs = tpu_programs.programs(_NAMES.value, _QUICK.value)
+    compiled = functools.partial(_compiled, topology=name, device=device)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      for row in pool.map(compiled, programs):
+        rows.append(row)
+        print(_text(row), flush=True)
+  seconds = time.perf_counter() - start
+  print(f"\n{len(rows)} programs in {seconds:.0f} s")
+  if _JSON.value:
+    result = dict(jax=jax.__version__, seconds=seconds)
+    result["rows"] = [dataclasses.asdict(row) for row in rows]
+    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {_JSON.value}")
+  failed = [row for row in rows if row.failure]
+  if failed:
+    first = failed[0]
+    raise errors.GazeError(
+      f"{len(failed)} of {len(rows)} programs failed, first {first.program}"
+      f" ({first.form}) for {first.topology}: {first.failure}"
+    )
+
+
+def _device(name: str) -> Any:
+  try:
+    with contextlib.redirect_stderr(io.StringIO()):
+      found = topologies.get_topology_desc(name, platform="tpu")
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    raise errors.GazeError(
+      f"--topologies={name}: libtpu knows no such topology; such as"
+      f" {', '.join(_TOPOLOGIES)}: {_line(error)}"
+    ) from error
+  return found.devices[0]
+
+
+def _compiled(program: tpu_programs.Program, topology: str, device: Any) -> Row:
+  case = program.case
+  row = Row(
+    topology=topology,
+    visual_tokens=case.tokens,
+    dtype=case.dtype,
+    heads=f"{case.q}/{case.h}",
+    program=program.name,
+    form=program.form,
+    choice=program.choice,
+  )
+  start = time.perf_counter()
+  on_device = jax.sharding.SingleDeviceSharding(device)
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device)
+  try:
+    with support.tracing_for("tpu"):
+      function, arguments = program.make()
+      lowered = jax.jit(function).lower(*jax.tree.map(place, arguments))
+    compiled = lowered.compile()
+  # Whatever a compiler raises: the rest is compiled all the same.
+  except Exception as error:
+    return dataclasses.replace(
+      row, failure=f"{type(error).__name__}: {_line(error)}"
+    )
+  seconds = time.perf_counter() - start
+  return _checked(program, dataclasses.replace(row, seconds=seconds), compiled)
+
+
+def _checked(program: tpu_programs.Program, row: Row, compiled: Any) -> Row:
+  case, choice = program.case, program.choice
+  memory = compiled.memory_analysis()
+  temp, moved, failures = memory.temp_size_in_bytes, None, []
+  if program.name == "attend_pages":
+    moved = case.moved(choice, memory)
+  elif program.form != "kernel":
+    moved = int(compiled.cost_analysis()["bytes accessed"])
+  decoding = program.name in _ANYHOW
+  ideal = case.ideal(choice) if decoding else None
+  ratio = moved / ideal if moved else None
+  if program.form == "kernel" and moved and ratio > _MOST_MOVED:
+    failures.append(f"moves {ratio:.2f} times the ideal")
+  if program.form == "kernel" and decoding:
+    most = int(_TEMP_SHARE * case.chosen_bytes(choice)) + _ANYHOW[program.name]
+    if temp >= most:
+      failures.append(f"{temp} bytes of temporaries, {most} is the limit")
+  return dataclasses.replace(
+    row,
+    temp_bytes=temp,
+    moved_bytes=moved,
+    ideal_bytes=ideal,
+    ratio=ratio,
+    failure="; ".join(failures) or None,
+  )
+
+
+def _text(row: Row) -> str:
+  whole = lambda n: f"{'-' if n is None else f'{n:,}':>12s}"
+  ratio = "-" if row.ratio is None else f"{row.ratio:.3f}"
+  seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
+  return (
+    f"{row.visual_tokens:6d} {row.dtype:>8s} {row.heads:5s}"
+    f"  {row.program:14s}  {row.form:6s}  {row.choice:10s} "
+    f" {whole(row.temp_bytes)} {whole(row.moved_bytes)}"
+    f" {whole(row.ideal_bytes)} {ratio:>7s} {seconds:>7s}"
+    + (f"  FAILED: {row.failure}" if row.failure else "")
+  )
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]
+
+
+if __name__ == "__main__":
+  cli.main(main)
