@@ -14,10 +14,10 @@ scalar or the copy is back:
 * One reduce of several operands, a row of the group each: XLA leaves a reduce
   of one operand to a library that wants its input copied, and with several a
   page is read once for all rows.
-* The sum is short and its operand a bare product (no scale, no conversion more
-  than there must be), so that LLVM unrolls it whole; the innermost loop that is
-  left runs over channels that lie side by side. So is a page found by one
-  number, not by four.
+* The sum is short and its operand a bare product, so that LLVM unrolls it
+  whole; the innermost loop that is left runs over channels that lie side by
+  side. A scale would be too much. So a page is found by one number, and what
+  makes these numbers and the query is kept from being fused.
 * Rows beyond those of one reduce look a page up again. Broadcast over them, a
   lookup would not be fused.
 * Many pages are read side by side. They lie anywhere, and one after the other
@@ -41,10 +41,9 @@ _MAX_ROWS = 32
 # Rows of a reduce over keys, and over values.
 _KEY_ROWS, _VALUE_ROWS = 4, 2
 # A step of the loop over a long list visits so many pages of all KV heads.
-_STEP = 512
-# The longest sum that is unrolled, and pages side by side, by bytes of a value:
-# each bfloat16 costs a conversion.
-_UNROLLED = {4: 16, 2: 8}
+_STEP = 64
+# Pages read side by side, and products of one sum: what LLVM still unrolls.
+_PAGES, _PRODUCTS = 16, 16
 _VECTOR = 8
 
 
@@ -216,29 +215,39 @@ def _streamed(query, k, v, listed):
   layer, *listed = listed
   count = listed[-1].max()
   ids, length, reads = _entries(listed, query.shape[2])
-  b, h, u = ids.shape
-  beside = min(_unrolled(k.dtype), u)
-  step = max(_STEP // (b * h) // beside, 1) * beside
-  step = min(step, -(-u // beside) * beside)
+  u = ids.shape[-1]
+  beside = min(_PAGES, u)
+  step = min(_STEP, -(-u // beside) * beside)
   spare = -u % step
   pad = lambda x: jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, spare)))
   listed = tuple(pad(x) for x in (ids, length, reads))
+  nothing = types.Attended(
+    out=jnp.zeros_like(query), lse=jnp.full(query.shape[:-1], -jnp.inf)
+  )
 
   def part(start) -> types.Attended:
     cut = lambda x: lax.dynamic_slice_in_dim(x, start, step, axis=-1)
     now = tuple(cut(x) for x in listed)
-    return types.Attended(*_step(query, k, v, layer, now, beside))
+    attend = lambda: types.Attended(*_step(query, k, v, layer, now, beside))
+    # Always true in a loop. Were it not asked, XLA would convert a bfloat16
+    # cache as a whole, once, before the loop (this one, or over the layers).
+    return lax.cond(start < count, attend, lambda: nothing)
 
+  query = _made(query)
   if u <= step:
-    return _step(query, k, v, layer, listed, beside)
-  nothing = types.Attended(
-    out=jnp.zeros_like(query), lse=jnp.full(query.shape[:-1], -jnp.inf)
-  )
-  steps = -(-count // step)
-  done = lax.fori_loop(
-    0, steps, lambda i, so_far: merge.merge(so_far, part(i * step)), nothing
-  )
+    done = part(jnp.int32(0))
+  else:
+    add = lambda i, so_far: merge.merge(so_far, part(i * step))
+    done = lax.fori_loop(0, -(-count // step), add, nothing)
   return done.out, done.lse
+
+
+def _made(query):
+  """The same; what it is made by is not fused into the loop over keys."""
+  same = jnp.eye(query.shape[-1], dtype=query.dtype)
+  return jnp.einsum(
+    "bhmd,de->bhme", query, same, precision=lax.Precision.HIGHEST
+  )
 
 
 def _step(query, k, v, layer, entries, beside: int):
@@ -312,7 +321,7 @@ def dots(
 def _dots(rows, x):
   """Sums over D of a row times x [..., D], for `a` rows: [..., a]."""
   d = x.shape[-1]
-  lanes = _lanes(d, _unrolled(x.dtype))
+  lanes = _lanes(d)
   split = lambda y: y.reshape(*y.shape[:-1], d // lanes, lanes)
   x = split(x.astype(jnp.float32))
   parts = _sums([x * split(row) for row in rows], axis=x.ndim - 2)
@@ -339,13 +348,9 @@ def _sums(terms, axis: int):
   return lax.reduce(tuple(terms), zeros, add, (axis,))
 
 
-def _unrolled(dtype) -> int:
-  return _UNROLLED[jnp.dtype(dtype).itemsize]
-
-
-def _lanes(d: int, most: int) -> int:
-  """Channels of a vector, a multiple of 8 that leaves `most` sums or fewer."""
+def _lanes(d: int) -> int:
+  """Channels of a vector, a multiple of 8 that leaves few products."""
   for lanes in range(_VECTOR, d, _VECTOR):
-    if d % lanes == 0 and d // lanes <= most:
+    if d % lanes == 0 and d // lanes <= _PRODUCTS:
       return lanes
   return math.gcd(d, _VECTOR)

@@ -147,7 +147,7 @@ def test_the_forms_of_each_platform(form):
 
 @pytest.mark.parametrize("counts", ([[0, 1]], [[16, 17]], [[32, 40]]))
 def test_a_long_list_takes_several_steps(monkeypatch, counts):
-  monkeypatch.setattr(gather, "_STEP", 32)  # 16 pages of each KV head
+  monkeypatch.setattr(gather, "_STEP", 16)
   case = _case(b=1, r=41, u=41, counts=counts)
   listed = np.int32(0), case.cache.valid.sum(-1), *_list(case)
   rows = case.query.reshape(1, 2, 4, 16)
@@ -241,6 +241,28 @@ def test_more_rows_than_bits():
   case = _case(g=8, x=5)
   with pytest.raises(ValueError, match="40 rows of a KV head; at most 32"):
     gather.attend_pages(case.query, case.cache, case.ids, case.rows, case.count)
+
+
+def test_a_bfloat16_cache_of_many_layers_is_not_converted():
+  """Neither before the loop over layers, nor before that over a long list."""
+  case = _case(b=1, h=2, r=80, l=36, d=128, u=70, dtype=jnp.bfloat16)
+  stacked = jax.tree.map(lambda x: jnp.stack([x] * 8), case.cache)
+  stacked = dataclasses.replace(stacked, valid=case.cache.valid)
+
+  @jax.jit
+  def all_layers(query, cache):
+    def layer(query, at):
+      out = gather.attend_pages(query, cache, *_list(case), layer=at).out
+      return query + out, None
+
+    return jax.lax.scan(layer, query, jnp.arange(8))[0]
+
+  memory = all_layers.lower(case.query, stacked).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < stacked.k.nbytes / 2
+  want = case.query
+  for _ in range(8):
+    want += _paged(want, case.cache, *_list(case)).out
+  np.testing.assert_array_equal(all_layers(case.query, stacked), want)
 
 
 def test_pages_are_not_copied():
