@@ -16,13 +16,14 @@ that are only described. At the head shapes of Qwen3-4B (32/8) and Qwen2.5-7B
   attend_visual   rows of visual tokens, forward and backward
   parallel        all of a training step's attention, `ops.gaze.parallel`
 
-A tenth of the regions is chosen. `temp` is what the compiler allocates beside
-arguments and results; `moved` is the bytes that an XLA form accesses by the
-compiler's own count. A kernel's are counted here: its page fetches, every
-other argument but the cache (of a padded cache the padding too) and its
-results, and the descriptors. `ideal` is what no form can do without: keys and
-values of the tokens of each KV head's chosen regions, once; the descriptors;
-the query and the output.
+A tenth of the regions is chosen. `temp` is the HBM that the compiler allocates
+beside arguments and results. `moved` is what an XLA form accesses by the
+compiler's own count, in on-chip memory too, where v5e, v6e and 7x put copies
+that fit. A decode kernel's is counted here: its page fetches; every other
+argument but the cache (of a padded cache the padding, too) and its results;
+the descriptors. `ideal` is what no form can do without: keys and values of the
+tokens of each KV head's chosen regions (for dense: of all), once; the
+descriptors; the query and the output.
 
 Exits with 1 if a program does not compile, a decode kernel moves more than 1.1
 times the ideal, or a kernel's temporaries could hold a tenth of the regions
@@ -78,7 +79,7 @@ _HEADER = (
 _WANTED = flags.DEFINE_list("topologies", list(_TOPOLOGIES), "to compile for")
 _NAMES = flags.DEFINE_list("programs", list(tpu_programs.NAMES), "to compile")
 _JSON = flags.DEFINE_string("json", None, "a file for the rows")
-_QUICK = flags.DEFINE_bool("quick", False, "a subset, in about a minute")
+_QUICK = flags.DEFINE_bool("quick", False, "a subset, in a minute or two")
 
 
 @dataclasses.dataclass(frozen=True)

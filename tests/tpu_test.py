@@ -19,7 +19,7 @@ def _run(*arguments, **environment):
     env=os.environ | environment,
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=1200,
   )
 
 
