@@ -3,11 +3,12 @@
 python benchmarks/attention.py [--only=576,20480] [--json=FILE] [--plot=FILE]
     [--rounds=30] [--seconds=4] [--dtypes=float32,bfloat16]
 
-Decoding: one layer, one new token, a tenth of the regions routed. Every row of
-the table stands beside its bound: the bytes that it must read (keys and values
-of all tokens, or of the pages chosen and the descriptors) over the speed at
-which memory streams in the same run. Training: forward and backward of a row
-of frames and text. All methods of a line are called in turns.
+Decoding: one new token, a tenth of the regions routed, the time of one layer of
+several that are called together, as in a model. Every row of the table stands
+beside its bound: the bytes that it must read (keys and values of all tokens, or
+of the pages chosen and the descriptors) over the speed at which memory streams
+in the same run. Training: forward and backward of a row of frames and text. All
+methods of a line are called in turns.
 """
 
 import json
@@ -86,20 +87,20 @@ def _check(sizes: list[int] | None) -> None:
 def _decoding(sizes: list[int]) -> list[dict]:
   rows = []
   if sizes:
-    print(f"\nA decoding step; ms is the least of the rounds\n{_HEADER}")
+    print("\nA decoding step of one layer; ms is the least of the rounds")
+    print(_HEADER)
   for tokens in sizes:
     for dtype in _KINDS.value:
       for heads in _HEADS:
-        whole = decode_methods.make(tokens, max(_BATCHES), dtype, *heads)
-        layouts = decode_methods.best_layouts(whole.first(1))
+        layouts = None
         for batch in _BATCHES:
-          case = whole if batch == max(_BATCHES) else whole.first(batch)
+          case = decode_methods.make(tokens, batch, dtype, *heads)
+          layouts = layouts or decode_methods.best_layouts(case)
           line = _line(case, layouts)
           rows += line
           for row in line:
             print(_text(row), flush=True)
           del case
-        del whole
   return rows
 
 
@@ -112,31 +113,34 @@ def _line(case: decode_methods.Case, layouts: dict[str, str]) -> list[dict]:
   result = timing.in_turns(
     methods, rounds=_ROUNDS.value, seconds=_SECONDS.value
   )
-  everything = decode_methods.page_bytes(case, case.cache.k[..., 0, 0].size)
+  everything = decode_methods.page_bytes(case, case.pages)
   must = {m: (everything, 1.0) for m in methods}
   must |= {f"gaze_{g}": decode_methods.chosen_bytes(case, g) for g in routed}
-  dense = min(result.times[m].least for m in layouts)
+  layers = len(case.caches)
+  dense = min(result.times[m].least for m in layouts) / layers
   rows = []
   for method, times in result.times.items():
     size, share = must[method]
     bound = size / result.bandwidth * 1e3
+    least, median = times.least / layers, times.median / layers
     rows.append(
       dict(
         visual_tokens=case.tokens,
         batch=case.query.shape[0],
         dtype=str(case.query.dtype),
-        heads=f"{case.query.shape[2]}/{case.cache.k.shape[1]}",
+        heads=f"{case.query.shape[2]}/{case.caches[0].k.shape[1]}",
         method=method,
         layout=layouts.get(method, "pages"),
-        milliseconds=times.least,
-        median_milliseconds=times.median,
+        milliseconds=least,
+        median_milliseconds=median,
         bound_milliseconds=bound,
         bytes=size,
         pages_read=share,
-        ratio_to_bound=times.least / bound,
-        speedup=dense / times.least,
+        ratio_to_bound=least / bound,
+        speedup=dense / least,
         bandwidth_gigabytes=result.bandwidth / 1e9,
         rounds=result.rounds,
+        layers=layers,
       )
     )
   return rows

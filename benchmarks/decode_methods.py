@@ -18,71 +18,90 @@ HEAD_DIM = 128
 ROUTED = 0.1
 
 
+# A call runs the layers of a model one after the other, each with its own
+# cache: at most so many, and so many bytes.
+_LAYERS, _LAYERS_BYTES = 4, 3e9
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One decoding step of a layer: sizes, and its random inputs.
+  """One decoding step of some layers: sizes, and random inputs.
 
   Attributes:
     tokens: visual tokens of a row; its last region may be ragged.
     query: [B, 1, Q, D].
-    cache: `VisualCache`.
+    caches: a `VisualCache` for each layer.
   """
 
   tokens: int
   query: jax.Array
-  cache: types.VisualCache
+  caches: tuple[types.VisualCache, ...]
 
   @property
   def budget(self) -> int:
     """K: a tenth of the regions, at least one."""
-    return max(1, round(ROUTED * self.cache.k.shape[2]))
+    return max(1, round(ROUTED * self.caches[0].k.shape[2]))
 
-  def first(self, batch: int) -> "Case":
-    """The first rows alone."""
-    cut = lambda x: jnp.copy(x[:batch])
-    return dataclasses.replace(
-      self, query=cut(self.query), cache=jax.tree.map(cut, self.cache)
-    )
+  @property
+  def pages(self) -> int:
+    """Pages of a layer, of all rows and KV heads."""
+    return self.caches[0].k[..., 0, 0].size
 
 
 def make(tokens: int, batch: int, dtype: str, q: int, h: int) -> Case:
   """Random keys and values; heads and rows pick regions independently."""
   r = -(-tokens // REGION)
-  keys = jax.random.split(jax.random.key(tokens, impl="unsafe_rbg"), 3)
-  draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
-  k, v = (draw(key, (batch, h, r, REGION, HEAD_DIM), dtype) for key in keys[:2])
+  size = batch * h * r * REGION * HEAD_DIM * jnp.dtype(dtype).itemsize * 2
+  layers = int(max(1, min(_LAYERS, _LAYERS_BYTES // size)))
   slots = np.arange(r * REGION).reshape(1, r, REGION)
   valid = jnp.asarray(np.broadcast_to(slots < tokens, (batch, r, REGION)))
-  mean = jax.jit(
-    lambda k, valid: (
-      jnp.where(valid[:, None, :, :, None], k, 0).sum(3, dtype=jnp.float32)
-      / valid.sum(-1)[:, None, :, None]
+  keys = jax.random.split(jax.random.key(tokens, impl="unsafe_rbg"), 3)
+  draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
+
+  def cache(layer: int) -> types.VisualCache:
+    shape = (batch, h, r, REGION, HEAD_DIM)
+    k, v = (draw(jax.random.fold_in(x, layer), shape, dtype) for x in keys[:2])
+    return types.VisualCache(
+      k=k,
+      v=v,
+      descriptors=_descriptors(k, valid),
+      valid=valid,
+      unit=jnp.zeros((batch, r), jnp.int32),
     )
-  )
+
   return Case(
     tokens=tokens,
     query=draw(keys[2], (batch, 1, q, HEAD_DIM), dtype),
-    cache=types.VisualCache(
-      k=k,
-      v=v,
-      descriptors=mean(k, valid),
-      valid=valid,
-      unit=jnp.zeros((batch, r), jnp.int32),
-    ),
+    caches=tuple(cache(i) for i in range(layers)),
   )
 
 
-@functools.partial(jax.jit, static_argnames=("granularity", "k_max"))
-def gaze(query, cache, k, *, granularity: str, k_max: int):
+@jax.jit
+def _descriptors(k, valid):
+  filled = jnp.where(valid[:, None, :, :, None], k, 0)
+  return filled.sum(3, dtype=jnp.float32) / valid.sum(-1)[:, None, :, None]
+
+
+def _in_layers(attend):
+  """One jitted call of `attend(query, layer)` for each of several layers.
+
+  A layer's query is made of the output before it, as in a model.
+  """
+
+  @jax.jit
+  def call(query, layers):
+    for layer in layers:
+      out = attend(query, layer).reshape(query.shape)
+      query += (1e-6 * out).astype(query.dtype)
+    return query
+
+  return call
+
+
+def _gaze(k_max: int, granularity: str, k, query, cache):
   """One routed step: scores, choice, attention to the pages chosen."""
   visits = _visits(query, cache, k, granularity, k_max)
-  return gather.attend_pages(query, cache, *visits)
-
-
-@functools.partial(jax.jit, static_argnames=("granularity", "k_max"))
-def visited(query, cache, k, *, granularity: str, k_max: int):
-  """int32 [B, H], pages that each KV head reads."""
-  return _visits(query, cache, k, granularity, k_max)[2]
+  return gather.attend_pages(query, cache, *visits).out
 
 
 def _visits(query, cache, k, granularity: str, k_max: int):
@@ -90,8 +109,7 @@ def _visits(query, cache, k, granularity: str, k_max: int):
   b, _, q, d = query.shape
   h, r = cache.descriptors.shape[1:3]
   g = q // h
-  grouped = query.reshape(b, h, g, d).astype(jnp.float32)
-  score = jnp.einsum("bhgd,bhrd->bhgr", grouped, cache.descriptors)
+  score = gather.dots(query.reshape(b, h, g, d), cache.descriptors)
   if granularity == "kv_group":
     _, ids = jax.lax.top_k(score.sum(2).reshape(b * h, r), k_max)
     ids = ids.reshape(b, h, k_max)
@@ -116,41 +134,37 @@ def _visits(query, cache, k, granularity: str, k_max: int):
   return put(at, every), put(at, bits), place[..., -1]
 
 
-def _jax_heads_first(query, k, v):
+def _jax_heads_first(query, cache):
   """k and v [B, H, Y, D]."""
-  b, _, q, d = query.shape
-  rows = query.reshape(b, k.shape[1], -1, d)
-  logits = jnp.einsum(
-    "bhgd,bhyd->bhgy", rows, k, preferred_element_type=jnp.float32
-  )
-  weights = jax.nn.softmax(logits * d**-0.5, axis=-1).astype(v.dtype)
-  return jnp.einsum(
-    "bhgy,bhyd->bhgd", weights, v, preferred_element_type=jnp.float32
-  )
+  return _jax_grouped(query, *cache, "bhgd,bhyd->bhgy")
 
 
-def _jax_keys_turned(query, k, v):
+def _jax_keys_turned(query, cache):
   """k [B, H, D, Y], v [B, H, Y, D]."""
+  return _jax_grouped(query, *cache, "bhgd,bhdy->bhgy")
+
+
+def _jax_grouped(query, k, v, product: str):
   b, _, q, d = query.shape
   rows = query.reshape(b, k.shape[1], -1, d)
-  logits = jnp.einsum(
-    "bhgd,bhdy->bhgy", rows, k, preferred_element_type=jnp.float32
-  )
+  logits = jnp.einsum(product, rows, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(logits * d**-0.5, axis=-1).astype(v.dtype)
   return jnp.einsum(
     "bhgy,bhyd->bhgd", weights, v, preferred_element_type=jnp.float32
   )
 
 
-def _jax_slots_first(query, k, v):
+def _jax_slots_first(query, cache):
   """k and v [B, Y, H, D]."""
-  return jax.nn.dot_product_attention(query, k, v)
+  return jax.nn.dot_product_attention(query, *cache)
 
 
-def _torch_attention(query, k, v):
+def _torch_layers(query, layers):
   attend = timing.torch.nn.functional.scaled_dot_product_attention
   with timing.torch.no_grad():
-    return attend(query, k, v, enable_gqa=True)
+    for k, v in layers:
+      query = query + 1e-6 * attend(query, k, v, enable_gqa=True)
+  return query
 
 
 def dense(case: Case, method: str, layout: str) -> Callable[[], Any]:
@@ -159,26 +173,31 @@ def dense(case: Case, method: str, layout: str) -> Callable[[], Any]:
   The contiguous [B, H, Y, D] is the cache itself. The few slots that pad the
   last region count as tokens here: a mask would cost more than they do.
   """
-  b, h, r, l, d = case.cache.k.shape
-  k, v = (x.reshape(b, h, r * l, d) for x in (case.cache.k, case.cache.v))
-  if layout == "keys turned":
-    k = jnp.swapaxes(k, 2, 3)
-  elif layout == "slots first":
-    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+  b, h = case.caches[0].k.shape[:2]
+  layers = []
+  for cache in case.caches:
+    k, v = (x.reshape(b, h, -1, HEAD_DIM) for x in (cache.k, cache.v))
+    if layout == "keys turned":
+      k = jnp.swapaxes(k, 2, 3)
+    elif layout == "slots first":
+      k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    layers.append((k, v))
   if method == "jax_dense":
     forms = {
       "heads first": _jax_heads_first,
       "keys turned": _jax_keys_turned,
       "slots first": _jax_slots_first,
     }
-    return functools.partial(jax.jit(forms[layout]), case.query, k, v)
-  query, k, v = (timing.torch.from_dlpack(x) for x in (case.query, k, v))
-  query = query.transpose(1, 2)  # [B, Q, 1, D]
+    call = _in_layers(forms[layout])
+    return functools.partial(call, case.query, layers)
+  shared = timing.torch.from_dlpack
+  query = shared(case.query).transpose(1, 2)  # [B, Q, 1, D]
+  layers = [tuple(shared(x) for x in layer) for layer in layers]
   if layout == "slots first":
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    layers = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers]
   elif layout == "group as rows":  # of one token, no mask: the same function
-    query = query.reshape(b, h, -1, d)
-  return functools.partial(_torch_attention, query, k, v)
+    query = query.reshape(b, h, -1, HEAD_DIM)
+  return functools.partial(_torch_layers, query, layers)
 
 
 LAYOUTS = {
@@ -201,41 +220,39 @@ def best_layouts(case: Case) -> dict[str, str]:
 
 def routed(case: Case, granularity: str) -> Callable[[], Any]:
   """A routed step; K is traced."""
-  k = jnp.int32(case.budget)
+
+  @jax.jit
+  def call(query, caches, k):
+    attend = functools.partial(_gaze, case.budget, granularity, k)
+    return _in_layers(attend)(query, caches)
+
   return functools.partial(
-    gaze,
-    case.query,
-    case.cache,
-    k,
-    granularity=granularity,
-    k_max=case.budget,
+    call, case.query, case.caches, jnp.int32(case.budget)
   )
 
 
 def every_region(case: Case) -> Callable[[], Any]:
   """The loops of the routed step, told to read all pages: dense attention."""
-  b, h, r = case.cache.k.shape[:3]
+  b, h, r = case.caches[0].k.shape[:3]
   group = case.query.shape[2] // h
   ids = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (b, h, r))
   rows, count = jnp.full_like(ids, 2**group - 1), jnp.full((b, h), r)
-  step = jax.jit(gather.attend_pages)
-  return functools.partial(step, case.query, case.cache, ids, rows, count)
+  call = _in_layers(
+    lambda query, cache: gather.attend_pages(query, cache, ids, rows, count).out
+  )
+  return functools.partial(call, case.query, case.caches)
 
 
 def page_bytes(case: Case, pages: float) -> float:
   """Bytes of the keys and values of so many pages of a KV head."""
-  return pages * REGION * HEAD_DIM * case.cache.k.dtype.itemsize * 2
+  return pages * REGION * HEAD_DIM * case.query.dtype.itemsize * 2
 
 
 def chosen_bytes(case: Case, granularity: str) -> tuple[float, float]:
-  """What a routed step must read, and the share of pages that is."""
-  count = visited(
-    case.query,
-    case.cache,
-    jnp.int32(case.budget),
-    granularity=granularity,
-    k_max=case.budget,
-  )
+  """What a routed step of the first layer must read, and its share of pages."""
+  visits = jax.jit(_visits, static_argnums=(3, 4))
+  cache, k = case.caches[0], jnp.int32(case.budget)
+  count = visits(case.query, cache, k, granularity, case.budget)[2]
   pages = float(count.sum())
-  share = pages / case.cache.k[..., 0, 0].size
-  return page_bytes(case, pages) + case.cache.descriptors.nbytes, share
+  size = page_bytes(case, pages) + cache.descriptors.nbytes
+  return size, pages / case.pages

@@ -5,8 +5,8 @@ times the traffic, and on CPU a [4, 128] x [128, 36] product runs far below the
 memory's speed. On CPU the pages are therefore read by two loops that XLA makes
 of one `lax.reduce` each, the page lookup fused into them:
 
-  keys    for token, page of 16:        128 products, 8 at a time   -> logits
-  values  for token, 2 rows, channels:  16 pages summed             -> out
+  keys    for token, 2 rows, page of 16:  128 products, 8 at a time  -> logits
+  values  for token, 2 rows, channels:    16 pages summed            -> out
 
 What makes XLA emit loops of vectors that copy nothing; lose one, and they are
 scalar or the copy is back:
@@ -38,8 +38,9 @@ from gaze_jax.ops import merge
 
 # A row of a KV head's group is a bit of an int32.
 _MAX_ROWS = 32
-# Rows of a reduce over keys, and over values.
-_KEY_ROWS, _VALUE_ROWS = 4, 2
+# Rows of a reduce: more leave room for fewer pages side by side; of one alone
+# the library would take the reduce.
+_ROWS = 2
 # A step of the loop over a long list visits so many pages of all KV heads.
 _STEP = 64
 # Pages read side by side, and products of one sum: what LLVM still unrolls.
@@ -186,6 +187,16 @@ def _pages(x, at):
   )
 
 
+def _pages_of_blocks(x, at, blocks: int):
+  """Pages [B, H, n, L, blocks, s, D] at [B, H, n, s], looked up by each block.
+
+  First all s pages for some rows, from memory, then for the next, from cache.
+  """
+  b, h, n, beside = at.shape
+  at = jnp.broadcast_to(at[:, :, :, None], (b, h, n, blocks, beside))
+  return _pages(x, at).transpose(0, 1, 2, 5, 3, 4, 6)
+
+
 def _numbers(shape, layer, ids, length):
   """Numbers of pages among all pages of all heads, rows and layers.
 
@@ -274,24 +285,22 @@ def _step(query, k, v, layer, entries, beside: int):
 
 def _logits(query, k, at):
   """query . key, [B, H, M, n, L, s], for the pages `at` [B, H, n, s]."""
-  b, h, m, d = query.shape
-  rows = _in_blocks(query, _KEY_ROWS)  # [B, H, blocks, a, D]
-  at = jnp.broadcast_to(at[..., None], (*at.shape, rows.shape[2]))
-  page = _pages(k, at).transpose(0, 1, 2, 5, 3, 4, 6)
-  # [B, H, n, L, s, blocks, D] and [B, H, 1, 1, 1, blocks, D] a row of a block
-  rows = [rows[:, :, None, None, None, :, i] for i in range(rows.shape[3])]
-  out = _dots(rows, page)  # [B, H, n, L, s, blocks, a]
-  return out.reshape(*out.shape[:5], -1)[..., :m].transpose(0, 1, 5, 2, 3, 4)
+  rows = _in_blocks(query)  # [B, H, blocks, a, D]
+  page = _pages_of_blocks(k, at, rows.shape[2])
+  rows = [rows[:, :, None, None, :, None, i] for i in range(rows.shape[3])]
+  out = _dots(rows, page)  # [B, H, n, L, blocks, s, a]
+  out = out.transpose(0, 1, 4, 6, 2, 3, 5)
+  b, h, m = query.shape[:3]
+  return out.reshape(b, h, -1, *out.shape[4:])[:, :, :m]
 
 
 def _weighted(weights, v, at):
   """Sum of the values by `weights` [B, H, M, n, L, s]: [B, H, M, D]."""
-  b, h, m, n, l, beside = weights.shape
-  rows = _in_blocks(weights, _VALUE_ROWS)  # [B, H, blocks, a, n, L, s]
+  b, h, m, n, l, _ = weights.shape
+  rows = _in_blocks(weights)  # [B, H, blocks, a, n, L, s]
   blocks, a = rows.shape[2:4]
+  page = _pages_of_blocks(v, at, blocks).astype(jnp.float32)
   rows = rows.transpose(0, 1, 3, 4, 5, 2, 6)[..., None]
-  at = jnp.broadcast_to(at[:, :, :, None], (b, h, n, blocks, beside))
-  page = _pages(v, at).astype(jnp.float32).transpose(0, 1, 2, 5, 3, 4, 6)
   parts = _sums([page * rows[:, :, i] for i in range(a)], axis=5)
   # [B, H, n, L, blocks, D] each; the rest of the sum, short sums at a time.
   parts = [x.reshape(b, h, n * l, blocks, -1) for x in parts]
@@ -312,7 +321,7 @@ def dots(
 ) -> types.Float[types.Array, "B H M R"]:
   """float32 query . table, read once and at the memory's speed on CPU."""
   b, h, m, d = query.shape
-  rows = _in_blocks(query.astype(jnp.float32), _KEY_ROWS)
+  rows = _in_blocks(query.astype(jnp.float32))
   rows = [rows[:, :, None, :, i] for i in range(rows.shape[3])]
   out = _dots(rows, table[:, :, :, None])  # [B, H, R, blocks, a]
   return out.reshape(*out.shape[:3], -1)[..., :m].swapaxes(2, 3)
@@ -331,14 +340,11 @@ def _dots(rows, x):
   return jnp.stack(_sums(parts, axis=parts[0].ndim - 1), axis=-1)
 
 
-def _in_blocks(x, most: int):
-  """Rows [B, H, M, ...] as [B, H, blocks, a, ...], with 2 <= a <= most."""
-  m = x.shape[2]
-  blocks = -(-m // most)
-  a = max(-(-m // blocks), 2)  # of one operand it would be the library's
-  spare = blocks * a - m
+def _in_blocks(x):
+  """Rows [B, H, M, ...], padded, as [B, H, blocks, _ROWS, ...]."""
+  spare = -x.shape[2] % _ROWS
   x = jnp.pad(x, ((0, 0), (0, 0), (0, spare), *((0, 0),) * (x.ndim - 3)))
-  return x.reshape(*x.shape[:2], blocks, a, *x.shape[3:])
+  return x.reshape(*x.shape[:2], -1, _ROWS, *x.shape[3:])
 
 
 def _sums(terms, axis: int):
