@@ -50,9 +50,9 @@ def heads():
 
 @pytest.fixture
 def small_shape():
-  """64 slots, up to 3 units of up to 25 tokens, 3 x 3 regions, 2 context."""
+  """48 slots, up to 3 units of up to 25 tokens, 3 x 3 regions, 2 context."""
   return layout.RowShape(
-    slots=80,
+    slots=48,
     units=3,
     unit_tokens=25,
     regions=12,

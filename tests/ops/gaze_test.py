@@ -31,9 +31,8 @@ from gaze_jax.ops import usage
 
 FORMS = {
   "masked": dict(implementation="masked"),
-  "chunked": dict(implementation="chunked", chunk=33),
-  "chunked_whole": dict(implementation="chunked", chunk=500),
-  "pallas": dict(implementation="pallas", chunk=33),
+  "chunked": dict(implementation="chunked", chunk=26),
+  "pallas": dict(implementation="pallas", chunk=26),
 }
 form = pytest.mark.parametrize("form", FORMS)
 GRANULARITIES = ("query_head", "kv_group", "layer")
@@ -100,17 +99,42 @@ SAMPLES = (*(TWO_IMAGES,) * 6, ONE_IMAGE, TEXT_ONLY, EMPTY)
 BUDGETS = (0, 1, 3, 4, 5, 50, 2, 2, 2)
 
 
-@form
 @routing_options
-def test_equals_a_plain_loop(
-  heads, plain, small_shape, form, granularity, descriptor
+def test_the_oracle_equals_a_plain_loop(
+  heads, plain, small_shape, granularity, descriptor
 ):
   options = dict(granularity=granularity, descriptor=descriptor)
   batch = _batch(small_shape, *SAMPLES)
   h = heads(len(SAMPLES), small_shape.slots)
-  got = _run(h, batch, BUDGETS, form, **options)
-  want = plain(h, batch, BUDGETS, _config(form, **options))
+  got = _run(h, batch, BUDGETS, "masked", **options)
+  want = plain(h, batch, BUDGETS, _config("masked", **options))
   np.testing.assert_allclose(got.out, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["chunked", "pallas"])
+@routing_options
+def test_forms_agree_with_the_oracle_in_value_and_gradient(
+  heads, small_shape, form, granularity, descriptor
+):
+  batch = _batch(small_shape, *SAMPLES)
+  h = heads(len(SAMPLES), small_shape.slots)
+  weight = heads(len(SAMPLES), small_shape.slots, seed=1).q
+  options = dict(granularity=granularity, descriptor=descriptor)
+
+  @functools.partial(jax.jit, static_argnames="form")
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+  def run(q, k, v, form):
+    same = dataclasses.replace(h, q=q, k=k, v=v)
+    routed = _run(same, batch, BUDGETS, form, **options)
+    return (routed.out * weight).sum(), (routed.out, routed.members)
+
+  (_, (out, members)), grads = run(h.q, h.k, h.v, form)
+  (_, (want, want_members)), want_grads = run(h.q, h.k, h.v, "masked")
+  np.testing.assert_allclose(out, want, atol=1e-5)
+  np.testing.assert_array_equal(members, want_members)
+  for got, expected in zip(grads, want_grads, strict=True):
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 ANSWERED = (
@@ -171,31 +195,6 @@ def test_all_regions_without_context_is_dense_attention(
   want = attention.attend(h.q, h.k, h.v, mask).out
   got = _run(h, batch, shape.regions, form).out
   np.testing.assert_allclose(got, want, atol=1e-6)
-
-
-@form
-@routing_options
-def test_gradients_agree_with_the_oracle(
-  heads, small_shape, form, granularity, descriptor
-):
-  samples, budgets = SAMPLES[1:4] + SAMPLES[6:], np.array([1, 3, 4, 2, 2, 0])
-  batch = _batch(small_shape, *samples)
-  h = heads(len(samples), small_shape.slots)
-  weight = heads(len(samples), small_shape.slots, seed=1).q
-  options = dict(granularity=granularity, descriptor=descriptor)
-
-  @functools.partial(jax.jit, static_argnames="form")
-  @functools.partial(jax.grad, argnums=(0, 1, 2))
-  def grad(q, k, v, form):
-    out = _run(heads_of(q, k, v), batch, budgets, form, **options).out
-    return (out * weight).sum()
-
-  heads_of = lambda q, k, v: dataclasses.replace(h, q=q, k=k, v=v)
-  for got, want in zip(
-    grad(h.q, h.k, h.v, form), grad(h.q, h.k, h.v, "masked"), strict=True
-  ):
-    assert np.isfinite(got).all()
-    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @form
@@ -311,7 +310,9 @@ def test_an_override_replaces_the_scores(heads, small_shape, form):
   np.testing.assert_array_equal(picked, [3, 0, 2, 1])
 
 
-def _decode(h, batch, new, k, k_max, form="gather", frozen=None, **options):
+def _decode(
+  h, batch, new, k, k_max=None, form="gather", frozen=None, **options
+):
   """Decode of a row's last `new` slots, from a cache of what was before."""
   role = batch.layout.role[0]
   used = int((role != types.Role.PAD).sum())
@@ -348,8 +349,10 @@ decode_form = pytest.mark.parametrize("form", ["masked", "gather", "pallas"])
 
 
 @decode_form
-@routing_options
-@pytest.mark.parametrize("new", [1, 2])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(
+  "descriptor, new", [*((d, 1) for d in DESCRIPTORS), ("mean", 2)]
+)
 def test_decode_is_the_parallel_form_under_every_option(
   heads, small_shape, form, granularity, descriptor, new
 ):
@@ -383,13 +386,13 @@ def test_decode_knows_every_kind_of_budget(
 
 @pytest.mark.parametrize("sample", [TWO_IMAGES, ONE_IMAGE, TEXT_ONLY])
 @pytest.mark.parametrize("k", [0, 1, 3, 4, 5, 6, 12])
-@pytest.mark.parametrize("slack", [0, 3])
-def test_decode_is_the_parallel_form(heads, small_shape, sample, k, slack):
+@pytest.mark.parametrize("k_max", [None, 6])
+def test_decode_is_the_parallel_form(heads, small_shape, sample, k, k_max):
   batch = _batch(small_shape, sample)
   h = heads(1, small_shape.slots)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
-  want = _run(h, batch, k, "masked")
-  got = _decode(h, batch, 2, k, k + slack)
+  want = _run(h, batch, min(k, k_max or k), "masked")
+  got = _decode(h, batch, 2, k, k_max)
   np.testing.assert_allclose(got.out, want.out[:, used - 2 : used], atol=1e-5)
   np.testing.assert_array_equal(got.members, want.members[:, used - 2 : used])
 
@@ -403,7 +406,7 @@ def test_decode_is_the_parallel_form(heads, small_shape, sample, k, slack):
   columns=st.integers(1, 5),
   units=st.integers(0, 3),
   k=st.integers(0, 13),
-  query_heads=st.sampled_from([2, 4, 8]),
+  query_heads=st.sampled_from([2, 8]),
   seed=st.integers(0, 99),
 )
 def test_forms_agree_on_any_layout(
@@ -415,9 +418,9 @@ def test_forms_agree_on_any_layout(
   h = heads(1, shape.slots, query_heads=query_heads, seed=seed)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, k, "masked")
-  for name in FORMS:
-    np.testing.assert_allclose(_run(h, batch, k, name).out, want.out, atol=1e-5)
-  got = _decode(h, batch, 3, k, 13)
+  got = _run(h, batch, k, "chunked").out
+  np.testing.assert_allclose(got, want.out, atol=1e-5)
+  got = _decode(h, batch, 3, k, None)
   np.testing.assert_allclose(got.out, want.out[:, used - 3 : used], atol=1e-5)
 
 
@@ -453,7 +456,7 @@ def test_bfloat16_decode_picks_the_regions_of_teacher_forcing(
 
 def test_masks_and_descriptors_agree_on_where_regions_end(small_shape):
   batch = _batch(small_shape, TWO_IMAGES)
-  slots = np.arange(80)[None]
+  slots = np.arange(small_shape.slots)[None]
   seen = masks.visible(batch.layout, batch.layout, slots, slots)
   ends = np.asarray(regions.ends(batch.region_slots))[0]
   for i, role in enumerate(batch.layout.role[0]):
