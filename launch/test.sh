@@ -14,4 +14,4 @@ echo "== ruff"
 "$python" -m ruff format --check .
 echo "== pytest"
 if [[ $# -eq 0 ]]; then set -- -m "not slow"; fi
-exec "$python" -m pytest -q "$@"
+exec "$python" -m pytest -q --numprocesses=auto --dist=loadfile "$@"
