@@ -85,8 +85,12 @@ def _draw(key, shape: tuple[int, ...], dtype: str):
 
 @jax.jit
 def _descriptors(k, valid):
-  filled = jnp.where(valid[:, None, :, :, None], k, 0)
-  return filled.sum(3, dtype=jnp.float32) / valid.sum(-1)[:, None, :, None]
+  def of_row(row):
+    k, valid = row
+    filled = jnp.where(valid[:, :, None], k, 0).sum(2, dtype=jnp.float32)
+    return filled / valid.sum(-1)[:, None]
+
+  return jax.lax.map(of_row, (k, valid))
 
 
 def _in_layers(attend):
@@ -142,13 +146,21 @@ def _visits(query, cache, k, granularity: str, k_max: int):
 
 
 def _jax_heads_first(query, cache):
-  """k and v [B, H, Y, D]."""
-  return _jax_grouped(query, *cache, "bhgd,bhyd->bhgy")
+  """k and v in pages, which is [B, H, Y, D]."""
+  k, v = (x.reshape(*x.shape[:2], -1, HEAD_DIM) for x in cache)
+  return _jax_grouped(query, k, v, "bhgd,bhyd->bhgy")
 
 
 def _jax_keys_turned(query, cache):
-  """k [B, H, D, Y], v [B, H, Y, D]."""
-  return _jax_grouped(query, *cache, "bhgd,bhdy->bhgy")
+  """k [B, H, D, Y], v in pages."""
+  k, v = cache
+  v = v.reshape(*v.shape[:2], -1, HEAD_DIM)
+  return _jax_grouped(query, k, v, "bhgd,bhdy->bhgy")
+
+
+def _jax_slots_first(query, cache):
+  """k and v [B, Y, H, D]."""
+  return jax.nn.dot_product_attention(query, *cache)
 
 
 def _jax_grouped(query, k, v, product: str):
@@ -161,9 +173,10 @@ def _jax_grouped(query, k, v, product: str):
   )
 
 
-def _jax_slots_first(query, cache):
-  """k and v [B, Y, H, D]."""
-  return jax.nn.dot_product_attention(query, *cache)
+@functools.partial(jax.jit, static_argnums=1)
+def _turned(x, order: tuple[int, ...]):
+  """Pages as [B, H, Y, D] in another order of axes; a copy."""
+  return x.reshape(*x.shape[:2], -1, HEAD_DIM).transpose(order)
 
 
 def _torch_layers(query, layers):
@@ -180,15 +193,11 @@ def dense(case: Case, method: str, layout: str) -> Callable[[], Any]:
   The contiguous [B, H, Y, D] is the cache itself. The few slots that pad the
   last region count as tokens here: a mask would cost more than they do.
   """
-  b, h = case.caches[0].k.shape[:2]
-  layers = []
-  for cache in case.caches:
-    k, v = (x.reshape(b, h, -1, HEAD_DIM) for x in (cache.k, cache.v))
-    if layout == "keys turned":
-      k = jnp.swapaxes(k, 2, 3)
-    elif layout == "slots first":
-      k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
-    layers.append((k, v))
+  layers = [(cache.k, cache.v) for cache in case.caches]
+  if layout == "keys turned":
+    layers = [(_turned(k, (0, 1, 3, 2)), v) for k, v in layers]
+  elif layout == "slots first":
+    layers = [tuple(_turned(x, (0, 2, 1, 3)) for x in kv) for kv in layers]
   if method == "jax_dense":
     forms = {
       "heads first": _jax_heads_first,
@@ -197,12 +206,15 @@ def dense(case: Case, method: str, layout: str) -> Callable[[], Any]:
     }
     call = _in_layers(forms[layout])
     return functools.partial(call, case.query, layers)
+  b, h = case.caches[0].k.shape[:2]
   shared = timing.torch.from_dlpack
   query = shared(case.query).transpose(1, 2)  # [B, Q, 1, D]
-  layers = [tuple(shared(x) for x in layer) for layer in layers]
+  layers = [tuple(shared(x) for x in kv) for kv in layers]
   if layout == "slots first":
-    layers = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers]
-  elif layout == "group as rows":  # of one token, no mask: the same function
+    layers = [tuple(x.transpose(1, 2) for x in kv) for kv in layers]
+  else:
+    layers = [tuple(x.reshape(b, h, -1, HEAD_DIM) for x in y) for y in layers]
+  if layout == "group as rows":  # of one token, no mask: the same function
     query = query.reshape(b, h, -1, HEAD_DIM)
   return functools.partial(_torch_layers, query, layers)
 
