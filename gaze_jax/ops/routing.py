@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gaze_jax import config as config_lib
 from gaze_jax import layout as layout_lib
 from gaze_jax import types
+from gaze_jax.ops import gather
 from gaze_jax.ops import regions
 
 # Up to here comparing all pairs of regions beats a sort on every backend.
@@ -85,9 +86,12 @@ def scores(
   b, x, q, d = query.shape
   h = descriptors.shape[1]
   query = query.astype(jnp.float32).reshape(b, x, h, q // h, d)
-  dot = lambda a, b: jnp.einsum(
-    "bxhgd,bhrd->bxhgr", a, b, precision=jax.lax.Precision.HIGHEST
-  )
+  if x == 1:  # a step of decoding, which waits for the table to be read
+    dot = lambda a, b: jax.lax.platform_dependent(
+      a, b, cpu=lambda a, b: gather.dots(a[:, 0], b)[:, None], default=_dot
+    )
+  else:
+    dot = _dot
   if config.descriptor == "minmax":
     least, most = jnp.split(descriptors, 2, axis=2)
     up, down = jnp.maximum(query, 0.0), jnp.minimum(query, 0.0)
@@ -97,6 +101,12 @@ def scores(
     out = dot(query, descriptors)
     out = out.reshape(b, x, h, q // h, parts, -1).max(axis=4)
   return summed(out.reshape(b, x, q, -1) * d**-0.5, h, config)
+
+
+def _dot(query, table):
+  return jnp.einsum(
+    "bxhgd,bhrd->bxhgr", query, table, precision=jax.lax.Precision.HIGHEST
+  )
 
 
 def summed(
