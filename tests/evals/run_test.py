@@ -221,7 +221,7 @@ def test_answer_refuses_what_it_cannot_answer(workdir):
       answer.Answer(model, picture, question)
   with pytest.raises(layout.LayoutError, match="data.sequence_length"):
     answer.Answer(model, picture, "what " * 100)
-  with pytest.raises(errors.GazeError, match="at least 0 regions"):
+  with pytest.raises(errors.GazeError, match="top_k must be at least 0"):
     answer.Answer(model, picture, "What?", top_k=-1)
 
 
