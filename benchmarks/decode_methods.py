@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
+from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.ops import gather
+from gaze_jax.ops import gaze
+from gaze_jax.ops import paged
 
 REGION = 36
 HEAD_DIM = 128
@@ -110,39 +113,19 @@ def _in_layers(attend):
 
 
 def _gaze(k_max: int, granularity: str, k, query, cache):
-  """One routed step: scores, choice, attention to the pages chosen."""
-  visits = _visits(query, cache, k, granularity, k_max)
-  return gather.attend_pages(query, cache, *visits).out
-
-
-def _visits(query, cache, k, granularity: str, k_max: int):
-  """(ids, rows, count) of `gather.attend_pages`."""
-  b, _, q, d = query.shape
-  h, r = cache.descriptors.shape[1:3]
-  g = q // h
-  score = gather.dots(query.reshape(b, h, g, d), cache.descriptors)
-  if granularity == "kv_group":
-    _, ids = jax.lax.top_k(score.sum(2).reshape(b * h, r), k_max)
-    ids = ids.reshape(b, h, k_max)
-    return ids, jnp.full_like(ids, 2**g - 1), jnp.broadcast_to(k, (b, h))
-  flat = score.reshape(b * h * g, r)
-  best, ids = jax.lax.top_k(flat, k_max)
-  at = lambda x: jax.lax.dynamic_index_in_dim(x, k - 1, 1)
-  members = (flat > at(best)) | (
-    (flat == at(best)) & (jnp.arange(r) <= at(ids))
-  )
-  bits = members.reshape(b, h, g, r) << jnp.arange(g, dtype=jnp.int32)[:, None]
-  bits = bits.sum(2, dtype=jnp.int32)
-  size = min(g * k_max, r)
-  place = jnp.cumsum(bits != 0, axis=-1, dtype=jnp.int32)
-  put = jax.vmap(
-    jax.vmap(
-      lambda at, x: jnp.zeros(size, jnp.int32).at[at].set(x, mode="drop")
-    )
-  )
-  at = jnp.where(bits != 0, place - 1, size)
-  every = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), at.shape)
-  return put(at, every), put(at, bits), place[..., -1]
+  """One routed step, with one text key: scores, choice, pages, merge."""
+  (b, _, _, d), h = query.shape, cache.k.shape[1]
+  none = jnp.zeros((b, h, 1, d), cache.k.dtype)
+  return gaze.decode(
+    query,
+    cache,
+    none,
+    none,
+    jnp.zeros(b, jnp.int32),
+    jnp.full(b, k, jnp.int32),
+    config_lib.GazeConfig(granularity=granularity),
+    k_max=k_max,
+  ).out
 
 
 def _jax_heads_first(query, cache):
@@ -269,9 +252,11 @@ def page_bytes(case: Case, pages: float) -> float:
 
 def chosen_bytes(case: Case, granularity: str) -> tuple[float, float]:
   """What a routed step of the first layer must read, and its share of pages."""
-  visits = jax.jit(_visits, static_argnums=(3, 4))
-  cache, k = case.caches[0], jnp.int32(case.budget)
-  count = visits(case.query, cache, k, granularity, case.budget)[2]
-  pages = float(count.sum())
+  cache, query = case.caches[0], case.query
+  (b, _, q, _), (h, r) = query.shape, cache.k.shape[1:3]
+  config = config_lib.GazeConfig(granularity=granularity)
+  budget = jnp.full(b, case.budget, jnp.int32)
+  members = paged.choose(paged.Step(query, cache, None, budget, config))
+  pages = float(members.reshape(b, h, q // h, r).any(2).sum())
   size = page_bytes(case, pages) + cache.descriptors.nbytes
   return size, pages / case.pages
