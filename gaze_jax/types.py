@@ -79,6 +79,21 @@ class Layout:
 
 
 @_pytree
+class Patches:
+  """Pictures of any aspect, as patches (SigLIP2 NaFlex).
+
+  Attributes:
+    pixels: float32 [..., T, side * side * 3], normalised; patches row-major,
+      each flattened as (row, column, channel). 0 past the unit's grid.
+    grid: int32 [..., 2], rows and columns of patches, at most T of them; 0
+      where there is no unit.
+  """
+
+  pixels: Leaf
+  grid: Leaf
+
+
+@_pytree
 class Batch:
   """One batch of rows, the same shapes in every step.
 
@@ -86,16 +101,18 @@ class Batch:
     tokens: int32 [B, S], token ids on TEXT slots, 0 elsewhere.
     layout: `Layout` of [B, S].
     feed: int32 [B, S]; on VISUAL slots the index into the row's visual tokens
-      flattened to [M * T], on CONTEXT slots the context token's number; 0
-      elsewhere.
+      flattened to [M * T], or -1 for the learned newline; on CONTEXT slots the
+      context token's number; 0 elsewhere. [B, S, 4] where tokens are blended.
     region_slots: int32 [B, R, L], the slot of each token of each region; -1
       where padded.
-    images: float32 [B, M, height, width, 3] normalised pixels, or float
-      [B, M, T, F] cached features of a frozen tower.
+    images: float32 [B, M, height, width, 3] normalised pixels, `Patches` of
+      [B, M], or float [B, M, T, F] cached features of a frozen tower.
     answer_slots: int32 [B, A], the slots whose *next* token is scored; -1
       where padded.
     answer_of: int32 [B, A], which question of the row it belongs to; -1 where
       padded.
+    blend: float32 [B, S, 4], the weights of the visual tokens that `feed`
+      names; None where a slot is one token, which is the usual case.
   """
 
   tokens: Leaf
@@ -105,6 +122,7 @@ class Batch:
   images: Leaf
   answer_slots: Leaf
   answer_of: Leaf
+  blend: Leaf = None
 
 
 @_pytree

@@ -1,10 +1,12 @@
 """A ViT encoder: pictures to visual tokens.
 
-Pre-norm blocks as in ViT (Dosovitskiy et al. 2021), with the optional
-LayerScale and the interpolated positions of DINOv2. Only the blocks that the
-configured hidden state needs are run, and only these are parameters:
+Pre-norm blocks as in ViT (Dosovitskiy et al. 2021), with what sets its
+descendants apart: LayerScale (DINOv2), a norm before the blocks (CLIP),
+pictures of any aspect (SigLIP2 NaFlex). Only the blocks that the configured
+hidden state needs are run, and only these are parameters:
 
   {"patch": {kernel, bias}, "class_token", "positions",
+   "pre_norm": {scale, bias},
    "blocks": {"norm1", "attention": {query, key, value, out}, "scale1",
               "norm2", "mlp": {up, down}, "scale2"},   # leading axis N
    "norm": {scale, bias}}                              # if `final_norm`
@@ -20,64 +22,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.models import positions as positions_lib
 
 Array = types.Array
 Axis = tuple[str, int]  # logical name and size of an axis
-
-_CUBIC = -0.75  # the coefficient of torch's and ONNX's bicubic resize
-
-
-def cubic_matrix(size: int, new_size: int) -> np.ndarray:
-  """The bicubic resize of one axis, as a matrix.
-
-  Half-pixel centres, edges repeated, no antialiasing: torch's
-  `interpolate(mode="bicubic", align_corners=False)` and ONNX's `Resize` with
-  `half_pixel` and `cubic_coeff_a=-0.75`. Keys 1981, with a = -0.75.
-
-  Returns:
-    float32 [new_size, size]; rows sum to 1; the identity for equal sizes.
-  """
-  centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-  taps = np.floor(centre)[:, None].astype(int) + np.arange(-1, 3)
-  t = np.abs(centre[:, None] - taps)
-  near = ((_CUBIC + 2) * t - (_CUBIC + 3)) * t * t + 1
-  far = ((_CUBIC * t - 5 * _CUBIC) * t + 8 * _CUBIC) * t - 4 * _CUBIC
-  matrix = np.zeros((new_size, size))
-  rows = np.arange(new_size)[:, None]
-  np.add.at(
-    matrix,
-    (rows, np.clip(taps, 0, size - 1)),  # taps past the edge add up on it
-    np.where(t <= 1, near, far),
-  )
-  return matrix.astype(np.float32)
-
-
-def resize_positions(table: Array, rows: int, columns: int) -> Array:
-  """Bicubic resize of a square position table.
-
-  Args:
-    table: float32 [G * G, F], row-major.
-    rows: patches of a column of the picture.
-    columns: patches of a row of the picture.
-
-  Returns:
-    float32 [rows * columns, F], row-major; the table itself on an equal grid.
-  """
-  side = round(table.shape[0] ** 0.5)
-  if (rows, columns) == (side, side):
-    return table
-  resized = jnp.einsum(
-    "yi,xj,ijf->yxf",
-    cubic_matrix(side, rows),
-    cubic_matrix(side, columns),
-    table.reshape(side, side, -1),
-    precision=jax.lax.Precision.HIGHEST,  # tiny; bf16 positions would drift
-  )
-  return resized.reshape(rows * columns, -1)
 
 
 def to_patches(images: Array, patch: int) -> Array:
@@ -88,18 +39,12 @@ def to_patches(images: Array, patch: int) -> Array:
     patch: P.
 
   Returns:
-    [B', T, P * P * 3]; the patches and the pixels of each are row-major.
-
-  Raises:
-    ValueError: the picture is not a whole number of patches.
+    [B', T, P * P * 3]; the patches and the pixels of each are row-major. What
+    is left at the bottom and on the right is dropped, as a convolution does.
   """
   units, height, width, channels = images.shape
-  if height % patch or width % patch:
-    raise ValueError(
-      f"vision: a picture of {height} x {width} pixels is not a whole number"
-      f" of patches of {patch} x {patch}"
-    )
   rows, columns = height // patch, width // patch
+  images = images[:, : rows * patch, : columns * patch]
   x = images.reshape(units, rows, patch, columns, patch, channels)
   return x.swapaxes(2, 3).reshape(units, rows * columns, -1)
 
@@ -144,11 +89,25 @@ def linear(x: Array, kernel: Array, bias: Array, dtype: Any) -> Array:
   return y + bias
 
 
+def activate(x: Array, kind: str) -> Array:
+  """The activation that a `VisionConfig` names.
+
+  Args:
+    x: [...].
+    kind: "gelu" by the error function, "gelu_tanh" its approximation, or
+      "quick_gelu", x * sigmoid(1.702 x) (Hendrycks and Gimpel 2016).
+  """
+  if kind == "quick_gelu":
+    return x * jax.nn.sigmoid(1.702 * x)
+  return jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+
+
 def attend(
   q: Array,
   k: Array,
   v: Array,
   dtype: Any,
+  mask: Array | None = None,
 ) -> Array:
   """Full softmax attention; the softmax and both sums are in float32.
 
@@ -157,6 +116,7 @@ def attend(
     k: keys.
     v: values.
     dtype: what the operands of both matmuls are rounded to.
+    mask: bool [B', X], the keys that are seen, at least one; None for all.
 
   Returns:
     float32 [B', X, Q, D].
@@ -166,7 +126,11 @@ def attend(
   scores = jnp.einsum(
     "bqtd,bqsd->bqts", q, k, preferred_element_type=jnp.float32
   )
-  weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+  scores *= q.shape[-1] ** -0.5
+  if mask is not None:
+    # Added, not chosen by `where`: nothing of the mask is kept for backward.
+    scores += jnp.where(mask, 0.0, -jnp.inf)[:, None, None]
+  weights = jax.nn.softmax(scores, axis=-1)
   out = jnp.einsum(
     "bqts,bqsd->bqtd",
     weights.astype(dtype),
@@ -190,11 +154,12 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-  """Owns the kernel and the bias of `linear`."""
+  """Owns the kernel and the bias, if there is one, of `linear`."""
 
   inputs: tuple[Axis, ...]
   outputs: tuple[Axis, ...]
   dtype: Any
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -204,7 +169,10 @@ class Linear(nn.Module):
       out_axis=tuple(range(n, n + len(self.outputs))),
     )
     kernel = _param(self, "kernel", init, self.inputs + self.outputs)
-    bias = _param(self, "bias", nn.initializers.zeros, self.outputs)
+    if self.bias:
+      bias = _param(self, "bias", nn.initializers.zeros, self.outputs)
+    else:
+      bias = jnp.zeros([size for _, size in self.outputs])
     return linear(x, kernel, bias, self.dtype)
 
 
@@ -214,7 +182,7 @@ class Attention(nn.Module):
   config: config_lib.VisionConfig
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, mask: Array | None) -> Array:
     c = self.config
     embed = (("vision_embed", c.width),)
     heads = (("heads", c.heads), ("head_dim", c.width // c.heads))
@@ -222,7 +190,8 @@ class Attention(nn.Module):
       Linear(embed, heads, c.dtype, name=name)(x)
       for name in ("query", "key", "value")
     )
-    return Linear(heads, embed, c.dtype, name="out")(attend(q, k, v, c.dtype))
+    out = attend(q, k, v, c.dtype, mask)
+    return Linear(heads, embed, c.dtype, name="out")(out)
 
 
 class Mlp(nn.Module):
@@ -235,7 +204,7 @@ class Mlp(nn.Module):
     c = self.config
     embed, hidden = ("vision_embed", c.width), ("vision_mlp", c.mlp_dim)
     x = Linear((embed,), (hidden,), c.dtype, name="up")(x)
-    x = jax.nn.gelu(x, approximate=c.activation == "gelu_tanh")
+    x = activate(x, c.activation)
     return Linear((hidden,), (embed,), c.dtype, name="down")(x)
 
 
@@ -245,12 +214,12 @@ class Block(nn.Module):
   config: config_lib.VisionConfig
 
   @nn.compact
-  def __call__(self, x: Array, _) -> tuple[Array, None]:
+  def __call__(self, x: Array, mask: Array | None) -> tuple[Array, None]:
     c = self.config
     embed = ("vision_embed", c.width)
-    for i, branch in enumerate(
-      (Attention(c, name="attention"), Mlp(c, name="mlp")), start=1
-    ):
+    attention, mlp = Attention(c, name="attention"), Mlp(c, name="mlp")
+    branches = (lambda y: attention(y, mask)), mlp
+    for i, branch in enumerate(branches, start=1):
       y = branch(LayerNorm(embed, c.norm_eps, name=f"norm{i}")(x))
       if c.layer_scale:
         y *= _param(self, f"scale{i}", nn.initializers.ones, [embed])
@@ -271,60 +240,117 @@ class ViT(nn.Module):
   config: config_lib.VisionConfig
 
   @nn.compact
-  def __call__(self, images: Array) -> Array:
+  def __call__(self, images: Array | types.Patches) -> Array:
     """Encodes pictures.
 
     Args:
       images: float32 [B', height, width, 3], normalised with the config's
-        mean and std; any size of whole patches (the positions follow).
+        mean and std; of any size of whole patches (the positions follow), or
+        of `image_size`. With `max_patches`, `Patches` of [B', T, P * P * 3].
 
     Returns:
-      float32 [B', T, F], row-major patches, without the class token.
+      float32 [B', T, F], row-major patches, without the class token. Past the
+      grid of a unit of `Patches` the numbers mean nothing, but are finite.
 
     Raises:
-      ValueError: the picture is not a whole number of patches.
+      ValueError: pictures where the config asks for patches or the other way
+        round, or of a size that is not a whole number of patches.
     """
     c = self.config
     embed = ("vision_embed", c.width)
-    x = self._embed(images)
+    x, mask = self._embed(images)
+    if c.pre_norm:
+      x = LayerNorm(embed, c.norm_eps, name="pre_norm")(x)
     if c.layers_used:
       blocks = nn.scan(
         Block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
+        in_axes=nn.broadcast,
         length=c.layers_used,
         metadata_params={nn.PARTITION_NAME: "layers"},
       )
-      x, _ = blocks(c, name="blocks")(x, None)
+      x, _ = blocks(c, name="blocks")(x, mask)
     if c.final_norm:
       x = LayerNorm(embed, c.norm_eps, name="norm")(x)
     return x[:, 1:] if c.class_token else x
 
-  def _embed(self, images: Array) -> Array:
+  def _embed(self, images: Array | types.Patches) -> tuple[Array, Array | None]:
+    """Embeddings [B', X, F], and which of them are real; None if all are."""
     c = self.config
+    _check(images, c)
     embed = ("vision_embed", c.width)
     pixels = ("patch", c.patch_size**2 * 3)
-    cells = ("position", c.position_grid**2 + c.class_token)
     normal = nn.initializers.normal(0.02)
+    project = Linear(
+      (pixels,), (embed,), c.dtype, bias=c.patch_bias, name="patch"
+    )
+    cells = ("position", c.position_grid**2 + c.class_token)
+    table = _param(self, "positions", normal, [cells, embed])
+    if isinstance(images, types.Patches):
+      patches = images.pixels.shape[1]
+      x = project(images.pixels)
+      x += positions_lib.resize_each(table, images.grid, patches)
+      # A unit that is not there keeps one patch: a softmax of none is NaN.
+      filled = jnp.maximum(images.grid.prod(axis=-1, keepdims=True), 1)
+      return x, jnp.arange(patches) < filled
     rows, columns = (n // c.patch_size for n in images.shape[1:3])
-    x = to_patches(images, c.patch_size)
-    x = Linear((pixels,), (embed,), c.dtype, name="patch")(x)
-    positions = _param(self, "positions", normal, [cells, embed])
+    x = project(to_patches(images, c.patch_size))
     if not c.class_token:
-      return x + resize_positions(positions, rows, columns)
-    x += resize_positions(positions[1:], rows, columns)
-    token = _param(self, "class_token", normal, [embed]) + positions[0]
+      return x + positions_lib.resize(table, rows, columns), None
+    x += positions_lib.resize(table[1:], rows, columns)
+    token = _param(self, "class_token", normal, [embed]) + table[0]
     token = jnp.broadcast_to(token, (x.shape[0], 1, c.width))
-    return jnp.concatenate([token, x], axis=1)
+    return jnp.concatenate([token, x], axis=1), None
+
+
+def blank(
+  config: config_lib.VisionConfig, *units: int
+) -> Array | types.Patches:
+  """Black pictures of the config's size: what `ViT` is initialised with.
+
+  Args:
+    config: says whether these are pixels or `Patches`.
+    *units: leading axes.
+  """
+  if not config.max_patches:
+    return jnp.zeros((*units, config.image_size, config.image_size, 3))
+  pixels = config.patch_size**2 * 3
+  return types.Patches(
+    pixels=jnp.zeros((*units, config.max_patches, pixels)),
+    grid=jnp.ones((*units, 2), jnp.int32),
+  )
 
 
 @functools.cache
 def param_shapes(config: config_lib.VisionConfig) -> dict[str, Any]:
   """Nested dict of `jax.ShapeDtypeStruct`: what `ViT(config)` must be given."""
-  side = config.image_size
-  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  images = jax.eval_shape(lambda: blank(config, 1))
   key = jax.eval_shape(lambda: jax.random.key(0))
   return nn.unbox(jax.eval_shape(ViT(config).init, key, images))["params"]
+
+
+def _check(
+  images: Array | types.Patches, config: config_lib.VisionConfig
+) -> None:
+  if isinstance(images, types.Patches) != bool(config.max_patches):
+    got, want = "pixels", "Patches (data/naflex.py)"
+    if isinstance(images, types.Patches):
+      got, want = want, got
+    raise ValueError(
+      f"vision: a tower of max_patches = {config.max_patches} reads {want},"
+      f" got {got}"
+    )
+  if isinstance(images, types.Patches):
+    return
+  height, width = images.shape[1:3]
+  patch = config.patch_size
+  # SigLIP of 384 pixels and patches of 14 drops 6 pixels, and is to.
+  if any(n % patch and n != config.image_size for n in (height, width)):
+    raise ValueError(
+      f"vision: a picture of {height} x {width} pixels is not a whole number"
+      f" of patches of {patch} x {patch}"
+    )
 
 
 def _param(

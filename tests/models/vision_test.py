@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
 from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.models import positions
 from gaze_jax.models import vision
 
 TINY = config_lib.VisionConfig(
@@ -75,22 +75,29 @@ def _reference(config, params, images):
     y = heads.apply({"params": p["attention"]}, norm(p["norm1"], x))
     x = x + y * p.get("scale1", 1.0)
     y = norm(p["norm2"], x) @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
-    y = nn.gelu(y, approximate=config.activation == "gelu_tanh")
+    y = {
+      "gelu": functools.partial(nn.gelu, approximate=False),
+      "gelu_tanh": nn.gelu,
+      "quick_gelu": lambda y: y * nn.sigmoid(1.702 * y),
+    }[config.activation](y)
     y = y @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
     return x + y * p.get("scale2", 1.0)
 
   conv = nn.Conv(config.width, [config.patch_size] * 2, config.patch_size)
   side = config.patch_size
   kernel = params["patch"]["kernel"].reshape(side, side, 3, -1)
-  conv_params = {"kernel": kernel, "bias": params["patch"]["bias"]}
+  bias = params["patch"].get("bias", jnp.zeros([config.width]))
+  conv_params = {"kernel": kernel, "bias": bias}
   x = conv.apply({"params": conv_params}, images)
   first = int(config.class_token)
-  x = x.reshape(x.shape[0], -1, config.width) + vision.resize_positions(
+  x = x.reshape(x.shape[0], -1, config.width) + positions.resize(
     params["positions"][first:], *x.shape[1:3]
   )
   if config.class_token:
     token = params["class_token"] + params["positions"][0]
     x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)
+  if config.pre_norm:
+    x = norm(params["pre_norm"], x)
   for i in range(config.layers_used):
     x = block(_layer(params, i), x)
   if config.final_norm:
@@ -105,6 +112,9 @@ def _reference(config, params, images):
     {"class_token": False},
     {"layer_scale": False},
     {"activation": "gelu_tanh"},
+    {"activation": "quick_gelu"},
+    {"patch_bias": False},
+    {"pre_norm": True},
     {"hidden_state": 0},
     {"hidden_state": 1, "final_norm": False},
     {"position_grid": 3, "norm_eps": 0.1},
@@ -140,6 +150,10 @@ def test_options_add_exactly_their_parameters():
     )
   )
   assert off["positions"].shape == (25, 16)
+  assert vision.param_shapes(NAFLEX)["positions"].shape == (25, 16)
+  clip = dataclasses.replace(TINY, pre_norm=True, patch_bias=False)
+  assert set(vision.param_shapes(clip)) - set(full) == {"pre_norm"}
+  assert set(vision.param_shapes(clip)["patch"]) == {"kernel"}
   assert set(full) - set(off) == {"class_token", "norm"}
   assert set(full["blocks"]) - set(off["blocks"]) == {"scale1", "scale2"}
 
@@ -189,9 +203,117 @@ def test_patches_are_row_major():
     np.testing.assert_array_equal(patches[:, t], window.reshape(2, -1))
 
 
+def test_a_picture_that_is_not_square():
+  wide = _apply(TINY, _params(TINY), _images(height=8, width=20))
+  assert wide.shape == (2, 10, 16)
+
+
 def test_refuses_a_part_of_a_patch():
   with pytest.raises(ValueError, match="12 x 14 pixels.*4 x 4"):
     _apply(TINY, _params(TINY), _images(width=14))
+
+
+def test_drops_a_part_of_a_patch_at_the_size_of_the_tower():
+  config = dataclasses.replace(TINY, image_size=14)
+  images = _images(height=14, width=14)
+  got = _apply(config, _params(config), images)
+  want = _apply(config, _params(config), images[:, :12, :12])
+  np.testing.assert_array_equal(got, want)
+
+
+def _patches(grids, seed=0):
+  """`Patches` of units of 4 x 4 pixels a patch, 12 of them at most."""
+  pixels = np.zeros([len(grids), 12, 48], np.float32)
+  for i, (rows, columns) in enumerate(grids):
+    image = _images(1, 4 * rows, 4 * columns, seed + i)
+    pixels[i, : rows * columns] = vision.to_patches(image, 4)[0]
+  return types.Patches(pixels, np.array(grids, np.int32))
+
+
+NAFLEX = dataclasses.replace(TINY, class_token=False, max_patches=12)
+
+
+def test_patches_are_what_pictures_are():
+  # At the table's own grid both kinds of positions are the table itself.
+  config = dataclasses.replace(NAFLEX, position_grid=3)
+  params = _params(config)
+  got = _apply(config, params, _patches([(3, 3)]))
+  square = dataclasses.replace(config, max_patches=0)
+  want = _apply(square, params, _images(1))
+  assert got.shape == (1, 12, 16)
+  np.testing.assert_allclose(got[:, :9], want, atol=1e-5)
+
+
+def test_what_lies_past_the_grid_is_not_seen():
+  params, patches = _params(NAFLEX), _patches([(3, 4), (2, 3), (1, 1)])
+  got = _apply(NAFLEX, params, patches)
+  noisy = patches.pixels.copy()
+  noisy[1, 6:], noisy[2, 1:] = 100, -100
+  again = _apply(NAFLEX, params, types.Patches(noisy, patches.grid))
+  for unit, count in enumerate((12, 6, 1)):
+    np.testing.assert_allclose(
+      got[unit, :count], again[unit, :count], atol=1e-5
+    )
+    alone = jax.tree.map(lambda a, u=unit: a[u : u + 1], patches)
+    np.testing.assert_allclose(
+      got[unit, :count], _apply(NAFLEX, params, alone)[0, :count], atol=1e-5
+    )
+  noisy[1, 5] = 100
+  seen = _apply(NAFLEX, params, types.Patches(noisy, patches.grid))
+  assert not np.allclose(got[1, 0], seen[1, 0])
+
+
+def test_a_unit_that_is_not_there_is_finite_with_its_gradient():
+  patches = types.Patches(
+    np.zeros([2, 12, 48], np.float32), np.array([[0, 0], [2, 2]], np.int32)
+  )
+  loss = lambda p: _apply(NAFLEX, p, patches).sum()
+  value, gradient = jax.value_and_grad(loss)(_params(NAFLEX))
+  assert np.isfinite(value)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_one_program_serves_every_grid():
+  params = _params(NAFLEX)
+  _apply(NAFLEX, params, _patches([(3, 4), (2, 3)]))
+  before = _apply._cache_size()
+  _apply(NAFLEX, params, _patches([(12, 1), (1, 12)]))
+  assert _apply._cache_size() == before
+
+
+def test_pixels_and_patches_are_told_apart():
+  with pytest.raises(ValueError, match="max_patches = 12 reads Patches"):
+    _apply(NAFLEX, _params(NAFLEX), _images())
+  with pytest.raises(ValueError, match="max_patches = 0 reads pixels"):
+    _apply(TINY, _params(TINY), _patches([(1, 1)]))
+
+
+@pytest.mark.parametrize("config", [TINY, NAFLEX])
+def test_a_blank_is_what_the_tower_reads(config):
+  blank = vision.blank(config, 2)
+  out = _apply(config, _params(config), blank)
+  assert out.shape == (2, config.tokens, 16)
+  deep = vision.blank(config, 2, 3)
+  for leaf, flat in zip(
+    jax.tree.leaves(deep), jax.tree.leaves(blank), strict=True
+  ):
+    assert leaf.shape == (2, 3, *flat.shape[1:])
+
+
+def test_heads_of_72():
+  config = dataclasses.replace(TINY, width=144, class_token=False)
+  params = jax.tree.map(lambda a: a / 4, _params(config))
+  got = _apply(config, params, _images())
+  assert params["blocks"]["attention"]["query"]["kernel"].shape[-1] == 72
+  np.testing.assert_allclose(
+    got, _reference(config, params, _images()), atol=1e-5, rtol=1e-5
+  )
+
+
+def test_quick_gelu_by_hand():
+  got = vision.activate(jnp.array([0.0, 1.0, -1.0]), "quick_gelu")
+  sigmoid = 1 / (1 + np.exp(-1.702))
+  np.testing.assert_allclose(got, [0, sigmoid, sigmoid - 1], atol=1e-6)
 
 
 def test_norm_by_hand():
@@ -199,44 +321,6 @@ def test_norm_by_hand():
     jnp.array([1.0, 3.0]), jnp.array([2.0, 1.0]), jnp.array([0.0, 5.0]), 3.0
   )
   np.testing.assert_allclose(got, [-1.0, 5.5], atol=1e-6)  # sqrt(1 + 3) = 2
-
-
-def test_cubic_matrix_of_an_equal_size_is_the_identity():
-  for size in (1, 2, 12, 37):
-    np.testing.assert_array_equal(vision.cubic_matrix(size, size), np.eye(size))
-
-
-def test_cubic_matrix_by_hand():
-  # Centres at -.25 and .25 of two cells: t = .75 and .25, edges repeated.
-  a = -0.75
-  near = lambda t: (a + 2) * t**3 - (a + 3) * t**2 + 1
-  far = lambda t: a * (t**3 - 5 * t**2 + 8 * t - 4)
-  left = [far(1.75) + near(0.75) + near(0.25), far(1.25)]
-  middle = [far(1.25) + near(0.25), near(0.75) + far(1.75)]
-  want = [left, middle, middle[::-1], left[::-1]]
-  np.testing.assert_allclose(vision.cubic_matrix(2, 4), want, atol=1e-6)
-
-
-@pytest.mark.parametrize("sizes", [(37, 12), (5, 9), (3, 1), (7, 6)])
-def test_cubic_matrix_matches_onnx_resize(sizes):
-  size, new_size = sizes
-  rows = vision.cubic_matrix(size, new_size)
-  np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
-  np.testing.assert_allclose(rows, _onnx_resize(size, new_size), atol=1e-5)
-
-
-def test_positions_follow_a_picture_that_is_not_square():
-  table = np.random.default_rng(0).normal(size=(25, 4)).astype(np.float32)
-  got = vision.resize_positions(jnp.asarray(table), 3, 5).reshape(3, 5, 4)
-  rows = vision.cubic_matrix(5, 3)
-  want = np.stack([rows @ table.reshape(5, 5, 4)[:, j] for j in range(5)], 1)
-  np.testing.assert_allclose(got, want, atol=1e-6)
-  tall = vision.resize_positions(jnp.asarray(table), 5, 3)
-  assert tall.shape == (15, 4)
-  same = vision.resize_positions(jnp.asarray(table), 5, 5)
-  np.testing.assert_array_equal(same, table)
-  wide = _apply(TINY, _params(TINY), _images(height=8, width=20))
-  assert wide.shape == (2, 10, 16)
 
 
 def test_sums_are_float32_whatever_the_operands():
@@ -256,30 +340,3 @@ def test_bfloat16_operands_stay_near_and_come_back_as_float32():
   assert rounded.dtype == jnp.float32
   error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
   assert 1e-4 < error < 2e-2  # bf16 keeps 8 bits: 4e-3 an operand
-
-
-def _onnx_resize(size, new_size):
-  """The resize of one axis as onnxruntime does it: [new_size, size]."""
-  resize = onnx.helper.make_node(
-    "Resize",
-    ["x", "", "", "sizes"],
-    ["y"],
-    mode="cubic",
-    cubic_coeff_a=-0.75,
-    coordinate_transformation_mode="half_pixel",
-  )
-  sizes = onnx.helper.make_tensor("sizes", 7, [4], [1, size, new_size, 1])
-  value = lambda n, shape: onnx.helper.make_tensor_value_info(n, 1, shape)
-  graph = onnx.helper.make_graph(
-    [resize],
-    "resize",
-    [value("x", [1, size, size, 1])],
-    [value("y", None)],
-    [sizes],
-  )
-  model = onnx.helper.make_model(
-    graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=7
-  )
-  session = onnxruntime.InferenceSession(model.SerializeToString())
-  eye = np.eye(size, dtype=np.float32)[None, :, :, None]  # a cell a row
-  return session.run(None, {"x": eye})[0][0, :, :, 0].T
