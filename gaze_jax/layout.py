@@ -11,7 +11,10 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import tiling
 from gaze_jax import types
+
+NEWLINE = -1  # in `Unit.feed` and `Batch.feed`: the learned newline
 
 
 class LayoutError(errors.GazeError):
@@ -36,10 +39,32 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """An image, tile or frame of `rows` x `columns` visual tokens."""
+  """An image, tile or frame of `rows` x `columns` visual tokens.
+
+  A unit's tokens are those of its tile in order, then newlines, unless it says
+  which projected tokens of its tiles make them up.
+
+  Attributes:
+    rows: of its grid.
+    columns: of its grid.
+    tail: tokens after the grid, which belong to its last region.
+    tiles: squares of `Batch.images` that it takes.
+    feed: int [tokens], or [tokens, 4] with `blend`: numbers into the projected
+      tokens of its tiles, or NEWLINE; None for its tile's own.
+    blend: float32 [tokens, 4], the weights; None for one token each.
+  """
 
   rows: int
   columns: int
+  tail: int = 0
+  tiles: int = 1
+  feed: np.ndarray | None = dataclasses.field(default=None, compare=False)
+  blend: np.ndarray | None = dataclasses.field(default=None, compare=False)
+
+  @property
+  def tokens(self) -> int:
+    """Visual tokens."""
+    return self.rows * self.columns + self.tail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +74,15 @@ class RowShape:
   Attributes:
     slots: S, sequence length.
     units: M, units of a row; further ones are refused, fewer are fine.
-    unit_tokens: T, visual tokens of the largest unit.
+    unit_tokens: T, visual tokens of a tile.
     regions: R, regions of a row.
     region_length: L, tokens of the largest region.
     answer_slots: A, scored tokens of a row.
     region: rows and columns of a full region, in tokens.
     context_tokens: C, context tokens of a unit.
+    tiles: squares of pixels of a row; 0 for as many as there are units.
+    largest_unit: visual tokens of the largest unit; 0 for T.
+    taps: projected tokens that a visual token is blended from, 1 or 4.
   """
 
   slots: int
@@ -65,21 +93,23 @@ class RowShape:
   answer_slots: int
   region: tuple[int, int]
   context_tokens: int
+  tiles: int = 0
+  largest_unit: int = 0
+  taps: int = 1
 
 
 def row_shape(config: config_lib.Config) -> RowShape:
-  """The shape of every row of a run."""
-  grid, region = config.model.vision.grid, config.model.gaze.region
-  one = region_map(grid, grid, region)
+  """The shape of every row of a run: room for all that may occur."""
+  model, data = config.model, config.data
   return RowShape(
-    slots=config.data.sequence_length,
-    units=config.data.max_units,
-    unit_tokens=config.model.vision.tokens,
-    regions=config.data.max_units * (int(one.max()) + 1),
-    region_length=int(np.bincount(one.ravel()).max()),
-    answer_slots=config.data.answer_slots,
-    region=region,
-    context_tokens=config.model.gaze.context_tokens,
+    slots=data.sequence_length,
+    units=data.max_units,
+    unit_tokens=model.vision.tokens,
+    answer_slots=data.answer_slots,
+    region=model.gaze.region,
+    context_tokens=model.gaze.context_tokens,
+    taps=1 if model.tiling.kind == "none" else 4,
+    **tiling.room(model, data.max_units),
   )
 
 
@@ -141,7 +171,8 @@ def lay_out(
 
   Returns:
     The fields of `types.Batch` for one row but `images`, keyed by the name of
-    the field (those of `layout` directly), each padded to the shape.
+    the field (those of `layout` directly), each padded to the shape. `feed`
+    is [S, taps], and there is a `blend`, in a shape of several taps alone.
 
   Raises:
     LayoutError: something does not fit, or a trunk part follows a branch.
@@ -163,8 +194,11 @@ def concatenate(
   Unit, region and question numbers continue through the row.
 
   Raises:
-    LayoutError: they do not fit `shape` together.
+    LayoutError: they do not fit `shape` together, or it is a shape of tiles,
+      which a row does not count.
   """
+  if shape.tiles:
+    raise LayoutError("rows of tiled images can't be packed into one")
   out = _Row(shape)
   for row in rows:
     out.add_row(row)
@@ -194,12 +228,16 @@ class _Row:
     self.columns = {
       k: np.full(shape.slots, v, np.int32) for k, v in _SLOT_FILL.items()
     }
+    if shape.taps > 1:
+      taps = (shape.slots, shape.taps)
+      self.columns["feed"] = np.zeros(taps, np.int32)
+      self.columns["blend"] = np.zeros(taps, np.float32)
     self.region_slots = np.full(
       (shape.regions, shape.region_length), -1, np.int32
     )
     self.answer_slots = np.full(shape.answer_slots, -1, np.int32)
     self.answer_of = np.full(shape.answer_slots, -1, np.int32)
-    self.slots = self.units = self.regions = self.answers = 0
+    self.slots = self.units = self.regions = self.answers = self.tiles = 0
     self.segments = self.questions = 0
     self.branch = 0
     self.trunk_end = self.position = 0
@@ -219,32 +257,63 @@ class _Row:
     self._fill(n, tokens=text.ids, role=types.Role.TEXT)
 
   def add_unit(self, unit: Unit) -> None:
-    shape, tokens = self.shape, unit.rows * unit.columns
+    shape, tokens = self.shape, unit.tokens
     if self.branch:
       raise LayoutError("a trunk part follows a branch")
     if self.units == shape.units:
       raise LayoutError(f"more than {shape.units} images in one row")
-    if tokens > shape.unit_tokens:
+    if self.tiles + unit.tiles > (shape.tiles or shape.units):
       raise LayoutError(
-        f"an image of {tokens} visual tokens, the row takes {shape.unit_tokens}"
+        f"{self.tiles + unit.tiles} squares of images, the row takes"
+        f" {shape.tiles or shape.units}"
+      )
+    if tokens > (limit := shape.largest_unit or shape.unit_tokens):
+      raise LayoutError(
+        f"an image of {tokens} visual tokens, the row takes {limit}"
       )
     regions = region_map(unit.rows, unit.columns, shape.region).ravel()
+    regions = np.append(regions, np.repeat(regions[-1], unit.tail))
     self._pages(regions, self.slots)
     self._fill(
       tokens,
       role=types.Role.VISUAL,
       unit=self.units,
       region=self.regions + regions,
-      feed=self.units * shape.unit_tokens + np.arange(tokens),
+      **self._feed(unit),
     )
+    context = np.arange(shape.context_tokens)
     self._fill(
       shape.context_tokens,
       role=types.Role.CONTEXT,
       unit=self.units,
-      feed=np.arange(shape.context_tokens),
+      feed=context[:, None] if shape.taps > 1 else context,
     )
     self.units += 1
-    self.regions += int(regions.max()) + 1
+    self.tiles += unit.tiles
+    self.regions += int(regions[-1]) + 1
+
+  def _feed(self, unit: Unit) -> dict[str, np.ndarray]:
+    """Where a unit's tokens come from, in the row's numbers."""
+    feed = unit.feed
+    if feed is None:
+      feed = np.arange(unit.tokens)
+      feed[unit.tokens - unit.tail :] = NEWLINE
+    if (most := int(feed.max())) >= unit.tiles * self.shape.unit_tokens:
+      raise LayoutError(
+        f"an image that feeds on token {most} of {unit.tiles} tiles of"
+        f" {self.shape.unit_tokens}"
+      )
+    first = self.tiles * self.shape.unit_tokens
+    feed = np.where(feed == NEWLINE, NEWLINE, feed + first)
+    if self.shape.taps == 1:
+      if unit.blend is not None:
+        raise LayoutError("a blended image, and the row takes plain tokens")
+      return dict(feed=feed)
+    if unit.blend is not None:
+      return dict(feed=feed, blend=unit.blend)
+    taps = np.zeros((len(feed), self.shape.taps), np.int32)
+    taps[:, 0] = feed
+    return dict(feed=taps, blend=np.eye(1, self.shape.taps))
 
   def add_row(self, row: dict[str, np.ndarray]) -> None:
     used = int((row["role"] != types.Role.PAD).sum())
@@ -264,7 +333,7 @@ class _Row:
       row["answer_slots"][scored], row["answer_of"][scored], strict=True
     ):
       self._answer(np.array([slot + start]), self.questions + int(question))
-    visual = (row["role"] == types.Role.VISUAL)[:used]
+    visual = ((row["role"] == types.Role.VISUAL) & (row["feed"] >= 0))[:used]
     columns = {k: row[k][:used].copy() for k in _SLOT_FILL}
     columns["unit"] = shift(columns["unit"], self.units)
     columns["region"] = shift(columns["region"], self.regions)

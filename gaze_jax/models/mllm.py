@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
+from gaze_jax import layout as layout_lib
+from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.models import decoder
 from gaze_jax.models import projector
@@ -39,37 +41,43 @@ class MLLM(nn.Module):
       width=c.decoder.width,
       grid=c.projector.position_grid or c.vision.grid,
       context_tokens=c.gaze.context_tokens,
+      newline=c.tiling.kind == "anyres",
     )
     self.decoder = decoder.Decoder(c.decoder)
 
-  def __call__(self, images: types.Array, tokens: types.Array) -> types.Array:
+  def __call__(
+    self, images: types.Array | types.Patches, tokens: types.Array
+  ) -> types.Array:
     """Touches every parameter once; for initialisation alone."""
     features = self.features(images)
-    x, _ = self.projector(features)
+    x, _, _ = self.projector(features)
     x = x.reshape(x.shape[0], -1, x.shape[-1]) + self.decoder.embed(tokens)
     position = jnp.zeros(x.shape[:2], jnp.int32)
     skip = lambda q, k, v, memory: (q, None)
     x, _ = self.decoder(x, position, skip, None)
     return self.decoder.logits(x)
 
-  def features(self, images: types.Array) -> types.Array:
+  def features(self, images: types.Array | types.Patches) -> types.Array:
     """Visual features [B, M, T, F] of pixels [B, M, height, width, 3]."""
-    b, m = images.shape[:2]
-    features = self.vision(images.reshape(b * m, *images.shape[2:]))
+    b, m = jax.tree.leaves(images)[0].shape[:2]
+    flat = jax.tree.map(lambda a: a.reshape(b * m, *a.shape[2:]), images)
+    features = self.vision(flat)
     return features.reshape(b, m, *features.shape[1:])
 
   def embed(self, batch: types.Batch) -> types.Array:
     """Embeds every slot of a batch, float32 [B, S, E]."""
     images = batch.images
-    features = images if images.ndim == 4 else self.features(images)
-    visual, context = self.projector(features)
+    cached = not isinstance(images, types.Patches) and images.ndim == 4
+    features = images if cached else self.features(images)
+    visual, context, newline = self.projector(features)
     visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
-    visual = jnp.take_along_axis(visual, batch.feed[..., None], axis=1)
+    visual = _gather(visual, newline, batch)
     role = batch.layout.role[..., None]
     x = self.decoder.embed(batch.tokens)
     x = jnp.where(role == types.Role.VISUAL, visual, x)
     if context.shape[0]:
-      context = context[jnp.minimum(batch.feed, context.shape[0] - 1)]
+      number = batch.feed if batch.blend is None else batch.feed[..., 0]
+      context = context[jnp.minimum(number, context.shape[0] - 1)]
       x = jnp.where(role == types.Role.CONTEXT, context, x)
     return jnp.where(role == types.Role.PAD, 0.0, x)
 
@@ -92,7 +100,7 @@ def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   `nn.meta.unbox` gives the plain dict that the other functions take.
   """
   v = config.vision
-  images = jnp.zeros((1, 1, v.image_size, v.image_size, 3))
+  images = vision.blank(v, 1, 1)
   tokens = jnp.zeros((1, v.tokens), jnp.int32)
   return MLLM(config).init(key, images, tokens)["params"]
 
@@ -266,6 +274,25 @@ def extend(
   return grown, _call(params, config, "logits", x), chosen
 
 
+def _gather(
+  visual: types.Array, newline: types.Array | None, batch: types.Batch
+) -> types.Array:
+  """[B, S, E], what VISUAL slots hold, from projected tokens [B, M * T, E]."""
+
+  def take(feed: types.Array) -> types.Array:
+    feed = feed[..., None]
+    if newline is None:
+      return jnp.take_along_axis(visual, feed, axis=1)
+    taken = jnp.take_along_axis(visual, jnp.maximum(feed, 0), axis=1)
+    return jnp.where(feed == layout_lib.NEWLINE, newline, taken)
+
+  if batch.blend is None:
+    return take(batch.feed)
+  # Tap by tap: one array of all taps would be four times the sequence.
+  taps = range(batch.blend.shape[-1])
+  return sum(batch.blend[..., i, None] * take(batch.feed[..., i]) for i in taps)
+
+
 def _parallel(
   config: config_lib.ModelConfig,
   plan: types.Plan,
@@ -279,7 +306,7 @@ def _parallel(
     budget=budget,
     config=config.gaze,
     override=override,
-    unit_span=config.vision.tokens + config.gaze.context_tokens,
+    unit_span=tiling.largest_unit(config) + config.gaze.context_tokens,
   )
 
 

@@ -16,22 +16,27 @@ class Projector(nn.Module):
     width: E, width of the decoder.
     grid: visual tokens a side that the position tables are made for.
     context_tokens: C.
+    newline: whether there is a learned newline token.
   """
 
   config: config_lib.ProjectorConfig
   width: int
   grid: int
   context_tokens: int
+  newline: bool = False
 
   @nn.compact
-  def __call__(self, features: types.Array) -> tuple[types.Array, types.Array]:
+  def __call__(
+    self, features: types.Array
+  ) -> tuple[types.Array, types.Array, types.Array | None]:
     """Projects the features of square units.
 
     Args:
       features: float [B, M, T, F].
 
     Returns:
-      Visual embeddings float32 [B, M, T, E] and context embeddings [C, E].
+      Visual embeddings float32 [B, M, T, E], context embeddings [C, E], and
+      the newline [E] or None.
     """
     x = features.astype(jnp.float32)
     if self.config.input_norm:
@@ -53,7 +58,12 @@ class Projector(nn.Module):
       (self.context_tokens, self.width),
       jnp.float32,
     )
-    return x, context
+    newline = None
+    if self.newline:
+      newline = self.param(
+        "newline", _named(small, "embed"), (self.width,), jnp.float32
+      )
+    return x, context, newline
 
   def _positions(self, side: int) -> types.Array:
     """[T, E]; the tables stretch linearly when a unit has another grid."""
