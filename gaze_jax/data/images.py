@@ -70,21 +70,50 @@ def check(source: str | os.PathLike | bytes, max_pixels: int) -> None:
 def preprocess(
   image: np.ndarray, vision: config_lib.VisionConfig
 ) -> np.ndarray:
-  """Resizes uint8 [h, w, 3] to the encoder's square and normalises it.
+  """Fits uint8 [h, w, 3] to the encoder's square and normalises it.
 
-  The aspect ratio is not kept (square resize, METHOD.md section 1); an image
-  of the right size already is not resampled.
+  With `vision.resize` = "square" the aspect ratio is not kept (METHOD.md
+  section 1). With "crop" the shorter side is fitted and the middle of the
+  longer one is kept (CLIP). What has the right size already is not resampled.
 
   Returns:
     float32 [image_size, image_size, 3].
   """
-  size = (vision.image_size, vision.image_size)
-  if image.shape[:2] != size:
-    resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    image = np.asarray(resized)
+  side = vision.image_size
+  if vision.resize == "square":
+    image = resize(image, side, side)
+  else:
+    image = _crop(image, side)
+  return normalise(image, vision)
+
+
+def resize(
+  image: np.ndarray,
+  height: int,
+  width: int,
+  resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+  """uint8 [h, w, 3] to uint8 [height, width, 3], as Pillow does it."""
+  if image.shape[:2] == (height, width):
+    return image
+  return np.asarray(Image.fromarray(image).resize((width, height), resample))
+
+
+def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
+  """uint8 [..., 3] to float32 by the encoder's mean and std."""
   mean = np.asarray(vision.mean, np.float32) * 255
   scale = 1 / (np.asarray(vision.std, np.float32) * 255)
   return (image.astype(np.float32) - mean) * scale
+
+
+def _crop(image: np.ndarray, side: int) -> np.ndarray:
+  """The middle square of the picture with its shorter side fitted."""
+  height, width = image.shape[:2]
+  short = min(height, width)
+  height, width = (int(side * n / short) for n in (height, width))
+  image = resize(image, height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return image[top : top + side, left : left + side]
 
 
 def _open(source: str | os.PathLike | bytes) -> Image.Image:

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
 from gaze_jax import config as config_lib
@@ -138,3 +139,51 @@ def test_preprocess_does_not_resample_what_fits():
   array = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
   out = images.preprocess(array, vision)
   np.testing.assert_array_equal(np.rint(out * 255).astype(np.uint8), array)
+
+
+SIZES = [(28, 28), (40, 40), (37, 90), (91, 30), (17, 20), (28, 300), (9, 200)]
+
+
+def _photo(height, width):
+  """Edges and noise, so that any other filter or offset shows."""
+  rng = np.random.default_rng(height * width)
+  coarse = rng.integers(0, 256, (4, 5, 3), np.uint8)
+  large = Image.fromarray(coarse).resize((width, height), Image.Resampling.BOX)
+  noise = rng.integers(-40, 40, (height, width, 3))
+  return np.clip(np.asarray(large) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["square", "crop"])
+def test_pixels_are_those_of_transformers(kind, size):
+  image = _photo(*size)
+  if kind == "square":
+    processor = transformers.SiglipImageProcessorPil(
+      size={"height": 28, "width": 28}
+    )
+  else:
+    processor = transformers.CLIPImageProcessorPil(
+      size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+  vision = config_lib.VisionConfig(
+    image_size=28,
+    resize=kind,
+    mean=tuple(processor.image_mean),
+    std=tuple(processor.image_std),
+  )
+  want = processor(Image.fromarray(image))["pixel_values"][0]
+  got = images.preprocess(image, vision)
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, want.transpose(1, 2, 0), atol=1e-5)
+
+
+def test_a_crop_keeps_the_middle():
+  image = np.zeros((2, 7, 3), np.uint8)
+  image[:, 2:4] = 255  # 5 pixels are over: 2 on the left, 3 on the right
+  vision = config_lib.VisionConfig(
+    image_size=2, resize="crop", mean=(0.0,) * 3, std=(1.0,) * 3
+  )
+  out = images.preprocess(image, vision)
+  np.testing.assert_allclose(out, np.ones((2, 2, 3)), atol=1e-6)
+  turned = images.preprocess(image.swapaxes(0, 1), vision)
+  np.testing.assert_allclose(turned, out, atol=1e-6)

@@ -1,0 +1,70 @@
+"""Pictures of any aspect as patches: what a SigLIP2 NaFlex tower is fed."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.data import images
+
+_PRECISION = 1e-5  # of the scale; part of what SigLIP2 was trained with
+_LARGEST = 100.0  # a picture grows no more than so many times
+
+
+def grid(
+  height: int, width: int, patch: int, max_patches: int
+) -> tuple[int, int]:
+  """The grid of patches that a picture is fitted to.
+
+  The largest scale of both sides, found by bisection, at which the patches
+  that cover the picture are not too many (Tschannen et al. 2025).
+
+  Args:
+    height: pixels.
+    width: pixels.
+    patch: side of a patch in pixels.
+    max_patches: T.
+
+  Returns:
+    Rows and columns of patches, at least 1 each.
+  """
+
+  def at(scale: float) -> tuple[int, int]:
+    cover = lambda size: max(1, math.ceil(size * scale / patch))
+    return cover(height), cover(width)
+
+  low, high = _PRECISION / 10, _LARGEST
+  while high - low >= _PRECISION:
+    middle = (low + high) / 2
+    if math.prod(at(middle)) <= max_patches:
+      low = middle
+    else:
+      high = middle
+  return at(low)
+
+
+def preprocess(
+  image: np.ndarray, vision: config_lib.VisionConfig
+) -> types.Patches:
+  """Resizes a picture to whole patches, normalises it and cuts it up.
+
+  Args:
+    image: uint8 [height, width, 3].
+    vision: `max_patches` says how many patches there may be.
+
+  Returns:
+    numpy `Patches`: float32 [T, side * side * 3], 0 past the grid, and int32
+    [2].
+  """
+  side, limit = vision.patch_size, vision.max_patches
+  rows, columns = grid(*image.shape[:2], side, limit)
+  image = images.resize(
+    image, rows * side, columns * side, Image.Resampling.BILINEAR
+  )
+  pixels = images.normalise(image, vision)
+  pixels = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+  out = np.zeros((limit, side * side * 3), np.float32)
+  out[: rows * columns] = pixels.reshape(rows * columns, -1)
+  return types.Patches(out, np.array([rows, columns], np.int32))
