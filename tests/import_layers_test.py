@@ -26,7 +26,7 @@ ARROWS = {
   "data": set(),
   "train": {"data", "convert", "models", "ops"},
   "decode": {"models", "ops"},
-  "evals": {"decode", "train", "data", "models", "ops"},
+  "evals": {"decode", "train", "convert", "data", "models", "ops"},
   "launch": {"cli", "evals", "decode", "train", "convert", "data"},
   "configs": set(),
 }

@@ -93,15 +93,18 @@ class Entry:
       return self._read_layer(self.sources[0], index, read)
     layers = range(*index[0].indices(self.shape[0]))
     rows = [self._read_layer(self.sources[i], index[1:], read) for i in layers]
-    return np.stack(rows)
+    return np.stack(rows) if len(rows) > 1 else rows[0][None]
 
-  def to_torch(self, leaf: np.ndarray) -> np.ndarray:
-    """The tensor of one layer, from ours of that layer."""
-    if not self.pattern:
-      return leaf
-    left, right = self.pattern.split("->")
-    back = f"{right} -> {left}"
-    return einops.rearrange(leaf, back, **self._given(back))
+  def back(self) -> "Entry":
+    """The way from one layer of ours to its tensor: an entry like any other."""
+    left, _, right = self.pattern.partition(" -> ")
+    return dataclasses.replace(
+      self,
+      shape=self.torch_shape,
+      stacked=False,
+      sources=("/".join(self.path),),
+      pattern=right and f"{right} -> {left}",
+    )
 
   def _read_layer(self, name: str, index: Index, read: Read) -> np.ndarray:
     if not self.pattern:

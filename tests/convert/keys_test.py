@@ -29,7 +29,8 @@ def test_heads_by_hand():
   ours = one.read((slice(None),) * 3, lambda _, i: torch[i])
   assert ours[0].tolist() == [[0, 2], [4, 6], [8, 10]]
   assert ours[1].tolist() == [[1, 3], [5, 7], [9, 11]]
-  assert one.to_torch(ours).tolist() == torch.tolist()
+  back = one.back().read((slice(None),) * 2, lambda _, i: ours[i])
+  assert back.tolist() == torch.tolist()
 
 
 PATTERNS = [
@@ -63,7 +64,13 @@ def test_every_part_is_that_of_the_whole(pattern, shape, sizes, stacked):
   assert whole.shape == full
   layers_of = list(whole) if stacked else [whole]
   for ours, name in zip(layers_of, one.sources, strict=True):
-    np.testing.assert_array_equal(one.to_torch(ours), files[name])
+    back = one.back()
+    assert back.shape == one.torch_shape
+    rows = slice(back.shape[0] // 2, back.shape[0])
+    for index in (slice(None), rows):
+      full_index = (index, *(slice(None),) * (len(back.shape) - 1))
+      again = back.read(full_index, lambda _, i, ours=ours: ours[i])
+      np.testing.assert_array_equal(again, files[name][index])
   for axis, size in enumerate(full):
     index = [slice(None)] * len(full)
     index[axis] = slice(size // 2, size)

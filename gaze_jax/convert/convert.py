@@ -1,0 +1,168 @@
+"""The way in: a checkpoint of transformers, or two of them, to our format.
+
+The destination gets its name at the end, when all is there. One piece of one
+tensor is read and written at a time.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from gaze_jax import config as config_lib
+from gaze_jax import tiling
+from gaze_jax.convert import errors
+from gaze_jax.convert import hf
+from gaze_jax.convert import store
+from gaze_jax.convert import tensors
+from gaze_jax.convert import writer as writer_lib
+from gaze_jax.models import mllm
+
+# How a tower is looked through, which its checkpoint does not decide.
+_VIEW = ("hidden_state", "final_norm", "image_size", "resize", "mean", "std")
+_TEXT_SLOTS = 1024  # room for text in a row, beside one picture
+
+
+def to_ours(
+  source: pathlib.Path, to: pathlib.Path, *, dtype: str | None = None
+) -> store.Stored:
+  """Converts a checkpoint of transformers.
+
+  Args:
+    source: its directory.
+    to: a directory that does not exist yet, or is empty.
+    dtype: "float32", "bfloat16" or "float16"; as in the source by default.
+
+  Raises:
+    ConversionError: it does not fit (see `hf.open_checkpoint`), or a value
+      does not fit the dtype; nothing is left at `to`.
+  """
+  checkpoint = hf.open_checkpoint(source)
+  origin = store.Origin(checkpoint.layout, checkpoint.alias)
+  with writer_lib.destination(to) as directory:
+    parts = leaves(checkpoint, dtype)
+    store.write(directory, config_for(checkpoint.model), parts, origin)
+    kept = directory / store.SOURCE
+    hf.keep_files(source, kept, hf.FILES)
+    _keep_unused(checkpoint, directory)
+  return store.open_stored(to)
+
+
+def assemble(
+  text_source: pathlib.Path,
+  vision_source: pathlib.Path,
+  config: config_lib.Config,
+  to: pathlib.Path,
+  *,
+  dtype: str | None = None,
+) -> store.Stored:
+  """Makes a multimodal model of a decoder and a vision tower.
+
+  The projector and the context tokens are new, from `config.train.seed`.
+
+  Args:
+    text_source: a checkpoint of transformers with a decoder.
+    vision_source: one with a vision tower.
+    config: the whole model; its decoder and tower must be those two.
+    to: as in `to_ours`.
+    dtype: as in `to_ours`; new parameters are float32 by default.
+
+  Raises:
+    ConversionError: a checkpoint is not of the config's architecture; names
+      every field that differs.
+  """
+  view = functools.partial(_with_view, wanted=config.model)
+  decoder = hf.open_checkpoint(text_source)
+  tower = hf.open_checkpoint(vision_source, view)
+  parts = []
+  for checkpoint, part in ((decoder, "decoder"), (tower, "vision")):
+    hf.refuse_other(checkpoint.directory, checkpoint.model, config.model, part)
+    parts += [p for p in leaves(checkpoint, dtype) if p.path[0] == part]
+  parts += _new(config.model, None, dtype or "float32")
+  with writer_lib.destination(to) as directory:
+    store.write(directory, config, parts)
+    hf.keep_files(text_source, directory / store.SOURCE, hf.TEXTS)
+    hf.keep_files(vision_source, directory / store.SOURCE, hf.PICTURES)
+  return store.open_stored(to)
+
+
+def leaves(c: hf.Checkpoint, dtype: str | None = None) -> list[store.Leaf]:
+  """Every leaf of a converted checkpoint, unread.
+
+  Args:
+    c: the checkpoint.
+    dtype: as in `to_ours`.
+
+  Raises:
+    ConversionError: the tensors of one leaf have several dtypes and none was
+      asked for.
+  """
+  out = []
+  for entry in c.entries:
+    found = {c.source.tensors[s].dtype for s in entry.sources}
+    if len(found) > 1 and not dtype:
+      names = ", ".join(sorted(d.name for d in found))
+      raise errors.ConversionError(
+        f"{c.directory}: the layers of {'/'.join(entry.path)} are {names};"
+        " choose one with --dtype"
+      )
+    kind = np.dtype(dtype) if dtype else found.pop()
+    part = functools.partial(entry.read, read=c.source.read)
+    out.append(store.Leaf(entry.path, entry.shape, kind, part))
+  if "projector" in c.parts:
+    out += _context(c, out[0].dtype)
+  return out
+
+
+def _context(c: hf.Checkpoint, dtype: np.dtype) -> list[store.Leaf]:
+  """Context tokens: those that `export.to_hf` put beside, or new ones."""
+  beside = c.directory / hf.GAZE_FILE
+  if beside.exists():
+    return store.leaves_of(tensors.Source(beside))
+  return _new(c.model, hf.NEW["projector"], dtype)
+
+
+def _new(
+  model: config_lib.ModelConfig, names: Iterable[str] | None, dtype: Any
+) -> list[store.Leaf]:
+  """New leaves of the projector, from seed 0; all of them by default."""
+
+  @jax.jit  # what is not returned is not computed
+  def init():
+    new = nn.meta.unbox(mllm.init(model, jax.random.key(0)))["projector"]
+    return {k: v for k, v in new.items() if names is None or k in names}
+
+  cast = jax.tree.map(lambda x: np.asarray(x).astype(dtype), init())
+  return store.from_params({"projector": cast})
+
+
+def _with_view(
+  model: config_lib.ModelConfig, wanted: config_lib.ModelConfig
+) -> config_lib.ModelConfig:
+  """A tower, looked through as another config wants it."""
+  view = {name: getattr(wanted.vision, name) for name in _VIEW}
+  tower = dataclasses.replace(model.vision, **view)
+  return dataclasses.replace(model, vision=tower)
+
+
+def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
+  """A whole config around a converted model, with rows that an image fits."""
+  units = 2 if model.tiling.kind == "anyres" else 1
+  slots = units * (tiling.largest_unit(model) + model.gaze.context_tokens)
+  data = config_lib.DataConfig(
+    max_units=units, sequence_length=slots + _TEXT_SLOTS
+  )
+  return config_lib.Config(model=model, data=data)
+
+
+def _keep_unused(c: hf.Checkpoint, directory: pathlib.Path) -> None:
+  """Copies what nothing here computes with, under its own names."""
+  unused = set(c.unused)
+  kept = [leaf for leaf in store.leaves_of(c.source) if leaf.name in unused]
+  if kept:
+    store.write_leaves(directory / store.UNUSED, kept)

@@ -1,0 +1,109 @@
+"""The way out: our format to a checkpoint that transformers loads."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gaze_jax.convert import families
+from gaze_jax.convert import hf
+from gaze_jax.convert import keys
+from gaze_jax.convert import llava
+from gaze_jax.convert import store
+from gaze_jax.convert import tensors
+from gaze_jax.convert import text
+from gaze_jax.convert import vision
+from gaze_jax.convert import writer as writer_lib
+
+
+def to_hf(
+  source: pathlib.Path, to: pathlib.Path, *, dtype: str | None = None
+) -> None:
+  """Writes weights of ours as a checkpoint that transformers loads.
+
+  What came from such a checkpoint goes back bitwise, under its own names.
+  Context tokens, which transformers has no name for, go to a file of their own
+  beside the model, where `convert.to_ours` finds them again.
+
+  Args:
+    source: a directory of `convert.to_ours` or `convert.assemble`.
+    to: a directory that does not exist yet, or is empty.
+    dtype: "float32", "bfloat16" or "float16"; as stored by default.
+
+  Raises:
+    ConversionError: no family of transformers computes this model; nothing is
+      left at `to`.
+  """
+  stored = store.open_stored(source)
+  model, origin = stored.config.model, stored.origin
+  kept = source / store.SOURCE / "config.json"
+  raw = hf.read_json(kept) if kept.exists() else _from_scratch(stored)
+  family = families.find(raw)
+  layouts = family.layouts
+  layout = layouts[origin.layout or next(iter(layouts))]
+  if kept.exists():
+    for part in stored.parts:
+      hf.refuse_other(kept, hf.read_configs(kept.parent)[2], model, part)
+  by_path = {leaf.path: leaf for leaf in stored.leaves()}
+  out = []
+  for entry in hf.bind(model, stored.parts, raw, layout):
+    leaf = by_path.pop(entry.path)
+    out += _torch_leaves(entry, leaf, dtype)
+    if entry.path == hf.EMBEDDING and origin.alias:
+      head = dataclasses.replace(entry, sources=(origin.alias,))
+      out += _torch_leaves(head, leaf, dtype)
+  new = [leaf for leaf in by_path.values() if leaf.shape[0]]
+  with writer_lib.destination(to) as directory:
+    store.write_leaves(directory, out + _unused(source, dtype))
+    hf.keep_files(source / store.SOURCE, directory, hf.FILES)
+    changed = {k: dtype for k in ("dtype", "torch_dtype") if dtype and k in raw}
+    if new:
+      store.write_leaves(directory / hf.GAZE_FILE, new)
+      changed[hf.GAZE_KEY] = dataclasses.asdict(model.gaze)
+    if changed or not kept.exists():
+      text_of = json.dumps(raw | changed, indent=2) + "\n"
+      (directory / "config.json").write_text(text_of, encoding="utf-8")
+
+
+def _torch_leaves(
+  entry: keys.Entry, leaf: store.Leaf, dtype: str | None
+) -> Iterator[store.Leaf]:
+  """The tensors that one leaf goes out as, unread."""
+  back = entry.back()
+
+  def tensor(i: int, index: keys.Index) -> np.ndarray:
+    if not entry.stacked:
+      return back.read(index, lambda _, part: leaf.part(part))
+    layer = slice(i, i + 1)
+    return back.read(index, lambda _, part: leaf.part((layer, *part))[0])
+
+  for i, name in enumerate(entry.sources):
+    yield store.Leaf(
+      (name,),
+      back.shape,
+      np.dtype(dtype) if dtype else leaf.dtype,
+      functools.partial(tensor, i),
+    )
+
+
+def _unused(source: pathlib.Path, dtype: str | None) -> list[store.Leaf]:
+  """What the source had and nothing here computes with."""
+  path = source / store.UNUSED
+  kept = store.leaves_of(tensors.Source(path)) if path.exists() else []
+  if not dtype:
+    return kept
+  return [dataclasses.replace(leaf, dtype=np.dtype(dtype)) for leaf in kept]
+
+
+def _from_scratch(stored: store.Stored) -> dict[str, Any]:
+  """The config.json of a model that came from no single checkpoint."""
+  model = stored.config.model
+  if "projector" in stored.parts:
+    return llava.to_hf(model)
+  if "decoder" in stored.parts:
+    return text.to_hf(model.decoder)
+  return vision.to_hf(model.vision)

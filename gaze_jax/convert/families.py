@@ -1,0 +1,115 @@
+"""Which families of checkpoints are known, and what each is made of."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from gaze_jax import config as config_lib
+from gaze_jax.convert import errors
+from gaze_jax.convert import keys
+from gaze_jax.convert import llava
+from gaze_jax.convert import text
+from gaze_jax.convert import vision
+from gaze_jax.models import mllm
+
+Raw = Mapping[str, Any]
+# Token of a layout -> regexes of names below it; "" for whole names.
+Patterns = Mapping[str, Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One model_type of transformers.
+
+  Attributes:
+    parts: the keys of our parameters that such a checkpoint fills.
+    model: (config.json, preprocessor_config.json or None) -> ModelConfig.
+    layouts: name -> token -> prefix, all that are found in the wild.
+    unused: (ModelConfig, config.json) -> what the file may hold and nothing
+      here computes with; it is kept aside for the way back.
+    dropped: buffers that follow from the config.
+  """
+
+  parts: tuple[str, ...]
+  model: Callable[[Raw, Raw | None], config_lib.ModelConfig]
+  layouts: Mapping[str, Mapping[str, str]]
+  unused: Callable[[config_lib.ModelConfig, Raw], Patterns]
+  dropped: Patterns
+
+
+def find(raw: Raw) -> Family:
+  """The family of a config.json.
+
+  Raises:
+    ConversionError: it is none that is known; names all that are.
+  """
+  kind = raw.get("model_type")
+  if kind in _FAMILIES:
+    return _FAMILIES[kind]
+  known = ", ".join(sorted(_FAMILIES))
+  raise errors.ConversionError(
+    f"config.json: model_type = {kind!r} is no family that is known here;"
+    f" known are {known}"
+  )
+
+
+def rules(
+  model: config_lib.ModelConfig, part: str, raw: Raw
+) -> list[keys.Rule]:
+  """The table of one part, for a checkpoint with this config.json."""
+  if part == "decoder":
+    return text.rules(model.decoder)
+  if part == "projector":
+    return llava.rules(model)
+  whole = raw["model_type"] in llava.MODEL_TYPES
+  kind = llava.vision_type(raw) if whole else vision.tower(raw)[0]
+  return vision.rules(model.vision, kind)
+
+
+def shapes(model: config_lib.ModelConfig) -> dict[str, Any]:
+  """Nested dict of `jax.ShapeDtypeStruct`: every parameter of a model."""
+  init = lambda: nn.meta.unbox(mllm.init(model, jax.random.key(0)))
+  return jax.eval_shape(init)
+
+
+def _tower(raw: Raw, preprocessor: Raw | None) -> config_lib.ModelConfig:
+  return config_lib.ModelConfig(vision=vision.config(raw, preprocessor))
+
+
+def _beside_tower(model: config_lib.ModelConfig, raw: Raw) -> Patterns:
+  kind, _ = vision.tower(raw)
+  beside = vision.beside(raw["model_type"])
+  return {"vision": vision.unused(model.vision, kind), "": beside}
+
+
+_TEXT = Family(
+  parts=("decoder",),
+  model=lambda raw, _: config_lib.ModelConfig(decoder=text.config(raw)),
+  layouts=text.LAYOUTS,
+  unused=lambda model, raw: {},
+  dropped=text.DROPPED,
+)
+_VISION = Family(
+  parts=("vision",),
+  model=_tower,
+  layouts=vision.LAYOUTS,
+  unused=_beside_tower,
+  dropped={"vision": vision.dropped()},
+)
+_WHOLE = Family(
+  parts=("vision", "projector", "decoder"),
+  model=llava.config,
+  layouts=llava.LAYOUTS,
+  unused=lambda model, raw: {
+    "vision": vision.unused(model.vision, llava.vision_type(raw))
+  },
+  dropped=text.DROPPED | {"vision": vision.dropped()},
+)
+_FAMILIES = {
+  **{kind: _TEXT for kind in text.MODEL_TYPES},
+  **{kind: _VISION for kind in vision.MODEL_TYPES},
+  **{kind: _WHOLE for kind in llava.MODEL_TYPES},
+}

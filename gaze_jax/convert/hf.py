@@ -1,0 +1,324 @@
+"""A checkpoint of transformers: what is in it, and which leaf is made of what.
+
+`open_checkpoint` reads config.json, holds every tensor's name and shape to the
+tables, and reads no tensor. Whatever does not fit ends in one error that lists
+all of it, against the layout of names that came nearest.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax.convert import errors
+from gaze_jax.convert import families
+from gaze_jax.convert import keys
+from gaze_jax.convert import tensors
+
+_HEAD = "head.weight"
+EMBEDDING = ("decoder", "embedding")
+# Context tokens in a directory of transformers, and their options in its
+# config.json: ours, and ignored by it.
+GAZE_FILE, GAZE_KEY = "gaze.safetensors", "gaze"
+# Files of a checkpoint that are kept as they are.
+CONFIGS = ("config.json", "generation_config.json")
+PICTURES = (
+  "preprocessor_config.json",
+  "processor_config.json",
+  "video_preprocessor_config.json",
+)
+TEXTS = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "tokenizer.model",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
+  "chat_template.json",
+)
+FILES = (*CONFIGS, *PICTURES, *TEXTS)
+# What may differ in two configs of one architecture.
+_FREE = ("weights", "frozen", "scan", "remat", "dtype", "embedding_std")
+_ROWS = 4096  # rows of the head that are compared at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """An opened checkpoint that fits the tables.
+
+  Attributes:
+    directory: where it is.
+    raw: its config.json.
+    model: its architecture, and how we run it.
+    parts: the keys of our parameters that it fills.
+    layout: name of the layout of its names.
+    entries: every leaf, with the tensors that it is made of.
+    unused: tensors that nothing here computes with, kept for the way back.
+    alias: name of a head that repeats the tied embedding; "" for none.
+    source: its tensors.
+  """
+
+  directory: pathlib.Path
+  raw: Mapping[str, Any]
+  model: config_lib.ModelConfig
+  parts: tuple[str, ...]
+  layout: str
+  entries: tuple[keys.Entry, ...]
+  unused: tuple[str, ...]
+  alias: str
+  source: tensors.Source
+
+
+@dataclasses.dataclass
+class _Match:
+  """What one layout makes of the names in a file."""
+
+  layout: str
+  entries: list[keys.Entry]
+  missing: list[str]
+  unexpected: list[str]
+  misshapen: list[str]
+  unused: list[str]
+  alias: str = ""
+
+  @property
+  def problems(self) -> list[str]:
+    return self.missing + self.unexpected + self.misshapen
+
+
+def open_checkpoint(
+  directory: pathlib.Path,
+  adapt: Callable[
+    [config_lib.ModelConfig], config_lib.ModelConfig
+  ] = lambda m: m,
+) -> Checkpoint:
+  """Opens a checkpoint directory of transformers.
+
+  Args:
+    directory: where it is.
+    adapt: changes how it is run (another hidden state, another picture size)
+      before its tensors are held to the tables.
+
+  Raises:
+    ConversionError: there is none, it is broken, its family is not known, or
+      its tensors do not fit: one message with all that is missing, unexpected
+      or misshapen.
+  """
+  raw, family, model = read_configs(directory)
+  model = adapt(model)
+  source = tensors.Source(directory)
+  matches = [
+    _match(name, family, model, raw, source.tensors) for name in family.layouts
+  ]
+  best = min(matches, key=lambda m: len(m.problems))
+  if best.problems:
+    raise errors.ConversionError(_says(directory, best, raw))
+  checkpoint = Checkpoint(
+    directory=directory,
+    raw=raw,
+    model=model,
+    parts=family.parts,
+    layout=best.layout,
+    entries=tuple(best.entries),
+    unused=tuple(best.unused),
+    alias=best.alias,
+    source=source,
+  )
+  _check_alias(checkpoint)
+  return checkpoint
+
+
+def read_configs(
+  directory: pathlib.Path,
+) -> tuple[dict[str, Any], families.Family, config_lib.ModelConfig]:
+  """config.json, and the family and the architecture that it names.
+
+  Raises:
+    ConversionError: it is missing, or asks for what is not computed here.
+  """
+  raw = read_json(directory / "config.json")
+  family = families.find(raw)
+  preprocessor = None
+  if (directory / "preprocessor_config.json").exists():
+    preprocessor = read_json(directory / "preprocessor_config.json")
+  model = family.model(raw, preprocessor)
+  if GAZE_KEY in raw:
+    gaze = config_lib.read(config_lib.GazeConfig, raw[GAZE_KEY], GAZE_KEY)
+    model = dataclasses.replace(model, gaze=gaze)
+  return raw, family, model
+
+
+def refuse_other(
+  where: pathlib.Path,
+  found: config_lib.ModelConfig,
+  wanted: config_lib.ModelConfig,
+  part: str,
+) -> None:
+  """Refuses a part of another architecture.
+
+  Raises:
+    ConversionError: names every field that differs.
+  """
+  there, here = (dataclasses.asdict(getattr(m, part)) for m in (found, wanted))
+  differ = [
+    f"model.{part}.{name} is {value!r} there and {here[name]!r} in the config"
+    for name, value in there.items()
+    if name not in _FREE and value != here[name]
+  ]
+  if differ:
+    raise errors.ConversionError(
+      f"{where}: another architecture: {'; '.join(differ)}"
+    )
+
+
+def keep_files(
+  source: pathlib.Path, to: pathlib.Path, names: Iterable[str]
+) -> None:
+  """Copies the files that are there, as they are."""
+  for name in names:
+    if (source / name).is_file():
+      to.mkdir(exist_ok=True)
+      shutil.copyfile(source / name, to / name)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object in a file.
+
+  Raises:
+    ConversionError: it is not there, or no JSON object.
+  """
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise errors.ConversionError(
+      f"{path}: no such file; a checkpoint of transformers has one"
+    ) from None
+  except (OSError, ValueError) as error:
+    raise errors.ConversionError(f"{path}: can't be read: {error}") from None
+  if not isinstance(value, dict):
+    raise errors.ConversionError(f"{path}: not a JSON object")
+  return value
+
+
+def bind(
+  model: config_lib.ModelConfig,
+  parts: Iterable[str],
+  raw: Mapping[str, Any],
+  layout: Mapping[str, str],
+) -> list[keys.Entry]:
+  """Every leaf that a checkpoint of this model, with these names, fills."""
+  shapes = families.shapes(model)
+  entries = []
+  for part in parts:
+    table = families.rules(model, part, raw)
+    leaves = {k: v for k, v in shapes[part].items() if k not in NEW[part]}
+    entries += keys.bind(table, part, leaves, layout)
+  return entries
+
+
+# Leaves that no checkpoint of transformers has, by part.
+NEW: Mapping[str, frozenset[str]] = {
+  "decoder": frozenset(),
+  "vision": frozenset(),
+  "projector": frozenset({"context"}),
+}
+
+
+def _match(
+  name: str,
+  family: families.Family,
+  model: config_lib.ModelConfig,
+  raw: Mapping[str, Any],
+  found: Mapping[str, tensors.Tensor],
+) -> _Match:
+  layout = family.layouts[name]
+  entries = bind(model, family.parts, raw, layout)
+  want = {s: e.torch_shape for e in entries for s in e.sources}
+  unused = _pattern(family.unused(model, raw), layout)
+  dropped = _pattern(family.dropped, layout)
+  match = _Match(name, entries, [], [], [], [])
+  if "head" in layout and (head := keys.in_layout(_HEAD, layout)) not in want:
+    match.alias = head if head in found else ""
+  match.missing = [
+    f"missing: {s} {list(shape)}" for s, shape in want.items() if s not in found
+  ]
+  for key, tensor in found.items():
+    if key in want or key == match.alias or dropped.fullmatch(key):
+      continue
+    if unused.fullmatch(key):
+      match.unused.append(key)
+    else:
+      match.unexpected.append(f"unexpected: {key} {list(tensor.shape)}")
+  match.misshapen = [
+    f"shape of {s}: {list(found[s].shape)} is not {list(shape)}"
+    for s, shape in want.items()
+    if s in found and found[s].shape != shape
+  ]
+  return match
+
+
+def _pattern(
+  patterns: families.Patterns, layout: Mapping[str, str]
+) -> re.Pattern:
+  """One regex of the names in a file; it matches nothing if there are none."""
+  each = []
+  for token, names in patterns.items():
+    under = layout[token] if token else ""
+    prefix = re.escape(f"{under}." if under else "")
+    each += [f"{prefix}(?:{name})" for name in names]
+  return re.compile("|".join(each) or r"(?!)")
+
+
+def _says(
+  directory: pathlib.Path, match: _Match, raw: Mapping[str, Any]
+) -> str:
+  hints = []
+  if not match.alias and any(_is_head(m) for m in match.missing):
+    hints.append(
+      "tie_word_embeddings is false, so the head must be in the file; set it"
+      " to true if the head is the embedding"
+    )
+  rows = [m for m in match.misshapen if "embed_tokens" in m or "lm_head" in m]
+  if rows:
+    text = raw.get("text_config") or raw
+    hints.append(
+      f"vocab_size = {text.get('vocab_size')} in config.json is not the rows"
+      " of the embedding; if it was padded, set vocab_size to its rows"
+    )
+  lines = match.problems + [f"hint: {h}" for h in hints]
+  return (
+    f"{directory}: {len(match.problems)} tensors do not fit a model of type"
+    f" {raw['model_type']!r} (the nearest layout of names: {match.layout}):\n  "
+    + "\n  ".join(lines)
+  )
+
+
+def _is_head(line: str) -> bool:
+  return line.startswith("missing: ") and "lm_head.weight" in line
+
+
+def _check_alias(c: Checkpoint) -> None:
+  """A head beside a tied embedding must repeat it, or one of them is lost."""
+  if not c.alias:
+    return
+  embedding = next(e for e in c.entries if e.path == EMBEDDING)
+  name = embedding.sources[0]
+  rows, width = c.source.tensors[name].shape
+  same = c.source.tensors[c.alias].shape == (rows, width)
+  for start in range(0, rows if same else 0, _ROWS):
+    part = (slice(start, min(start + _ROWS, rows)), slice(0, width))
+    both = [c.source.read(n, part) for n in (name, c.alias)]
+    same = same and np.array_equal(*both, equal_nan=True)
+  if not same:
+    raise errors.ConversionError(
+      f"{c.directory}: tie_word_embeddings is true, and {c.alias} differs from"
+      f" {name}; set tie_word_embeddings to false if it is a head of its own"
+    )

@@ -1,0 +1,278 @@
+"""Our own directory of weights: what launch/convert.py writes.
+
+  gaze.json            the config, the parts that are here, where they came from
+  model*.safetensors   one tensor a leaf, named by its path, in our layout
+  unused.safetensors   tensors of the source that nothing here computes with
+  hf/                  config.json, tokenizer and the rest of the source, as is
+
+It is read by launch/train.py (train.init_from) and launch/generate.py, and
+written back to transformers' format by `launch/convert.py --export`. Every
+device reads its own part of a leaf and no more.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax.convert import errors
+from gaze_jax.convert import families
+from gaze_jax.convert import hf
+from gaze_jax.convert import keys
+from gaze_jax.convert import tensors
+from gaze_jax.convert import writer as writer_lib
+
+NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
+_VERSION = 1
+_BLOCK = 2**27  # elements that are read and written at a time
+
+# A part of a leaf; the index has a slice for each axis.
+Part = Callable[[keys.Index], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What is kept of a checkpoint of transformers for the way back.
+
+  Attributes:
+    layout: name of the layout of its names; "" if there was none.
+    alias: name of a head that repeats the tied embedding; "" for none.
+  """
+
+  layout: str = ""
+  alias: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One parameter, and how to get parts of it.
+
+  Attributes:
+    path: where it belongs.
+    shape: its shape.
+    dtype: its dtype on disk.
+    part: gives a part of it, in any float dtype.
+  """
+
+  path: keys.Path
+  shape: keys.Shape
+  dtype: np.dtype
+  part: Part
+
+  @property
+  def name(self) -> str:
+    return "/".join(self.path)
+
+  def blocks(self) -> Iterator[np.ndarray]:
+    """The leaf in pieces along its leading axes, in order, in its dtype.
+
+    Raises:
+      ConversionError: a finite value does not fit the dtype.
+    """
+    for index in _blocks(self.shape):
+      block = self.part(index)
+      with np.errstate(over="ignore"):  # refused in the next lines
+        narrow = block.astype(self.dtype, copy=False)
+      if self.dtype.itemsize < block.dtype.itemsize and not np.array_equal(
+        np.isfinite(narrow), np.isfinite(block)
+      ):
+        raise errors.ConversionError(
+          f"{self.name}: a value does not fit {self.dtype.name}; choose"
+          " --dtype=bfloat16 or --dtype=float32"
+        )
+      yield narrow
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """An opened directory.
+
+  Attributes:
+    directory: where it is.
+    config: the config that goes with the weights.
+    parts: the keys of the parameters that are here.
+    origin: where they came from.
+    source: its tensors.
+  """
+
+  directory: pathlib.Path
+  config: config_lib.Config
+  parts: tuple[str, ...]
+  origin: Origin
+  source: tensors.Source
+
+  def leaves(self) -> list[Leaf]:
+    """Every leaf that is here, unread."""
+    return leaves_of(self.source)
+
+
+def leaves_of(source: tensors.Source) -> list[Leaf]:
+  """The tensors of a file or directory as leaves, unread."""
+  return [
+    Leaf(
+      tuple(t.name.split("/")),
+      t.shape,
+      t.dtype,
+      functools.partial(source.read, t.name),
+    )
+    for t in source.tensors.values()
+  ]
+
+
+def is_stored(directory: pathlib.Path) -> bool:
+  """Whether a directory is one of ours."""
+  return (directory / NAME).is_file()
+
+
+def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
+  """The content of gaze.json.
+
+  Raises:
+    ConversionError: it is missing, broken, or of a version that is not known.
+  """
+  manifest = hf.read_json(directory / NAME)
+  absent = {"version", "config", "parts", "origin"} - manifest.keys()
+  if absent or manifest["version"] != _VERSION:
+    raise errors.ConversionError(
+      f"{directory / NAME}: not written by this version of launch/convert.py;"
+      " convert the checkpoint again"
+    )
+  return manifest
+
+
+def open_stored(directory: pathlib.Path) -> Stored:
+  """Opens a directory that `write` has written; reads no tensor.
+
+  Raises:
+    ConversionError: it is none, or its leaves are not those of its config;
+      the message lists every difference.
+  """
+  manifest = read_manifest(directory)
+  config = config_lib.from_config_dict(manifest["config"])
+  parts = tuple(manifest["parts"])
+  source = tensors.Source(directory)
+  want = {
+    "/".join((part, *path)): tuple(leaf.shape)
+    for part, tree in families.shapes(config.model).items()
+    if part in parts
+    for path, leaf in keys.flatten(tree)
+  }
+  got = {name: t.shape for name, t in source.tensors.items()}
+  problems = [f"missing: {n} {list(want[n])}" for n in want.keys() - got.keys()]
+  problems += [f"unexpected: {n}" for n in got.keys() - want.keys()]
+  problems += [
+    f"shape of {n}: {list(got[n])} is not {list(want[n])}"
+    for n in want.keys() & got.keys()
+    if want[n] != got[n]
+  ]
+  if problems:
+    raise errors.ConversionError(
+      f"{directory}: the weights do not fit {NAME}:\n  "
+      + "\n  ".join(sorted(problems))
+    )
+  origin = Origin(**manifest["origin"])
+  return Stored(directory, config, parts, origin, source)
+
+
+def write(
+  directory: pathlib.Path,
+  config: config_lib.Config,
+  leaves: Iterable[Leaf],
+  origin: Origin = Origin(),
+) -> None:
+  """Writes leaves one piece at a time into an empty directory.
+
+  Args:
+    directory: empty; give it its name when all is written
+      (`tensors.destination`).
+    config: the config that goes with them.
+    leaves: every leaf of each part that has one.
+    origin: where they came from.
+  """
+  leaves = list(leaves)
+  write_leaves(directory, leaves)
+  manifest = dict(
+    version=_VERSION,
+    config=config_lib.to_dict(config),
+    parts=sorted({leaf.path[0] for leaf in leaves}),
+    origin=dataclasses.asdict(origin),
+  )
+  text = json.dumps(manifest, indent=2)
+  (directory / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
+  """Writes tensors into a directory, or into one safetensors file."""
+  leaves = list(leaves)
+  specs = {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves}
+  with writer_lib.Writer(path, specs) as writer:
+    for leaf in leaves:
+      for block in leaf.blocks():
+        writer.write(leaf.name, block)
+
+
+def load(
+  leaves: Iterable[Leaf],
+  *,
+  dtype: Any = np.float32,
+  sharding: Callable[[keys.Path], jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
+  """Arrays on devices; each device's part is read by itself.
+
+  Args:
+    leaves: of `Stored.leaves` or `convert.leaves`.
+    dtype: of the arrays.
+    sharding: path -> sharding; all on the first device by default.
+
+  Returns:
+    Nested dict of jax arrays.
+  """
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  place = sharding or (lambda path: here)
+  return keys.unflatten(
+    {
+      leaf.path: jax.make_array_from_callback(
+        leaf.shape,
+        place(leaf.path),
+        lambda index, leaf=leaf: leaf.part(index).astype(dtype, copy=False),
+      )
+      for leaf in leaves
+    }
+  )
+
+
+def from_params(params: Mapping[str, Any]) -> list[Leaf]:
+  """Leaves of parameters in memory."""
+  return [
+    Leaf(path, x.shape, np.dtype(x.dtype), lambda i, x=x: np.asarray(x[i]))
+    for path, x in keys.flatten(params)
+  ]
+
+
+def _blocks(shape: keys.Shape) -> Iterator[keys.Index]:
+  """Indices of pieces that lie one after the other in row-major order.
+
+  A piece is at most `_BLOCK` elements, or one row of the first two axes.
+  """
+  if not shape:
+    yield ()
+    return
+  full = tuple(slice(0, n) for n in shape)
+  if (size := int(np.prod(shape))) <= _BLOCK:
+    yield full
+    return
+  row = size // shape[0]
+  if row > _BLOCK and len(shape) > 1:
+    for i in range(shape[0]):
+      for index in _blocks(shape[1:]):
+        yield (slice(i, i + 1), *index)
+    return
+  step = max(_BLOCK // row, 1)
+  for start in range(0, shape[0], step):
+    yield (slice(start, min(start + step, shape[0])), *full[1:])

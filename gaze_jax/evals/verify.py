@@ -1,0 +1,237 @@
+"""Our weights against transformers' own run of a checkpoint.
+
+Shapes do not show every mistake: query and key of one size may be swapped. So
+the same inputs go through both models, in float32. This module alone imports
+torch and transformers, and only `launch/convert.py --verify` imports it.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.convert import hf
+from gaze_jax.evals import weights
+from gaze_jax.models import mllm
+from gaze_jax.models import vision
+
+# Largest error that is rounding, as a share of the largest number there is.
+TOLERANCE = 1e-3
+_TOKENS = 24  # of text
+
+
+class VerifyError(errors.GazeError):
+  """Our numbers are not those of transformers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """One output of both models.
+
+  Attributes:
+    what: its name.
+    error: largest absolute difference.
+    scale: largest absolute number of transformers' output.
+  """
+
+  what: str
+  error: float
+  scale: float
+
+  def __str__(self) -> str:
+    return (
+      f"{self.what}: largest error {self.error:.2e}, scale {self.scale:.3g}"
+    )
+
+
+def verify(ours: pathlib.Path, reference: pathlib.Path) -> list[Compared]:
+  """Runs random inputs through both and compares.
+
+  Args:
+    ours: what is to be checked: a directory of ours, or one of transformers,
+      which is converted on the way.
+    reference: a checkpoint that transformers loads.
+
+  Raises:
+    VerifyError: an output differs by more than rounding; names each.
+    errors.GazeError: a directory can't be used.
+  """
+  config, params = weights.load(ours)
+  raw, family, _ = hf.read_configs(reference)
+  model = _transformers(reference, raw)
+  missing = set(family.parts) - params.keys()
+  if missing:
+    raise errors.GazeError(f"{ours} has no {', '.join(sorted(missing))}")
+  results = []
+  if "vision" in family.parts:
+    results.append(_vision(params, config.model, model))
+  if "decoder" in family.parts:
+    results.append(_text(params, config.model, model))
+  if "projector" in family.parts:
+    results.append(_projector(params, config.model, model))
+  bad = [r for r in results if not r.error <= TOLERANCE * r.scale]
+  if bad:
+    raise VerifyError(
+      f"{ours} does not compute what transformers does with {reference}: "
+      + "; ".join(map(str, bad))
+    )
+  return results
+
+
+def _transformers(reference: pathlib.Path, raw: Any) -> Any:
+  """The model as transformers loads it, float32; no code of its own runs."""
+  name = raw["architectures"][0]
+  model, found = getattr(transformers, name).from_pretrained(
+    reference,
+    dtype="float32",
+    local_files_only=True,
+    trust_remote_code=False,
+    attn_implementation="eager",
+    output_loading_info=True,
+  )
+  if found["missing_keys"]:
+    raise errors.GazeError(
+      f"{reference}: transformers does not find"
+      f" {', '.join(sorted(found['missing_keys'])[:4])} in it and would draw"
+      " them at random; write it anew with --export and verify that"
+    )
+  return model.eval()
+
+
+def _vision(
+  params: mllm.Params, config: config_lib.ModelConfig, model: Any
+) -> Compared:
+  """The hidden state that the projector reads, of two random pictures."""
+  c = config.vision
+  tower = _first(model, "model.vision_tower", "vision_model", "")
+  rng = np.random.default_rng(0)
+  if c.max_patches:
+    images, inputs = _random_patches(rng, c)
+  else:
+    size = (2, c.image_size, c.image_size, 3)
+    images = rng.normal(size=size).astype(np.float32)
+    inputs = dict(pixel_values=images.transpose(0, 3, 1, 2))
+  with torch.no_grad():
+    out = tower(**_tensors(inputs), output_hidden_states=True)
+  state = out.hidden_states[c.layers_used]
+  want = (out.last_hidden_state if c.final_norm else state).numpy()
+  apply = jax.jit(vision.ViT(c).apply)
+  got = np.asarray(apply({"params": params["vision"]}, images))
+  want = want[:, int(c.class_token) :]
+  if c.max_patches:
+    seen = inputs["pixel_attention_mask"].astype(bool)
+    got, want = got[seen], want[seen]
+  return _compare("features of pictures", got, want)
+
+
+def _random_patches(
+  rng: np.random.Generator, c: config_lib.VisionConfig
+) -> tuple[types.Patches, dict[str, np.ndarray]]:
+  """Two pictures of other aspects, as patches for both models."""
+  side = c.position_grid
+  grid = np.array([[side, side - 1], [side - 2, side]], np.int32)
+  shape = (2, c.max_patches, 3 * c.patch_size**2)
+  mask = np.arange(c.max_patches) < grid.prod(1)[:, None]
+  pixels = rng.normal(size=shape).astype(np.float32) * mask[..., None]
+  inputs = dict(
+    pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=grid
+  )
+  return types.Patches(pixels, grid), inputs
+
+
+def _text(
+  params: mllm.Params, config: config_lib.ModelConfig, model: Any
+) -> Compared:
+  """Logits of random tokens."""
+  vocab = config.decoder.vocab_size
+  tokens = np.random.default_rng(0).integers(0, vocab, _TOKENS)
+  with torch.no_grad():
+    want = model(input_ids=torch.tensor(tokens[None])).logits[0, :-1].numpy()
+  got = text_logits(params, config, tokens)
+  return _compare("logits of text", got, want)
+
+
+def text_logits(
+  params: mllm.Params, config: config_lib.ModelConfig, tokens: np.ndarray
+) -> np.ndarray:
+  """float32 [n - 1, V], what follows each of int [n] tokens but the last."""
+  before = [layout.Text(tokens[:1].tolist())]
+  return logits(params, config, before, tokens[1:].tolist(), None)
+
+
+def _compare(what: str, got: np.ndarray, want: np.ndarray) -> Compared:
+  return Compared(
+    what, float(np.abs(got - want).max()), float(np.abs(want).max())
+  )
+
+
+def logits(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  before: Sequence[layout.Text | layout.Unit],
+  answer: Sequence[int],
+  images: np.ndarray | None,
+) -> np.ndarray:
+  """Logits that predict each token of an answer, all regions read.
+
+  Args:
+    params: of the decoder, and of the rest if there are images.
+    config: the model.
+    before: what comes before the answer, as `layout.lay_out` takes it.
+    answer: token ids.
+    images: float32 [tiles, height, width, 3]; None for text alone.
+
+  Returns:
+    float32 [len(answer), V].
+  """
+  said = layout.Text(list(answer), question=0)
+  units = [p for p in before if isinstance(p, layout.Unit)]
+  length = sum(
+    p.tokens + config.gaze.context_tokens
+    if isinstance(p, layout.Unit)
+    else len(p.ids)
+    for p in [*before, said]
+  )
+  data = config_lib.DataConfig(
+    sequence_length=length,
+    max_units=max(len(units), 1),
+    answer_slots=len(answer),
+  )
+  whole = config_lib.Config(model=config, data=data)
+  shape = layout.row_shape(whole)
+  row = layout.lay_out([*before, said], shape)
+  pixels = None
+  if images is not None:
+    room = ((0, max(shape.tiles, 1) - len(images)), (0, 0), (0, 0), (0, 0))
+    pixels = np.pad(images, room)[None]
+  batch = layout.make_batch([row], pixels)
+  dense, _ = layout.budgets(whole)
+  run = jax.jit(mllm.apply, static_argnums=1)
+  out = run(params, config, batch, jnp.array([dense]))
+  return np.asarray(out.logits[0])
+
+
+def _first(model: Any, *names: str) -> Any:
+  """The first submodule that is there; "" is the model itself."""
+  for name in names:
+    try:
+      return model.get_submodule(name)
+    except AttributeError:
+      continue
+  raise errors.GazeError(f"{type(model).__name__} has none of {names}")
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  return {
+    k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()
+  }
