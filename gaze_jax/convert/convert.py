@@ -4,6 +4,7 @@ The destination gets its name at the end, when all is there. One piece of one
 tensor is read and written at a time.
 """
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -29,13 +30,14 @@ _TEXT_SLOTS = 1024  # room for text in a row, beside one picture
 
 
 def to_ours(
-  source: pathlib.Path, to: pathlib.Path, *, dtype: str | None = None
-) -> store.Stored:
+  source: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
+) -> None:
   """Converts a checkpoint of transformers.
 
   Args:
     source: its directory.
-    to: a directory that does not exist yet, or is empty.
+    to: a directory that does not exist yet, or is empty; None checks
+      everything but the values, and writes nothing.
     dtype: "float32", "bfloat16" or "float16"; as in the source by default.
 
   Raises:
@@ -44,23 +46,24 @@ def to_ours(
   """
   checkpoint = hf.open_checkpoint(source)
   origin = store.Origin(checkpoint.layout, checkpoint.alias)
+  parts = leaves(checkpoint, dtype)
+  if to is None:
+    return
   with writer_lib.destination(to) as directory:
-    parts = leaves(checkpoint, dtype)
     store.write(directory, config_for(checkpoint.model), parts, origin)
     kept = directory / store.SOURCE
     hf.keep_files(source, kept, hf.FILES)
     _keep_unused(checkpoint, directory)
-  return store.open_stored(to)
 
 
 def assemble(
   text_source: pathlib.Path,
   vision_source: pathlib.Path,
   config: config_lib.Config,
-  to: pathlib.Path,
+  to: pathlib.Path | None,
   *,
   dtype: str | None = None,
-) -> store.Stored:
+) -> None:
   """Makes a multimodal model of a decoder and a vision tower.
 
   The projector and the context tokens are new, from `config.train.seed`.
@@ -84,11 +87,12 @@ def assemble(
     hf.refuse_other(checkpoint.directory, checkpoint.model, config.model, part)
     parts += [p for p in leaves(checkpoint, dtype) if p.path[0] == part]
   parts += _new(config.model, None, dtype or "float32")
+  if to is None:
+    return
   with writer_lib.destination(to) as directory:
     store.write(directory, config, parts)
     hf.keep_files(text_source, directory / store.SOURCE, hf.TEXTS)
     hf.keep_files(vision_source, directory / store.SOURCE, hf.PICTURES)
-  return store.open_stored(to)
 
 
 def leaves(c: hf.Checkpoint, dtype: str | None = None) -> list[store.Leaf]:
@@ -166,3 +170,31 @@ def _keep_unused(c: hf.Checkpoint, directory: pathlib.Path) -> None:
   kept = [leaf for leaf in store.leaves_of(c.source) if leaf.name in unused]
   if kept:
     store.write_leaves(directory / store.UNUSED, kept)
+
+
+def inspect(directory: pathlib.Path) -> str:
+  """What a directory holds, for people; reads no tensor.
+
+  Raises:
+    ConversionError: it holds no checkpoint, of transformers or ours.
+  """
+  if store.is_stored(directory):
+    stored = store.open_stored(directory)
+    what, model, parts = "ours", stored.config.model, stored.parts
+    found, rest = stored.source.tensors, ()
+  else:
+    c = hf.open_checkpoint(directory)
+    what = f"transformers, {c.raw['model_type']}, layout of names {c.layout}"
+    model, parts, found, rest = c.model, c.parts, c.source.tensors, c.unused
+  used = [t for name, t in found.items() if name not in rest]
+  kinds = collections.Counter(t.dtype.name for t in used)
+  size = sum(t.bytes for t in used)
+  return "\n".join(
+    [
+      f"{directory}: {what}",
+      f"tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"
+      f", {size / 1e9:.3f} GB",
+      *([f"kept but not computed with: {len(rest)}"] if rest else []),
+      *(f"{part}: {getattr(model, part)}" for part in parts),
+    ]
+  )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gaze_jax.convert import errors
 from gaze_jax.convert import families
 from gaze_jax.convert import hf
 from gaze_jax.convert import keys
@@ -21,7 +22,7 @@ from gaze_jax.convert import writer as writer_lib
 
 
 def to_hf(
-  source: pathlib.Path, to: pathlib.Path, *, dtype: str | None = None
+  source: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
 ) -> None:
   """Writes weights of ours as a checkpoint that transformers loads.
 
@@ -31,13 +32,19 @@ def to_hf(
 
   Args:
     source: a directory of `convert.to_ours` or `convert.assemble`.
-    to: a directory that does not exist yet, or is empty.
+    to: a directory that does not exist yet, or is empty; None checks
+      everything and writes nothing.
     dtype: "float32", "bfloat16" or "float16"; as stored by default.
 
   Raises:
     ConversionError: no family of transformers computes this model; nothing is
       left at `to`.
   """
+  if not store.is_stored(source):
+    raise errors.ConversionError(
+      f"{source}: not a directory of ours; make one with --to, from a workdir"
+      " of launch/train.py or a checkpoint of transformers"
+    )
   stored = store.open_stored(source)
   model, origin = stored.config.model, stored.origin
   kept = source / store.SOURCE / "config.json"
@@ -57,6 +64,8 @@ def to_hf(
       head = dataclasses.replace(entry, sources=(origin.alias,))
       out += _torch_leaves(head, leaf, dtype)
   new = [leaf for leaf in by_path.values() if leaf.shape[0]]
+  if to is None:
+    return
   with writer_lib.destination(to) as directory:
     store.write_leaves(directory, out + _unused(source, dtype))
     hf.keep_files(source / store.SOURCE, directory, hf.FILES)

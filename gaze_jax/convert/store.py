@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
@@ -30,6 +31,7 @@ from gaze_jax.convert import writer as writer_lib
 
 NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
 _VERSION = 1
+_SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
 
 # A part of a leaf; the index has a slice for each axis.
@@ -211,10 +213,20 @@ def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
   """Writes tensors into a directory, or into one safetensors file."""
   leaves = list(leaves)
   specs = {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves}
-  with writer_lib.Writer(path, specs) as writer:
+  total = sum(int(np.prod(n)) * kind.itemsize for n, kind in specs.values())
+  bar = tqdm.tqdm(
+    total=total,
+    desc="writing",
+    unit="B",
+    unit_scale=True,
+    mininterval=5,
+    disable=total < _SHOWN,
+  )
+  with bar, writer_lib.Writer(path, specs) as writer:
     for leaf in leaves:
       for block in leaf.blocks():
         writer.write(leaf.name, block)
+        bar.update(block.nbytes)
 
 
 def load(

@@ -1,17 +1,26 @@
 """Config and parameters out of any directory that holds them."""
 
+import dataclasses
 import pathlib
+import shutil
 
 import jax
+import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.convert import convert
 from gaze_jax.convert import hf
 from gaze_jax.convert import store
+from gaze_jax.convert import writer
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import frozen
+
+
+def is_run(directory: pathlib.Path) -> bool:
+  """Whether a directory is a workdir of launch/train.py."""
+  return (directory / "checkpoints").is_dir()
 
 
 def load(
@@ -29,10 +38,12 @@ def load(
   Raises:
     errors.GazeError: it is none of these, or it is broken.
   """
+  if not directory.is_dir():
+    raise errors.GazeError(f"{directory}: no such directory")
   if store.is_stored(directory):
     stored = store.open_stored(directory)
     return stored.config, store.load(stored.leaves())
-  if (directory / "checkpoints").is_dir():
+  if is_run(directory):
     saved = checkpoint.Checkpoints(directory, keep=1, create=False)
     config, params = saved.config(), saved.params()
     saved.close()
@@ -44,3 +55,38 @@ def load(
     )
   source = hf.open_checkpoint(directory)
   return convert.config_for(source.model), store.load(convert.leaves(source))
+
+
+def keep(
+  run: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
+) -> None:
+  """Writes the newest checkpoint of a run, whole, as launch/convert.py does.
+
+  What the weights that it started from (train.init_from) brought along for
+  the way back is taken over, so that it can be exported.
+
+  Args:
+    run: a workdir.
+    to: a new directory; None checks that there is one to write.
+    dtype: of the weights; float32 by default.
+
+  Raises:
+    errors.GazeError: there is no checkpoint, or `to` is taken.
+  """
+  config, params = load(run)
+  kind = np.dtype(dtype or "float32")
+  leaves = [
+    dataclasses.replace(leaf, dtype=kind) for leaf in store.from_params(params)
+  ]
+  origin, start = store.Origin(), None
+  if config.train.init_from:
+    start = pathlib.Path(config.train.init_from)
+    origin = store.open_stored(start).origin
+  if to is None:
+    return
+  with writer.destination(to) as directory:
+    store.write(directory, config, leaves, origin)
+    if start and (start / store.SOURCE).is_dir():
+      shutil.copytree(start / store.SOURCE, directory / store.SOURCE)
+    if start and (start / store.UNUSED).exists():
+      shutil.copyfile(start / store.UNUSED, directory / store.UNUSED)
