@@ -187,16 +187,41 @@ def dropped() -> list[str]:
   return [r"embeddings\.position_ids"]
 
 
-def to_hf(c: config_lib.VisionConfig, model_type: str) -> dict[str, Any]:
+def model_type_of(c: config_lib.VisionConfig) -> str:
+  """The model_type that can hold a tower which came from no checkpoint.
+
+  Raises:
+    ConversionError: none can.
+  """
+  for kind, family in vision_tables.FAMILIES.items():
+    naflex = kind == "siglip2_vision_model"
+    if not _misfits(c, family) and bool(c.max_patches) == naflex:
+      return kind
+  names = sorted({n for f in vision_tables.FAMILIES.values() for n in f.flags})
+  told = ", ".join(f"{n} = {getattr(c, n)}" for n in (*names, "max_patches"))
+  raise errors.ConversionError(
+    f"model.vision: no family of transformers has a tower with {told}; known"
+    f" are {', '.join(vision_tables.FAMILIES)}"
+  )
+
+
+def to_hf(
+  c: config_lib.VisionConfig, model_type: str | None = None
+) -> dict[str, Any]:
   """The config that transformers reads a tower of ours with.
 
   It has the layers that we run and no pooling head, so its features are those
   of its last layer.
 
+  Args:
+    c: the tower.
+    model_type: of what is written; None for one that can hold it.
+
   Raises:
     ConversionError: this family does not compute such a tower.
   """
-  family, kind = _family(c, model_type), _kind(model_type)
+  kind = _kind(model_type or model_type_of(c))
+  family = _family(c, kind)
   names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
   out = dict(
     architectures=[family.architecture],
@@ -258,11 +283,7 @@ def _family(
   kind = _kind(model_type)
   family = vision_tables.FAMILIES[kind]
   naflex = kind == "siglip2_vision_model"
-  wrong = [
-    f"{name} = {getattr(c, name)}"
-    for name, wanted in family.flags.items()
-    if getattr(c, name) != wanted
-  ]
+  wrong = [f"{name} = {getattr(c, name)}" for name in _misfits(c, family)]
   if bool(c.max_patches) != naflex:
     wrong.append(f"max_patches = {c.max_patches}")
   if wrong:
@@ -271,6 +292,12 @@ def _family(
       f" {', '.join(wrong)}; take the family that has"
     )
   return family
+
+
+def _misfits(
+  c: config_lib.VisionConfig, family: vision_tables.Family
+) -> list[str]:
+  return [n for n, wanted in family.flags.items() if getattr(c, n) != wanted]
 
 
 def _refuse_unknown_math(value: Raw) -> None:

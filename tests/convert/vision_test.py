@@ -298,6 +298,19 @@ def test_a_tower_of_ours_is_read_by_transformers(saved, name, tmp_path):
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ALL[:4])
+def test_a_tower_from_nowhere_finds_its_family(name):
+  config = convert.config({"model_type": name})
+  assert convert.model_type_of(config) == name
+  assert convert.to_hf(config) == convert.to_hf(config, name)
+
+
+def test_a_tower_that_is_in_no_family_says_so():
+  config = config_lib.VisionConfig(pre_norm=True)
+  with pytest.raises(errors.ConversionError, match="no family.*pre_norm = Tr"):
+    convert.to_hf(config)
+
+
 def test_what_a_config_leaves_out_is_what_transformers_fills_in():
   t = transformers
   for cls in (
