@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import json
 import logging as py_logging
 import os
 import pathlib
@@ -98,8 +99,11 @@ def _define_config(argv: list[str]) -> list[str]:
 
 
 def _load(path: pathlib.Path) -> config_lib.Config:
+  """A config file: one of configs/, or the JSON of a run or converted model."""
   if not path.is_file():
     raise errors.GazeError(f"{path}: there is no such config file")
+  if path.suffix == ".json":
+    return _load_json(path)
   spec = importlib.util.spec_from_file_location("_config", path)
   module = importlib.util.module_from_spec(spec)
   sys.path.insert(0, str(path.parent.absolute()))  # a variant imports its base
@@ -113,6 +117,14 @@ def _load(path: pathlib.Path) -> config_lib.Config:
   finally:
     del sys.path[0]
   return config_lib.parse(raw)
+
+
+def _load_json(path: pathlib.Path) -> config_lib.Config:
+  try:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise errors.GazeError(f"{path}: not JSON: {error}") from None
+  return config_lib.parse(raw.get("config", raw))  # gaze.json holds more
 
 
 def _paths(table: dict, path: str = "") -> set[str]:

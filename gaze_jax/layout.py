@@ -206,9 +206,9 @@ def concatenate(
 
 
 def make_batch(
-  rows: Sequence[dict[str, np.ndarray]], images: np.ndarray
+  rows: Sequence[dict[str, np.ndarray]], images: types.Leaf
 ) -> types.Batch:
-  """Stacks laid-out rows, with their images `[B, M, ...]`, into a batch."""
+  """Stacks laid-out rows into a batch, with their images (see `Batch`)."""
   stacked = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
   names = [f.name for f in dataclasses.fields(types.Layout)]
   layout = types.Layout(**{k: stacked.pop(k) for k in names})

@@ -1,6 +1,7 @@
 """Commands in-process: flags to a config, errors to a line."""
 
 import errno
+import json
 
 import pytest
 from absl import flags
@@ -149,6 +150,20 @@ def test_a_variant_imports_its_base(tmp_path):
   variant = tmp_path / "variant.py"
   variant.write_text("from base_of_variant import get_config")
   assert cli._load(variant).train.steps == 3
+
+
+def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
+  config = config_lib.Config(train=config_lib.TrainConfig(steps=7))
+  file = tmp_path / "config.json"
+  for raw in (
+    config_lib.to_dict(config),
+    {"config": config_lib.to_dict(config)},
+  ):
+    file.write_text(json.dumps(raw))
+    assert cli._load(file) == config
+  file.write_text("{")
+  with pytest.raises(errors.GazeError, match="not JSON"):
+    cli._load(file)
 
 
 def test_whole_numbers():

@@ -84,6 +84,11 @@ def assemble(
   tower = hf.open_checkpoint(vision_source, view)
   parts = []
   for checkpoint, part in ((decoder, "decoder"), (tower, "vision")):
+    if part not in checkpoint.parts:
+      raise errors.ConversionError(
+        f"{checkpoint.directory}: a {checkpoint.raw['model_type']} checkpoint"
+        f" has no {part}"
+      )
     hf.refuse_other(checkpoint.directory, checkpoint.model, config.model, part)
     parts += [p for p in leaves(checkpoint, dtype) if p.path[0] == part]
   parts += _new(config.model, None, dtype or "float32")

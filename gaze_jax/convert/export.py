@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,13 @@ def to_hf(
     )
   stored = store.open_stored(source)
   model, origin = stored.config.model, stored.origin
-  kept = source / store.SOURCE / "config.json"
-  raw = hf.read_json(kept) if kept.exists() else _from_scratch(stored)
+  files = source / store.SOURCE
+  kept = (files / "config.json").exists()
+  raw = hf.read_json(files / "config.json") if kept else _config(stored)
   family = families.find(raw)
-  layouts = family.layouts
-  layout = layouts[origin.layout or next(iter(layouts))]
-  if kept.exists():
-    for part in stored.parts:
-      hf.refuse_other(kept, hf.read_configs(kept.parent)[2], model, part)
+  layout = family.layouts[origin.layout or family.written]
+  for part in stored.parts if kept else ():
+    hf.refuse_other(files, hf.read_configs(files)[2], model, part)
   by_path = {leaf.path: leaf for leaf in stored.leaves()}
   out = []
   for entry in hf.bind(model, stored.parts, raw, layout):
@@ -67,15 +66,18 @@ def to_hf(
   if to is None:
     return
   with writer_lib.destination(to) as directory:
-    store.write_leaves(directory, out + _unused(source, dtype))
-    hf.keep_files(source / store.SOURCE, directory, hf.FILES)
+    rest = _unused(source, dtype) if kept else _filler(stored, raw, layout)
+    store.write_leaves(directory, out + rest)
+    hf.keep_files(files, directory, hf.FILES)
     changed = {k: dtype for k in ("dtype", "torch_dtype") if dtype and k in raw}
     if new:
       store.write_leaves(directory / hf.GAZE_FILE, new)
       changed[hf.GAZE_KEY] = dataclasses.asdict(model.gaze)
-    if changed or not kept.exists():
-      text_of = json.dumps(raw | changed, indent=2) + "\n"
-      (directory / "config.json").write_text(text_of, encoding="utf-8")
+    if changed or not kept:
+      _write_json(directory / "config.json", raw | changed)
+    pictures = directory / "preprocessor_config.json"
+    if "vision" in stored.parts and not pictures.exists():
+      _write_json(pictures, llava.preprocessor_to_hf(model))
 
 
 def _torch_leaves(
@@ -108,11 +110,28 @@ def _unused(source: pathlib.Path, dtype: str | None) -> list[store.Leaf]:
   return [dataclasses.replace(leaf, dtype=np.dtype(dtype)) for leaf in kept]
 
 
-def _from_scratch(stored: store.Stored) -> dict[str, Any]:
+def _config(stored: store.Stored) -> dict[str, Any]:
   """The config.json of a model that came from no single checkpoint."""
   model = stored.config.model
   if "projector" in stored.parts:
     return llava.to_hf(model)
   if "decoder" in stored.parts:
     return text.to_hf(model.decoder)
-  return vision.to_hf(model.vision)
+  return vision.to_hf(model.vision, llava.vision_kind(model.vision))
+
+
+def _filler(
+  stored: store.Stored, raw: Mapping[str, Any], layout: Mapping[str, str]
+) -> list[store.Leaf]:
+  """Weights that transformers wants and nothing depends on."""
+  if "vision" not in stored.parts:
+    return []
+  tower = stored.config.model.vision
+  found = vision.filler(tower, families.vision_type(raw))
+  return store.from_params(
+    {keys.in_layout(name, layout): value for name, value in found.items()}
+  )
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

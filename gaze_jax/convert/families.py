@@ -28,6 +28,7 @@ class Family:
     parts: the keys of our parameters that such a checkpoint fills.
     model: (config.json, preprocessor_config.json or None) -> ModelConfig.
     layouts: name -> token -> prefix, all that are found in the wild.
+    written: the layout that a new checkpoint gets.
     unused: (ModelConfig, config.json) -> what the file may hold and nothing
       here computes with; it is kept aside for the way back.
     dropped: buffers that follow from the config.
@@ -36,6 +37,7 @@ class Family:
   parts: tuple[str, ...]
   model: Callable[[Raw, Raw | None], config_lib.ModelConfig]
   layouts: Mapping[str, Mapping[str, str]]
+  written: str
   unused: Callable[[config_lib.ModelConfig, Raw], Patterns]
   dropped: Patterns
 
@@ -64,9 +66,14 @@ def rules(
     return text.rules(model.decoder)
   if part == "projector":
     return llava.rules(model)
-  whole = raw["model_type"] in llava.MODEL_TYPES
-  kind = llava.vision_type(raw) if whole else vision.tower(raw)[0]
-  return vision.rules(model.vision, kind)
+  return vision.rules(model.vision, vision_type(raw))
+
+
+def vision_type(raw: Raw) -> str:
+  """model_type of the vision tower of a checkpoint that has one."""
+  if raw["model_type"] in llava.MODEL_TYPES:
+    return llava.vision_type(raw)
+  return vision.tower(raw)[0]
 
 
 def shapes(model: config_lib.ModelConfig) -> dict[str, Any]:
@@ -80,15 +87,15 @@ def _tower(raw: Raw, preprocessor: Raw | None) -> config_lib.ModelConfig:
 
 
 def _beside_tower(model: config_lib.ModelConfig, raw: Raw) -> Patterns:
-  kind, _ = vision.tower(raw)
-  beside = vision.beside(raw["model_type"])
-  return {"vision": vision.unused(model.vision, kind), "": beside}
+  unused = vision.unused(model.vision, vision_type(raw))
+  return {"vision": unused, "": vision.beside(raw["model_type"])}
 
 
 _TEXT = Family(
   parts=("decoder",),
   model=lambda raw, _: config_lib.ModelConfig(decoder=text.config(raw)),
   layouts=text.LAYOUTS,
+  written="causal LM",
   unused=lambda model, raw: {},
   dropped=text.DROPPED,
 )
@@ -96,6 +103,7 @@ _VISION = Family(
   parts=("vision",),
   model=_tower,
   layouts=vision.LAYOUTS,
+  written="bare tower",
   unused=_beside_tower,
   dropped={"vision": vision.dropped()},
 )
@@ -103,8 +111,9 @@ _WHOLE = Family(
   parts=("vision", "projector", "decoder"),
   model=llava.config,
   layouts=llava.LAYOUTS,
+  written="B (llava-hf)",
   unused=lambda model, raw: {
-    "vision": vision.unused(model.vision, llava.vision_type(raw))
+    "vision": vision.unused(model.vision, vision_type(raw))
   },
   dropped=text.DROPPED | {"vision": vision.dropped()},
 )

@@ -173,7 +173,7 @@ def to_hf(
     ConversionError: no family of transformers computes this model.
   """
   _refuse_unknown_parts(model)
-  kind = _vision_kind(model.vision)
+  kind = vision_kind(model.vision)
   last = model.decoder.vocab_size - 1
   out = dict(
     architectures=["LlavaForConditionalGeneration"],
@@ -302,7 +302,10 @@ def _tiling(
   )
 
 
-def _vision_kind(tower: config_lib.VisionConfig) -> str:
+def vision_kind(tower: config_lib.VisionConfig) -> str:
+  """model_type of transformers that has such a tower."""
+  if tower.max_patches:
+    return "siglip2_vision_model"
   if tower.layer_scale:
     return "dinov2"
   return "clip_vision_model" if tower.class_token else "siglip_vision_model"

@@ -6,8 +6,9 @@ torch and transformers, and only `launch/convert.py --verify` imports it.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from gaze_jax import errors
 from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.convert import hf
+from gaze_jax.data import requests
+from gaze_jax.data import units
 from gaze_jax.evals import weights
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -78,7 +81,7 @@ def verify(ours: pathlib.Path, reference: pathlib.Path) -> list[Compared]:
   if "decoder" in family.parts:
     results.append(_text(params, config.model, model))
   if "projector" in family.parts:
-    results.append(_projector(params, config.model, model))
+    results.append(_whole(params, config.model, model))
   bad = [r for r in results if not r.error <= TOLERANCE * r.scale]
   if bad:
     raise VerifyError(
@@ -165,60 +168,72 @@ def text_logits(
   params: mllm.Params, config: config_lib.ModelConfig, tokens: np.ndarray
 ) -> np.ndarray:
   """float32 [n - 1, V], what follows each of int [n] tokens but the last."""
-  before = [layout.Text(tokens[:1].tolist())]
-  return logits(params, config, before, tokens[1:].tolist(), None)
+  before = layout.Text(tokens[:1].tolist())
+  said = layout.Text(tokens[1:].tolist(), question=0)
+  request = requests.Request((before, said), np.zeros((0, 1, 1, 3), np.float32))
+  return logits(params, config, request)
 
 
-def _compare(what: str, got: np.ndarray, want: np.ndarray) -> Compared:
-  return Compared(
-    what, float(np.abs(got - want).max()), float(np.abs(want).max())
-  )
+def _whole(
+  params: mllm.Params, config: config_lib.ModelConfig, model: Any
+) -> Compared:
+  """Logits of text after one picture, through all three parts."""
+  # Context tokens are ours alone.
+  gaze = dataclasses.replace(config.gaze, context_tokens=0)
+  config = dataclasses.replace(config, gaze=gaze)
+  projector = params["projector"] | {
+    "context": params["projector"]["context"][:0]
+  }
+  rng = np.random.default_rng(0)
+  side = config.vision.image_size
+  picture = rng.integers(0, 256, (side, 2 * side - 5, 3), np.uint8)
+  seen = units.of_images([picture], config)[0]
+  text = rng.integers(0, config.decoder.vocab_size - 2, _TOKENS).tolist()
+  before, said = layout.Text(text[:4]), layout.Text(text[4:], question=0)
+  request = requests.Request((before, *seen.units, said), seen.pixels)
+  got = logits(params | {"projector": projector}, config, request)
+  marks = [model.config.image_token_index] * sum(u.tokens for u in seen.units)
+  pixels = seen.pixels.transpose(0, 3, 1, 2)
+  inputs = dict(input_ids=np.array([text[:4] + marks + text[4:]]))
+  if config.tiling.kind == "anyres":
+    sizes = np.array([picture.shape[:2]])
+    inputs |= dict(pixel_values=pixels[None], image_sizes=sizes)
+  else:
+    inputs |= dict(pixel_values=pixels)
+  with torch.no_grad():
+    out = model(**_tensors(inputs)).logits[0, -len(text) + 3 : -1].numpy()
+  return _compare("logits after a picture", got, out)
 
 
 def logits(
   params: mllm.Params,
   config: config_lib.ModelConfig,
-  before: Sequence[layout.Text | layout.Unit],
-  answer: Sequence[int],
-  images: np.ndarray | None,
+  request: requests.Request,
 ) -> np.ndarray:
-  """Logits that predict each token of an answer, all regions read.
+  """Logits that predict each token of the answer in a request, densely.
 
   Args:
-    params: of the decoder, and of the rest if there are images.
-    config: the model.
-    before: what comes before the answer, as `layout.lay_out` takes it.
-    answer: token ids.
-    images: float32 [tiles, height, width, 3]; None for text alone.
+    params: of the decoder, and of the rest if there are pictures.
+    config: the model; every region is read, whatever its budget.
+    request: with one part whose `question` is 0.
 
   Returns:
-    float32 [len(answer), V].
+    float32 [tokens of the answer, V].
   """
-  said = layout.Text(list(answer), question=0)
-  units = [p for p in before if isinstance(p, layout.Unit)]
-  length = sum(
-    p.tokens + config.gaze.context_tokens
-    if isinstance(p, layout.Unit)
-    else len(p.ids)
-    for p in [*before, said]
-  )
-  data = config_lib.DataConfig(
-    sequence_length=length,
-    max_units=max(len(units), 1),
-    answer_slots=len(answer),
-  )
-  whole = config_lib.Config(model=config, data=data)
-  shape = layout.row_shape(whole)
-  row = layout.lay_out([*before, said], shape)
-  pixels = None
-  if images is not None:
-    room = ((0, max(shape.tiles, 1) - len(images)), (0, 0), (0, 0), (0, 0))
-    pixels = np.pad(images, room)[None]
-  batch = layout.make_batch([row], pixels)
-  dense, _ = layout.budgets(whole)
-  run = jax.jit(mllm.apply, static_argnums=1)
-  out = run(params, config, batch, jnp.array([dense]))
+  gaze = dataclasses.replace(config.gaze, budget="fixed")
+  config = dataclasses.replace(config, gaze=gaze)
+  batch = requests.batch([request], config)
+  every = jnp.array([batch.region_slots.shape[1]])
+  out = _apply(params, config, batch, every)
   return np.asarray(out.logits[0])
+
+
+_apply = functools.partial(jax.jit, static_argnums=1)(mllm.apply)
+
+
+def _compare(what: str, got: np.ndarray, want: np.ndarray) -> Compared:
+  error, scale = np.abs(got - want).max(), np.abs(want).max()
+  return Compared(what, float(error), float(scale))
 
 
 def _first(model: Any, *names: str) -> Any:

@@ -1,0 +1,345 @@
+"""The whole way: transformers -> ours -> transformers, and two into one."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+
+from gaze_jax import cli
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax.convert import convert
+from gaze_jax.convert import errors
+from gaze_jax.convert import export
+from gaze_jax.convert import families
+from gaze_jax.convert import hf
+from gaze_jax.convert import store
+from gaze_jax.evals import verify
+from gaze_jax.evals import weights
+
+TEXT = dict(
+  vocab_size=60,
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+)
+TOWER = dict(
+  hidden_size=24,
+  intermediate_size=40,
+  num_hidden_layers=3,
+  num_attention_heads=2,
+  image_size=28,
+  patch_size=7,
+)
+
+
+def siglip(**more):
+  return transformers.SiglipVisionConfig(**TOWER | more)
+
+
+def onevision():
+  text = transformers.Qwen2Config(**TEXT, tie_word_embeddings=True)
+  config = transformers.LlavaOnevisionConfig(
+    vision_config=siglip(vision_use_head=False),
+    text_config=text,
+    image_token_index=58,
+    video_token_index=59,
+    image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
+    tie_word_embeddings=True,
+  )
+  return transformers.LlavaOnevisionForConditionalGeneration(config)
+
+
+def llava():
+  tower = transformers.CLIPVisionConfig(**TOWER)
+  text = transformers.LlamaConfig(**TEXT)
+  config = transformers.LlavaConfig(
+    vision_config=tower, text_config=text, image_token_index=58
+  )
+  return transformers.LlavaForConditionalGeneration(config)
+
+
+def siglip2():
+  config = {k: v for k, v in TOWER.items() if k != "image_size"}
+  return transformers.Siglip2VisionModel(
+    transformers.Siglip2VisionConfig(**config, num_patches=16)
+  )
+
+
+def dinov2():
+  config = {k: v for k, v in TOWER.items() if k != "intermediate_size"}
+  return transformers.Dinov2Model(transformers.Dinov2Config(**config))
+
+
+MODELS = {
+  "qwen2": lambda: transformers.Qwen2ForCausalLM(
+    transformers.Qwen2Config(**TEXT)
+  ),
+  "qwen3": lambda: transformers.Qwen3ForCausalLM(
+    transformers.Qwen3Config(**TEXT, head_dim=12, tie_word_embeddings=True)
+  ),
+  "llama": lambda: transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(**TEXT)
+  ),
+  "siglip": lambda: transformers.SiglipVisionModel(siglip()),
+  "siglip2": siglip2,
+  "clip": lambda: transformers.CLIPVisionModel(
+    transformers.CLIPVisionConfig(**TOWER)
+  ),
+  "dinov2": dinov2,
+  "llava_onevision": onevision,
+  "llava": llava,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """Directory of a tiny random model, by family and dtype."""
+  made = {}
+
+  def make(family, dtype="float32"):
+    if (family, dtype) not in made:
+      torch.manual_seed(0)
+      model = MODELS[family]()
+      with torch.no_grad():
+        for weight in model.parameters():  # norms and biases are 1 and 0
+          weight.add_(0.1 * torch.randn_like(weight))
+      path = tmp_path_factory.mktemp(family)
+      model.to(getattr(torch, dtype)).save_pretrained(path)
+      made[family, dtype] = path
+    return made[family, dtype]
+
+  return make
+
+
+def tensors_of(path):
+  found = {}
+  for file in sorted(pathlib.Path(path).glob("model*.safetensors")):
+    found |= safetensors.numpy.load_file(file)
+  return found
+
+
+def bits(x):
+  return np.atleast_1d(x).view(np.uint8)
+
+
+def assert_bitwise(got, want):
+  assert got.keys() == want.keys()
+  for name, tensor in want.items():
+    assert got[name].dtype == tensor.dtype and got[name].shape == tensor.shape
+    np.testing.assert_array_equal(bits(got[name]), bits(tensor), name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", MODELS)
+def test_there_and_back_is_bitwise(saved, family, dtype, tmp_path):
+  path = saved(family, dtype)
+  convert.to_ours(path, tmp_path / "ours")
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  assert_bitwise(tensors_of(tmp_path / "back"), tensors_of(path))
+  read = lambda p: json.loads((p / "config.json").read_text())
+  assert read(tmp_path / "back") == read(path)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_ours_computes_what_transformers_does(saved, family, tmp_path):
+  path = saved(family)
+  convert.to_ours(path, tmp_path / "ours")
+  for compared in verify.verify(tmp_path / "ours", path):
+    assert compared.error <= 1e-5 * max(compared.scale, 1), compared
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llava_onevision"])
+def test_both_ways_to_read_give_the_same(saved, family, tmp_path):
+  path = saved(family)
+  convert.to_ours(path, tmp_path / "ours")
+  config, ours = weights.load(tmp_path / "ours")
+  direct_config, direct = weights.load(path)
+  assert config.model == direct_config.model
+  jax.tree.map(np.testing.assert_array_equal, ours, direct)
+
+
+def test_each_device_reads_its_own_part(saved):
+  checkpoint = hf.open_checkpoint(saved("qwen2"))
+  asked = []
+  leaf = next(
+    leaf
+    for leaf in convert.leaves(checkpoint)
+    if leaf.name == "decoder/layers/query/weight"
+  )
+  part = leaf.part
+  leaf = dataclasses.replace(leaf, part=lambda i: asked.append(i) or part(i))
+  whole = store.load([leaf])["decoder"]["layers"]["query"]["weight"]
+  assert whole.shape == (2, 32, 4, 8)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("tensor",))
+  spec = jax.sharding.PartitionSpec(None, None, "tensor")
+  sharded = store.load(
+    [leaf], sharding=lambda path: jax.sharding.NamedSharding(mesh, spec)
+  )["decoder"]["layers"]["query"]["weight"]
+  np.testing.assert_array_equal(sharded, whole)
+  half = (slice(0, 2), slice(0, 32), slice(2, 4), slice(0, 8))
+  np.testing.assert_array_equal(part(half), whole[:, :, 2:])
+
+
+def test_a_head_that_repeats_the_tied_embedding(saved, tmp_path):
+  path = saved("qwen3")
+  found = tensors_of(path)
+  found["lm_head.weight"] = found["model.embed_tokens.weight"]
+  hub = tmp_path / "hub"
+  hub.mkdir()
+  (hub / "config.json").write_bytes((path / "config.json").read_bytes())
+  file = hub / "model.safetensors"
+  safetensors.numpy.save_file(found, file)
+  convert.to_ours(hub, tmp_path / "ours")
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  assert_bitwise(tensors_of(tmp_path / "back"), found)
+  found["lm_head.weight"] = found["lm_head.weight"] + 1
+  safetensors.numpy.save_file(found, file)
+  with pytest.raises(errors.ConversionError, match="lm_head.weight differs"):
+    convert.to_ours(hub, tmp_path / "other")
+
+
+def test_a_dtype_can_be_chosen_and_must_hold_the_values(saved, tmp_path):
+  path = saved("qwen2")
+  convert.to_ours(path, tmp_path / "narrow", dtype="bfloat16")
+  stored = store.open_stored(tmp_path / "narrow")
+  assert {leaf.dtype.name for leaf in stored.leaves()} == {"bfloat16"}
+  export.to_hf(tmp_path / "narrow", tmp_path / "wide", dtype="float32")
+  want = tensors_of(path)
+  for name, tensor in tensors_of(tmp_path / "wide").items():
+    assert tensor.dtype == np.float32
+    np.testing.assert_allclose(tensor, want[name], rtol=2**-8)
+  large = {k: v * 1e9 for k, v in want.items()}
+  hub = tmp_path / "hub"
+  hub.mkdir()
+  (hub / "config.json").write_bytes((path / "config.json").read_bytes())
+  safetensors.numpy.save_file(large, hub / "model.safetensors")
+  with pytest.raises(errors.ConversionError, match="does not fit float16"):
+    convert.to_ours(hub, tmp_path / "half", dtype="float16")
+  assert not (tmp_path / "half").exists()
+
+
+def test_a_dry_run_writes_nothing(saved, tmp_path):
+  convert.to_ours(saved("qwen2"), None)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def joined():
+  """A config for the tiny SigLIP and the tiny Qwen3 together."""
+
+  def make(**gaze):
+    vision = config_lib.VisionConfig(
+      image_size=28,
+      patch_size=7,
+      width=24,
+      depth=3,
+      heads=2,
+      mlp_dim=40,
+      class_token=False,
+      layer_scale=False,
+      activation="gelu_tanh",
+      position_grid=4,
+      hidden_state=-2,
+      mean=(0.5, 0.5, 0.5),
+      std=(0.5, 0.5, 0.5),
+    )
+    decoder = config_lib.DecoderConfig(
+      vocab_size=60,
+      width=32,
+      depth=2,
+      head_dim=12,
+      mlp_dim=48,
+    )
+    model = config_lib.ModelConfig(
+      vision=vision,
+      decoder=decoder,
+      gaze=config_lib.GazeConfig(region=(2, 2), **gaze),
+    )
+    return config_lib.Config(model=model)
+
+  return make
+
+
+def test_two_towers_into_one_model(saved, joined, tmp_path):
+  parts = saved("qwen3"), saved("siglip")
+  convert.assemble(*parts, joined(), tmp_path / "ours")
+  config, params = weights.load(tmp_path / "ours")
+  assert config.model == joined().model
+  assert params["projector"]["context"].shape == (4, 32)
+  want = tensors_of(parts[1])["encoder.layers.1.mlp.fc1.weight"]
+  got = params["vision"]["blocks"]["mlp"]["up"]["kernel"]
+  assert got.shape[0] == 2  # the third layer is past the hidden state
+  np.testing.assert_array_equal(got[1], want.T)
+  # It is a LLaVA to transformers, and its context tokens come back.
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  for compared in verify.verify(tmp_path / "ours", tmp_path / "back"):
+    assert compared.error <= 1e-5 * max(compared.scale, 1), compared
+  again, other = weights.load(tmp_path / "back")
+  assert again.model.gaze == config.model.gaze
+  context = other["projector"]["context"]
+  np.testing.assert_array_equal(context, params["projector"]["context"])
+
+
+def test_another_architecture_is_named(saved, joined, tmp_path):
+  config = joined()
+  decoder = dataclasses.replace(config.model.decoder, depth=5, norm_eps=1e-5)
+  model = dataclasses.replace(config.model, decoder=decoder)
+  config = dataclasses.replace(config, model=model)
+  with pytest.raises(errors.ConversionError) as caught:
+    convert.assemble(saved("qwen3"), saved("siglip"), config, tmp_path / "ours")
+  assert "model.decoder.depth is 2 there and 5" in str(caught.value)
+  assert "model.decoder.norm_eps is 1e-06 there and 1e-05" in str(caught.value)
+  with pytest.raises(errors.ConversionError, match="has no vision"):
+    convert.assemble(saved("qwen3"), saved("qwen2"), joined(), tmp_path / "o")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_sees_a_swap_that_shapes_do_not_show(saved, tmp_path):
+  path = saved("clip")
+  found = tensors_of(path)
+  q, k = (
+    f"encoder.layers.1.self_attn.{name}_proj.weight" for name in ("q", "k")
+  )
+  found[q], found[k] = found[k], found[q]
+  (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
+  safetensors.numpy.save_file(found, tmp_path / "model.safetensors")
+  assert verify.verify(path, path)
+  with pytest.raises(verify.VerifyError, match="features of pictures"):
+    verify.verify(tmp_path, path)
+
+
+def test_inspect_says_what_is_there(saved, tmp_path):
+  said = convert.inspect(saved("siglip"))
+  assert "siglip_vision_model" in said and "width=24" in said
+  assert "kept but not computed with: " in said
+  convert.to_ours(saved("siglip"), tmp_path / "ours")
+  assert "ours" in convert.inspect(tmp_path / "ours")
+
+
+# Parameters as their makers publish them: all, and without embeddings.
+PUBLISHED = {"cambrian_4b": (4.0e9, 3.6e9), "cambrian_7b": (7.61e9, 6.53e9)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_models_have_the_published_sizes(name):
+  config = cli._load(pathlib.Path("configs", f"{name}.py"))
+  shapes = families.shapes(config.model)
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  decoder = shapes["decoder"]
+  tables = size(decoder["embedding"]) + size(decoder.get("head", ()))
+  everything, inner = PUBLISHED[name]
+  np.testing.assert_allclose(size(decoder), everything, rtol=0.006)
+  np.testing.assert_allclose(size(decoder) - tables, inner, rtol=0.011)
+  assert config.model.vision.tokens == 576
+  assert shapes["vision"]["blocks"]["mlp"]["up"]["kernel"].shape[0] == 26
+  regions, trained = layout.budgets(config)
+  assert (regions, trained) == (16, 4)
