@@ -57,21 +57,78 @@ def load(
   return convert.config_for(source.model), store.load(convert.leaves(source))
 
 
-def keep(
-  run: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
+def take_in(
+  source: pathlib.Path,
+  to: pathlib.Path,
+  *,
+  dtype: str | None = None,
+  dry: bool = False,
 ) -> None:
-  """Writes the newest checkpoint of a run, whole, as launch/convert.py does.
+  """Writes a checkpoint of transformers, or of a run, in our format.
+
+  Args:
+    source: its directory, or a workdir of launch/train.py.
+    to: a new directory.
+    dtype: of the weights; as in the source by default.
+    dry: check everything but the values, write nothing.
+
+  Raises:
+    errors.GazeError: it does not fit, or `to` is taken.
+  """
+  place = None if dry else to
+  if is_run(source):
+    _keep_run(source, place, dtype)
+  elif store.is_stored(source):
+    raise errors.GazeError(
+      f"{source}: in our format already; --export=DIR writes that of"
+      " transformers"
+    )
+  else:
+    convert.to_ours(source, place, dtype=dtype)
+
+
+def join(
+  source: pathlib.Path,
+  tower: pathlib.Path,
+  config: config_lib.Config | None,
+  to: pathlib.Path | None,
+  *,
+  dtype: str | None = None,
+  dry: bool = False,
+) -> None:
+  """Writes one model of a decoder and a vision tower; see `convert.assemble`.
+
+  Raises:
+    errors.GazeError: config or destination is None, or the parts don't fit.
+  """
+  if config is None or to is None:
+    raise errors.GazeError("--vision needs --config=FILE and --to=DIR")
+  convert.assemble(source, tower, config, None if dry else to, dtype=dtype)
+
+
+def compare(ours: pathlib.Path, reference: pathlib.Path) -> str:
+  """What `verify.verify` finds, as lines.
+
+  Raises:
+    errors.GazeError: the numbers differ, or transformers is not installed.
+  """
+  try:
+    from gaze_jax.evals import verify  # imports torch, for this alone
+  except ImportError as error:
+    raise errors.GazeError(
+      f"--verify runs {error.name}, which is not installed here: pip install"
+      f" {error.name}"
+    ) from None
+  return "\n".join(map(str, verify.verify(ours, reference)))
+
+
+def _keep_run(
+  run: pathlib.Path, to: pathlib.Path | None, dtype: str | None
+) -> None:
+  """Writes the newest checkpoint of a run, whole.
 
   What the weights that it started from (train.init_from) brought along for
   the way back is taken over, so that it can be exported.
-
-  Args:
-    run: a workdir.
-    to: a new directory; None checks that there is one to write.
-    dtype: of the weights; float32 by default.
-
-  Raises:
-    errors.GazeError: there is no checkpoint, or `to` is taken.
   """
   config, params = load(run)
   kind = np.dtype(dtype or "float32")

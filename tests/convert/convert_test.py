@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -18,7 +21,6 @@ from gaze_jax.convert import convert
 from gaze_jax.convert import errors
 from gaze_jax.convert import export
 from gaze_jax.convert import families
-from gaze_jax.convert import hf
 from gaze_jax.convert import store
 from gaze_jax.evals import verify
 from gaze_jax.evals import weights
@@ -167,26 +169,45 @@ def test_both_ways_to_read_give_the_same(saved, family, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, ours, direct)
 
 
-def test_each_device_reads_its_own_part(saved):
-  checkpoint = hf.open_checkpoint(saved("qwen2"))
-  asked = []
-  leaf = next(
-    leaf
-    for leaf in convert.leaves(checkpoint)
-    if leaf.name == "decoder/layers/query/weight"
+SHARDED = """
+import dataclasses, pathlib, sys
+import jax, numpy as np
+from gaze_jax.convert import convert, hf, store
+checkpoint = hf.open_checkpoint(pathlib.Path(sys.argv[1]))
+name = "decoder/layers/query/weight"
+leaf = next(x for x in convert.leaves(checkpoint) if x.name == name)
+source, asked = checkpoint.source.read, []
+def read(name, index):
+  part = source(name, index)
+  asked.append(part.size)
+  return part
+entry = next(e for e in checkpoint.entries if "/".join(e.path) == name)
+leaf = dataclasses.replace(leaf, part=lambda i: entry.read(i, read))
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("tensor",))
+spec = jax.sharding.PartitionSpec(None, None, "tensor")
+place = lambda path: jax.sharding.NamedSharding(mesh, spec)
+array = store.load([leaf], sharding=place)["decoder"]["layers"]["query"]
+array = array["weight"]
+print(len(jax.devices()), array.addressable_shards[0].data.shape, asked)
+np.save(sys.argv[2], np.asarray(array))
+"""
+
+
+def test_each_device_reads_its_own_part(saved, tmp_path):
+  out = tmp_path / "query.npy"
+  flags = "--xla_force_host_platform_device_count=4"
+  run = subprocess.run(
+    [sys.executable, "-c", SHARDED, str(saved("qwen2")), str(out)],
+    env=os.environ | {"XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    check=True,
   )
-  part = leaf.part
-  leaf = dataclasses.replace(leaf, part=lambda i: asked.append(i) or part(i))
-  whole = store.load([leaf])["decoder"]["layers"]["query"]["weight"]
-  assert whole.shape == (2, 32, 4, 8)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("tensor",))
-  spec = jax.sharding.PartitionSpec(None, None, "tensor")
-  sharded = store.load(
-    [leaf], sharding=lambda path: jax.sharding.NamedSharding(mesh, spec)
-  )["decoder"]["layers"]["query"]["weight"]
-  np.testing.assert_array_equal(sharded, whole)
-  half = (slice(0, 2), slice(0, 32), slice(2, 4), slice(0, 8))
-  np.testing.assert_array_equal(part(half), whole[:, :, 2:])
+  # 4 devices have one of 4 heads each, of 2 layers: 8 rows of 32.
+  assert run.stdout.strip() == f"4 (2, 32, 1, 8) {[256] * 8}"
+  _, params = weights.load(saved("qwen2"))
+  want = params["decoder"]["layers"]["query"]["weight"]
+  np.testing.assert_array_equal(np.load(out), want)
 
 
 def test_a_head_that_repeats_the_tied_embedding(saved, tmp_path):
