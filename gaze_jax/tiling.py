@@ -92,11 +92,11 @@ def unit_grids(
     rows, columns = (
       n // model.vision.image_size * side for n in (height, width)
     )
-    cut = [(rows - 2 * i, columns) for i in range(-(-rows // 2))]
-    cut += [(rows, columns - 2 * i) for i in range(-(-columns // 2))]
+    cut = [(rows - 2 * i, columns) for i in range(rows // 2 + 1)]
+    cut += [(rows, columns - 2 * i) for i in range(columns // 2 + 1)]
     for grid in cut:
       rest = shrunk(grid, side, tiling.max_tiles)
-      if min(rest):
+      if rest[0]:
         found.add((rest[0], rest[1] + 1, 0))
   return frozenset(found)
 

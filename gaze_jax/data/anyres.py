@@ -70,7 +70,8 @@ def grid_unit(
     model: with AnyRes tiling.
 
   Returns:
-    None when nothing is left of an image that is one thin line.
+    None when no row is left of an image that is one thin line; without a
+    column the newlines are left.
   """
   side, square = model.vision.grid, model.vision.image_size
   pinpoint = tiling.best_fit(size, model.tiling.pinpoints)
@@ -78,7 +79,7 @@ def grid_unit(
   down, across = tiling.unpadded(size, (rows * side, columns * side))
   grid = _tile_tokens(rows, columns, side)[down, across]
   height, width = new = tiling.shrunk(grid.shape, side, model.tiling.max_tiles)
-  if not height * width:
+  if not height:
     return None
   unit = dict(rows=height, columns=width + 1, tiles=rows * columns)
   if new == grid.shape:
@@ -133,10 +134,11 @@ def shrink(
 
 def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
   """Two neighbours int [new, 2] of each new cell, and their weights."""
-  # In float32, as torch does it: the weights of a long side differ otherwise.
-  scale = np.float32(old) / np.float32(new)
-  centre = scale * (np.arange(new, dtype=np.float32) + np.float32(0.5))
-  centre = np.maximum(centre - np.float32(0.5), np.float32(0))
+  # Rounded where torch rounds, the scale and then a fused multiply-add:
+  # otherwise the weights of a long side differ in the fifth digit.
+  scale = np.float64(np.float32(old) / np.float32(new))
+  centre = (scale * (np.arange(new) + 0.5) - 0.5).astype(np.float32)
+  centre = np.maximum(centre, np.float32(0))
   first = np.minimum(centre.astype(int), old - 1)
   share = (centre - first).astype(np.float32)
   taps = np.stack([first, np.minimum(first + 1, old - 1)], axis=-1)

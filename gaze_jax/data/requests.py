@@ -130,13 +130,24 @@ def split(
 
 
 def batch(
-  requests: Sequence[Request], model: config_lib.ModelConfig
+  requests: Sequence[Request],
+  model: config_lib.ModelConfig,
+  shape: layout.RowShape | None = None,
 ) -> types.Batch:
-  """Lays requests out as rows of the smallest shape that has room for all.
+  """Lays requests out as rows.
 
-  `images` is None when there is not one image.
+  Args:
+    requests: at least one.
+    model: the model.
+    shape: of every row; by default the smallest with room for each request.
+
+  Returns:
+    A batch, whose `images` is None when the shape has room for none.
+
+  Raises:
+    layout.LayoutError: a request does not fit the shape.
   """
-  shape = shape_of(requests, model)
+  shape = shape or shape_of(requests, model)
   rows = [layout.lay_out(request.parts, shape) for request in requests]
   if not shape.tiles:
     return layout.make_batch(rows, None)
