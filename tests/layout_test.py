@@ -181,3 +181,127 @@ def test_batch_stacks_rows():
   batch = layout.make_batch([row, row], np.zeros((2, 1, 4, 4, 3), np.float32))
   assert batch.tokens.shape == batch.layout.role.shape == (2, 16)
   assert batch.region_slots.shape == (2, 4, 4)
+
+
+N = layout.NEWLINE
+
+
+def test_a_newline_after_an_image_is_in_its_last_region():
+  row = layout.lay_out(
+    [layout.Text([3]), layout.Unit(2, 2, tail=1), layout.Unit(1, 1, tail=2)],
+    shape(region=(1, 2), unit_tokens=6),
+  )
+  used = dict(
+    role=[T, V, V, V, V, V, C, V, V, V, C],
+    unit=[-1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
+    region=[-1, 0, 0, 1, 1, 1, -1, 2, 2, 2, -1],
+    feed=[0, 0, 1, 2, 3, N, 0, 6, N, N, 0],
+    position=list(range(11)),
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][:11], values, name)
+  np.testing.assert_array_equal(
+    row["region_slots"][:3], [[1, 2, -1, -1], [3, 4, 5, -1], [7, 8, 9, -1]]
+  )
+  assert "blend" not in row
+
+
+def test_a_tiled_image_is_a_square_and_a_grid():
+  # Two tiles of 1 x 2 tokens side by side, each row with a newline.
+  grid = layout.Unit(1, 5, tiles=2, feed=np.array([0, 1, 2, 3, N]))
+  row = layout.lay_out(
+    [layout.Unit(1, 2), grid, layout.Text([3]), layout.Unit(1, 1)],
+    shape(units=3, unit_tokens=2, tiles=4, largest_unit=5, regions=5),
+  )
+  used = dict(
+    role=[V, V, C, V, V, V, V, V, C, T, V, C],
+    unit=[0, 0, 0, 1, 1, 1, 1, 1, 1, -1, 2, 2],
+    region=[0, 0, -1, 1, 2, 2, 3, 3, -1, -1, 4, -1],
+    feed=[0, 1, 0, 2, 3, 4, 5, N, 0, 0, 6, 0],
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][: len(values)], values, name)
+
+
+def test_blended_tokens_have_four_taps():
+  feed = np.array([[0, 1, 2, 3], [N, 0, 0, 0]])
+  blend = np.array([[0.25] * 4, [1, 0, 0, 0]], np.float32)
+  row = layout.lay_out(
+    [
+      layout.Text([3]),
+      layout.Unit(1, 1),
+      layout.Unit(1, 1, tail=1, feed=feed, blend=blend),
+    ],
+    shape(unit_tokens=4, taps=4, context_tokens=2),
+  )
+  # text, token, two context, blended, newline, two context
+  wanted = [0, 0, 0, 1, 4, N, 0, 1]
+  np.testing.assert_array_equal(row["feed"][:8, 0], wanted)
+  np.testing.assert_array_equal(row["feed"][4], [4, 5, 6, 7])
+  np.testing.assert_array_equal(row["blend"][1], [1, 0, 0, 0])
+  np.testing.assert_array_equal(row["blend"][4:6], blend)
+  assert row["feed"].shape == row["blend"].shape == (16, 4)
+  assert (row["feed"].dtype, row["blend"].dtype) == (np.int32, np.float32)
+  batch = layout.make_batch([row], np.zeros((1, 2, 4, 4, 3), np.float32))
+  assert batch.blend.shape == (1, 16, 4)
+
+
+@pytest.mark.parametrize(
+  "unit, changes, words",
+  [
+    (layout.Unit(1, 2, tail=1), dict(largest_unit=2), "3 visual tokens"),
+    (layout.Unit(1, 2, tiles=3), {}, "3 squares of images, the row takes 2"),
+    (
+      layout.Unit(1, 1, feed=np.array([6])),
+      {},
+      "feeds on token 6 of 1 tiles of 6",
+    ),
+    (
+      layout.Unit(1, 1, feed=np.zeros((1, 4), int), blend=np.eye(1, 4)),
+      {},
+      "a blended image",
+    ),
+    (layout.Unit(2, 2, tail=1), dict(region_length=4), "a region of 5 tokens"),
+  ],
+)
+def test_what_does_not_fit_of_a_tiled_image(unit, changes, words):
+  with pytest.raises(layout.LayoutError, match=words):
+    layout.lay_out([unit], shape(**changes))
+
+
+def test_packing_keeps_newlines_and_refuses_tiles():
+  one = layout.lay_out([layout.Unit(1, 1, tail=1), layout.Text([3])], shape())
+  row = layout.concatenate([one, one], shape())
+  np.testing.assert_array_equal(row["feed"][:8], [0, N, 0, 0, 6, N, 0, 0])
+  with pytest.raises(layout.LayoutError, match="can't be packed"):
+    layout.concatenate([one], shape(tiles=2))
+
+
+def test_row_shape_of_a_tiled_model_has_room_for_all_that_occurs():
+  sides = range(384, 2305, 384)
+  config = config_lib.Config(
+    model=config_lib.ModelConfig(
+      vision=config_lib.VisionConfig(image_size=384, position_grid=27),
+      tiling=config_lib.TilingConfig(
+        kind="anyres", pinpoints=tuple((h, w) for h in sides for w in sides)
+      ),
+    ),
+    data=config_lib.DataConfig(max_units=3, sequence_length=10_000),
+  )
+  s = layout.row_shape(config)
+  assert (s.unit_tokens, s.largest_unit, s.taps) == (729, 8100, 4)
+  assert (s.units, s.tiles) == (3, 37 + 1)
+  # A square of 25 regions and a newline in a full one.
+  assert s.region_length == 37
+  # The most regions: 49 x 162 tokens, just not shrunk, and a newline a row.
+  assert s.regions == 25 + 9 * 28 + 25
+
+
+def test_row_shape_of_naflex_has_room_for_a_line():
+  vision = config_lib.VisionConfig(max_patches=30)
+  gaze = config_lib.GazeConfig(region=(3, 3))
+  config = config_lib.Config(
+    model=config_lib.ModelConfig(vision=vision, gaze=gaze)
+  )
+  s = layout.row_shape(config)
+  assert (s.unit_tokens, s.regions, s.region_length) == (30, 10, 9)

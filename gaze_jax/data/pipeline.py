@@ -78,6 +78,12 @@ class Rows:
     source: samples.Source,
     features: np.ndarray | None = None,
   ):
+    if config.model.tiling.kind != "none":
+      raise config_lib.ConfigError(
+        f"config: model.tiling.kind = {config.model.tiling.kind!r} answers"
+        " prompts (data/requests.py), and can't be trained or evaluated on a"
+        " data source yet; train with 'none', where each image is one square"
+      )
     self.config, self.source, self.features = config, source, features
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
     self.shape = layout.row_shape(config)

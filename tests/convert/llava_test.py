@@ -481,12 +481,7 @@ def dense_request(pair: Pair):
 def test_a_dense_model_becomes_a_gaze_model(onevision, gaze):
   config = gaze_config(onevision, **gaze)
   request, want, answer = dense_request(onevision)
-  whole = (*request.parts, layout.Text(answer, question=0))
-  batch = requests.batch([dataclasses.replace(request, parts=whole)], config)
   budget = np.array([1000], np.int32)
-  out = _apply(onevision.params, config, batch, budget)
-  np.testing.assert_allclose(out.logits[0], want[:-1], atol=1e-5)
-
   batch = requests.batch([request], config)
   assert (batch.region_slots[0] >= 0).any(-1).sum() > 4
   cache, logits, _ = _prefill(

@@ -222,3 +222,11 @@ def _runs(pid):
   # Someone else's zombie does not run.
   stat = pathlib.Path(f"/proc/{pid}/stat")
   return not (stat.exists() and stat.read_text().split()[2] == "Z")
+
+
+def test_tiles_are_refused_where_they_can_not_be_trained(tiny_config):
+  config = tiny_config(
+    model__tiling__kind="anyres", model__tiling__pinpoints=[[70, 140]]
+  )
+  with pytest.raises(config_lib.ConfigError, match="'anyres' answers prompts"):
+    pipeline.make_iterator(config)
