@@ -13,7 +13,10 @@ FILES = sorted(
 )
 
 # Any room may import these files of the top level.
-SHARED = {"types", "config", "config_rules", "layout", "tiling", "errors"}
+SHARED = {
+  *("types", "config", "config_rules", "layout", "tiling", "errors"),
+  "packages",
+}
 # A room, and the other rooms that it may import.
 ARROWS = {
   "": set(),  # the shared files themselves

@@ -24,6 +24,7 @@ class EmojiScenes:
     seed: seed of the data, at least 0.
     questions: questions asked on a canvas.
     curriculum: share of the canvases that hold a single thing.
+    captions: whether the first question of a canvas asks for a caption.
   """
 
   def __init__(
@@ -35,6 +36,7 @@ class EmojiScenes:
     seed: int = 0,
     questions: int = 8,
     curriculum: float = 0.0,
+    captions: bool = False,
   ):
     if split not in scenes.SPLITS:
       raise config_lib.ConfigError(
@@ -50,6 +52,7 @@ class EmojiScenes:
       raise config_lib.ConfigError(f"config: data.seed = {seed} is below 0")
     self._split, self._size, self._length = split, size, length
     self._seed, self._questions, self._curriculum = seed, questions, curriculum
+    self._captions = captions
 
   def __len__(self) -> int:
     return self._length
@@ -102,11 +105,13 @@ class EmojiScenes:
   def _ask(
     self, scene: scenes.Scene, index: int, epoch: int
   ) -> tuple[samples.Question, ...]:
-    return questions.ask(
+    first = (questions.caption(scene),) if self._captions else ()
+    asked = questions.ask(
       scene,
-      self._questions,
+      self._questions - len(first),
       seed=self._seed,
       split=self._split,
       index=index,
       epoch=epoch,
     )
+    return first + asked

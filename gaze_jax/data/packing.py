@@ -1,13 +1,19 @@
 """Samples to rows: the chat format, and packing to a static shape.
 
-A scene with two questions, and a conversation of two turns:
+A scene with two questions, and a conversation of two turns, in our format:
 
   <bos> [image] <user> q1 <assistant> a1 <eos> <user> q2 <assistant> a2 <eos>
   trunk -------|branch 1 --------------------|branch 2 ---------------------
   <bos> [image] <user> q1 <assistant> a1 <eos> <user> q2 <assistant> a2 <eos>
   trunk ---------------------------------------------------------------------
 
-Answers and their <eos> are scored; nothing else is.
+With ChatML an image stands within the user's turn, as in LLaVA-OneVision, and
+the questions about it share what precedes it:
+
+  trunk   <|im_start|>system ... <|im_end|> <|im_start|>user [image]
+  branch  question <|im_end|> <|im_start|>assistant answer <|im_end|>
+
+Answers and what ends them are scored; nothing else is.
 """
 
 from collections.abc import Sequence
@@ -37,31 +43,46 @@ def turn(
   Args:
     tokenizer: the tokenizer.
     question: its text. Where `unit` is given, each `<image>` in it stands for
-      an image; those at its start go before <user>.
+      an image; those at its start come before what precedes a question.
     answer: what is to be said; None when it is to be generated.
     unit: the grid of an image, when the question brings its images along.
     branch: branch that the turn belongs to; 0 is the trunk.
-    number: number of the question within the row, for scoring.
+    number: number of the question within the row, for scoring. A later one of
+      the trunk (above 0) goes on from the answer before it.
 
   Returns:
-    `<user> question <assistant>`, and `answer <eos>` unless it is None.
+    The question and what precedes its answer, and the answer with what ends
+    it unless it is None.
   """
+  chat = tokenizer.chat
+  texts = question.split(tokenizer_lib.IMAGE) if unit else [question]
+  # The line break that sets an image off is not part of the text.
+  pieces = [tokenizer.encode(t.strip() if unit else t) for t in texts]
   parts: list[Part] = []
-  read = [tokenizer.user]
-  pieces = question.split(tokenizer_lib.IMAGE) if unit else [question]
-  for i, piece in enumerate(pieces):
-    if i:
-      if read != [tokenizer.user]:
-        parts.append(layout.Text(read, branch))
-        read = []
-      parts.append(unit)
-    # The line break that sets an image off is not part of the text.
-    read = read + tokenizer.encode(piece.strip() if unit else piece)
-  parts.append(layout.Text([*read, tokenizer.assistant], branch))
+  if number > 0 and not branch and chat.again:
+    parts.append(layout.Text(chat.again))
+  leading = next((i for i, p in enumerate(pieces) if p), len(pieces) - 1)
+  parts += [unit] * leading
+  read = [*(chat.imaged if leading else ()), *chat.before, *pieces[leading]]
+  for piece in pieces[leading + 1 :]:
+    if read:
+      parts.append(layout.Text(read, branch))
+    parts.append(unit)
+    read = piece
+  parts.append(layout.Text([*read, *chat.between], branch))
   if answer is not None:
-    said = [*tokenizer.encode(answer), tokenizer.eos]
+    said = [*tokenizer.encode(answer), *chat.after]
     parts.append(layout.Text(said, branch, number))
   return parts
+
+
+def _trunk(
+  tokenizer: tokenizer_lib.Tokenizer, units: Sequence[layout.Unit]
+) -> list[Part]:
+  """What all questions of a row share."""
+  chat = tokenizer.chat
+  parts = [layout.Text(chat.start), *units]
+  return [*parts, layout.Text(chat.imaged)] if units else parts
 
 
 def prompt(
@@ -70,8 +91,7 @@ def prompt(
   units: Sequence[layout.Unit] = (),
 ) -> list[Part]:
   """The row that asks one question about images: what a request is."""
-  start = [layout.Text([tokenizer.bos]), *units]
-  return [*start, *turn(tokenizer, question)]
+  return [*_trunk(tokenizer, units), *turn(tokenizer, question)]
 
 
 def pack(
@@ -97,13 +117,13 @@ def pack(
   Raises:
     layout.LayoutError: the sample does not fit the row.
   """
-  parts: list[Part] = [layout.Text([tokenizer.bos])]
   if sample.conversation:
+    parts = _trunk(tokenizer, ())
     for i, t in enumerate(sample.conversation):
       parts += turn(tokenizer, t.question, t.answer, unit=unit, number=i)
   else:
     count = len(sample.images) if images is None else images
-    parts += [unit] * count
+    parts = _trunk(tokenizer, [unit] * count)
     for i, q in enumerate(sample.questions):
       parts += turn(tokenizer, q.text, q.answer, branch=i + 1, number=i)
   return layout.lay_out(parts, shape)
@@ -135,22 +155,30 @@ def check_scenes_fit(
   Raises:
     config_lib.ConfigError: naming the field and the value that suffices.
   """
-  longest = answers = 0
-  for asked, said in questions.wordings().values():
-    prompts = max(len(tokenizer.encode(q)) for q in asked) + 2
-    answer = max(len(tokenizer.encode(a)) for a in said) + 1
-    longest, answers = max(longest, prompts + answer), max(answers, answer)
-  data, tokens = config.data, config.model.vision.tokens
+  chat, data = tokenizer.chat, config.data
+  around = len(chat.before) + len(chat.between)
+  count = lambda texts: max(len(tokenizer.encode(text)) for text in texts)
+  sizes = {}  # of a kind of question: its slots, and those of its answer
+  for kind, (asked, said) in questions.wordings().items():
+    answer = count(said) + len(chat.after)
+    sizes[kind] = (count(asked) + around + answer, answer)
+  longest, answers = np.max(list(sizes.values()), axis=0).tolist()
+  totals = data.questions * np.array([longest, answers])
+  if data.captions:
+    answer = count(questions.longest_captions()) + len(chat.after)
+    caption = count([questions.CAPTION]) + around + answer
+    totals += [caption - longest, answer - answers]
+  tokens = config.model.vision.tokens
   image = tokens + config.model.gaze.context_tokens
-  slots = 1 + image + data.questions * longest
+  slots = len(chat.start) + len(chat.imaged) + image + int(totals[0])
   if slots > data.sequence_length:
     raise config_lib.ConfigError(
       f"config: data.sequence_length = {data.sequence_length} is too short for"
       f" {data.questions} questions on an image of {tokens} tokens: {slots} is"
       " enough"
     )
-  if data.questions * answers > data.answer_slots:
+  if totals[1] > data.answer_slots:
     raise config_lib.ConfigError(
       f"config: data.answer_slots = {data.answer_slots} is too few for"
-      f" {data.questions} questions: {data.questions * answers} are enough"
+      f" {data.questions} questions: {totals[1]} are enough"
     )

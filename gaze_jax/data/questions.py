@@ -1,6 +1,6 @@
 """Questions about a scene, each with one answer that the picture decides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,6 +28,33 @@ TEMPLATES = dict(
   left_of="what is left of the {name}?",
   right_of="what is right of the {name}?",
 )
+
+# Not among the templates: the shipped tokenizer is trained on those alone.
+CAPTION = "describe the picture."
+
+
+def caption(scene: scenes.Scene) -> samples.Question:
+  """Names the things of a scene and their places, in reading order."""
+  things = scene.things
+  about = tuple(sorted(range(len(things)), key=lambda i: things[i].cell))
+  names = [emoji.NAMED[things[i].thing].name for i in about]
+  places = [scenes.PLACES[things[i].cell] for i in about]
+  return samples.Question(CAPTION, _list(names, places), "caption", about)
+
+
+def longest_captions() -> list[str]:
+  """Captions of which one is as long as any can be, however it is counted."""
+  number = scenes.MAX_THINGS
+  return [
+    _list([e.name] * number, [place] * number)
+    for e in emoji.NAMED
+    for place in scenes.PLACES
+  ]
+
+
+def _list(names: Sequence[str], places: Sequence[str]) -> str:
+  pairs = zip(names, places, strict=True)
+  return ", ".join(f"{name} at the {place}" for name, place in pairs)
 
 
 def ask(

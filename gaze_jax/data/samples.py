@@ -8,7 +8,10 @@ import numpy as np
 from gaze_jax import errors
 
 # The kinds of question, numbered by position in batches and reports.
-KINDS = ("what", "where", "count", "colour", "left_of", "right_of", "chat")
+KINDS = (
+  *("what", "where", "count", "colour", "left_of", "right_of"),
+  *("chat", "caption"),
+)
 
 
 class DataError(errors.GazeError):

@@ -31,6 +31,7 @@ def _emoji_scenes(config: config_lib.Config, split: str) -> samples.Source:
     seed=data.seed,
     questions=data.questions,
     curriculum=data.curriculum if split == "train" else 0.0,
+    captions=data.captions,
   )
 
 

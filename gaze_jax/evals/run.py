@@ -22,6 +22,7 @@ from gaze_jax.evals import tasks
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
+from gaze_jax.train import frozen
 from gaze_jax.train import losses
 
 # A region shows a thing when so much of it is covered by the thing's mask.
@@ -80,8 +81,10 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
   start = time.perf_counter()
   saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
   config, step = saved.config(), saved.latest()
-  params = jax.device_put(saved.params())
+  trained = jax.device_put(saved.params())
   saved.close()
+  cached = config.train.features == "cached"
+  params = trained | frozen.load(config, pixels=not cached)
   splits = tasks.splits(config)
   if not splits:
     raise errors.GazeError(
@@ -115,8 +118,6 @@ def _split(
   features = None
   if config.train.features == "cached":
     features = features_lib.cached(config, source, workdir / "features")
-  elif config.model.vision.frozen:
-    params = params | {"vision": features_lib.tower(config)}
   conditions = tasks.conditions(config)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()

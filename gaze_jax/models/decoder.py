@@ -1,4 +1,4 @@
-"""A Qwen3-style decoder whose attention is handed in.
+"""A decoder of the Llama and Qwen families; attention is handed in.
 
 The module owns the parameters and the order of operations; what attention
 means is a function `attend(query, key, value, memory) -> (out, record)`,
@@ -28,7 +28,11 @@ _POLICIES = {
 
 
 class Layer(nn.Module):
-  """Pre-norm attention and SwiGLU, with grouped heads and qk-norm."""
+  """Pre-norm attention and SwiGLU, with grouped heads.
+
+  Queries and keys are normalised (Qwen3), or they and the values have biases
+  (Qwen2), or neither (Llama).
+  """
 
   config: config_lib.DecoderConfig
   attend: Attend
@@ -62,7 +66,8 @@ class Layer(nn.Module):
 
   def _heads(self, heads: int, axis: str, name: str) -> layers.Project:
     shape = (self.config.width, heads, self.config.head_dim)
-    return layers.Project(shape, ("embed", axis, "head_dim"), name=name)
+    axes = ("embed", axis, "head_dim")
+    return layers.Project(shape, axes, bias=self.config.qkv_bias, name=name)
 
 
 class Decoder(nn.Module):
@@ -126,9 +131,26 @@ class Decoder(nn.Module):
     x = self.final_norm(x)
     if not self.config.tied:
       return self.head(x).astype(jnp.float32)
-    return jnp.einsum(
-      "...e,ve->...v",
-      x,
-      self.embedding.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    return layers.contract(x, self.embedding.T, 1, jnp.float32)
+
+
+def param_shapes(config: config_lib.DecoderConfig) -> dict[str, Any]:
+  """Nested dict of `jax.ShapeDtypeStruct`, the parameters of `Decoder`."""
+  variables = jax.eval_shape(
+    lambda: Decoder(config).init(jax.random.key(0), method=_touch)
+  )
+  return nn.meta.unbox(variables["params"])
+
+
+def init(config: config_lib.DecoderConfig, key: jax.Array) -> dict[str, Any]:
+  """New parameters, a plain nested dict."""
+  variables = Decoder(config).init(key, method=_touch)
+  return nn.meta.unbox(variables["params"])
+
+
+def _touch(module: Decoder) -> types.Array:
+  """Uses every parameter once."""
+  x = module.embed(jnp.zeros((1, 1), jnp.int32))
+  skip = lambda q, k, v, memory: (q, None)
+  x, _ = module(x, jnp.zeros((1, 1), jnp.int32), skip, None)
+  return module.logits(x)

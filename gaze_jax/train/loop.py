@@ -20,6 +20,7 @@ from gaze_jax.data import pipeline
 from gaze_jax.data import sources
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
+from gaze_jax.train import frozen as frozen_lib
 from gaze_jax.train import metrics
 from gaze_jax.train import optimizer as optimizer_lib
 from gaze_jax.train import schedule
@@ -64,11 +65,10 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
       json.dumps(config_lib.to_dict(config), indent=2), encoding="utf-8"
     )
     source = sources.make(config, "train")
-    features, frozen = None, {}
+    features = None
     if config.train.features == "cached":
       features = features_lib.cached(config, source, workdir / "features")
-    elif config.model.vision.frozen:
-      frozen = {"vision": jax.device_put(features_lib.tower(config))}
+    frozen = frozen_lib.load(config, pixels=features is None)
     batches = pipeline.make_iterator(
       config, source=source, features=features, start_step=start.next_batch
     )

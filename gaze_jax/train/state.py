@@ -10,6 +10,7 @@ import optax
 
 from gaze_jax import config as config_lib
 from gaze_jax.models import mllm
+from gaze_jax.train import frozen
 
 
 @jax.tree_util.register_dataclass
@@ -27,19 +28,20 @@ def create(
 ) -> TrainState:
   """A new state from `config.train.seed`.
 
-  A frozen tower is no part of it: it has no optimizer state, it is the same
-  in every checkpoint, and `features` or `tower.load` bring it from its source.
+  Frozen parts are not in it (`train/frozen.py`); a part that trains starts
+  from its source where it has one.
   """
+  given = frozen.first_values(config)
 
   @jax.jit
-  def build(key: jax.Array) -> TrainState:
-    params = nn.meta.unbox(mllm.init(config.model, key))
-    if config.model.vision.frozen:
-      del params["vision"]
+  def build(key: jax.Array, given: dict[str, Any]) -> TrainState:
+    params = nn.meta.unbox(mllm.init(config.model, key)) | given
+    for name in frozen.names(config):
+      del params[name]
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state=optimizer.init(params),
     )
 
-  return build(jax.random.key(config.train.seed))
+  return build(jax.random.key(config.train.seed), given)

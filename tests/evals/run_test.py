@@ -195,7 +195,7 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   plain, greedy = sources.make(config, "new"), Greedy(model, top_k)
   for index in range(2):
     sample = plain.sample(index)
-    parts, spoken = [layout.Text([tokenizer.bos]), unit], []
+    parts, spoken = [layout.Text(tokenizer.chat.start), unit], []
     for i, question in enumerate(sample.questions):
       ids = greedy(sample.images[0], question.text, 5)
       spoken.append(ids)

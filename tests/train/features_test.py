@@ -12,6 +12,7 @@ from gaze_jax.data import images
 from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.train import features
+from gaze_jax.train import frozen
 
 
 class Pictures:
@@ -51,7 +52,7 @@ def test_features_are_those_of_the_tower(config, tmp_path):
   cached = features.cached(config, source, tmp_path)
   assert cached.shape == (5, 25, 16) and cached.dtype == np.float32
   assert not cached.flags.writeable
-  encode = features.Encoder(config.model.vision, features.tower(config))
+  encode = features.Encoder(config.model.vision, frozen.tower(config))
   for i in (0, 4):
     np.testing.assert_allclose(
       cached[i], encode(list(source.canvas(i)))[0], atol=1e-5
@@ -59,7 +60,7 @@ def test_features_are_those_of_the_tower(config, tmp_path):
 
 
 def test_encoder_sees_the_preprocessed_picture(config):
-  params = features.tower(config)
+  params = frozen.tower(config)
   encode = features.Encoder(config.model.vision, params)
   (picture,) = Pictures().canvas(0)
   pixels = images.preprocess(picture, config.model.vision)[None]

