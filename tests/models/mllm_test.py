@@ -333,3 +333,71 @@ def test_roles_choose_what_enters_the_decoder(params):
   )
   assert not np.any(np.asarray(x)[0, role == types.Role.PAD])
   assert jnp.abs(x[0, role == types.Role.VISUAL]).min() > 0
+
+
+def _tiled_embedding(parts, shape, images):
+  """What slots hold, [S, E], with 0, 1, 2, ... for projected tokens."""
+  batch = layout.make_batch([layout.lay_out(parts, shape)], images)
+  tokens = np.arange(images.shape[1] * shape.unit_tokens, dtype=np.float32)
+  numbers = np.broadcast_to(tokens[None, :, None], (1, len(tokens), 2))
+  newline = np.array([100.0, 200.0], np.float32)
+  return np.asarray(mllm._gather(numbers, newline, batch))[0], batch
+
+
+def test_visual_slots_hold_blends_and_newlines():
+  n = layout.NEWLINE
+  shape = layout.RowShape(
+    slots=8,
+    units=2,
+    unit_tokens=4,
+    regions=2,
+    region_length=4,
+    answer_slots=1,
+    region=(2, 2),
+    context_tokens=0,
+    tiles=3,
+    taps=4,
+  )
+  feed = np.array([[0, 1, 4, 5], [7, 0, 0, 0], [n, 0, 0, 0]])
+  blend = np.array([[0.5, 0.25, 0.125, 0.125], [1, 0, 0, 0], [1, 0, 0, 0]])
+  unit = layout.Unit(
+    1, 2, tail=1, tiles=2, feed=feed, blend=blend.astype(np.float32)
+  )
+  images = np.zeros((1, 3, 1, 1, 3), np.float32)
+  got, batch = _tiled_embedding([layout.Unit(2, 2), unit], shape, images)
+  # The second unit's tiles begin with token 4: 4/2 + 5/4 + 8/8 + 9/8, then 11.
+  np.testing.assert_allclose(
+    got[:7], [[i, i] for i in (0, 1, 2, 3, 5.375, 11)] + [[100, 200]]
+  )
+  assert batch.blend is not None
+  # Without blends each slot is one token.
+  plain = dataclasses.replace(shape, taps=1)
+  row = [layout.Unit(2, 2, tail=1), layout.Unit(1, 2)]
+  plain = dataclasses.replace(plain, largest_unit=5, region_length=5)
+  got, batch = _tiled_embedding(row, plain, images)
+  assert batch.blend is None
+  np.testing.assert_array_equal(got[:7, 0], [0, 1, 2, 3, 100, 4, 5])
+
+
+def test_a_tiled_model_has_a_newline_and_others_have_none():
+  tiling = config_lib.TilingConfig(kind="anyres", pinpoints=((70, 140),))
+  shapes = lambda config: jax.eval_shape(
+    lambda: nn.meta.unbox(mllm.init(config, jax.random.key(0)))
+  )
+  tiled = shapes(dataclasses.replace(CONFIG, tiling=tiling))
+  plain = shapes(CONFIG)
+  assert tiled["projector"].pop("newline").shape == (32,)
+  assert jax.tree.structure(tiled) == jax.tree.structure(plain)
+
+
+def test_one_tap_of_four_is_a_plain_token(params):
+  """With context tokens, whose numbers share the array of the taps."""
+  parts = [*PROMPTS["one image"], layout.Text(ANSWER, question=0)]
+  images = _batch([parts]).images
+  logits = []
+  for taps in (1, 4):
+    shape = dataclasses.replace(SHAPE, taps=taps)
+    batch = layout.make_batch([layout.lay_out(parts, shape)], images)
+    out = _apply(params, CONFIG, batch, np.array([2], np.int32))
+    logits.append(np.asarray(out.logits)[0, :5])
+  np.testing.assert_allclose(logits[0], logits[1], atol=1e-6)
