@@ -442,7 +442,8 @@ def test_the_preprocessor_is_read():
   fast = {"image_processor_type": "CLIPImageProcessorFast"}
   assert _processor(fast) == _processor({})
   # No file at all: what the family was trained with.
-  assert _processor(None, DINOV2)[2] == 0.485
+  assert _processor(None, DINOV2) == ("square", 224, 0.485, 0.229)
+  assert _processor(None, CLIP) == _processor({})
   naflex = convert.config(NAFLEX, {"max_num_patches": 1024})
   assert naflex.max_patches == naflex.tokens == 1024
   assert naflex.position_grid == 16 and naflex.image_size == 256
