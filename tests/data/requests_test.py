@@ -1,0 +1,125 @@
+"""Raw prompts with marks, to parts and rows."""
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models
+from tokenizers import pre_tokenizers
+from tokenizers import processors
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.data import requests
+from gaze_jax.data import samples
+
+WORDS = ["<bos>", "<image>", "<video>", "<|im_start|>", "see", "this", "and"]
+BOS, IMAGE, VIDEO, START, SEE, THIS, AND = range(len(WORDS))
+# Squares of 28 pixels and 2 x 2 tokens.
+MODEL = config_lib.ModelConfig(
+  vision=config_lib.VisionConfig(image_size=28, patch_size=14),
+  tiling=config_lib.TilingConfig(kind="anyres", pinpoints=((28, 28), (28, 56))),
+  gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=1),
+)
+
+
+def make_tokenizer(marks=True, bos=True) -> tokenizers.Tokenizer:
+  vocabulary = {w: i for i, w in enumerate(WORDS) if marks or i not in (1, 2)}
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, "this"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  special = ["<bos>", "<|im_start|>"] + ["<image>", "<video>"] * marks
+  tokenizer.add_special_tokens(special)
+  if bos:
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single="<bos> $A", special_tokens=[("<bos>", BOS)]
+    )
+  return tokenizer
+
+
+def picture(height=28, width=28):
+  return np.zeros((height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_a_prompt_is_cut_at_its_marks(marks):
+  tokenizer = make_tokenizer(marks)
+  got = requests.split("<|im_start|>see <image>\nand<video><image>", tokenizer)
+  wanted = [BOS, START, SEE], "<image>", [AND], "<video>", "<image>"
+  assert got == list(wanted)
+  assert requests.split("see this", tokenizer) == [[BOS, SEE, THIS]]
+
+
+def test_a_prompt_may_begin_with_an_image():
+  got = requests.split("<image> see", make_tokenizer(bos=False))
+  assert got == ["<image>", [SEE]]
+
+
+def test_parts_and_pixels_are_in_reading_order():
+  request = requests.make(
+    "see <video> and <image>",
+    make_tokenizer(),
+    MODEL,
+    images=[picture(28, 56) + np.uint8(255)],
+    videos=[[picture(), picture()]],
+  )
+  assert request.parts == (
+    layout.Text([BOS, SEE]),
+    layout.Unit(1, 1),
+    layout.Unit(1, 1, tail=1),
+    layout.Text([AND]),
+    layout.Unit(2, 2),
+    layout.Unit(2, 5, tiles=2),
+  )
+  dark = [tile.mean() < 0 for tile in request.pixels]
+  assert dark == [True, True, False, False, False]
+
+
+def test_the_smallest_row_for_several_requests():
+  tokenizer = make_tokenizer()
+  one = requests.make("see <image>", tokenizer, MODEL, images=[picture(28, 56)])
+  two = requests.make("this", tokenizer, MODEL)
+  shape = requests.shape_of([one, two], MODEL)
+  # 2 of text, 4 + 1 of the square, 10 + 1 of the grid, in steps of 64.
+  assert (shape.slots, shape.units, shape.tiles, shape.taps) == (64, 2, 3, 1)
+  assert (shape.regions, shape.region_length) == (8, 4)
+  batch = requests.batch([one, two], MODEL)
+  filled = (batch.layout.role != types.Role.PAD).sum(1)
+  np.testing.assert_array_equal(filled, [18, 2])
+  assert batch.images.shape == (2, 3, 28, 28, 3)
+  np.testing.assert_array_equal(batch.images[0], one.pixels)
+  assert not batch.images[1].any()
+  assert requests.batch([two], MODEL).images is None
+
+
+def test_a_row_of_a_given_shape():
+  tokenizer = make_tokenizer()
+  one = requests.make("see <image>", tokenizer, MODEL, images=[picture(28, 56)])
+  shape = requests.shape_of([one], MODEL)
+  batch = requests.batch(
+    [requests.make("this", tokenizer, MODEL)], MODEL, shape
+  )
+  assert batch.images.shape == (1, 3, 28, 28, 3)
+
+
+@pytest.mark.parametrize(
+  "prompt, given, says",
+  [
+    ("see", dict(images=[picture()]), "0 <image> for 1 given"),
+    ("<image><image>", dict(images=[picture()]), "2 <image> for 1 given"),
+    ("<video>", {}, "1 <video> for 0 given"),
+  ],
+)
+def test_marks_and_images_are_as_many(prompt, given, says):
+  with pytest.raises(samples.DataError, match=says):
+    requests.make(prompt, make_tokenizer(), MODEL, **given)
+
+
+def test_a_tokenizer_of_a_directory(tmp_path):
+  make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+  for path in (tmp_path, tmp_path / "tokenizer.json"):
+    assert requests.read_tokenizer(path).encode("see").ids == [BOS, SEE]
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(samples.DataError, match="tokenizer.json"):
+    requests.read_tokenizer(tmp_path)
+  with pytest.raises(samples.DataError, match="tokenizer.json"):
+    requests.read_tokenizer(tmp_path / "nowhere.json")
