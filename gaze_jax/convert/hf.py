@@ -46,7 +46,10 @@ TEXTS = (
 )
 FILES = (*CONFIGS, *PICTURES, *TEXTS)
 # What may differ in two configs of one architecture.
-_FREE = ("weights", "frozen", "scan", "remat", "dtype", "embedding_std")
+_FREE = {
+  *("weights", "frozen", "scan", "remat", "dtype"),
+  *("embedding_std", "position_std", "context_std"),
+}
 _ROWS = 4096  # rows of the head that are compared at a time
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -12,15 +11,15 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import layout
 from gaze_jax import types
-from gaze_jax.data import images
 from gaze_jax.data import packing
+from gaze_jax.data import requests
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import units
 from gaze_jax.decode import generate
 from gaze_jax.decode import overlay
 from gaze_jax.decode import trace
+from gaze_jax.evals import weights
 from gaze_jax.models import mllm
-from gaze_jax.train import checkpoint
-from gaze_jax.train import frozen
 
 MAX_TOKENS = 64
 
@@ -34,18 +33,21 @@ class Model:
   tokenizer: tokenizer_lib.Tokenizer
 
 
-def load(workdir: pathlib.Path) -> Model:
-  """The newest checkpoint of a workdir.
+def load(directory: pathlib.Path) -> Model:
+  """A model that sees, out of any directory that `weights.load` reads.
 
   Raises:
-    checkpoint.CheckpointError: there is none.
+    errors.GazeError: there is none.
   """
-  saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
-  config, params = saved.config(), saved.params()
-  saved.close()
-  params = params | frozen.load(config)
+  config, params = weights.load(directory)
+  if missing := {"vision", "projector", "decoder"} - params.keys():
+    raise errors.GazeError(
+      f"{directory}: no {', '.join(sorted(missing))} here, and a question about"
+      " an image needs all three; join a decoder and a tower with"
+      " launch/convert.py --vision"
+    )
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
-  return Model(config, jax.device_put(params), tokenizer)
+  return Model(config, params, tokenizer)
 
 
 class Answer:
@@ -81,7 +83,6 @@ class Answer:
     if not question.strip():
       raise errors.GazeError("the question is empty")
     self.batch = _prompt(model, image, question)
-    self._pixels = self.batch.images[0, 0]
     self._max_tokens = max_tokens
     self.steps: list[generate.Step] = []
 
@@ -117,15 +118,15 @@ class Answer:
   def picture(
     self, *, layers: list[int] | None = None, heads: list[int] | None = None
   ) -> Image.Image:
-    """The image once a word, with the regions that were read."""
-    vision = self.model.config.model.vision
-    seen = self._pixels * np.array(vision.std) + np.array(vision.mean)
+    """The image once a word, with the regions that were read.
+
+    Of a tiled image it is the unit that shows the whole.
+    """
     words = trace.words(self.steps, self._decode, layers=layers, heads=heads)
+    tile, grid = _first_tile(self.batch, self.model.config.model.vision)
     return overlay.draw(
-      (255 * seen).round().clip(0, 255).astype(np.uint8),
-      layout.region_map(
-        vision.grid, vision.grid, self.model.config.model.gaze.region
-      ),
+      tile,
+      layout.region_map(*grid, self.model.config.model.gaze.region),
       words,
       title=f"{self.question}  {self.text}",
     )
@@ -138,12 +139,31 @@ def _prompt(
   model: Model, image: np.ndarray | None, question: str
 ) -> types.Batch:
   config = model.config
-  vision = config.model.vision
-  units = [] if image is None else [layout.Unit(vision.grid, vision.grid)]
-  parts = packing.prompt(model.tokenizer, question, units)
-  row = layout.lay_out(parts, layout.row_shape(config))
-  size = vision.image_size
-  pixels = np.zeros((1, config.data.max_units, size, size, 3), np.float32)
-  if image is not None:
-    pixels[0, 0] = images.preprocess(image, vision)
-  return layout.make_batch([row], pixels)
+  seen = units.of_images([] if image is None else [image], config.model)
+  grids = [unit for one in seen for unit in one.units]
+  request = requests.Request(
+    tuple(packing.prompt(model.tokenizer, question, grids)),
+    units.join([one.pixels for one in seen], config.model),
+  )
+  # One shape serves all requests, but for tiles: there may be dozens, or one.
+  tiled = config.model.tiling.kind != "none"
+  shape = None if tiled else layout.row_shape(config)
+  return requests.batch([request], config.model, shape)
+
+
+def _first_tile(
+  batch: types.Batch, vision: config_lib.VisionConfig
+) -> tuple[np.ndarray, tuple[int, int]]:
+  """The picture of a request, uint8 [h, w, 3], and its tokens' grid."""
+  images, side = batch.images, vision.patch_size
+  grid = (vision.grid, vision.grid)
+  seen = np.zeros((side, side, 3), np.float32)  # a question about no image
+  if isinstance(images, types.Patches) and images.grid[0, 0].all():
+    grid = rows, columns = tuple(map(int, images.grid[0, 0]))
+    patches = images.pixels[0, 0, : rows * columns]
+    patches = patches.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+    seen = patches.reshape(rows * side, columns * side, 3)
+  elif isinstance(images, np.ndarray):
+    seen = images[0, 0]
+  seen = seen * np.array(vision.std) + np.array(vision.mean)
+  return (255 * seen).round().clip(0, 255).astype(np.uint8), grid

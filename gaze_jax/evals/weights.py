@@ -42,7 +42,8 @@ def load(
     raise errors.GazeError(f"{directory}: no such directory")
   if store.is_stored(directory):
     stored = store.open_stored(directory)
-    return stored.config, store.load(stored.leaves())
+    config = _with_tokenizer(stored.config, directory / store.SOURCE)
+    return config, store.load(stored.leaves())
   if is_run(directory):
     saved = checkpoint.Checkpoints(directory, keep=1, create=False)
     config, params = saved.config(), saved.params()
@@ -54,7 +55,19 @@ def load(
       " launch/convert.py, nor a checkpoint of transformers"
     )
   source = hf.open_checkpoint(directory)
-  return convert.config_for(source.model), store.load(convert.leaves(source))
+  config = _with_tokenizer(convert.config_for(source.model), directory)
+  return config, store.load(convert.leaves(source))
+
+
+def _with_tokenizer(
+  config: config_lib.Config, directory: pathlib.Path
+) -> config_lib.Config:
+  """Takes the tokenizer that came with the weights, unless one is named."""
+  file = directory / "tokenizer.json"
+  if config.data.tokenizer or not file.is_file():
+    return config
+  data = dataclasses.replace(config.data, tokenizer=str(file))
+  return dataclasses.replace(config, data=data)
 
 
 def take_in(

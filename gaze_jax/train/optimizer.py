@@ -9,7 +9,10 @@ import optax.contrib
 from gaze_jax import config as config_lib
 
 # Leaves that are tables or vectors: never decayed, and Adam's under Muon.
-_TABLES = ("embedding", "context", "rows", "columns", "scale", "bias")
+_TABLES = (
+  *("embedding", "context", "rows", "columns", "newline", "scale", "bias"),
+  *("class_token", "positions", "scale1", "scale2"),  # of a tower
+)
 
 
 def learning_rate(train: config_lib.TrainConfig) -> optax.Schedule:

@@ -35,7 +35,8 @@ def create(
 
   @jax.jit
   def build(key: jax.Array, given: dict[str, Any]) -> TrainState:
-    params = nn.meta.unbox(mllm.init(config.model, key)) | given
+    params = nn.meta.unbox(mllm.init(config.model, key))
+    params |= {name: params[name] | part for name, part in given.items()}
     for name in frozen.names(config):
       del params[name]
     return TrainState(
