@@ -24,6 +24,7 @@ from gaze_jax.convert import files
 
 SINGLE = "model.safetensors"
 _CODES = {dtype: code for code, dtype in files.CODES.items()}
+_TILE = 256
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 # name -> (shape, dtype)
@@ -104,7 +105,7 @@ class Writer:
       )
     file, offset = self._place[name]
     with _named(file.name):
-      _write_at(file, offset, np.ascontiguousarray(piece))
+      _write_at(file, offset, contiguous(piece))
     self._place[name] = file, offset + piece.nbytes
     self._left[name] -= piece.nbytes
 
@@ -171,6 +172,38 @@ class Writer:
   def _close(self) -> None:
     for file in self._files:
       file.close()
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+  """`x` in row-major order; a copy, if it is in another one.
+
+  numpy copies a transposed matrix row by row, and every element of a row is in
+  a cache line of its own. In tiles it takes a third of the time (bfloat16
+  [3584, 18944]: 0.09 s for 0.26 s).
+  """
+  if x.flags.c_contiguous:
+    return x
+  out = np.empty(x.shape, x.dtype)
+  bits = f"u{x.itemsize}"
+  _copy_tiles(out.view(bits), x.view(bits))
+  return out
+
+
+def _copy_tiles(out: np.ndarray, x: np.ndarray) -> None:
+  near = min(range(x.ndim), key=lambda axis: abs(x.strides[axis]))
+  others = [axis for axis in range(x.ndim - 1) if axis != near]
+  if near == x.ndim - 1:
+    out[...] = x
+  elif others:
+    for part in zip(
+      np.moveaxis(out, others[0], 0), np.moveaxis(x, others[0], 0), strict=True
+    ):
+      _copy_tiles(*part)
+  else:
+    for i in range(0, x.shape[0], _TILE):
+      for j in range(0, x.shape[1], _TILE):
+        tile = np.s_[i : i + _TILE, j : j + _TILE]
+        out[tile] = x[tile]
 
 
 def _write_at(file: IO[bytes], offset: int, what: bytes | np.ndarray) -> None:

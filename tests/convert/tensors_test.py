@@ -1,6 +1,7 @@
 """Checkpoints on disk: exact, lazy, strict, and whole or not there."""
 
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from safetensors import numpy as st
 from gaze_jax.convert import errors
 from gaze_jax.convert import files
 from gaze_jax.convert import tensors
+from gaze_jax.convert import writer
 
 DTYPES = [np.dtype(t) for t in (ml_dtypes.bfloat16, "f2", "f4")]
 
@@ -35,9 +37,9 @@ def same(a, b):
 
 def write(path, arrays, **options):
   specs = {name: (x.shape, x.dtype) for name, x in arrays.items()}
-  with tensors.Writer(path, specs, **options) as writer:
+  with tensors.Writer(path, specs, **options) as out:
     for name, x in arrays.items():
-      writer.write(name, x)
+      out.write(name, x)
 
 
 def refused(path):
@@ -111,14 +113,26 @@ class TestRoundTrip:
   def test_pieces_in_any_order_of_tensors(self, tmp_path):
     a, b = random((6, 5), "f4", 1), random((4, 3, 2), "f2", 2)
     specs = {"a": (a.shape, a.dtype), "b": (b.shape, b.dtype)}
-    with tensors.Writer(tmp_path, specs) as writer:
-      writer.write("b", b[:1, :2])
-      writer.write("a", a[:4])
-      writer.write("b", b[:1, 2:])
-      writer.write("b", b[1:])
-      writer.write("a", a[4:])
+    with tensors.Writer(tmp_path, specs) as out:
+      out.write("b", b[:1, :2])
+      out.write("a", a[:4])
+      out.write("b", b[:1, 2:])
+      out.write("b", b[1:])
+      out.write("a", a[4:])
     source = tensors.Source(tmp_path)
     assert same(source.read("a"), a) and same(source.read("b"), b)
+
+  @pytest.mark.parametrize("dtype", DTYPES)
+  @pytest.mark.parametrize("tile", [1, 3, 256])
+  def test_pieces_in_another_order(self, tmp_path, monkeypatch, dtype, tile):
+    monkeypatch.setattr(writer, "_TILE", tile)
+    x = {"m": random((7, 5), dtype).T}
+    for axes in itertools.permutations(range(3)):
+      x[f"t{axes}"] = random((4, 7, 5), dtype).transpose(axes)
+    x["part"] = random((9, 8, 7), dtype)[2:7, ::2, 1:3].transpose(2, 0, 1)
+    write(tmp_path, x)
+    source = tensors.Source(tmp_path)
+    assert all(same(source.read(n), v) for n, v in x.items())
 
   def test_a_file_by_name(self, tmp_path):
     x = {"a": random((3,), "f4")}
@@ -195,8 +209,8 @@ class TestRoundTrip:
   )
   def test_pieces_that_do_not_fit(self, tmp_path, name, piece, says):
     with pytest.raises(errors.ConversionError, match=says):
-      with tensors.Writer(tmp_path, {"a": ((2, 3), np.dtype("f4"))}) as writer:
-        writer.write(name, piece)
+      with tensors.Writer(tmp_path, {"a": ((2, 3), np.dtype("f4"))}) as out:
+        out.write(name, piece)
 
   def test_only_weights_are_written(self, tmp_path):
     with pytest.raises(errors.ConversionError, match="a is int64; write it as"):
@@ -267,9 +281,9 @@ class TestParts:
 
   def test_opening_and_reading_hold_no_memory(self, tmp_path):
     size = 2**28
-    with tensors.Writer(tmp_path, {"a": ((256, 2**19), DTYPES[1])}) as writer:
+    with tensors.Writer(tmp_path, {"a": ((256, 2**19), DTYPES[1])}) as out:
       for _ in range(256):
-        writer.write("a", np.zeros((1, 2**19), "f2"))
+        out.write("a", np.zeros((1, 2**19), "f2"))
     before = psutil.Process().memory_info().rss
     source = tensors.Source(tmp_path)
     for i in range(256):
@@ -771,8 +785,8 @@ class TestDestination:
     with pytest.raises(error):
       with tensors.destination(tmp_path / "a" / "b" / "to") as folder:
         specs = {"a": ((4,), np.dtype("f4"))}
-        with tensors.Writer(folder, specs) as writer:
-          writer.write("a", np.zeros(2, "f4"))
+        with tensors.Writer(folder, specs) as out:
+          out.write("a", np.zeros(2, "f4"))
           raise error("stop")
     assert os.listdir(tmp_path) == []
 
