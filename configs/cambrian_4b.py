@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
           hidden_state=-2,
           mean=(0.5, 0.5, 0.5),
           std=(0.5, 0.5, 0.5),
+          resample="bilinear",
           dtype="bfloat16",
         ),
         decoder=dict(
@@ -53,7 +54,7 @@ def get_config() -> ConfigDict:
       ),
       data=dict(
         source="llava_json",
-        path="data/train.json",
+        path="",
         sequence_length=2048,
         answer_slots=1024,
       ),

@@ -46,6 +46,11 @@ def read_config() -> config_lib.Config:
   return config_lib.from_config_dict(flags.FLAGS.config)
 
 
+def read_model() -> config_lib.ModelConfig:
+  """The model of such a command's config, whatever data it would train on."""
+  return config_lib.parse(flags.FLAGS.config).model
+
+
 def whole_numbers(flag: flags.FlagHolder) -> list[int] | None:
   """The numbers of a list flag, such as --layers=0,2; None if it is not set."""
   if flag.value is None:

@@ -49,6 +49,8 @@ class VisionConfig:
   # square: the aspect is not kept. crop: the shorter side is fitted, and the
   # middle is cut out (CLIP).
   resize: Literal["square", "crop"] = "square"
+  shorter_side: int = 0  # crop: what that side is fitted to; 0: image_size
+  resample: Literal["bicubic", "bilinear"] = "bicubic"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
   std: tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -65,6 +65,16 @@ def _model_rules(model: Any) -> Rules:
       f" of depth {vision.depth}",
     ),
     (
+      not vision.max_patches or not vision.class_token,
+      f"{v}.max_patches = {vision.max_patches} is a NaFlex tower, which has no"
+      " class_token",
+    ),
+    (
+      not vision.max_patches or model.projector.positions == "none",
+      f"{v}.max_patches = {vision.max_patches} gives pictures of any aspect,"
+      " and model.projector.positions are those of squares",
+    ),
+    (
       vision.weights == "random" or vision.patch_size == 14,
       f"{v}.weights = {vision.weights!r} is a tower of patch_size 14",
     ),

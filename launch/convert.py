@@ -44,8 +44,8 @@ def main() -> None:
     )
   dry, dtype = _DRY.value, _DTYPE.value
   if _VISION.value:
-    config = cli.read_config() if _CONFIG and to else None
-    weights.join(source, path(_VISION), config, to, dtype=dtype, dry=dry)
+    model = cli.read_model() if _CONFIG else None
+    weights.join(source, path(_VISION), model, to, dtype=dtype, dry=dry)
   elif to:
     weights.take_in(source, to, dtype=dtype, dry=dry)
   if out:

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,10 @@ from gaze_jax.convert import tensors
 from gaze_jax.convert import writer as writer_lib
 from gaze_jax.models import mllm
 
-# How a tower is looked through, which its checkpoint does not decide.
-_VIEW = ("hidden_state", "final_norm", "image_size", "resize", "mean", "std")
+# How a tower is looked through, which its checkpoint does not decide, and what
+# it is shown, which a preprocessor_config.json does.
+_VIEW = ("hidden_state", "final_norm", "image_size")
+_PIXELS = ("resize", "shorter_side", "resample", "mean", "std")
 _TEXT_SLOTS = 1024  # room for text in a row, beside one picture
 
 
@@ -59,27 +61,31 @@ def to_ours(
 def assemble(
   text_source: pathlib.Path,
   vision_source: pathlib.Path,
-  config: config_lib.Config,
+  model: config_lib.ModelConfig,
   to: pathlib.Path | None,
   *,
   dtype: str | None = None,
 ) -> None:
   """Makes a multimodal model of a decoder and a vision tower.
 
-  The projector and the context tokens are new, from `config.train.seed`.
+  The projector and the context tokens are new, from seed 0.
 
   Args:
     text_source: a checkpoint of transformers with a decoder.
     vision_source: one with a vision tower.
-    config: the whole model; its decoder and tower must be those two.
+    model: the whole; its decoder and tower must be those two.
     to: as in `to_ours`.
     dtype: as in `to_ours`; new parameters are float32 by default.
 
   Raises:
-    ConversionError: a checkpoint is not of the config's architecture; names
+    ConversionError: a checkpoint is not of the model's architecture; names
       every field that differs.
+    ConfigError: the model makes no sense.
   """
-  view = functools.partial(_with_view, wanted=config.model)
+  config = config_lib.from_config_dict(config_lib.to_dict(config_for(model)))
+  said = (vision_source / "preprocessor_config.json").exists()
+  fields = _VIEW if said else _VIEW + _PIXELS
+  view = functools.partial(_with_view, wanted=model, fields=fields)
   decoder = hf.open_checkpoint(text_source)
   tower = hf.open_checkpoint(vision_source, view)
   parts = []
@@ -89,9 +95,9 @@ def assemble(
         f"{checkpoint.directory}: a {checkpoint.raw['model_type']} checkpoint"
         f" has no {part}"
       )
-    hf.refuse_other(checkpoint.directory, checkpoint.model, config.model, part)
+    hf.refuse_other(checkpoint.directory, checkpoint.model, model, part)
     parts += [p for p in leaves(checkpoint, dtype) if p.path[0] == part]
-  parts += _new(config.model, None, dtype or "float32")
+  parts += _new(model, None, dtype or "float32")
   if to is None:
     return
   with writer_lib.destination(to) as directory:
@@ -151,10 +157,12 @@ def _new(
 
 
 def _with_view(
-  model: config_lib.ModelConfig, wanted: config_lib.ModelConfig
+  model: config_lib.ModelConfig,
+  wanted: config_lib.ModelConfig,
+  fields: Sequence[str],
 ) -> config_lib.ModelConfig:
   """A tower, looked through as another config wants it."""
-  view = {name: getattr(wanted.vision, name) for name in _VIEW}
+  view = {name: getattr(wanted.vision, name) for name in fields}
   tower = dataclasses.replace(model.vision, **view)
   return dataclasses.replace(model, vision=tower)
 

@@ -29,6 +29,7 @@ _OF_FAMILY = {
   "dinov2": "BitImageProcessor",
 }
 _BILINEAR, _BICUBIC = 2, 3  # of PIL.Image.Resampling
+_RESAMPLE = {_BILINEAR: "bilinear", _BICUBIC: "bicubic"}
 _CLIP_DEFAULTS = dict(
   image_mean=_CLIP_MEAN,
   image_std=_CLIP_STD,
@@ -84,17 +85,21 @@ def read(
   if preprocessor is None:
     mean, std = _TRAINED[model_type]
     resize = "crop" if model_type == "clip_vision_model" else "square"
-    return dataclasses.replace(c, mean=mean, std=std, resize=resize)
+    resample = "bilinear" if c.max_patches else "bicubic"
+    return dataclasses.replace(
+      c, mean=mean, std=std, resize=resize, resample=resample
+    )
   name, value = _with_defaults(preprocessor, model_type)
   _refuse_unknown_math(name, value)
   c = dataclasses.replace(
-    c, mean=_three(value, "image_mean"), std=_three(value, "image_std")
+    c,
+    mean=_three(value, "image_mean"),
+    std=_three(value, "image_std"),
+    resample=_resample(value),
   )
-  _check_resample(value, _BILINEAR if c.max_patches else _BICUBIC)
   if c.max_patches:
     return _naflex(c, name, value)
-  resize, side = _size(name, value)
-  return dataclasses.replace(c, resize=resize, image_size=side)
+  return dataclasses.replace(c, **_size(name, value))
 
 
 def write(c: config_lib.VisionConfig) -> dict[str, Any]:
@@ -106,27 +111,24 @@ def write(c: config_lib.VisionConfig) -> dict[str, Any]:
     do_resize=True,
     image_mean=list(c.mean),
     image_std=list(c.std),
+    resample={name: number for number, name in _RESAMPLE.items()}[c.resample],
     rescale_factor=1 / 255,
   )
   side = {"height": c.image_size, "width": c.image_size}
   if c.max_patches:
     return out | dict(
       image_processor_type="Siglip2ImageProcessor",
-      resample=_BILINEAR,
       patch_size=c.patch_size,
       max_num_patches=c.max_patches,
     )
   if c.resize == "crop":
     return out | dict(
       image_processor_type="CLIPImageProcessor",
-      resample=_BICUBIC,
-      size={"shortest_edge": c.image_size},
+      size={"shortest_edge": c.shorter_side or c.image_size},
       do_center_crop=True,
       crop_size=side,
     )
-  return out | dict(
-    image_processor_type="SiglipImageProcessor", resample=_BICUBIC, size=side
-  )
+  return out | dict(image_processor_type="SiglipImageProcessor", size=side)
 
 
 def square(value: Any, name: str) -> int:
@@ -180,13 +182,14 @@ def _refuse_unknown_math(name: str, value: Raw) -> None:
     )
 
 
-def _check_resample(value: Raw, known: int) -> None:
-  names = {_BILINEAR: "bilinear", _BICUBIC: "bicubic"}
-  if (got := value["resample"]) != known:
+def _resample(value: Raw) -> str:
+  if (got := value["resample"]) not in _RESAMPLE:
+    names = ", ".join(f"{n} ({name})" for n, name in _RESAMPLE.items())
     raise errors.ConversionError(
-      f"{_FILE}: resample = {got} is not computed here for this tower, {known}"
-      f" ({names[known]}) is; change it if the difference is acceptable"
+      f"{_FILE}: resample = {got} is not computed here, {names} are; change it"
+      " if the difference is acceptable"
     )
+  return _RESAMPLE[got]
 
 
 def _three(value: Raw, key: str) -> tuple[float, ...]:
@@ -216,8 +219,8 @@ def _naflex(
   return dataclasses.replace(c, max_patches=value["max_num_patches"])
 
 
-def _size(name: str, value: Raw) -> tuple[str, int]:
-  """How a picture is fitted, and to which side."""
+def _size(name: str, value: Raw) -> dict[str, Any]:
+  """How a picture is fitted, and to which side, as fields of a config."""
   if "size" not in value:
     raise errors.ConversionError(
       f"{_FILE}: image_processor_type = {name!r} makes patches, and this tower"
@@ -230,12 +233,14 @@ def _size(name: str, value: Raw) -> tuple[str, int]:
   if isinstance(size, int) and "shortest_edge" in _DEFAULTS[name]["size"]:
     size = {"shortest_edge": size}  # as old files say it
   edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
-  kind = "square" if edge is None else "crop"
   side = square(size if edge is None else edge, f"{_FILE}: size")
-  if crop != (side if kind == "crop" else None) and crop != side:
-    raise errors.ConversionError(
-      f"{_FILE}: size = {dict(value)['size']} with crop_size ="
-      f" {crop if crop else 'none'} is not computed here; a square without"
-      " do_center_crop, or a shortest_edge with a crop_size as large, is"
-    )
-  return kind, side
+  if edge is None and crop in (None, side):
+    return dict(resize="square", image_size=side)
+  if edge is not None and crop is not None and crop <= edge:
+    shorter = 0 if crop == edge else edge
+    return dict(resize="crop", image_size=crop, shorter_side=shorter)
+  raise errors.ConversionError(
+    f"{_FILE}: size = {value['size']} with crop_size = {crop or 'none'} is not"
+    " computed here; a square without do_center_crop is, or a shortest_edge"
+    " with a crop_size that is no larger"
+  )

@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import warnings
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -81,9 +82,9 @@ def preprocess(
   """
   side = vision.image_size
   if vision.resize == "square":
-    image = resize(image, side, side)
+    image = resize(image, side, side, vision.resample)
   else:
-    image = _crop(image, side)
+    image = _crop(image, vision)
   return normalise(image, vision)
 
 
@@ -91,12 +92,13 @@ def resize(
   image: np.ndarray,
   height: int,
   width: int,
-  resample: Image.Resampling = Image.Resampling.BICUBIC,
+  resample: Literal["bicubic", "bilinear"],
 ) -> np.ndarray:
   """uint8 [h, w, 3] to uint8 [height, width, 3], as Pillow does it."""
   if image.shape[:2] == (height, width):
     return image
-  return np.asarray(Image.fromarray(image).resize((width, height), resample))
+  kernel = Image.Resampling[resample.upper()]
+  return np.asarray(Image.fromarray(image).resize((width, height), kernel))
 
 
 def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
@@ -106,12 +108,14 @@ def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
   return (image.astype(np.float32) - mean) * scale
 
 
-def _crop(image: np.ndarray, side: int) -> np.ndarray:
+def _crop(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
   """The middle square of the picture with its shorter side fitted."""
+  side = vision.image_size
+  fitted = vision.shorter_side or side
   height, width = image.shape[:2]
   short = min(height, width)
-  height, width = (int(side * n / short) for n in (height, width))
-  image = resize(image, height, width)
+  height, width = (int(fitted * n / short) for n in (height, width))
+  image = resize(image, height, width, vision.resample)
   top, left = (height - side) // 2, (width - side) // 2
   return image[top : top + side, left : left + side]
 

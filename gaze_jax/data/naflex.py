@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
@@ -60,9 +59,7 @@ def preprocess(
   """
   side, limit = vision.patch_size, vision.max_patches
   rows, columns = grid(*image.shape[:2], side, limit)
-  image = images.resize(
-    image, rows * side, columns * side, Image.Resampling.BILINEAR
-  )
+  image = images.resize(image, rows * side, columns * side, vision.resample)
   pixels = images.normalise(image, vision)
   pixels = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
   out = np.zeros((limit, side * side * 3), np.float32)

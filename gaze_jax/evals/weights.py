@@ -103,7 +103,7 @@ def take_in(
 def join(
   source: pathlib.Path,
   tower: pathlib.Path,
-  config: config_lib.Config | None,
+  model: config_lib.ModelConfig | None,
   to: pathlib.Path | None,
   *,
   dtype: str | None = None,
@@ -112,11 +112,11 @@ def join(
   """Writes one model of a decoder and a vision tower; see `convert.assemble`.
 
   Raises:
-    errors.GazeError: config or destination is None, or the parts don't fit.
+    errors.GazeError: model or destination is None, or the parts don't fit.
   """
-  if config is None or to is None:
+  if model is None or to is None:
     raise errors.GazeError("--vision needs --config=FILE and --to=DIR")
-  convert.assemble(source, tower, config, None if dry else to, dtype=dtype)
+  convert.assemble(source, tower, model, None if dry else to, dtype=dtype)
 
 
 def compare(ours: pathlib.Path, reference: pathlib.Path) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -285,7 +286,7 @@ def joined():
       decoder=decoder,
       gaze=config_lib.GazeConfig(region=(2, 2), **gaze),
     )
-    return config_lib.Config(model=model)
+    return model
 
   return make
 
@@ -294,7 +295,7 @@ def test_two_towers_into_one_model(saved, joined, tmp_path):
   parts = saved("qwen3"), saved("siglip")
   convert.assemble(*parts, joined(), tmp_path / "ours")
   config, params = weights.load(tmp_path / "ours")
-  assert config.model == joined().model
+  assert config.model == joined()
   assert params["projector"]["context"].shape == (4, 32)
   want = tensors_of(parts[1])["encoder.layers.1.mlp.fc1.weight"]
   got = params["vision"]["blocks"]["mlp"]["up"]["kernel"]
@@ -311,17 +312,22 @@ def test_two_towers_into_one_model(saved, joined, tmp_path):
 
 
 def test_another_architecture_is_named(saved, joined, tmp_path):
-  config = joined()
-  decoder = dataclasses.replace(config.model.decoder, depth=5, norm_eps=1e-5)
-  model = dataclasses.replace(config.model, decoder=decoder)
-  config = dataclasses.replace(config, model=model)
+  decoder = dataclasses.replace(joined().decoder, depth=5, norm_eps=1e-5)
+  model = dataclasses.replace(joined(), decoder=decoder)
   with pytest.raises(errors.ConversionError) as caught:
-    convert.assemble(saved("qwen3"), saved("siglip"), config, tmp_path / "ours")
+    convert.assemble(saved("qwen3"), saved("siglip"), model, tmp_path / "ours")
   assert "model.decoder.depth is 2 there and 5" in str(caught.value)
   assert "model.decoder.norm_eps is 1e-06 there and 1e-05" in str(caught.value)
+  shown = tmp_path / "shown"
+  shutil.copytree(saved("siglip"), shown)
+  raw = dict(image_processor_type="SiglipImageProcessor", resample=2)
+  raw |= dict(size={"height": 28, "width": 28})
+  (shown / "preprocessor_config.json").write_text(json.dumps(raw))
+  with pytest.raises(errors.ConversionError, match="resample is 'bilinear'"):
+    convert.assemble(saved("qwen3"), shown, joined(), tmp_path / "o")
   with pytest.raises(errors.ConversionError, match="has no vision"):
     convert.assemble(saved("qwen3"), saved("qwen2"), joined(), tmp_path / "o")
-  assert list(tmp_path.iterdir()) == []
+  assert list(tmp_path.iterdir()) == [shown]
 
 
 def test_verify_sees_a_swap_that_shapes_do_not_show(saved, tmp_path):

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import psutil
 import pytest
+import safetensors
 from safetensors import numpy as st
 
 from gaze_jax.convert import errors
@@ -90,6 +91,8 @@ class TestRoundTrip:
     write(tmp_path, arrays)
     theirs = st.load_file(tmp_path / "model.safetensors")
     assert theirs.keys() == arrays.keys()
+    with safetensors.safe_open(tmp_path / "model.safetensors", "np") as file:
+      assert file.metadata() == {"format": "pt"}  # transformers 4 asks for it
     for name, x in arrays.items():
       assert same(theirs[name], x), name
     source = tensors.Source(tmp_path)
@@ -476,6 +479,7 @@ class TestFile:
     [
       (b"", "the file is empty"),
       (b"\0" * 5, "header is cut: at least 8 bytes expected, 5 found"),
+      (b"\xff" * 5, "header is cut: at least 8 bytes expected, 5 found"),
       (struct.pack("<Q", 90) + b'{"a', "cut: 98 bytes expected, 11 found"),
       (b"\xff" * 20, "a header of 18,446,744,073,709,551,615 bytes, the limit"),
       (struct.pack("<Q", 10**8 + 1) + b"{", "a header of 100,000,001 bytes"),

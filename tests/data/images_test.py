@@ -154,20 +154,27 @@ def _photo(height, width):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", ["square", "crop"])
-def test_pixels_are_those_of_transformers(kind, size):
+@pytest.mark.parametrize("kind", ["square", "crop", "smaller crop"])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_pixels_are_those_of_transformers(kind, size, resample):
   image = _photo(*size)
   if kind == "square":
     processor = transformers.SiglipImageProcessorPil(
-      size={"height": 28, "width": 28}
+      size={"height": 28, "width": 28},
+      resample=Image.Resampling[resample.upper()],
     )
   else:
+    # DINOv2's: the shorter side is fitted to more than is kept.
     processor = transformers.CLIPImageProcessorPil(
-      size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+      size={"shortest_edge": 28 if kind == "crop" else 32},
+      crop_size={"height": 28, "width": 28},
+      resample=Image.Resampling[resample.upper()],
     )
   vision = config_lib.VisionConfig(
     image_size=28,
-    resize=kind,
+    resize="square" if kind == "square" else "crop",
+    shorter_side=32 if kind == "smaller crop" else 0,
+    resample=resample,
     mean=tuple(processor.image_mean),
     std=tuple(processor.image_std),
   )

@@ -15,6 +15,7 @@ VISION = config_lib.VisionConfig(
   patch_size=4,
   class_token=False,
   max_patches=20,
+  resample="bilinear",
   mean=(0.5, 0.4, 0.3),
   std=(0.5, 0.6, 0.7),
 )
