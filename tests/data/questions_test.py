@@ -133,3 +133,34 @@ def test_wordings_hold_everything_that_is_asked():
   for i in range(200):
     for q in s.text(i).questions:
       assert q.text in words[q.kind][0] and q.answer in words[q.kind][1]
+
+
+def test_a_caption_names_things_and_places_in_reading_order():
+  plain = source(length=100)
+  for i in range(100):
+    scene = plain.scene(i)
+    asked = questions.caption(scene)
+    place = {GRID[r][c]: n for (r, c), n in at(scene).items() if n != "?"}
+    said = dict(p.split(" at the ")[::-1] for p in asked.answer.split(", "))
+    assert said == place and asked.kind == "caption"
+    order = [sum(GRID, []).index(p) for p in said]
+    assert order == sorted(order)
+    names = [emoji.NAMED[scene.things[k].thing].name for k in asked.about]
+    assert names == list(said.values())
+
+
+def test_captions_take_the_place_of_one_question():
+  plain, with_captions = source(length=20), source(length=20, captions=True)
+  for i in range(20):
+    first, *rest = with_captions.text(i, 3).questions
+    assert first == questions.caption(plain.scene(i))
+    assert len(rest) == 7 and all(q.kind != "caption" for q in rest)
+
+
+def test_no_caption_is_longer_than_the_longest():
+  s = source(length=2000)
+  longest = max(len(text) for text in questions.longest_captions())
+  assert (
+    max(len(questions.caption(s.scene(i)).answer) for i in range(2000))
+    <= longest
+  )

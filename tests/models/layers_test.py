@@ -2,7 +2,10 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.extend import core
 
 from gaze_jax.models import layers
 
@@ -51,3 +54,55 @@ def test_swiglu_by_hand():
   got = module.apply({"params": params}, one)
   silu = 2 / (1 + np.exp(-2.0))
   np.testing.assert_allclose(got, [[silu * 3 * 5]], rtol=1e-6)
+
+
+def test_project_with_a_bias():
+  module = layers.Project((3, 2, 2), ("embed", "heads", "head_dim"), bias=True)
+  x = np.ones((1, 3), np.float32)
+  params = nn.meta.unbox(module.init(jax.random.key(0), x))["params"]
+  assert params["bias"].shape == (2, 2) and not params["bias"].any()
+  bias = np.arange(4, dtype=np.float32).reshape(2, 2)
+  zero = np.zeros((3, 2, 2), np.float32)
+  got = module.apply({"params": dict(weight=zero, bias=bias)}, x)
+  np.testing.assert_array_equal(got, bias[None])
+
+
+def _operands(jaxpr, out):
+  """Dtypes of the operands of every matrix product, however deep."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      out.append({str(v.aval.dtype) for v in equation.invars})
+    for inner in core.jaxprs_in_params(equation.params):
+      _operands(inner, out)
+  return out
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_narrow_products_have_narrow_operands_both_ways(inputs):
+  """The sums are float32 all the same, and so are the gradients' sums."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.array(rng.normal(size=shape), jnp.bfloat16)
+  weight = draw(4, 6, 5)
+  x = draw(2, 3, *weight.shape[:inputs])
+  target = draw(2, 3, *weight.shape[inputs:])
+
+  def loss(x, weight):
+    y = layers.contract(x, weight, inputs, jnp.float32)
+    return (y * target.astype(jnp.float32)).sum()
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, weight)
+  found = _operands(jaxpr.jaxpr, [])
+  assert len(found) == 3 and all(f == {"bfloat16"} for f in found)
+  got = jax.grad(loss, (0, 1))(x, weight)
+  wide = (x.astype(jnp.float32), weight.astype(jnp.float32))
+  want = jax.grad(loss, (0, 1))(*wide)
+  for g, w in zip(got, want, strict=True):
+    assert g.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(g, w.astype(jnp.bfloat16))
+  np.testing.assert_allclose(loss(x, weight), loss(*wide), rtol=1e-6)
+
+
+def test_a_wide_weight_gets_a_wide_gradient():
+  x, weight = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4))
+  loss = lambda w: layers.contract(x, w, 1, jnp.bfloat16).sum()
+  assert jax.grad(loss)(weight).dtype == jnp.float32

@@ -1,0 +1,91 @@
+"""The decoder's families: which leaves they have, and where a bias goes."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax.models import decoder
+
+CONFIG = config_lib.DecoderConfig(
+  vocab_size=16,
+  width=8,
+  depth=2,
+  query_heads=4,
+  kv_heads=2,
+  head_dim=2,
+  mlp_dim=12,
+)
+QWEN3 = dict(qk_norm=True)
+QWEN2 = dict(qk_norm=False, qkv_bias=True)
+LLAMA = dict(qk_norm=False)
+
+
+def names(tree):
+  return {
+    "/".join(k.key for k in path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+@pytest.mark.parametrize(
+  "family, more",
+  [
+    (QWEN3, {"layers/query_norm/scale", "layers/key_norm/scale"}),
+    (QWEN2, {f"layers/{n}/bias" for n in ("query", "key", "value")}),
+    (LLAMA, set()),
+    (LLAMA | dict(tied=False), {"head/weight"}),
+  ],
+)
+def test_the_leaves_of_a_family(family, more):
+  config = dataclasses.replace(CONFIG, **family)
+  shapes = decoder.param_shapes(config)
+  projections = ("query", "key", "value", "out")
+  common = {f"layers/{n}/weight" for n in projections} | {
+    *("embedding", "final_norm/scale"),
+    *("layers/attention_norm/scale", "layers/mlp_norm/scale"),
+    *(f"layers/mlp/{n}/weight" for n in ("gate", "up", "down")),
+  }
+  assert names(shapes) == common | more
+  made = decoder.init(config, jax.random.key(0))
+  like = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert like(made) == like(shapes)
+
+
+def test_biases_are_named_and_stacked():
+  config = dataclasses.replace(CONFIG, **QWEN2)
+  module = decoder.Decoder(config)
+  boxed = jax.eval_shape(
+    lambda: module.init(jax.random.key(0), method=decoder._touch)
+  )
+  layer = boxed["params"]["layers"]
+  assert layer["query"]["bias"].names == ("layers", "heads", "head_dim")
+  assert layer["key"]["bias"].names == ("layers", "kv_heads", "head_dim")
+  assert nn.meta.unbox(layer["query"]["bias"]).shape == (2, 4, 2)
+  assert nn.meta.unbox(layer["value"]["bias"]).shape == (2, 2, 2)
+
+
+def test_a_bias_is_added_before_rope():
+  """With weights of 0 the heads are the biases, turned by the position."""
+  config = dataclasses.replace(CONFIG, depth=1, **QWEN2)
+  params = jax.tree.map(jnp.zeros_like, decoder.init(config, jax.random.key(0)))
+  ones = lambda heads: jnp.ones((1, heads, 2))
+  for name, heads in (("query", 4), ("key", 2), ("value", 2)):
+    params["layers"][name]["bias"] = ones(heads)
+
+  def attend(q, k, v, memory):
+    return jnp.zeros_like(q), (q, k, v)
+
+  x, position = jnp.ones((1, 2, 8)), jnp.array([[0, 1]])
+  _, (q, k, v) = decoder.Decoder(config).apply(
+    {"params": params}, x, position, attend, None
+  )
+  turned = [np.cos(1) - np.sin(1), np.cos(1) + np.sin(1)]
+  for found in (q, k):
+    np.testing.assert_allclose(found[0, 0, 0], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found[0, 0, 1], [turned] * found.shape[3], 1e-6)
+  np.testing.assert_array_equal(v, jnp.ones_like(v))
