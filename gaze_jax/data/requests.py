@@ -11,7 +11,6 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import tokenizers
 
 from gaze_jax import config as config_lib
@@ -34,11 +33,11 @@ class Request:
 
   Attributes:
     parts: text and units, in reading order.
-    pixels: float32 [tiles, image_size, image_size, 3], in the order of units.
+    pixels: of the units, one after the other.
   """
 
   parts: tuple[Part, ...]
-  pixels: np.ndarray
+  pixels: units.Pixels
 
 
 def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
@@ -89,8 +88,7 @@ def make(
         f"the prompt has {pieces.count(mark)} {mark} for {len(given)} given"
       )
   parts: list[Part] = []
-  size = model.vision.image_size
-  pixels = [np.zeros((0, size, size, 3), np.float32)]
+  pixels: list[units.Pixels] = []
   for piece in pieces:
     if isinstance(piece, str):
       one = seen[piece].pop(0)
@@ -98,7 +96,7 @@ def make(
       pixels.append(one.pixels)
     else:
       parts.append(layout.Text(piece))
-  return Request(tuple(parts), np.concatenate(pixels))
+  return Request(tuple(parts), units.join(pixels, model))
 
 
 def split(
@@ -149,12 +147,10 @@ def batch(
   """
   shape = shape or shape_of(requests, model)
   rows = [layout.lay_out(request.parts, shape) for request in requests]
-  if not shape.tiles:
+  tiles = shape.tiles or shape.units
+  if not tiles:
     return layout.make_batch(rows, None)
-  size = (shape.tiles, *requests[0].pixels.shape[1:])
-  pixels = np.zeros((len(rows), *size), np.float32)
-  for row, request in zip(pixels, requests, strict=True):
-    row[: len(request.pixels)] = request.pixels
+  pixels = units.stack([request.pixels for request in requests], tiles)
   return layout.make_batch(rows, pixels)
 
 

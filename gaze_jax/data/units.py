@@ -1,18 +1,22 @@
 """Images and videos to what a model is fed: pixels, and units of a layout."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax import types
 from gaze_jax.data import anyres
 from gaze_jax.data import images as images_lib
+from gaze_jax.data import naflex
 
 # uint8 [height, width, 3], or a PIL image that is that.
 Picture = np.ndarray | Image.Image
+# float32 [tiles, image_size, image_size, 3], or `Patches` of [tiles].
+Pixels = np.ndarray | types.Patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +24,11 @@ class Seen:
   """An image or a video as a model sees it.
 
   Attributes:
-    pixels: float32 [tiles, image_size, image_size, 3], those of the units one
-      after the other.
+    pixels: those of the units, one after the other.
     units: its units, in reading order.
   """
 
-  pixels: np.ndarray
+  pixels: Pixels
   units: tuple[layout.Unit, ...]
 
 
@@ -34,8 +37,9 @@ def of_images(
 ) -> list[Seen]:
   """The images of one sample, one for one.
 
-  Without tiling each is a unit. With AnyRes an image alone is a unit as a
-  whole and a unit in tiles; each of several is a square and a newline.
+  Without tiling each is a unit, with NaFlex of its own grid. With AnyRes an
+  image alone is a unit as a whole and a unit in tiles; each of several is a
+  square and a newline.
 
   Args:
     images: uint8 [h, w, 3] each, or RGB images of PIL.
@@ -70,7 +74,7 @@ def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:
   if not len(frames):
     raise images_lib.ImageError("a video without frames")
   seen = [_plain(_checked(frame), model) for frame in frames]
-  pixels = np.concatenate([s.pixels for s in seen])
+  pixels = join([s.pixels for s in seen], model)
   if model.tiling.kind == "none":
     return Seen(pixels, tuple(unit for s in seen for unit in s.units))
   side, last = model.vision.grid, len(seen) - 1
@@ -78,7 +82,43 @@ def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:
   return Seen(pixels, tuple(units))
 
 
+def join(pixels: Sequence[Pixels], model: config_lib.ModelConfig) -> Pixels:
+  """Pixels one after the other; of no tiles when there are none."""
+  size, limit = model.vision.image_size, model.vision.max_patches
+  none: Pixels = np.zeros((0, size, size, 3), np.float32)
+  if limit:
+    numbers = 3 * model.vision.patch_size**2
+    none = types.Patches(
+      np.zeros((0, limit, numbers), np.float32), np.zeros((0, 2), np.int32)
+    )
+  return _map(lambda *parts: np.concatenate(parts), none, *pixels)
+
+
+def stack(rows: Sequence[Pixels], tiles: int) -> Pixels:
+  """Rows of pixels, each filled up to so many tiles, as `Batch.images`."""
+
+  def fill(*arrays: np.ndarray) -> np.ndarray:
+    out = np.zeros((len(arrays), tiles, *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in zip(out, arrays, strict=True):
+      row[: len(array)] = array
+    return out
+
+  return _map(fill, *rows)
+
+
+def _map(f: Callable[..., np.ndarray], *pixels: Pixels) -> Pixels:
+  if not isinstance(pixels[0], types.Patches):
+    return f(*pixels)
+  return types.Patches(
+    f(*(p.pixels for p in pixels)), f(*(p.grid for p in pixels))
+  )
+
+
 def _plain(image: np.ndarray, model: config_lib.ModelConfig) -> Seen:
+  if model.vision.max_patches:
+    one = naflex.preprocess(image, model.vision)
+    rows, columns = map(int, one.grid)
+    return Seen(_map(lambda x: x[None], one), (layout.Unit(rows, columns),))
   side = model.vision.grid
   pixels = images_lib.preprocess(image, model.vision)[None]
   return Seen(pixels, (layout.Unit(side, side),))

@@ -156,14 +156,14 @@ def _first_tile(
 ) -> tuple[np.ndarray, tuple[int, int]]:
   """The picture of a request, uint8 [h, w, 3], and its tokens' grid."""
   images, side = batch.images, vision.patch_size
-  grid = (vision.grid, vision.grid)
-  seen = np.zeros((side, side, 3), np.float32)  # a question about no image
+  grid = (1, 1)  # of a question about no image
+  seen = np.zeros((side, side, 3), np.float32)
   if isinstance(images, types.Patches) and images.grid[0, 0].all():
     grid = rows, columns = tuple(map(int, images.grid[0, 0]))
     patches = images.pixels[0, 0, : rows * columns]
     patches = patches.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
     seen = patches.reshape(rows * side, columns * side, 3)
   elif isinstance(images, np.ndarray):
-    seen = images[0, 0]
+    grid, seen = (vision.grid, vision.grid), images[0, 0]
   seen = seen * np.array(vision.std) + np.array(vision.mean)
   return (255 * seen).round().clip(0, 255).astype(np.uint8), grid

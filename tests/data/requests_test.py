@@ -123,3 +123,22 @@ def test_a_tokenizer_of_a_directory(tmp_path):
     requests.read_tokenizer(tmp_path)
   with pytest.raises(samples.DataError, match="tokenizer.json"):
     requests.read_tokenizer(tmp_path / "nowhere.json")
+
+
+def test_naflex_pictures_bring_their_grids():
+  vision = config_lib.VisionConfig(patch_size=2, max_patches=12)
+  model = config_lib.ModelConfig(vision=vision)
+  tokenizer = make_tokenizer()
+  wide, square = picture(4, 12), picture(6, 6)
+  two = requests.make(
+    "<image> and <image>", tokenizer, model, images=[wide, square]
+  )
+  assert two.parts[1::2] == (layout.Unit(2, 6), layout.Unit(3, 3))
+  none = requests.make("this", tokenizer, model)
+  batch = requests.batch([two, none], model)
+  assert batch.images.pixels.shape == (2, 2, 12, 12)
+  np.testing.assert_array_equal(
+    batch.images.grid, [[[2, 6], [3, 3]], [[0, 0], [0, 0]]]
+  )
+  video = requests.make("<video>", tokenizer, model, videos=[[wide, wide]])
+  assert video.parts[1:] == (layout.Unit(2, 6),) * 2
