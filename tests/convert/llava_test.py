@@ -648,3 +648,14 @@ def test_a_processor_of_another_size_is_refused(onevision):
   )
   with pytest.raises(errors.ConversionError, match="image_grid_pinpoints"):
     llava.config(raw, other)
+
+
+def test_a_head_is_tied_if_either_config_says_so():
+  for raw in (
+    dict(tie_word_embeddings=True),
+    dict(text_config=dict(tie_word_embeddings=True)),
+  ):
+    theirs = transformers.LlavaOnevisionConfig(**raw)
+    assert theirs.tie_word_embeddings
+    assert llava.config(raw | dict(model_type="llava_onevision")).decoder.tied
+  assert not llava.config(dict(model_type="llava_onevision")).decoder.tied
