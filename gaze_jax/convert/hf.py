@@ -297,10 +297,11 @@ def _says(
       " of the embedding; if it was padded, set vocab_size to its rows"
     )
   lines = match.problems + [f"hint: {h}" for h in hints]
+  many = "s" * (len(match.problems) > 1)
   return (
-    f"{directory}: {len(match.problems)} tensors do not fit a model of type"
-    f" {raw['model_type']!r} (the nearest layout of names: {match.layout}):\n  "
-    + "\n  ".join(lines)
+    f"{directory}: does not fit a model of type {raw['model_type']!r}, in"
+    f" {len(match.problems)} place{many} (nearest layout of names:"
+    f" {match.layout}):\n  " + "\n  ".join(lines)
   )
 
 

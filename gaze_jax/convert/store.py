@@ -220,7 +220,7 @@ def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
     unit="B",
     unit_scale=True,
     mininterval=5,
-    disable=total < _SHOWN,
+    disable=True if total < _SHOWN else None,  # None: on a terminal alone
   )
   with bar, writer_lib.Writer(path, specs) as writer:
     for leaf in leaves:

@@ -89,6 +89,7 @@ def _key(config: config_lib.Config, source: samples.Source) -> str:
     seed=config.train.seed,
     dtype=config.train.features_dtype,
     source=source.fingerprint(),
+    init_from=frozen.fingerprint(config),
   )
   text = json.dumps(said, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:32]

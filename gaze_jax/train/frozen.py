@@ -90,6 +90,15 @@ def source(config: config_lib.Config, name: str) -> dict[str, Any] | None:
   return _SOURCES[part.weights](part)
 
 
+def fingerprint(config: config_lib.Config) -> list[str]:
+  """What tells the weights of `train.init_from` from others, cheaply."""
+  if not config.train.init_from:
+    return []
+  files = sorted(pathlib.Path(config.train.init_from).glob("*.safetensors"))
+  stats = [(file, file.stat()) for file in files]
+  return [f"{f.resolve()} {s.st_size} {s.st_mtime_ns}" for f, s in stats]
+
+
 def _converted(
   config: config_lib.Config, directory: pathlib.Path, name: str
 ) -> dict[str, Any] | None:

@@ -163,7 +163,7 @@ def test_dropped_key(copied, family):
   path, name = copied(family), q_proj(family)
   edit_shard(path, name, lambda x: x.pop(name))
   text = refused(path)
-  assert f"{path}: 1 tensors do not fit a model of type {family!r}" in text
+  assert f"{path}: does not fit a model of type {family!r}, in 1 place" in text
   assert text.splitlines()[1:] == [f"  missing: {name} [32, 32]"]
 
 
@@ -181,7 +181,7 @@ def test_doubled_layer(copied, family):
     path, lambda m: m.update(dict.fromkeys(double, "model-x.safetensors"))
   )
   text = refused(path)
-  assert len(double) == 12 and "12 tensors do not fit" in text
+  assert len(double) == 12 and "in 12 places" in text
   for name, value in double.items():
     assert f"unexpected: {name} {list(value.shape)}" in text
 
@@ -306,11 +306,11 @@ def test_missing_config_field(copied, field):
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers"])
 def test_missing_field_of_a_part(copied, field):
-  """transformers fills it in there; then the tensors do not fit."""
+  """transformers fills it in there; then the tensors don't fit."""
   path = copied("llava_onevision")
   edit_config(path, lambda c: c["text_config"].pop(field))
   text = refused(path)
-  assert "tensors do not fit a model of type 'llava_onevision'" in text
+  assert "does not fit a model of type 'llava_onevision'" in text
   assert "language_model.model.layers." in text
 
 
@@ -453,7 +453,7 @@ def test_the_command_says_it_in_one_error(copied, tmp_path, evil):
   ran = command(path, tmp_path / "to")
   assert ran.returncode == 1 and ran.stdout == ""
   assert ran.stderr.splitlines() == [
-    f"error: {path}: 1 tensors do not fit a model of type 'qwen2' (the nearest"
+    f"error: {path}: does not fit a model of type 'qwen2', in 1 place (nearest"
     " layout of names: causal LM):",
     f"  missing: {name} [32, 32]",
   ]

@@ -1,0 +1,107 @@
+"""A run that starts from converted weights, and its way back out."""
+
+import os
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+from gaze_jax.convert import store
+from gaze_jax.convert import writer
+from gaze_jax.evals import weights
+from gaze_jax.models import mllm
+from gaze_jax.train import frozen
+from gaze_jax.train import loop
+from gaze_jax.train import optimizer
+from gaze_jax.train import state as state_lib
+
+
+@pytest.fixture(scope="module")
+def converted(tiny_config, tmp_path_factory):
+  """A directory as launch/convert.py leaves it, without context tokens."""
+  config = tiny_config(model__gaze__context_tokens=0)
+  params = nn.meta.unbox(mllm.init(config.model, jax.random.key(7)))
+  path = tmp_path_factory.mktemp("converted") / "ours"
+  with writer.destination(path) as directory:
+    kept = config_lib.Config(model=config.model)
+    store.write(directory, kept, store.from_params(params))
+    (directory / store.SOURCE).mkdir()
+    (directory / store.SOURCE / "tokenizer_config.json").write_text("{}")
+  return path, params
+
+
+def start(tiny_config, converted, **changes):
+  return tiny_config(train__init_from=str(converted[0]), **changes)
+
+
+def test_a_run_starts_from_its_values_and_new_context_tokens(
+  tiny_config, converted
+):
+  trained = dict(model__vision__frozen=False, train__features="none")
+  config = start(tiny_config, converted, **trained)
+  chain = optimizer.make(config.train)
+  got = state_lib.create(config, chain).params
+  fresh = state_lib.create(tiny_config(**trained), chain)
+  want = {k: dict(v) for k, v in converted[1].items()}
+  context = want["projector"]["context"] = fresh.params["projector"]["context"]
+  assert context.shape == (2, 32)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_frozen_parts_come_from_there(tiny_config, converted):
+  config = start(tiny_config, converted, model__decoder__frozen=True)
+  parts = frozen.load(config)
+  assert parts.keys() == {"vision", "decoder"}
+  for name, part in parts.items():
+    jax.tree.map(np.testing.assert_array_equal, part, converted[1][name])
+
+
+@pytest.mark.parametrize(
+  "changes, says",
+  [
+    (dict(model__decoder__norm_eps=1e-3), "model.decoder.norm_eps is 1e-06"),
+    (dict(model__projector__hidden=9), "model.projector.hidden is"),
+    (dict(train__init_from="nowhere"), "nowhere.*no such file"),
+  ],
+)
+def test_another_model_is_refused_by_name(
+  tiny_config, converted, changes, says
+):
+  config = tiny_config(**dict(train__init_from=str(converted[0])) | changes)
+  with pytest.raises(errors.GazeError, match=says):
+    state_lib.create(config, optimizer.make(config.train))
+
+
+def test_cached_features_are_those_of_these_weights(tiny_config, converted):
+  config = start(tiny_config, converted)
+  ours = frozen.fingerprint(config)
+  assert ours and not frozen.fingerprint(tiny_config())
+  (file,) = converted[0].glob("*.safetensors")
+  kept = file.stat()
+  os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns + 10**9))
+  assert frozen.fingerprint(config) != ours
+
+
+def test_a_run_goes_out_whole(tiny_config, converted, tmp_path):
+  config = start(tiny_config, converted, train__steps=1)
+  loop.train(config, tmp_path / "run")
+  weights.take_in(tmp_path / "run", tmp_path / "out")
+  want_config, want = weights.load(tmp_path / "run")
+  got_config, got = weights.load(tmp_path / "out")
+  assert got_config == want_config == config
+  assert got.keys() == {"vision", "projector", "decoder"}
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  assert (tmp_path / "out" / store.SOURCE / "tokenizer_config.json").exists()
+  weights.take_in(tmp_path / "run", tmp_path / "dry", dry=True)
+  assert not (tmp_path / "dry").exists()
+
+
+def test_what_is_not_weights_is_refused(tmp_path):
+  with pytest.raises(errors.GazeError, match="neither a workdir"):
+    weights.load(tmp_path)
+  with pytest.raises(errors.GazeError, match="no such directory"):
+    weights.load(pathlib.Path("nowhere"))
