@@ -80,21 +80,15 @@ class Checkpoint:
   source: tensors.Source
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Match:
   """What one layout makes of the names in a file."""
 
   layout: str
   entries: list[keys.Entry]
-  missing: list[str]
-  unexpected: list[str]
-  misshapen: list[str]
+  problems: list[str]
   unused: list[str]
-  alias: str = ""
-
-  @property
-  def problems(self) -> list[str]:
-    return self.missing + self.unexpected + self.misshapen
+  alias: str
 
 
 def open_checkpoint(
@@ -244,28 +238,22 @@ def _match(
 ) -> _Match:
   layout = family.layouts[name]
   entries = bind(model, family.parts, raw, layout)
-  want = {s: e.torch_shape for e in entries for s in e.sources}
+  want = keys.wanted(entries)
   unused = _pattern(family.unused(model, raw), layout)
   dropped = _pattern(family.dropped, layout)
-  match = _Match(name, entries, [], [], [], [])
-  if "head" in layout and (head := keys.in_layout(_HEAD, layout)) not in want:
-    match.alias = head if head in found else ""
-  match.missing = [
-    f"missing: {s} {list(shape)}" for s, shape in want.items() if s not in found
-  ]
-  for key, tensor in found.items():
-    if key in want or key == match.alias or dropped.fullmatch(key):
-      continue
-    if unused.fullmatch(key):
-      match.unused.append(key)
-    else:
-      match.unexpected.append(f"unexpected: {key} {list(tensor.shape)}")
-  match.misshapen = [
-    f"shape of {s}: {list(found[s].shape)} is not {list(shape)}"
-    for s, shape in want.items()
-    if s in found and found[s].shape != shape
-  ]
-  return match
+  head = keys.in_layout(_HEAD, layout) if "head" in layout else ""
+  alias = head if head in found and head not in want else ""
+  rest = lambda key: (
+    key == alias or dropped.fullmatch(key) or unused.fullmatch(key)
+  )
+  shapes = {key: tensor.shape for key, tensor in found.items()}
+  return _Match(
+    name,
+    entries,
+    keys.differences(want, shapes, rest),
+    [k for k in found if k not in want and unused.fullmatch(k)],
+    alias,
+  )
 
 
 def _pattern(
@@ -284,29 +272,26 @@ def _says(
   directory: pathlib.Path, match: _Match, raw: Mapping[str, Any]
 ) -> str:
   hints = []
-  if not match.alias and any(_is_head(m) for m in match.missing):
+  lines = match.problems
+  if any(m.startswith("missing: ") and "lm_head.weight" in m for m in lines):
     hints.append(
       "tie_word_embeddings is false, so the head must be in the file; set it"
       " to true if the head is the embedding"
     )
-  rows = [m for m in match.misshapen if "embed_tokens" in m or "lm_head" in m]
-  if rows:
+  tables = ("embed_tokens.weight", "lm_head.weight")
+  if any(m.startswith("shape of ") and t in m for m in lines for t in tables):
     text = raw.get("text_config") or raw
     hints.append(
       f"vocab_size = {text.get('vocab_size')} in config.json is not the rows"
       " of the embedding; if it was padded, set vocab_size to its rows"
     )
-  lines = match.problems + [f"hint: {h}" for h in hints]
-  many = "s" * (len(match.problems) > 1)
+  many = "s" * (len(lines) > 1)
   return (
     f"{directory}: does not fit a model of type {raw['model_type']!r}, in"
-    f" {len(match.problems)} place{many} (nearest layout of names:"
-    f" {match.layout}):\n  " + "\n  ".join(lines)
+    f" {len(lines)} place{many} (nearest layout of names:"
+    f" {match.layout}):\n  "
+    + "\n  ".join(lines + [f"hint: {h}" for h in hints])
   )
-
-
-def _is_head(line: str) -> bool:
-  return line.startswith("missing: ") and "lm_head.weight" in line
 
 
 def _check_alias(c: Checkpoint) -> None:

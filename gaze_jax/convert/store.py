@@ -166,17 +166,10 @@ def open_stored(directory: pathlib.Path) -> Stored:
     for path, leaf in keys.flatten(tree)
   }
   got = {name: t.shape for name, t in source.tensors.items()}
-  problems = [f"missing: {n} {list(want[n])}" for n in want.keys() - got.keys()]
-  problems += [f"unexpected: {n}" for n in got.keys() - want.keys()]
-  problems += [
-    f"shape of {n}: {list(got[n])} is not {list(want[n])}"
-    for n in want.keys() & got.keys()
-    if want[n] != got[n]
-  ]
+  problems = keys.differences(want, got)
   if problems:
     raise errors.ConversionError(
-      f"{directory}: the weights do not fit {NAME}:\n  "
-      + "\n  ".join(sorted(problems))
+      f"{directory}: the weights do not fit {NAME}:\n  " + "\n  ".join(problems)
     )
   origin = Origin(**manifest["origin"])
   return Stored(directory, config, parts, origin, source)

