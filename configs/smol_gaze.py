@@ -68,6 +68,8 @@ def get_config() -> ConfigDict:
         features="cached",
         k_schedule=dict(kind="random"),
       ),
-      eval=dict(canvases=64, other_canvases=16, budgets=(1, 2, 4, 8)),
+      eval=dict(
+        canvases=64, other_canvases=16, budgets=(1, 2, 4, 8), batch_size=16
+      ),
     )
   )

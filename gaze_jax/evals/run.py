@@ -52,14 +52,18 @@ class Score:
   chance: list[float] = dataclasses.field(default_factory=list)
 
   def summary(self) -> dict[str, Any]:
-    """Plain numbers: a share by kind, `overall`, `n`, intervals, budget."""
+    """Plain numbers: a share by kind, `overall`, `n`, intervals, budget.
+
+    A caption counts as its own kind alone: every thing and place in it must be
+    right, which is another measure than a question.
+    """
     out: dict[str, Any] = {}
     intervals = {}
     for kind in samples.KINDS:
       if n := self.asked[kind]:
         out[kind] = self.right[kind] / n
         intervals[kind] = metrics.wilson(self.right[kind], n)
-    n, right = self.asked.total(), self.right.total()
+    n, right = (c.total() - c["caption"] for c in (self.asked, self.right))
     out |= dict(overall=right / max(n, 1), n=n)
     out["n_by_kind"] = dict(self.asked)
     out["interval_95"] = intervals | {"overall": metrics.wilson(right, n)}

@@ -247,3 +247,12 @@ def test_a_question_about_no_image(workdir):
 
 def test_the_tokenizer_is_that_of_the_run(workdir):
   assert answer.load(workdir).tokenizer.size == tokenizer_lib.VOCABULARY
+
+
+def test_a_caption_counts_apart():
+  score = run.Score()
+  score.asked.update(what=4, caption=6)
+  score.right.update(what=1, caption=6)
+  said = score.summary()
+  assert said["what"] == said["overall"] == 0.25 and said["n"] == 4
+  assert said["caption"] == 1.0
