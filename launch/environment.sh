@@ -30,6 +30,17 @@ install() {
   "${pip[@]}" --no-deps -e .
 }
 
+# Adds torch and transformers to the environment: what the tests compare with.
+install_reference() {
+  local mark="$venv/.gaze_reference" wanted
+  wanted="$(cksum < "$repository/requirements-reference.txt")"
+  if [[ -f "$mark" && "$(cat "$mark")" == "$wanted" ]]; then return; fi
+  echo "== installing torch and transformers into $venv"
+  "$python" -m pip install -q --disable-pip-version-check \
+    -r "$repository/requirements-reference.txt"
+  echo "$wanted" > "$mark"
+}
+
 # Leaves libtpu, the TPU compiler that fits the installed JAX, in $venv/aot,
 # where benchmarks/tpu.py finds it. In the environment itself every command
 # would look for a TPU at its start, and print that there is none.
@@ -57,7 +68,7 @@ base="$(find_python)" || exit 1
 venv="${GAZE_VENV:-$repository/.venv}"
 python="$venv/bin/python"
 stamp="$venv/.gaze_installed"
-wanted="$(cd "$repository" && cat requirements*.txt pyproject.toml | cksum) $base"
+wanted="$(cd "$repository" && cat requirements{,-test,-data,-lock}.txt pyproject.toml | cksum) $base"
 if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
   echo "== installing into $venv ($base)"
   rm -rf "$venv"

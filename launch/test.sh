@@ -7,6 +7,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install_reference
 install_tpu_compiler
 cd "$repository"
 echo "== ruff"
