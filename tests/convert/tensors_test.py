@@ -103,6 +103,16 @@ class TestRoundTrip:
       assert got.flags.writeable and got.flags.c_contiguous
       assert source.tensors[name].bytes == x.nbytes
 
+  def test_everything_is_aligned(self, tmp_path, arrays):
+    """As the format asks: whoever maps the file reads in place."""
+    halves = [x for x in arrays.values() if x.dtype != np.float16]
+    assert sum(x.size for x in halves if x.itemsize == 2) % 2  # in any order
+    write(tmp_path, {"odd" * n: x for n, x in enumerate(halves, 1)})
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    assert int.from_bytes(raw[:8], "little") % 8 == 0
+    for tensor in tensors.Source(tmp_path).tensors.values():
+      assert tensor.offset % tensor.dtype.itemsize == 0, tensor
+
   def test_what_the_library_writes(self, tmp_path, arrays):
     st.save_file(arrays, tmp_path / "model.safetensors")
     source = tensors.Source(tmp_path)
