@@ -328,6 +328,6 @@ def _refuse_unknown_parts(model: config_lib.ModelConfig) -> None:
     wrong.append(f"vision.max_patches = {model.vision.max_patches}")
   if wrong:
     raise errors.ConversionError(
-      f"model: no LLaVA of transformers has {', '.join(wrong)}; the decoder and"
-      " the tower alone can be exported"
+      f"model: no LLaVA of transformers has {', '.join(wrong)}; such a model"
+      " can't be exported"
     )
