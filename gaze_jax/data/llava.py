@@ -14,12 +14,14 @@ are an error.
 """
 
 import collections
+import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,12 @@ from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax import tiling
 from gaze_jax.data import images
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import units
 
 _EXAMPLES = 5  # skipped samples named in an error
 _GOOD, _BAD = 1, 2  # what is known of a sample; 0: nothing yet
@@ -42,6 +46,19 @@ class _Skip(Exception):
   def __init__(self, reason: str, detail: str):
     super().__init__(detail)
     self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+  """A checked entry; the sample is without its images."""
+
+  name: str
+  paths: tuple[str, ...]
+  sizes: tuple[tiling.Size, ...]  # of each image, as its header says
+  sample: samples.Sample
+
+
+_Fits = Callable[[samples.Sample, Sequence[tiling.Size]], None]
 
 
 class LlavaJson:
@@ -56,7 +73,7 @@ class LlavaJson:
     max_skipped: share of the samples that may be skipped.
     max_pixels: larger images are skipped.
     fits: raises `layout.LayoutError` for a sample that is too long; it gets
-      the sample without images.
+      the sample without images, and height and width of each.
 
   Raises:
     samples.DataError: the file can't be read, or too much of it is skipped.
@@ -69,29 +86,28 @@ class LlavaJson:
     image_folder: str,
     max_skipped: float,
     max_pixels: int,
-    fits: Callable[[samples.Sample], Any] | None = None,
+    fits: _Fits | None = None,
   ):
     self._path, self._max_pixels = path, max_pixels
-    self._max_skipped = max_skipped
+    self._max_skipped, self._fits = max_skipped, fits
     self._folder = os.path.abspath(image_folder or os.path.dirname(path) or ".")
     raw = _read(path)
     if not os.path.isdir(self._folder):
       raise samples.DataError(f"{self._folder}: no such folder of images")
     self._total = len(raw)
     self._skipped: dict[str, str] = {}  # which sample: "reason: detail"
-    self._records: list[tuple[str, tuple[str, ...], samples.Sample]] = []
+    self._records: list[_Record] = []
     digest = hashlib.sha256()
     for number, entry in enumerate(raw):
       name = _name_of(entry, number)
       try:
-        record = (name, *self._checked(entry))
-        if fits is not None:
-          _check_fits(record[2], fits)
+        record = self._checked(name, entry)
+        self._check_fits(record.sample, record.sizes)
       except _Skip as skip:
         self._skip(name, skip)
         continue
       self._records.append(record)
-      stats = [os.stat(p) for p in record[1]]
+      stats = [os.stat(p) for p in record.paths]
       key = (entry, [(s.st_size, s.st_mtime_ns) for s in stats])
       digest.update(json.dumps(key, sort_keys=True).encode())
     self._digest = digest.hexdigest()
@@ -136,21 +152,40 @@ class LlavaJson:
       raise IndexError(f"index {index} of {len(self)} samples")
     for i in range(index, index + len(self)):
       i %= len(self)
-      name, paths, sample = self._records[i]
+      record = self._records[i]
       if self._state[i] == _BAD:
         continue
       if self._state[i] == _GOOD and not pixels:
-        return sample
+        return record.sample
       try:
-        decoded = tuple(images.decode(p, self._max_pixels) for p in paths)
-      except images.ImageError as error:
+        decoded = self._decoded(record)
+      except _Skip as skip:
         self._state[i] = _BAD
-        self._skip(name, _Skip("corrupt image", str(error)))
+        self._skip(record.name, skip)
         self._check_share()
         continue
       self._state[i] = _GOOD
-      return samples.Sample(decoded, conversation=sample.conversation)
+      return dataclasses.replace(record.sample, images=decoded)
     raise samples.DataError(f"{self._path}: no usable sample is left")
+
+  def _decoded(self, record: _Record) -> tuple[np.ndarray, ...]:
+    try:
+      out = tuple(images.decode(p, self._max_pixels) for p in record.paths)
+    except images.ImageError as error:
+      raise _Skip("corrupt image", str(error)) from None
+    sizes = tuple(image.shape[:2] for image in out)
+    if sizes != record.sizes:  # a header does not tell all
+      self._check_fits(record.sample, sizes)
+    return out
+
+  def _check_fits(
+    self, sample: samples.Sample, sizes: tuple[tiling.Size, ...]
+  ) -> None:
+    try:
+      if self._fits is not None:
+        self._fits(sample, sizes)
+    except layout.LayoutError as error:
+      raise _Skip("too long", str(error)) from None
 
   def _skip(self, name: str, skip: _Skip) -> None:
     self._skipped[name] = f"{skip.reason}: {skip}"
@@ -172,8 +207,7 @@ class LlavaJson:
       f" {first}"
     )
 
-  def _checked(self, entry: Any) -> tuple[tuple[str, ...], samples.Sample]:
-    """Checked image paths and conversation of one entry."""
+  def _checked(self, name: str, entry: Any) -> _Record:
     if not isinstance(entry, dict):
       raise _Skip(
         "not an object", f"{type(entry).__name__} instead of an object"
@@ -185,11 +219,13 @@ class LlavaJson:
       raise _Skip(
         "image count", f"{marks} <image> in the text for {len(names)} images"
       )
-    return tuple(self._image(n) for n in names), samples.Sample(
-      (), conversation=turns
-    )
+    sample = samples.Sample((), conversation=turns)
+    found = [self._image(n) for n in names]
+    paths, sizes = zip(*found, strict=True) if found else ((), ())
+    return _Record(name, paths, sizes, sample)
 
-  def _image(self, name: str) -> str:
+  def _image(self, name: str) -> tuple[str, tiling.Size]:
+    """Path of an image, and its height and width."""
     # Links inside the folder are the user's own; ".." in the JSON is not.
     path = os.path.normpath(os.path.join(self._folder, name))
     if os.path.commonpath([path, self._folder]) != self._folder:
@@ -199,13 +235,12 @@ class LlavaJson:
     if not os.path.isfile(path):
       raise _Skip("missing image", path)
     try:
-      images.check(path, self._max_pixels)
+      return path, images.check(path, self._max_pixels)
     except images.ImageError as error:
       large = "the limit is" in str(error)
       raise _Skip(
         "image too large" if large else "corrupt image", str(error)
       ) from None
-    return path
 
 
 def from_config(config: config_lib.Config, split: str) -> LlavaJson:
@@ -223,14 +258,23 @@ def from_config(config: config_lib.Config, split: str) -> LlavaJson:
     )
   tokenizer = tokenizer_lib.Tokenizer.load(data.tokenizer)
   shape = layout.row_shape(config)
-  unit = layout.Unit(config.model.vision.grid, config.model.vision.grid)
   return LlavaJson(
     paths[split],
     image_folder=data.image_folder,
     max_skipped=data.max_skipped,
     max_pixels=data.max_pixels,
-    fits=lambda sample: packing.pack(sample, tokenizer, shape, unit),
+    fits=functools.partial(_check_row, tokenizer, shape, config.model),
   )
+
+
+def _check_row(
+  tokenizer: tokenizer_lib.Tokenizer,
+  shape: layout.RowShape,
+  model: config_lib.ModelConfig,
+  sample: samples.Sample,
+  sizes: Sequence[tiling.Size],
+) -> None:
+  packing.pack(sample, tokenizer, shape, units.of_sizes(sizes, model))
 
 
 def _read(path: str) -> list[Any]:
@@ -293,12 +337,3 @@ def _image_names(entry: dict[str, Any]) -> list[str]:
   ):
     raise _Skip("not a text", "image is neither a name nor a list of names")
   return names
-
-
-def _check_fits(
-  sample: samples.Sample, fits: Callable[[samples.Sample], Any]
-) -> None:
-  try:
-    fits(sample)
-  except layout.LayoutError as error:
-    raise _Skip("too long", str(error)) from None

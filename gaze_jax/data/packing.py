@@ -16,6 +16,7 @@ the questions about it share what precedes it:
 Answers and what ends them are scored; nothing else is.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def turn(
   question: str,
   answer: str | None = None,
   *,
-  unit: layout.Unit | None = None,
+  images: Sequence[Sequence[layout.Unit]] | None = None,
   branch: int = 0,
   number: int = -1,
 ) -> list[Part]:
@@ -42,10 +43,11 @@ def turn(
 
   Args:
     tokenizer: the tokenizer.
-    question: its text. Where `unit` is given, each `<image>` in it stands for
-      an image; those at its start come before what precedes a question.
+    question: its text. Where `images` are given, each `<image>` in it stands
+      for one; those at its start come before what precedes a question.
     answer: what is to be said; None when it is to be generated.
-    unit: the grid of an image, when the question brings its images along.
+    images: the units that each becomes, when the question brings its images
+      along; there may be none of them.
     branch: branch that the turn belongs to; 0 is the trunk.
     number: number of the question within the row, for scoring. A later one of
       the trunk (above 0) goes on from the answer before it.
@@ -53,21 +55,30 @@ def turn(
   Returns:
     The question and what precedes its answer, and the answer with what ends
     it unless it is None.
+
+  Raises:
+    samples.DataError: there are more or fewer `<image>` than images.
   """
-  chat = tokenizer.chat
-  texts = question.split(tokenizer_lib.IMAGE) if unit else [question]
+  chat, brings = tokenizer.chat, images is not None
+  texts = question.split(tokenizer_lib.IMAGE) if brings else [question]
+  images = images or ()
+  if len(texts) - 1 != len(images):
+    raise samples.DataError(
+      f"a turn has {len(texts) - 1} <image> for {len(images)} images"
+    )
   # The line break that sets an image off is not part of the text.
-  pieces = [tokenizer.encode(t.strip() if unit else t) for t in texts]
+  pieces = [tokenizer.encode(t.strip() if brings else t) for t in texts]
   parts: list[Part] = []
   if number > 0 and not branch and chat.again:
     parts.append(layout.Text(chat.again))
   leading = next((i for i, p in enumerate(pieces) if p), len(pieces) - 1)
-  parts += [unit] * leading
+  parts += itertools.chain(*images[:leading])
   read = [*(chat.imaged if leading else ()), *chat.before, *pieces[leading]]
-  for piece in pieces[leading + 1 :]:
+  rest = zip(images[leading:], pieces[leading + 1 :], strict=True)
+  for image, piece in rest:
     if read:
       parts.append(layout.Text(read, branch))
-    parts.append(unit)
+    parts += image
     read = piece
   parts.append(layout.Text([*read, *chat.between], branch))
   if answer is not None:
@@ -98,9 +109,7 @@ def pack(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
   shape: layout.RowShape,
-  unit: layout.Unit,
-  *,
-  images: int | None = None,
+  images: Sequence[Sequence[layout.Unit]],
 ) -> dict[str, np.ndarray]:
   """Lays one sample out as a row.
 
@@ -108,22 +117,25 @@ def pack(
     sample: the sample.
     tokenizer: the tokenizer.
     shape: the static shape of a row.
-    unit: grid of each image, in visual tokens.
-    images: how many images it has, when `sample.images` were left out.
+    images: the units that each of its images becomes (`units.of_sizes`).
 
   Returns:
     As `layout.lay_out`.
 
   Raises:
     layout.LayoutError: the sample does not fit the row.
+    samples.DataError: its turns have more or fewer `<image>` than images.
   """
   if sample.conversation:
-    parts = _trunk(tokenizer, ())
+    parts, left = _trunk(tokenizer, ()), list(images)
     for i, t in enumerate(sample.conversation):
-      parts += turn(tokenizer, t.question, t.answer, unit=unit, number=i)
+      count = t.question.count(tokenizer_lib.IMAGE)
+      mine, left = left[:count], left[count:]
+      parts += turn(tokenizer, t.question, t.answer, images=mine, number=i)
+    if left:
+      raise samples.DataError(f"{len(left)} images that no <image> stands for")
   else:
-    count = len(sample.images) if images is None else images
-    parts = _trunk(tokenizer, [unit] * count)
+    parts = _trunk(tokenizer, list(itertools.chain(*images)))
     for i, q in enumerate(sample.questions):
       parts += turn(tokenizer, q.text, q.answer, branch=i + 1, number=i)
   return layout.lay_out(parts, shape)

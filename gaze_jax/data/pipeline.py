@@ -9,6 +9,7 @@ is no state to save, and it does not matter how many hosts or workers read.
 import atexit
 import dataclasses
 import functools
+import itertools
 import os
 import signal
 import threading
@@ -23,13 +24,14 @@ from absl import flags
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax import tiling
 from gaze_jax import types
-from gaze_jax.data import images
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import scenes
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import units as units_lib
 
 _ORDER_STREAM = 3
 _NO_END = 2**40  # steps; grain wants a number
@@ -37,7 +39,7 @@ _NO_END = 2**40  # steps; grain wants a number
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-  """A batch of an evaluation, in order.
+  """Rows of samples; in an evaluation all of a split, in order.
 
   Attributes:
     batch: `types.Batch`; rows past `valid` are all PAD.
@@ -45,12 +47,14 @@ class EvalBatch:
     kinds: int8 [B, questions], numbers into `samples.KINDS`; -1 where a row
       has no such question.
     samples: the samples of the valid rows, with questions and masks.
+    units: those of each valid row, in order.
   """
 
   batch: types.Batch
   indices: np.ndarray
   kinds: np.ndarray
   samples: tuple[samples.Sample, ...]
+  units: tuple[tuple[layout.Unit, ...], ...]
 
   @property
   def valid(self) -> int:
@@ -69,7 +73,7 @@ class Rows:
 
   Raises:
     config_lib.ConfigError: rows do not fit data.sequence_length or
-      data.answer_slots.
+      data.answer_slots, or the source is not one for this model.
   """
 
   def __init__(
@@ -78,17 +82,17 @@ class Rows:
     source: samples.Source,
     features: np.ndarray | None = None,
   ):
-    if config.model.tiling.kind != "none":
+    model, scenes_only = config.model, config.data.source == "emoji_scenes"
+    if scenes_only and len(tiling.unit_grids(model)) > 1:
       raise config_lib.ConfigError(
-        f"config: model.tiling.kind = {config.model.tiling.kind!r} answers"
-        " prompts (data/requests.py), and can't be trained or evaluated on a"
-        " data source yet; train with 'none', where each image is one square"
+        "config: data.source = 'emoji_scenes' paints one square, and this model"
+        " sees images of any aspect (model.tiling.kind ="
+        f" {model.tiling.kind!r}, model.vision.max_patches ="
+        f" {model.vision.max_patches}); use data.source = 'llava_json'"
       )
     self.config, self.source, self.features = config, source, features
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
     self.shape = layout.row_shape(config)
-    self.unit = layout.Unit(config.model.vision.grid, config.model.vision.grid)
-    scenes_only = config.data.source == "emoji_scenes"
     if self.tokenizer.size > config.model.decoder.vocab_size:
       raise config_lib.ConfigError(
         f"config: model.decoder.vocab_size = {config.model.decoder.vocab_size}"
@@ -117,62 +121,48 @@ class Rows:
       state["features"] = np.memmap(name, dtype, "r", offset, shape)
     self.__dict__.update(state)
 
-  def batch(
-    self, chosen: list[tuple[int, int]], *, rows: int
-  ) -> tuple[types.Batch, np.ndarray, np.ndarray, tuple[samples.Sample, ...]]:
-    """Rows of (index, epoch) pairs, filled up with PAD rows to `rows`.
-
-    Returns:
-      The batch, indices int64 [rows], kinds int8 [rows, questions], samples.
-    """
+  def batch(self, chosen: list[tuple[int, int]], *, rows: int) -> EvalBatch:
+    """Rows of (index, epoch) pairs, filled up with PAD rows to `rows`."""
     indices = np.full(rows, -1, np.int64)
     kinds = np.full((rows, self.questions), -1, np.int8)
-    laid, taken = [], []
-    pixels = np.zeros((rows, *self._images_shape()), self._images_dtype())
+    laid, shown, taken, units = [], [], [], []
     for i, (index, epoch) in enumerate(chosen):
-      sample = self._sample(index, epoch)
-      laid.append(self._lay_out(sample))
+      sample, images, pixels = self._read(index, epoch)
+      laid.append(packing.pack(sample, self.tokenizer, self.shape, images))
       indices[i] = index
       kinds[i] = packing.kinds_of(sample, self.questions)
-      self._fill_images(pixels[i], index, sample)
+      shown.append(pixels)
       taken.append(sample)
+      units.append(tuple(itertools.chain(*images)))
     laid += [packing.empty(self.shape)] * (rows - len(laid))
-    return layout.make_batch(laid, pixels), indices, kinds, tuple(taken)
+    shown += [self._no_pixels()] * (rows - len(shown))
+    pixels = units_lib.stack(shown, self.shape.tiles or self.shape.units)
+    batch = layout.make_batch(laid, pixels)
+    return EvalBatch(batch, indices, kinds, tuple(taken), tuple(units))
 
-  def _sample(self, index: int, epoch: int) -> samples.Sample:
+  def _read(
+    self, index: int, epoch: int
+  ) -> tuple[samples.Sample, list[tuple[layout.Unit, ...]], units_lib.Pixels]:
+    """A sample, the units of each of its images, and pixels or features."""
+    model = self.config.model
     if self.features is None:
-      return self.source.sample(index, epoch)
-    return self.source.text(index, epoch)
+      sample = self.source.sample(index, epoch)
+      seen = units_lib.of_images(sample.images, model)
+      pixels = units_lib.join([one.pixels for one in seen], model)
+      return sample, [one.units for one in seen], pixels
+    sample, cached = self.source.text(index, epoch), self.features[index]
+    # The pictures may be left out; a scene has one.
+    asked = [turn.question for turn in sample.conversation]
+    marks = sum(text.count(tokenizer_lib.IMAGE) for text in asked)
+    square = (model.vision.image_size, model.vision.image_size)
+    images = units_lib.of_sizes([square] * (marks if asked else 1), model)
+    return sample, images, cached[None] if cached.ndim == 2 else cached
 
-  def _lay_out(self, sample: samples.Sample) -> dict[str, np.ndarray]:
-    # A scene has one image, painted or not.
-    one = None if sample.conversation or sample.images else 1
-    return packing.pack(
-      sample, self.tokenizer, self.shape, self.unit, images=one
-    )
-
-  def _images_shape(self) -> tuple[int, ...]:
-    units = self.config.data.max_units
-    if self.features is not None:
-      return (units, *self.features.shape[-2:])
-    size = self.config.model.vision.image_size
-    return (units, size, size, 3)
-
-  def _images_dtype(self) -> np.dtype:
-    return (
-      np.dtype(np.float32) if self.features is None else self.features.dtype
-    )
-
-  def _fill_images(
-    self, out: np.ndarray, index: int, sample: samples.Sample
-  ) -> None:
-    if self.features is not None:
-      cached = self.features[index]
-      cached = cached[None] if cached.ndim == 2 else cached
-      out[: len(cached)] = cached
-      return
-    for i, image in enumerate(sample.images):
-      out[i] = images.preprocess(image, self.config.model.vision)
+  def _no_pixels(self) -> units_lib.Pixels:
+    """What a row without images shows."""
+    if self.features is None:
+      return units_lib.join([], self.config.model)
+    return np.zeros((0, *self.features.shape[-2:]), self.features.dtype)
 
 
 class _Steps:
@@ -204,8 +194,8 @@ class _Steps:
     for number in range(first, first + self._local):
       epoch, position = divmod(number, len(self._rows.source))
       chosen.append((int(self._order(epoch)[position]), epoch))
-    batch, indices, kinds, _ = self._rows.batch(chosen, rows=self._local)
-    return dict(batch=batch, indices=indices, kinds=kinds)
+    rows = self._rows.batch(chosen, rows=self._local)
+    return dict(batch=rows.batch, indices=rows.indices, kinds=rows.kinds)
 
 
 class Batches(Iterator[dict[str, Any]]):
@@ -313,7 +303,7 @@ def eval_batches(
   for start in range(0, len(source), size):
     stop = min(start + size, len(source))
     chosen = [(i, 0) for i in range(start, stop)]
-    yield EvalBatch(*rows.batch(chosen, rows=size))
+    yield rows.batch(chosen, rows=size)
 
 
 def _start_worker(worker: int, count: int) -> None:

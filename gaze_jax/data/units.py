@@ -1,6 +1,7 @@
 """Images and videos to what a model is fed: pixels, and units of a layout."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import anyres
 from gaze_jax.data import images as images_lib
@@ -49,13 +51,38 @@ def of_images(
     images.ImageError: an image is something else.
   """
   arrays = [_checked(image) for image in images]
+  units = of_sizes([a.shape[:2] for a in arrays], model)
   if model.tiling.kind == "none":
-    return [_plain(image, model) for image in arrays]
-  if len(arrays) == 1:
-    return [_tiled(arrays[0], model)]
-  side = model.vision.grid
-  one = layout.Unit(side, side, tail=1)
-  return [Seen(anyres.padded_square(a, model), (one,)) for a in arrays]
+    pixels = [_whole(a, model) for a in arrays]
+  elif len(arrays) > 1:
+    pixels = [anyres.padded_square(a, model) for a in arrays]
+  else:  # one whose tiles make no grid is the whole alone
+    tiles = [sum(u.tiles for u in us) for us in units]
+    cut = zip(arrays, tiles, strict=True)
+    pixels = [anyres.squares(a, model)[:n] for a, n in cut]
+  return [Seen(p, us) for p, us in zip(pixels, units, strict=True)]
+
+
+def of_sizes(
+  sizes: Sequence[tiling.Size], model: config_lib.ModelConfig
+) -> list[tuple[layout.Unit, ...]]:
+  """The units of the images of one sample, one for one, as in `of_images`.
+
+  Args:
+    sizes: height and width of each image.
+    model: the model.
+  """
+  vision, side = model.vision, model.vision.grid
+  whole = layout.Unit(side, side)
+  if limit := vision.max_patches:
+    grids = [naflex.grid(*s, vision.patch_size, limit) for s in sizes]
+    return [(layout.Unit(*grid),) for grid in grids]
+  if model.tiling.kind == "none":
+    return [(whole,)] * len(sizes)
+  if len(sizes) > 1:
+    return [(layout.Unit(side, side, tail=1),)] * len(sizes)
+  grids = [anyres.grid_unit(size, model) for size in sizes]
+  return [(whole,) if grid is None else (whole, grid) for grid in grids]
 
 
 def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:
@@ -73,12 +100,13 @@ def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:
   """
   if not len(frames):
     raise images_lib.ImageError("a video without frames")
-  seen = [_plain(_checked(frame), model) for frame in frames]
-  pixels = join([s.pixels for s in seen], model)
+  arrays = [_checked(frame) for frame in frames]
+  pixels = join([_whole(a, model) for a in arrays], model)
   if model.tiling.kind == "none":
-    return Seen(pixels, tuple(unit for s in seen for unit in s.units))
-  side, last = model.vision.grid, len(seen) - 1
-  units = [anyres.frame_unit(side, last=i == last) for i in range(len(seen))]
+    units = of_sizes([a.shape[:2] for a in arrays], model)
+    return Seen(pixels, tuple(itertools.chain(*units)))
+  side, last = model.vision.grid, len(arrays) - 1
+  units = [anyres.frame_unit(side, last=i == last) for i in range(last + 1)]
   return Seen(pixels, tuple(units))
 
 
@@ -114,24 +142,11 @@ def _map(f: Callable[..., np.ndarray], *pixels: Pixels) -> Pixels:
   )
 
 
-def _plain(image: np.ndarray, model: config_lib.ModelConfig) -> Seen:
-  if model.vision.max_patches:
-    one = naflex.preprocess(image, model.vision)
-    rows, columns = map(int, one.grid)
-    return Seen(_map(lambda x: x[None], one), (layout.Unit(rows, columns),))
-  side = model.vision.grid
-  pixels = images_lib.preprocess(image, model.vision)[None]
-  return Seen(pixels, (layout.Unit(side, side),))
-
-
-def _tiled(image: np.ndarray, model: config_lib.ModelConfig) -> Seen:
-  side = model.vision.grid
-  pixels = anyres.squares(image, model)
-  whole = layout.Unit(side, side)
-  grid = anyres.grid_unit(image.shape[:2], model)
-  if grid is None:
-    return Seen(pixels[:1], (whole,))
-  return Seen(pixels, (whole, grid))
+def _whole(image: np.ndarray, model: config_lib.ModelConfig) -> Pixels:
+  """An image that is not cut up: one tile, or with NaFlex its patches."""
+  vision = model.vision
+  one = naflex if vision.max_patches else images_lib
+  return _map(lambda x: x[None], one.preprocess(image, vision))
 
 
 def _checked(image: Picture) -> np.ndarray:

@@ -164,9 +164,7 @@ def _condition(
   """Adds one batch under one condition to its score."""
   score, rows = scores[condition.name], batch.valid
   shown = batch.batch if condition.image else tasks.without_image(batch.batch)
-  override = tasks.override(
-    condition, batch.batch, batch.indices, config.model.decoder.query_heads
-  )
+  override = tasks.override(condition, batch, config.model)
   budget = np.full(len(batch.indices), condition.top_k, np.int32)
   right, usage, chosen = jax.device_get(
     _forward(params, config.model, shown, budget, override)

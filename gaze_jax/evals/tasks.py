@@ -13,6 +13,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
+from gaze_jax.data import pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,9 @@ def conditions(config: config_lib.Config) -> list[Condition]:
 
 
 def override(
-  condition: Condition, batch: types.Batch, indices: np.ndarray, heads: int
+  condition: Condition,
+  batch: pipeline.EvalBatch,
+  model: config_lib.ModelConfig,
 ) -> np.ndarray | None:
   """Scores that replace the model's, float32 [B, Q, R], or None.
 
@@ -56,26 +59,29 @@ def override(
   """
   if condition.choice == "scores":
     return None
-  b, r = batch.region_slots.shape[:2]
+  b, r = batch.batch.region_slots.shape[:2]
+  heads = model.decoder.query_heads
   if condition.choice == "random":
     draw = lambda i: np.random.default_rng([7, int(i) + 1]).random((heads, r))
-    return np.stack([draw(i) for i in indices]).astype(np.float32)
+    return np.stack([draw(i) for i in batch.indices]).astype(np.float32)
   nearness = np.zeros((b, heads, r), np.float32)
-  role, feed = np.asarray(batch.layout.role), np.asarray(batch.feed)
-  unit, region = np.asarray(batch.layout.unit), np.asarray(batch.layout.region)
-  for row in range(b):
-    visual = role[row] == types.Role.VISUAL
-    for u in np.unique(unit[row][visual]):
-      mine = visual & (unit[row] == u)
-      side = int(np.sqrt(mine.sum()))
-      first = feed[row][mine].min()
-      y, x = np.divmod(feed[row][mine] - first, side)
-      ids = region[row][mine]
-      for g in np.unique(ids):
-        dy, dx = y[ids == g].mean(), x[ids == g].mean()
-        middle = (side - 1) / 2
-        nearness[row, :, g] = -np.hypot(dy - middle, dx - middle)
+  for row, units in enumerate(batch.units):
+    near = [_nearness(unit, model.gaze.region) for unit in units]
+    if near:
+      joined = np.concatenate(near)
+      nearness[row, :, : len(joined)] = joined
   return nearness
+
+
+def _nearness(unit: layout.Unit, region: tuple[int, int]) -> np.ndarray:
+  """How near each region of a unit is to its middle, float [R]; 0 is there."""
+  regions = layout.region_map(unit.rows, unit.columns, region)
+  ids, tokens = regions.ravel(), np.bincount(regions.ravel())
+  from_middle = lambda x, side: (
+    np.bincount(ids, weights=x.ravel()) / tokens - (side - 1) / 2
+  )
+  y, x = np.indices(regions.shape)
+  return -np.hypot(from_middle(y, unit.rows), from_middle(x, unit.columns))
 
 
 def without_image(batch: types.Batch) -> types.Batch:

@@ -118,6 +118,8 @@ def _converted(
         f" set model.gaze.context_tokens = {there}"
       )
     leaves = [leaf for leaf in leaves if leaf.path[1] != "context"]
+  if name == "projector" and config.model.tiling.kind == "none":
+    leaves = [leaf for leaf in leaves if leaf.path[1] != "newline"]
   return store.load(leaves)[name]
 
 

@@ -14,6 +14,7 @@ from gaze_jax.data import tokenizer as tokenizer_lib
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
 UNIT = layout.Unit(1, 2)
+ONE = [(UNIT,)]  # the units of each image
 SHAPE = layout.RowShape(
   slots=32,
   units=2,
@@ -40,7 +41,7 @@ def test_questions_are_branches_of_one_image():
     samples.Question("where is the fox?", "top left", "where"),
     samples.Question("what is left?", "fox", "what"),
   )
-  row = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, UNIT)
+  row = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, ONE)
   one = [3, *ids("where is the fox?"), 4, *ids("top left"), 2]
   two = [3, *ids("what is left?"), 4, *ids("fox"), 2]
   assert used(row, "tokens") == [1, 0, 0, 0, *one, *two]
@@ -57,7 +58,7 @@ def test_questions_are_branches_of_one_image():
 def test_turns_of_a_conversation_share_the_trunk():
   turns = (samples.Turn("<image>\nwhat?", "fox"), samples.Turn("where?", "top"))
   sample = samples.Sample((IMAGE,), conversation=turns)
-  row = packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+  row = packing.pack(sample, TOKENIZER, SHAPE, ONE)
   one = [3, *ids("what?"), 4, *ids("fox"), 2]
   two = [3, *ids("where?"), 4, *ids("top"), 2]
   assert used(row, "tokens") == [1, 0, 0, 0, *one, *two]
@@ -70,7 +71,7 @@ def test_turns_of_a_conversation_share_the_trunk():
 def test_images_stand_where_the_text_has_them():
   turns = (samples.Turn("is <image> like <image>?", "no"),)
   sample = samples.Sample((IMAGE, IMAGE), conversation=turns)
-  row = packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+  row = packing.pack(sample, TOKENIZER, SHAPE, ONE * 2)
   is_, like = ids("is"), ids("like")
   end = [*ids("?"), 4, *ids("no"), 2]
   assert used(row, "tokens") == [
@@ -81,16 +82,48 @@ def test_images_stand_where_the_text_has_them():
   assert row["unit"].max() == 1
 
 
+def test_an_image_may_be_several_units():
+  whole, grid = layout.Unit(1, 2), layout.Unit(1, 3, tiles=2)
+  images = [(whole, grid), (whole,)]
+  said = layout.Text(ids("is"))
+  assert packing.turn(TOKENIZER, "<image> is <image>", images=images) == [
+    *(whole, grid, layout.Text([3, *said.ids]), whole, layout.Text([4])),
+  ]
+  question = samples.Question("is?", "no", "what")
+  turns = (samples.Turn("<image>is?", "no"), samples.Turn("is <image>?", "no"))
+  shape = dataclasses.replace(SHAPE, units=3, tiles=4, regions=8)
+  shape = dataclasses.replace(shape, largest_unit=3, slots=48)
+  for sample, units in (
+    (samples.Sample((), (question,)), [0, 1]),
+    (samples.Sample((), conversation=turns), [0, 1, 2]),
+  ):
+    given = images if sample.conversation else images[:1]
+    row = packing.pack(sample, TOKENIZER, shape, given)
+    tokens = [int((row["unit"] == i).sum()) - 1 for i in units]
+    assert tokens == [2, 3, 2][: len(units)]
+    assert row["unit"].max() == units[-1]
+
+
+@pytest.mark.parametrize(
+  "given, says", [([], "1 <image> for 0"), (ONE * 2, "1 images that no")]
+)
+def test_images_are_as_many_as_their_marks(given, says):
+  turns = (samples.Turn("is <image>?", "no"),)
+  with pytest.raises(samples.DataError, match=says):
+    sample = samples.Sample((), conversation=turns)
+    packing.pack(sample, TOKENIZER, SHAPE, given)
+
+
 def test_text_only_conversation():
   sample = samples.Sample((), conversation=(samples.Turn("hello", "you"),))
-  row = packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+  row = packing.pack(sample, TOKENIZER, SHAPE, [])
   assert used(row, "tokens") == [1, 3, *ids("hello"), 4, *ids("you"), 2]
   assert (row["region_slots"] == -1).all()
 
 
 def test_a_prompt_is_the_row_of_its_question_up_to_the_answer():
   asked = (samples.Question("where is the fox?", "top", "where"),)
-  whole = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, UNIT)
+  whole = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, ONE)
   parts = packing.prompt(TOKENIZER, "where is the fox?", [UNIT])
   row = layout.lay_out(parts, SHAPE)
   n = len(used(row, "tokens"))
@@ -108,7 +141,7 @@ def test_image_written_in_a_question_of_a_prompt_is_text():
 def test_a_too_long_sample_is_a_layout_error():
   sample = samples.Sample((), conversation=(samples.Turn("x" * 99, "y"),))
   with pytest.raises(layout.LayoutError, match="sequence_length"):
-    packing.pack(sample, TOKENIZER, SHAPE, UNIT)
+    packing.pack(sample, TOKENIZER, SHAPE, [])
 
 
 def test_kinds_are_numbers_into_the_table():
@@ -145,7 +178,7 @@ def test_what_the_error_says_is_enough_is_enough():
   shape, source = layout.row_shape(c), sources.make(c, "train")
   for i in range(len(source)):
     sample = source.text(i)
-    packing.pack(sample, TOKENIZER, shape, layout.Unit(12, 12), images=1)
+    packing.pack(sample, TOKENIZER, shape, [(layout.Unit(12, 12),)])
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +213,7 @@ def test_chatml_questions_share_the_turn_that_holds_the_image(smollm2):
     samples.Question("where is the fox?", "top left", "where"),
     samples.Question("what is left?", "fox", "what"),
   )
-  row = packing.pack(samples.Sample((IMAGE,), asked), smollm2, WIDE, UNIT)
+  row = packing.pack(samples.Sample((IMAGE,), asked), smollm2, WIDE, ONE)
   assert texts(smollm2, row) == {
     0: f"{SYSTEM}###|",
     1: f"where is the fox?{ASKED}top left<|im_end|>",
@@ -194,7 +227,7 @@ def test_chatml_questions_share_the_turn_that_holds_the_image(smollm2):
 def test_chatml_conversation(smollm2):
   turns = (samples.Turn("<image>\nwhat?", "fox"), samples.Turn("where?", "top"))
   sample = samples.Sample((IMAGE,), conversation=turns)
-  row = packing.pack(sample, smollm2, WIDE, UNIT)
+  row = packing.pack(sample, smollm2, WIDE, ONE)
   assert texts(smollm2, row) == {
     0: f"{SYSTEM}###|what?{ASKED}fox<|im_end|>|"
     f"<|im_start|>user|where?{ASKED}top<|im_end|>"
@@ -224,4 +257,4 @@ def test_a_row_of_smollm2_with_captions_fits_what_is_enough(smollm2):
   packing.check_scenes_fit(c, smollm2)
   shape, source = layout.row_shape(c), sources.make(c, "train")
   for i in range(len(source)):
-    packing.pack(source.text(i), smollm2, shape, layout.Unit(12, 12), images=1)
+    packing.pack(source.text(i), smollm2, shape, [(layout.Unit(12, 12),)])

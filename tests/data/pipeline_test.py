@@ -60,9 +60,9 @@ def test_rows_are_those_of_their_samples():
   (one,) = take(1, c)
   rows = pipeline.Rows(c, sources.make(c, "train"))
   chosen = [(int(i), 0) for i in one["indices"]]
-  batch, _, kinds, _ = rows.batch(chosen, rows=4)
-  assert_equal(batch, one["batch"])
-  np.testing.assert_array_equal(kinds, one["kinds"])
+  made = rows.batch(chosen, rows=4)
+  assert_equal(made.batch, one["batch"])
+  np.testing.assert_array_equal(made.kinds, one["kinds"])
 
 
 def test_every_epoch_is_a_new_permutation():
@@ -224,9 +224,19 @@ def _runs(pid):
   return not (stat.exists() and stat.read_text().split()[2] == "Z")
 
 
-def test_tiles_are_refused_where_they_can_not_be_trained(tiny_config):
-  config = tiny_config(
-    model__tiling__kind="anyres", model__tiling__pinpoints=[[70, 140]]
-  )
-  with pytest.raises(config_lib.ConfigError, match="'anyres' answers prompts"):
+TILES = dict(
+  model__tiling__kind="anyres",
+  model__tiling__pinpoints=[[70, 140]],
+  data__max_units=2,
+)
+NAFLEX = dict(
+  model__vision__max_patches=16,
+  model__vision__class_token=False,
+)
+
+
+@pytest.mark.parametrize("changes", [TILES, NAFLEX], ids=["tiles", "naflex"])
+def test_scenes_are_for_models_of_one_square(tiny_config, changes):
+  config = tiny_config(train__features="none", **changes)
+  with pytest.raises(config_lib.ConfigError, match="paints one square"):
     pipeline.make_iterator(config)

@@ -6,6 +6,7 @@ import pytest
 from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.data import packing
+from gaze_jax.data import pipeline
 from gaze_jax.evals import tasks
 
 
@@ -37,19 +38,24 @@ def test_budgets_past_all_regions_are_left_out(tiny_config):
   assert names["gaze_k1"] == 1 and "gaze_k9" not in names
 
 
-def preference(choice, batch, indices=(3, -1)):
+UNITS = (layout.Unit(5, 5),), ()
+
+
+def preference(choice, batch, config, indices=(3, -1), units=UNITS):
   condition = tasks.Condition("x", 2, choice)
-  return tasks.override(condition, batch, np.array(indices), 4)
+  indices, kinds = np.array(indices), np.zeros((2, 2), np.int8)
+  one = pipeline.EvalBatch(batch, indices, kinds, (), units)
+  return tasks.override(condition, one, config.model)
 
 
-def test_scores_are_not_overridden(batch):
-  assert preference("scores", batch) is None
+def test_scores_are_not_overridden(batch, tiny_config):
+  assert preference("scores", batch, tiny_config()) is None
 
 
-def test_centre_regions_by_hand(batch):
+def test_centre_regions_by_hand(batch, tiny_config):
   # 5 x 5 tokens, edges 0 1 3 5: region 4 is tokens 1-2 of both axes, whose
   # centre (1.5, 1.5) is nearest to (2, 2); region 0 is token (0, 0).
-  order = preference("centre", batch)
+  order = preference("centre", batch, tiny_config())
   assert order.shape == (2, 4, 9)
   np.testing.assert_allclose(order[0, 0, 4], -np.hypot(0.5, 0.5), rtol=1e-6)
   np.testing.assert_allclose(order[0, 0, 0], -np.hypot(2, 2), rtol=1e-6)
@@ -57,10 +63,20 @@ def test_centre_regions_by_hand(batch):
   assert (order[0] == order[0, 0]).all()  # the same for every head
 
 
-def test_random_regions_depend_on_the_sample_alone(batch):
-  one = preference("random", batch)
+def test_centre_regions_of_other_grids(batch, tiny_config):
+  # Row 1: 2 x 2 tokens in one region, then 2 x 6 in three across, one behind
+  # the other from the left.
+  units = (), (layout.Unit(2, 2, tail=1), layout.Unit(2, 6))
+  order = preference("centre", batch, tiny_config(), units=units)
+  assert not order[0].any()
+  np.testing.assert_array_equal(order[1, 3], [0, -2, 0, -2, *[0] * 5])
+
+
+def test_random_regions_depend_on_the_sample_alone(batch, tiny_config):
+  config = tiny_config()
+  one = preference("random", batch, config)
   assert one.shape == (2, 4, 9) and one.dtype == np.float32
-  two = preference("random", batch, (-1, 3))
+  two = preference("random", batch, config, (-1, 3))
   np.testing.assert_array_equal(one[0], two[1])
   assert (one[0] != one[1]).any()
   assert (one[0, 0] != one[0, 1]).any()  # heads differ
