@@ -16,9 +16,9 @@ import numpy as np
 from flax import linen as nn
 
 from gaze_jax import config as config_lib
-from gaze_jax import tiling
 from gaze_jax.convert import errors
 from gaze_jax.convert import hf
+from gaze_jax.convert import keys
 from gaze_jax.convert import store
 from gaze_jax.convert import tensors
 from gaze_jax.convert import writer as writer_lib
@@ -28,7 +28,6 @@ from gaze_jax.models import mllm
 # it is shown, which a preprocessor_config.json does.
 _VIEW = ("hidden_state", "final_norm", "image_size")
 _PIXELS = ("resize", "shorter_side", "resample", "mean", "std")
-_TEXT_SLOTS = 1024  # room for text in a row, beside one picture
 
 
 def to_ours(
@@ -52,7 +51,7 @@ def to_ours(
   if to is None:
     return
   with writer_lib.destination(to) as directory:
-    store.write(directory, config_for(checkpoint.model), parts, origin)
+    store.write(directory, hf.config_for(checkpoint.model), parts, origin)
     kept = directory / store.SOURCE
     hf.keep_files(source, kept, hf.FILES)
     _keep_unused(checkpoint, directory)
@@ -82,7 +81,7 @@ def assemble(
       every field that differs.
     ConfigError: the model makes no sense.
   """
-  config = config_lib.from_config_dict(config_lib.to_dict(config_for(model)))
+  config = config_lib.from_config_dict(config_lib.to_dict(hf.config_for(model)))
   said = (vision_source / "preprocessor_config.json").exists()
   fields = _VIEW if said else _VIEW + _PIXELS
   view = functools.partial(_with_view, wanted=model, fields=fields)
@@ -138,7 +137,16 @@ def _context(c: hf.Checkpoint, dtype: np.dtype) -> list[store.Leaf]:
   """Context tokens: those that `export.to_hf` put beside, or new ones."""
   beside = c.directory / hf.GAZE_FILE
   if beside.exists():
-    return store.leaves_of(tensors.Source(beside))
+    found = store.leaves_of(tensors.Source(beside))
+    want = {
+      "projector/context": (c.model.gaze.context_tokens, c.model.decoder.width)
+    }
+    got = {leaf.name: leaf.shape for leaf in found}
+    if problems := keys.differences(want, got):
+      raise errors.ConversionError(
+        f"{beside}: not the context tokens of this model: {'; '.join(problems)}"
+      )
+    return found
   return _new(c.model, hf.NEW["projector"], dtype)
 
 
@@ -165,16 +173,6 @@ def _with_view(
   view = {name: getattr(wanted.vision, name) for name in fields}
   tower = dataclasses.replace(model.vision, **view)
   return dataclasses.replace(model, vision=tower)
-
-
-def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
-  """A whole config around a converted model, with rows that an image fits."""
-  units = 2 if model.tiling.kind == "anyres" else 1
-  slots = units * (tiling.largest_unit(model) + model.gaze.context_tokens)
-  data = config_lib.DataConfig(
-    max_units=units, sequence_length=slots + _TEXT_SLOTS
-  )
-  return config_lib.Config(model=model, data=data)
 
 
 def _keep_unused(c: hf.Checkpoint, directory: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Which families of checkpoints are known, and what each is made of."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ def vision_type(raw: Raw) -> str:
   return vision.tower(raw)[0]
 
 
+@functools.lru_cache(maxsize=8)
 def shapes(model: config_lib.ModelConfig) -> dict[str, Any]:
   """Nested dict of `jax.ShapeDtypeStruct`: every parameter of a model."""
   init = lambda: nn.meta.unbox(mllm.init(model, jax.random.key(0)))

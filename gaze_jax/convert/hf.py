@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import errors as errors_lib
+from gaze_jax import tiling
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
 from gaze_jax.convert import keys
@@ -50,6 +52,7 @@ _FREE = {
   *("weights", "frozen", "scan", "remat", "dtype"),
   *("embedding_std", "position_std", "context_std"),
 }
+_TEXT_SLOTS = 1024  # room for text in a row, beside one picture
 _ROWS = 4096  # rows of the head that are compared at a time
 
 
@@ -146,11 +149,31 @@ def read_configs(
   preprocessor = None
   if (directory / "preprocessor_config.json").exists():
     preprocessor = read_json(directory / "preprocessor_config.json")
-  model = family.model(raw, preprocessor)
-  if GAZE_KEY in raw:
-    gaze = config_lib.read(config_lib.GazeConfig, raw[GAZE_KEY], GAZE_KEY)
-    model = dataclasses.replace(model, gaze=gaze)
+  try:
+    model = family.model(raw, preprocessor)
+    if GAZE_KEY in raw:
+      gaze = config_lib.read(config_lib.GazeConfig, raw[GAZE_KEY], GAZE_KEY)
+      model = dataclasses.replace(model, gaze=gaze)
+    config_lib.from_config_dict(config_lib.to_dict(config_for(model)))
+  except errors.ConversionError:
+    raise
+  except errors_lib.GazeError as error:
+    raise errors.ConversionError(f"{directory}/config.json: {error}") from None
+  except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+    raise errors.ConversionError(
+      f"{directory}/config.json: a value is of a kind that it can't be: {error}"
+    ) from None
   return raw, family, model
+
+
+def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
+  """A whole config around a converted model, with rows that an image fits."""
+  units = 2 if model.tiling.kind == "anyres" else 1
+  slots = units * (tiling.largest_unit(model) + model.gaze.context_tokens)
+  data = config_lib.DataConfig(
+    max_units=units, sequence_length=slots + _TEXT_SLOTS
+  )
+  return config_lib.Config(model=model, data=data)
 
 
 def refuse_other(

@@ -55,7 +55,7 @@ def load(
       " launch/convert.py, nor a checkpoint of transformers"
     )
   source = hf.open_checkpoint(directory)
-  config = _with_tokenizer(convert.config_for(source.model), directory)
+  config = _with_tokenizer(hf.config_for(source.model), directory)
   return config, store.load(convert.leaves(source))
 
 

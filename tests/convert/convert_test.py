@@ -17,6 +17,7 @@ import transformers
 
 from gaze_jax import cli
 from gaze_jax import config as config_lib
+from gaze_jax import errors as errors_lib
 from gaze_jax import layout
 from gaze_jax.convert import convert
 from gaze_jax.convert import errors
@@ -342,6 +343,42 @@ def test_verify_sees_a_swap_that_shapes_do_not_show(saved, tmp_path):
   assert verify.verify(path, path)
   with pytest.raises(verify.VerifyError, match="features of pictures"):
     verify.verify(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+  "key, value, says",
+  [
+    ("hidden_size", "32", "config.json: a value is of a kind"),
+    ("num_attention_heads", 0, "config.json: a value is of a kind"),
+    ("num_hidden_layers", -1, "model.decoder.depth = -1 is below 1"),
+    ("rms_norm_eps", [1], "config.json: a value is of a kind"),
+  ],
+)
+def test_a_value_that_can_not_be(saved, tmp_path, key, value, says):
+  shutil.copytree(saved("qwen2"), tmp_path / "hf")
+  file = tmp_path / "hf" / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+  with pytest.raises(errors.ConversionError, match=says) as caught:
+    convert.to_ours(tmp_path / "hf", tmp_path / "ours")
+  assert "config.json" in str(caught.value)
+
+
+def test_other_context_tokens_are_refused(saved, joined, tmp_path):
+  convert.assemble(saved("qwen3"), saved("siglip"), joined(), tmp_path / "ours")
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  wrong = {"projector/context": np.zeros((3, 32), np.float32)}
+  safetensors.numpy.save_file(wrong, tmp_path / "back" / "gaze.safetensors")
+  with pytest.raises(errors.ConversionError, match="not the context tokens"):
+    convert.to_ours(tmp_path / "back", tmp_path / "again")
+
+
+def test_what_transformers_can_not_run_is_said(saved, tmp_path):
+  shutil.copytree(saved("qwen2"), tmp_path / "hf")
+  file = tmp_path / "hf" / "config.json"
+  raw = json.loads(file.read_text()) | {"architectures": ["LlavaQwen"]}
+  file.write_text(json.dumps(raw))
+  with pytest.raises(errors_lib.GazeError, match="no class of transformers"):
+    verify.verify(saved("qwen2"), tmp_path / "hf")
 
 
 def test_inspect_says_what_is_there(saved, tmp_path):
