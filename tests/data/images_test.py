@@ -82,6 +82,18 @@ def test_exif_orientation_is_applied():
   assert out[0, 1].tolist() == [255] * 3
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_header_knows_the_size_of_what_is_decoded(kind, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  out = io.BytesIO()
+  Image.fromarray(RED).save(out, kind, exif=exif)
+  size = (20, 30) if orientation < 5 else (30, 20)
+  assert images.check(out.getvalue(), 600) == size
+  assert images.decode(out.getvalue(), 600).shape[:2] == size
+
+
 @pytest.mark.parametrize("read", [images.decode, images.check])
 def test_too_many_pixels_are_refused_from_the_header(read, tmp_path):
   path = tmp_path / "large.png"
@@ -119,7 +131,7 @@ def test_a_truncated_image_passes_the_header_check_only(tmp_path):
   path = tmp_path / "short.png"
   array = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
   path.write_bytes(png(array)[:3000])
-  images.check(path, 10_000)
+  assert images.check(path, 10_000) == (50, 50)
   with pytest.raises(images.ImageError, match="short.png: broken image"):
     images.decode(path, 10_000)
 

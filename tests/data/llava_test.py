@@ -1,5 +1,6 @@
 """llava_json: what is skipped and why, and how much of it is borne."""
 
+import io
 import json
 import logging
 import os
@@ -13,6 +14,9 @@ from gaze_jax import config as config_lib
 from gaze_jax.data import llava
 from gaze_jax.data import samples
 from gaze_jax.data import sources
+from gaze_jax.data import tokenizer as tokenizer_lib
+
+TOKENIZER = tokenizer_lib.Tokenizer.load()
 
 
 def human(value):
@@ -48,7 +52,9 @@ def folder(tmp_path):
   return tmp_path
 
 
-def make(folder, entries, *, max_skipped=0.5, config=None, split="train"):
+def make(
+  folder, entries, *, max_skipped=0.5, config=None, split="train", model=None
+):
   path = folder / "data.json"
   path.write_text(json.dumps(entries))
   data = dict(
@@ -60,7 +66,9 @@ def make(folder, entries, *, max_skipped=0.5, config=None, split="train"):
     max_units=2,
     sequence_length=400,
   )
-  config = config_lib.from_config_dict(dict(data=data | (config or {})))
+  config = config_lib.from_config_dict(
+    dict(data=data | (config or {}), model=model or {})
+  )
   return sources.make(config, split)
 
 
@@ -134,6 +142,61 @@ def test_a_bad_sample_is_counted_and_named(folder, caplog, reason):
   assert s.skipped == {reason.strip(): 1}
   assert len(s) == 1 and s[0].conversation
   assert "sample 1" in caplog.text and reason.strip() in caplog.text
+
+
+# Squares of 2 x 2 tokens. 28 x 56 pixels become 4 + 2 x 5 and two context
+# tokens, 56 x 28 become 4 + 4 x 3 and two.
+TILED = dict(
+  vision=dict(image_size=28),
+  gaze=dict(context_tokens=1),
+  tiling=dict(kind="anyres", pinpoints=[[28, 56], [56, 28]]),
+)
+
+
+def side_on(size, orientation, kind="PNG"):
+  """An image file of a height and width, lying on its side or not."""
+  out = io.BytesIO()
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  pixels = np.full((*size, 3), 99, np.uint8)
+  Image.fromarray(pixels).save(out, kind, exif=exif)
+  return out.getvalue()
+
+
+def exif_last(png):
+  """The same PNG with its eXIf after the pixels, which a header lacks."""
+  start = png.index(b"eXIf") - 4
+  stop = start + 12 + int.from_bytes(png[start : start + 4], "big")
+  end = png.index(b"IEND") - 4
+  return png[:start] + png[stop:end] + png[start:stop] + png[end:]
+
+
+def test_a_row_of_tiles_is_measured_by_headers(folder):
+  wide, tall = (28, 56), (56, 28)
+  files = dict(
+    wide=side_on(wide, 1),
+    tall=side_on(tall, 1),
+    turned=side_on(wide, 6, "JPEG"),
+    back=side_on(tall, 6, "JPEG"),
+    late=exif_last(side_on(wide, 6)),
+  )
+  entries = []
+  for name, content in files.items():
+    (folder / "images" / name).write_bytes(content)
+    entries.append(entry(id=name, image=name))
+  # <bos>, the image, and <user> what is this? <assistant> a fox. <eos>
+  said = len(TOKENIZER.encode("What is this?") + TOKENIZER.encode("A fox.")) + 4
+  options = dict(max_skipped=0.9, model=TILED)
+  options["config"] = dict(sequence_length=16 + said)
+  s = make(folder, entries, **options)
+  assert s.skipped == {"too long": 2} and len(s) == 3
+  assert [s.canvas(i)[0].shape[:2] for i in (0, 1)] == [wide] * 2
+  # Only its pixels tell that it does not fit: the next one comes instead.
+  assert s.canvas(2)[0].shape[:2] == wide and s.skipped == {"too long": 3}
+  again = pickle.loads(pickle.dumps(make(folder, entries, **options)))
+  assert again.canvas(2)[0].shape[:2] == wide
+  options["config"] = dict(sequence_length=18 + said)
+  assert make(folder, entries, **options).skipped == {}
 
 
 def test_past_the_share_there_is_one_clear_error(folder):

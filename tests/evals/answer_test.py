@@ -14,11 +14,14 @@ KINDS = {
     model__tiling__kind="anyres",
     model__tiling__pinpoints=[[70, 70], [70, 140]],
     data__sequence_length=256,
+    data__max_units=2,
+    train__features="none",
   ),
   "patches": dict(
     model__vision__max_patches=12,
     model__vision__class_token=False,
     model__projector__positions="none",
+    train__features="none",
   ),
 }
 

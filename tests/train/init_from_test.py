@@ -1,5 +1,6 @@
 """A run that starts from converted weights, and its way back out."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -50,6 +51,29 @@ def test_a_run_starts_from_its_values_and_new_context_tokens(
   context = want["projector"]["context"] = fresh.params["projector"]["context"]
   assert context.shape == (2, 32)
   jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_whole_squares_drop_the_newline_of_tiles(tiny_config, tmp_path):
+  tiled = tiny_config(
+    model__tiling__kind="anyres",
+    model__tiling__pinpoints=[[70, 140]],
+    data__max_units=2,
+    data__sequence_length=200,
+    train__features="none",
+  )
+  params = nn.meta.unbox(mllm.init(tiled.model, jax.random.key(7)))
+  tmp_path.joinpath("ours").mkdir()
+  leaves = store.from_params(params)
+  store.write(tmp_path / "ours", tiled, leaves)
+  for config in (tiled, tiny_config()):
+    changed = dict(init_from=str(tmp_path / "ours"))
+    train = dataclasses.replace(config.train, **changed)
+    config = dataclasses.replace(config, train=train)
+    got = state_lib.create(config, optimizer.make(train)).params["projector"]
+    want = dict(params["projector"])
+    if config.model.tiling.kind == "none":
+      assert want.pop("newline").shape == (32,)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_frozen_parts_come_from_there(tiny_config, converted):
