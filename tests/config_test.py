@@ -170,12 +170,25 @@ def test_a_config_is_hashable_and_frozen():
     config.model = None
 
 
-def _tiled(**tiling):
+def _tiled(*, train=None, max_units=2, frozen=False, **tiling):
   raw = dict(kind="anyres", pinpoints=[[384, 768]], max_tiles=9)
   vision = dict(image_size=384, patch_size=14, position_grid=27)
+  vision["frozen"] = frozen
   raw = dict(model=dict(vision=vision, tiling=raw | tiling))
-  raw["data"] = dict(sequence_length=2000, max_units=2)
+  raw["data"] = dict(sequence_length=2000, max_units=max_units)
+  raw["train"] = train or {}
   return config_lib.from_config_dict(raw)
+
+
+def test_tiles_take_two_units_and_no_cached_features():
+  with pytest.raises(config_lib.ConfigError, match="max_units = 1.*2 at least"):
+    _tiled(max_units=1)
+  train = dict(features="cached")
+  with pytest.raises(config_lib.ConfigError, match="set train.features = 'no"):
+    _tiled(train=train, frozen=True)
+  vision = dict(max_patches=64, class_token=False, frozen=True)
+  with pytest.raises(config_lib.ConfigError, match="max_patches = 64 images"):
+    config_lib.from_config_dict(dict(model=dict(vision=vision), train=train))
 
 
 def test_a_tower_may_drop_pixels_that_its_positions_do_not_cover():
