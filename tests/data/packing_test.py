@@ -84,23 +84,24 @@ def test_images_stand_where_the_text_has_them():
 
 def test_an_image_may_be_several_units():
   whole, grid = layout.Unit(1, 2), layout.Unit(1, 3, tiles=2)
-  images = [(whole, grid), (whole,)]
+  images = [(whole, grid)] * 2
   said = layout.Text(ids("is"))
   assert packing.turn(TOKENIZER, "<image> is <image>", images=images) == [
-    *(whole, grid, layout.Text([3, *said.ids]), whole, layout.Text([4])),
+    *(whole, grid, layout.Text([3, *said.ids])),
+    *(whole, grid, layout.Text([4])),
   ]
   question = samples.Question("is?", "no", "what")
   turns = (samples.Turn("<image>is?", "no"), samples.Turn("is <image>?", "no"))
-  shape = dataclasses.replace(SHAPE, units=3, tiles=4, regions=8)
+  shape = dataclasses.replace(SHAPE, units=4, tiles=6, regions=8)
   shape = dataclasses.replace(shape, largest_unit=3, slots=48)
   for sample, units in (
     (samples.Sample((), (question,)), [0, 1]),
-    (samples.Sample((), conversation=turns), [0, 1, 2]),
+    (samples.Sample((), conversation=turns), [0, 1, 2, 3]),
   ):
     given = images if sample.conversation else images[:1]
     row = packing.pack(sample, TOKENIZER, shape, given)
     tokens = [int((row["unit"] == i).sum()) - 1 for i in units]
-    assert tokens == [2, 3, 2][: len(units)]
+    assert tokens == [2, 3, 2, 3][: len(units)]
     assert row["unit"].max() == units[-1]
 
 
