@@ -36,7 +36,8 @@ install_reference() {
   wanted="$(cksum < "$repository/requirements-reference.txt")"
   if [[ -f "$mark" && "$(cat "$mark")" == "$wanted" ]]; then return; fi
   echo "== installing torch and transformers into $venv"
-  "$python" -m pip install -q --disable-pip-version-check \
+  # Packages whose files alone are read lack their dependencies, as meant.
+  "$python" -m pip install -q --disable-pip-version-check --no-warn-conflicts \
     -r "$repository/requirements-reference.txt"
   echo "$wanted" > "$mark"
 }
