@@ -4,6 +4,7 @@ import atexit
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,6 +23,11 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+
+# A suite in the background of a shell is told to ignore Ctrl-C, and so would be
+# the programs that tests press it in.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
   "gaze", deadline=None, derandomize=True, max_examples=20

@@ -205,7 +205,10 @@ def test_no_worker_outlives_its_program(tmp_path, how):
       os.killpg(child.pid, how)  # as Ctrl-C does
     else:
       child.kill()
-    assert child.wait(timeout=20) == -how
+    try:
+      assert child.wait(timeout=20) == -how
+    finally:
+      child.kill()
   deadline = time.time() + 20
   alive = workers
   while alive and time.time() < deadline:
