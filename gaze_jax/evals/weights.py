@@ -39,7 +39,10 @@ def load(
     errors.GazeError: it is none of these, or it is broken.
   """
   if not directory.is_dir():
-    raise errors.GazeError(f"{directory}: no such directory")
+    raise errors.GazeError(
+      f"{directory}: no such directory; make one with launch/train.py or"
+      " launch/convert.py"
+    )
   if store.is_stored(directory):
     stored = store.open_stored(directory)
     config = _with_tokenizer(stored.config, directory / store.SOURCE)
