@@ -2,6 +2,8 @@
 
 python launch/train.py --config=configs/smol_gaze.py --workdir=out/smol_gaze
 python launch/eval.py --workdir=out/smol_gaze
+
+Half an hour on two cores: 3.4 to 4.0 s a step when nothing else runs.
 """
 
 from ml_collections import ConfigDict
