@@ -52,8 +52,11 @@ def to_hf(
   raw = hf.read_json(files / "config.json") if kept else _config(stored)
   family = families.find(raw)
   layout = family.layouts[origin.layout or family.written]
-  for part in stored.parts if kept else ():
-    hf.refuse_other(files, hf.read_configs(files)[2], model, part)
+  if kept:
+    _, _, found = hf.read_configs(files)
+    # A newline that a run without tiles has dropped would be missing there.
+    for part in (*stored.parts, "tiling"):
+      hf.refuse_other(files, found, model, part)
   by_path = {leaf.path: leaf for leaf in stored.leaves()}
   out = []
   for entry in hf.bind(model, stored.parts, raw, layout):

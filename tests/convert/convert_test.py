@@ -23,7 +23,9 @@ from gaze_jax.convert import convert
 from gaze_jax.convert import errors
 from gaze_jax.convert import export
 from gaze_jax.convert import families
+from gaze_jax.convert import hf
 from gaze_jax.convert import store
+from gaze_jax.convert import writer
 from gaze_jax.evals import verify
 from gaze_jax.evals import weights
 
@@ -251,8 +253,24 @@ def test_a_dtype_can_be_chosen_and_must_hold_the_values(saved, tmp_path):
 
 
 def test_a_dry_run_writes_nothing(saved, tmp_path):
-  convert.to_ours(saved("qwen2"), None)
+  weights.take_in(saved("qwen2"), tmp_path / "ours", dry=True)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_lost_its_newline_is_no_onevision(saved, tmp_path):
+  convert.to_ours(saved("llava_onevision"), tmp_path / "ours")
+  stored = store.open_stored(tmp_path / "ours")
+  plain = dataclasses.replace(
+    stored.config.model, tiling=config_lib.TilingConfig()
+  )
+  with writer.destination(tmp_path / "plain") as directory:
+    leaves = [x for x in stored.leaves() if x.path[-1] != "newline"]
+    store.write(directory, hf.config_for(plain), leaves, stored.origin)
+    kept = directory / store.SOURCE
+    shutil.copytree(tmp_path / "ours" / store.SOURCE, kept)
+  with pytest.raises(errors.ConversionError, match="model.tiling.kind is 'any"):
+    export.to_hf(tmp_path / "plain", tmp_path / "back")
+  assert not (tmp_path / "back").exists()
 
 
 @pytest.fixture
