@@ -36,7 +36,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.convert import tensors
+from gaze_jax.convert import writer as writer_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -208,9 +208,9 @@ def make(
   """Writes the checkpoint: normal values, drawn once and used in windows."""
   rng = np.random.default_rng(0)
   drawn = (rng.standard_normal(_RANDOM, np.float32) * 0.02).astype(_BFLOAT16)
-  with tensors.destination(folder) as work:
+  with writer_lib.destination(folder) as work:
     (work / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    with tensors.Writer(
+    with writer_lib.Writer(
       work, {name: (shape, _BFLOAT16) for name, shape in specs.items()}
     ) as writer:
       for name, shape in specs.items():

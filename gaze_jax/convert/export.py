@@ -53,10 +53,7 @@ def to_hf(
   family = families.find(raw)
   layout = family.layouts[origin.layout or family.written]
   if kept:
-    _, _, found = hf.read_configs(files)
-    # A newline that a run without tiles has dropped would be missing there.
-    for part in (*stored.parts, "tiling"):
-      hf.refuse_other(files, found, model, part)
+    _refuse_changed(files, stored)
   by_path = {leaf.path: leaf for leaf in stored.leaves()}
   out = []
   for entry in hf.bind(model, stored.parts, raw, layout):
@@ -81,6 +78,14 @@ def to_hf(
     pictures = directory / "preprocessor_config.json"
     if "vision" in stored.parts and not pictures.exists():
       _write_json(pictures, llava.preprocessor_to_hf(model))
+
+
+def _refuse_changed(files: pathlib.Path, stored: store.Stored) -> None:
+  """The model must still be the one that the kept config.json describes."""
+  _, _, found = hf.read_configs(files)
+  # A newline that a run without tiles has dropped would be missing there.
+  for part in (*stored.parts, "tiling"):
+    hf.refuse_other(files, found, stored.config.model, part)
 
 
 def _torch_leaves(

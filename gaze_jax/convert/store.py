@@ -185,7 +185,7 @@ def write(
 
   Args:
     directory: empty; give it its name when all is written
-      (`tensors.destination`).
+      (`writer.destination`).
     config: the config that goes with them.
     leaves: every leaf of each part that has one.
     origin: where they came from.

@@ -18,8 +18,6 @@ from gaze_jax.convert import files
 from gaze_jax.convert import writer
 
 Tensor = files.Tensor
-Writer = writer.Writer
-destination = writer.destination
 
 SINGLE = writer.SINGLE
 # Whole file and shards of each format, in the order in which they are taken.

@@ -38,7 +38,7 @@ def same(a, b):
 
 def write(path, arrays, **options):
   specs = {name: (x.shape, x.dtype) for name, x in arrays.items()}
-  with tensors.Writer(path, specs, **options) as out:
+  with writer.Writer(path, specs, **options) as out:
     for name, x in arrays.items():
       out.write(name, x)
 
@@ -126,7 +126,7 @@ class TestRoundTrip:
   def test_pieces_in_any_order_of_tensors(self, tmp_path):
     a, b = random((6, 5), "f4", 1), random((4, 3, 2), "f2", 2)
     specs = {"a": (a.shape, a.dtype), "b": (b.shape, b.dtype)}
-    with tensors.Writer(tmp_path, specs) as out:
+    with writer.Writer(tmp_path, specs) as out:
       out.write("b", b[:1, :2])
       out.write("a", a[:4])
       out.write("b", b[:1, 2:])
@@ -222,12 +222,12 @@ class TestRoundTrip:
   )
   def test_pieces_that_do_not_fit(self, tmp_path, name, piece, says):
     with pytest.raises(errors.ConversionError, match=says):
-      with tensors.Writer(tmp_path, {"a": ((2, 3), np.dtype("f4"))}) as out:
+      with writer.Writer(tmp_path, {"a": ((2, 3), np.dtype("f4"))}) as out:
         out.write(name, piece)
 
   def test_only_weights_are_written(self, tmp_path):
     with pytest.raises(errors.ConversionError, match="a is int64; write it as"):
-      tensors.Writer(tmp_path, {"a": ((2,), np.dtype("i8"))})
+      writer.Writer(tmp_path, {"a": ((2,), np.dtype("i8"))})
 
 
 INDICES = [
@@ -294,7 +294,7 @@ class TestParts:
 
   def test_opening_and_reading_hold_no_memory(self, tmp_path):
     size = 2**28
-    with tensors.Writer(tmp_path, {"a": ((256, 2**19), DTYPES[1])}) as out:
+    with writer.Writer(tmp_path, {"a": ((256, 2**19), DTYPES[1])}) as out:
       for _ in range(256):
         out.write("a", np.zeros((1, 2**19), "f2"))
     before = psutil.Process().memory_info().rss
@@ -738,7 +738,7 @@ class TestTorch:
 class TestDestination:
   def test_it_appears_at_the_end(self, tmp_path):
     to = tmp_path / "new" / "model"
-    with tensors.destination(to) as folder:
+    with writer.destination(to) as folder:
       write(folder, {"a": random((1,), "f4")})
       (folder / "config.json").write_text("{}")
       (folder / "hf").mkdir()
@@ -756,7 +756,7 @@ class TestDestination:
       flush(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with tensors.destination(to) as folder:
+    with writer.destination(to) as folder:
       (folder / "sub").mkdir()
       (folder / "sub" / "x").write_text("x")
     want = {str(folder), f"{folder}/sub", f"{folder}/sub/x"}
@@ -765,7 +765,7 @@ class TestDestination:
 
   def test_an_empty_directory_is_taken(self, tmp_path):
     (tmp_path / "to").mkdir()
-    with tensors.destination(tmp_path / "to") as folder:
+    with writer.destination(tmp_path / "to") as folder:
       (folder / "x").write_text("x")
     assert os.listdir(tmp_path / "to") == ["x"]
 
@@ -778,7 +778,7 @@ class TestDestination:
       (tmp_path / "to" / "mine" / "x", "x: can't be made: .*Not a directory"),
     ):
       with pytest.raises(errors.ConversionError, match=says):
-        with tensors.destination(path):
+        with writer.destination(path):
           raise AssertionError("not reached")
     assert (tmp_path / "to" / "mine").read_text() == "x"
     assert os.listdir(tmp_path) == ["to"]
@@ -786,7 +786,7 @@ class TestDestination:
   def test_something_comes_meanwhile(self, tmp_path):
     to = tmp_path / "to"
     with pytest.raises(errors.ConversionError, match="not empty"):
-      with tensors.destination(to) as folder:
+      with writer.destination(to) as folder:
         (folder / "x").write_text("x")
         to.mkdir()
         (to / "theirs").write_text("y")
@@ -797,9 +797,9 @@ class TestDestination:
   )
   def test_nothing_is_left(self, tmp_path, error):
     with pytest.raises(error):
-      with tensors.destination(tmp_path / "a" / "b" / "to") as folder:
+      with writer.destination(tmp_path / "a" / "b" / "to") as folder:
         specs = {"a": ((4,), np.dtype("f4"))}
-        with tensors.Writer(folder, specs) as out:
+        with writer.Writer(folder, specs) as out:
           out.write("a", np.zeros(2, "f4"))
           raise error("stop")
     assert os.listdir(tmp_path) == []
@@ -812,7 +812,7 @@ class TestDestination:
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-      with tensors.destination(tmp_path / "to") as folder:
+      with writer.destination(tmp_path / "to") as folder:
         (folder / "x").write_text("x")
     assert os.listdir(tmp_path) == []
 
@@ -827,7 +827,7 @@ class TestDestination:
   def test_a_full_disk(self, tmp_path, error):
     to = tmp_path / "to"
     with pytest.raises(errors.ConversionError) as caught:
-      with tensors.destination(to):
+      with writer.destination(to):
         raise error
     assert str(caught.value).startswith(f"{to}: the disk is full, and nothing")
     assert os.listdir(tmp_path) == []
@@ -835,7 +835,7 @@ class TestDestination:
   def test_a_disk_that_is_really_full(self, tmp_path):
     to = tmp_path / "to"
     with pytest.raises(errors.ConversionError, match="to: the disk is full"):
-      with tensors.destination(to) as folder:
+      with writer.destination(to) as folder:
         (folder / "x.safetensors").symlink_to("/dev/full")
         write(folder / "x.safetensors", {"a": random((1,), "f4")})
     assert os.listdir(tmp_path) == []
