@@ -9,7 +9,7 @@ from PIL import Image
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.decode import accounting
+from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import overlay
@@ -43,9 +43,9 @@ class Answer:
   said: engine.Said = dataclasses.field(repr=False)
   model: "Asked" = dataclasses.field(repr=False)
 
-  def accounting(self) -> accounting.Accounting:
+  def accounting(self) -> accounting_lib.Accounting:
     """The four figures of METHOD.md section 8; times steps to tell the last."""
-    return accounting.account(
+    return accounting_lib.account(
       self.model.params,
       self.model.config.model,
       self.said,
@@ -82,7 +82,7 @@ class Answer:
       self.context.views, self.words(**which), title=self.question
     )
 
-  def page(self, account: accounting.Accounting) -> str:
+  def page(self, account: accounting_lib.Accounting) -> str:
     """The viewer: one HTML page that needs nothing else."""
     context = self.context
     words = self.words()
@@ -102,7 +102,7 @@ class Answer:
       noun="image" if len(context.views) < 3 else "frame",
     )
 
-  def as_dict(self, account: accounting.Accounting) -> dict[str, Any]:
+  def as_dict(self, account: accounting_lib.Accounting) -> dict[str, Any]:
     """What was asked, said and paid, fit for JSON."""
     return dict(
       question=self.question,
