@@ -1,6 +1,7 @@
 """Frames of a video file: evenly spaced, and no more than was asked for."""
 
 import bisect
+import contextlib
 import math
 import os
 import pathlib
@@ -15,13 +16,12 @@ from gaze_jax import errors
 # What is opened at all. A playlist (hls, concat) could name any file or
 # address, and ffmpeg reads even a text as the picture of a terminal.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng"
-# With an index of key frames that may be relied on; frames of a GIF build on
-# all that precede them.
+# With an index of key frames that may be relied on.
 _INDEXED = ("mov", "matroska")
 # AVI has no times; what ffmpeg makes up is a frame off where they are
 # reordered, so frames are counted by decoding once more.
 _UNTIMED = ("avi",)
-# What a file may make us do: parts to list (7 hours with sound), and pixels to
+# What a file may make us do: parts to list (8 hours with sound), and pixels to
 # decode (6 hours at 1920 x 1080 and 25 a second).
 _MOST_PACKETS, _MOST_PIXELS = 2**21, 2**40
 
@@ -92,38 +92,35 @@ def centres(count: int, parts: int) -> list[int]:
 def _read(
   file: pathlib.Path, frames: int, max_pixels: int, name: str
 ) -> list[np.ndarray]:
-  with _open(file, max_pixels, name) as container:
-    stream = _stream(container, max_pixels, name)
+  """As `read`, of a file that is there."""
+
+  @contextlib.contextmanager
+  def start():
+    with _open(file, name) as container:
+      yield container, _stream(container, max_pixels, name)
+
+  def decode(times, keys):
+    wanted = [times[i] for i in centres(len(times), frames)]
+    timed = not isinstance(times, range)
+    with start() as (container, stream):
+      chosen = _choose(container, stream, wanted, timed, keys)
+      return [_picture(frame, max_pixels, name) for frame in chosen]
+
+  with start() as (container, stream):
     kind = container.format.name.split(",")[0]
     times, keys = _list(container, stream, name)
-  if timed := kind not in _UNTIMED and None not in times:
-    times, keys = sorted(times), sorted(keys)
-  else:
-    with _open(file, max_pixels, name) as container:
-      stream = _stream(container, max_pixels, name)
-      times = range(sum(1 for _ in container.decode(stream)))
-  wanted = [times[i] for i in centres(len(times), frames)]
-  for sought in [keys, ()] if timed and kind in _INDEXED else [()]:
-    with _open(file, max_pixels, name) as container:
-      stream = _stream(container, max_pixels, name)
-      try:
-        chosen = _choose(container, stream, wanted, timed, sought)
-        return [_picture(frame, max_pixels, name) for frame in chosen]
-      except _Astray:
-        continue
-  raise VideoError(
-    f"{name}: truncated or broken: it ends before its last frame"
-  )
+  if kind not in _UNTIMED and None not in times:
+    for sought in [sorted(keys), ()] if kind in _INDEXED else [()]:
+      with contextlib.suppress(_Astray):
+        return decode(sorted(times), sought)
+  with start() as (container, stream):
+    if not (count := sum(1 for _ in container.decode(stream))):
+      raise VideoError(f"{name}: no frame in it that can be decoded")
+  return decode(range(count), ())
 
 
-def _open(file: pathlib.Path, max_pixels: int, name: str) -> Any:
-  # A decoder counts whole blocks, and headers may lie: it has a limit as well.
-  limit = 2 * max_pixels + 2**16
-  options = {
-    "format_whitelist": _FORMATS,
-    "protocol_whitelist": "file",
-    "max_pixels": str(limit),
-  }
+def _open(file: pathlib.Path, name: str) -> Any:
+  options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
   try:
     # An absolute path, so that no part of it is read as a protocol.
     return av.open(str(file.resolve()), options=options)
@@ -141,6 +138,10 @@ def _stream(container: Any, max_pixels: int, name: str) -> Any:
   if not streams:
     raise VideoError(f"{name}: no video in it, only sound or other data")
   _check_size(streams[0].width, streams[0].height, max_pixels, name)
+  # Frames may grow later on: the decoder, which counts whole blocks, has a
+  # limit of its own.
+  limit = 2 * max_pixels + 2**16
+  streams[0].codec_context.options = {"max_pixels": str(limit)}
   streams[0].thread_type = "AUTO"
   return streams[0]
 
@@ -158,22 +159,25 @@ def _list(
 ) -> tuple[list[int | None], list[int]]:
   """When each frame is shown, and each key frame, as stored; no decoding.
 
-  A time is None where the file does not say.
+  A time is None where the file does not say, or starts over.
   """
-  times, keys, end = [], [], 0.0
+  times, keys, end, before = [], [], 0.0, -math.inf
   for i, packet in enumerate(container.demux()):
     if i == _MOST_PACKETS:
       raise VideoError(f"{name}: longer than the hours that are read: cut it")
     if not packet.size:
       continue
-    if packet.is_corrupt:
+    # A broadcast has gaps: there, only what is chosen must be whole.
+    if packet.is_corrupt and container.format.name != "mpegts":
       raise VideoError(f"{name}: truncated or broken video")
     if packet.dts is not None:
       last = packet.dts + (packet.duration or 0)
       end = max(end, float(last * packet.time_base))
     if packet.stream is not stream or packet.is_discard:
       continue
-    times.append(packet.pts)
+    now = before if packet.dts is None else packet.dts
+    times.append(packet.pts if now >= before else None)
+    before = now
     if packet.is_keyframe:
       keys.append(packet.pts)
   if not times:
@@ -210,8 +214,8 @@ def _choose(
   Args:
     container: at its start.
     stream: of the container.
-    wanted: times, ascending; numbers of frames unless `timed`.
-    timed: whether frames carry their times.
+    wanted: times, ascending; or numbers of frames.
+    timed: whether `wanted` are times.
     keys: times of the key frames that may be sought; () for none.
 
   Raises:
