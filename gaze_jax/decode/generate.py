@@ -12,23 +12,10 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.decode import trace
 from gaze_jax.models import mllm
 
 _CAPACITY_STEP = 64  # linear caches come in multiples, so few programs compile
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One generated token.
-
-  Attributes:
-    token: its id.
-    chosen: bool [N, Q, R], the regions read by the query that predicted it,
-      per layer and query head.
-  """
-
-  token: int
-  chosen: np.ndarray
 
 
 def stream(
@@ -39,7 +26,7 @@ def stream(
   top_k: int,
   max_tokens: int,
   stop: int,
-) -> Iterator[Step]:
+) -> Iterator[trace.Step]:
   """Generates greedily for a batch of one row, a token at a time.
 
   Args:
@@ -57,7 +44,7 @@ def stream(
   chosen = chosen[:, 0]
   for left in reversed(range(max_tokens)):
     token = int(logits[0].argmax())
-    yield Step(token, np.asarray(chosen))
+    yield trace.Step(token, np.asarray(chosen))
     if token == stop or not left:
       return
     cache, logits, chosen = _extend(
@@ -144,7 +131,7 @@ def account(
   params: mllm.Params,
   config: config_lib.ModelConfig,
   batch: types.Batch,
-  steps: list[Step],
+  steps: list[trace.Step],
   *,
   top_k: int,
 ) -> Accounting:

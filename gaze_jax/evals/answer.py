@@ -84,7 +84,7 @@ class Answer:
       raise errors.GazeError("the question is empty")
     self.batch = _prompt(model, image, question)
     self._max_tokens = max_tokens
-    self.steps: list[generate.Step] = []
+    self.steps: list[trace.Step] = []
 
   def __iter__(self) -> Iterator[str]:
     """Generates; yields the text so far after each token, whole characters."""
@@ -124,9 +124,9 @@ class Answer:
     """
     words = trace.words(self.steps, self._decode, layers=layers, heads=heads)
     tile, grid = _first_tile(self.batch, self.model.config.model.vision)
+    regions = layout.region_map(*grid, self.model.config.model.gaze.region)
     return overlay.draw(
-      tile,
-      layout.region_map(*grid, self.model.config.model.gaze.region),
+      [trace.View(tile, regions)],
       words,
       title=f"{self.question}  {self.text}",
     )

@@ -11,6 +11,7 @@ import pytest
 from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.decode import generate
+from gaze_jax.decode import trace
 from gaze_jax.models import mllm
 
 STOP = 2
@@ -123,7 +124,7 @@ def made(config, *heads):
   chosen = np.zeros((config.model.decoder.depth, 4, 9), bool)
   for head, picked in enumerate(heads):
     chosen[:, head, list(picked)] = True
-  return generate.Step(5, chosen)
+  return trace.Step(5, chosen)
 
 
 def count(params, config, steps, parts=WITH_IMAGE):

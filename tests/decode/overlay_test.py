@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gaze_jax import errors
 from gaze_jax.decode import overlay
@@ -12,9 +13,12 @@ REGIONS = np.array([[0, 1], [2, 3]])
 GREY = np.full((28, 28, 3), 200, np.uint8)
 
 
-def panel(*share):
-  word = trace.Word("fox", np.array(share, float))
-  return np.asarray(overlay._panel(GREY, REGIONS, word)).astype(int)
+VIEW = trace.View(GREY, REGIONS)
+
+
+def panel(*share, views=(VIEW,)):
+  drawn = overlay._panel(views, np.array(share, float), SIDE)
+  return np.asarray(drawn).astype(int)
 
 
 def middle(pixels, region):
@@ -54,8 +58,7 @@ def test_the_frame_is_as_opaque_as_the_share():
 
 def test_regions_of_uneven_size():
   regions = np.array([[0, 1, 1]] * 3)
-  word = trace.Word("x", np.array([0.0, 1.0]))
-  pixels = np.asarray(overlay._panel(GREY, regions, word)).astype(int)
+  pixels = panel(0, 1, views=[trace.View(GREY, regions)])
   assert (pixels[:, : SIDE // 3 - 1] == 76).all()
   assert (pixels[8:-8, SIDE // 3 + 8 : -8] == 200).all()
 
@@ -64,13 +67,15 @@ def test_a_page_has_a_panel_a_word_and_the_image():
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (56, 56, 3), np.uint8)
   word = trace.Word("fox", np.array([1.0, 0, 0, 0]))
-  page = overlay.draw(image, REGIONS, [word] * 4, title="What? A fox")
+  page = overlay.draw(
+    [trace.View(image, REGIONS)], [word] * 4, title="What? A fox"
+  )
   assert page.mode == "RGB"
   assert page.width == 4 * (SIDE + MARGIN) + MARGIN
   pixels = np.asarray(page)
   top = 2 * MARGIN + 24
   assert page.height == top + 2 * (SIDE + overlay._CAPTION)
-  plain = np.asarray(overlay._plain(image))
+  plain = Image.fromarray(image).resize((SIDE, SIDE), Image.BICUBIC)
   shown = pixels[top : top + SIDE, MARGIN : MARGIN + SIDE]
   np.testing.assert_array_equal(shown, plain)
   assert (pixels[MARGIN : MARGIN + 24] < 100).any()  # the title
@@ -78,7 +83,7 @@ def test_a_page_has_a_panel_a_word_and_the_image():
 
 
 def test_a_long_title_and_no_word():
-  page = overlay.draw(GREY, REGIONS, [], title="word " * 60)
+  page = overlay.draw([VIEW], [], title="word " * 60)
   assert page.width == SIDE + 2 * MARGIN and page.height > SIDE + 200
 
 

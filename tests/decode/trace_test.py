@@ -5,7 +5,6 @@ import pytest
 
 from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.decode import generate
 from gaze_jax.decode import trace
 
 
@@ -14,7 +13,7 @@ def step(token, *regions):
   chosen = np.zeros((1, 2, 3), bool)
   for head, picked in enumerate(regions):
     chosen[0, head, list(picked)] = True
-  return generate.Step(token, chosen)
+  return trace.Step(token, chosen)
 
 
 TEXTS = {1: "red", 2: " fo", 3: "x", 4: "", 5: " ", 6: "ed"}
@@ -45,7 +44,7 @@ def test_a_space_on_its_own_parts_words():
 def test_layers_and_heads_can_be_picked():
   chosen = np.zeros((2, 2, 3), bool)
   chosen[0, 0, 0] = chosen[1, 1, 2] = True
-  steps = [generate.Step(1, chosen)]
+  steps = [trace.Step(1, chosen)]
   share = lambda **k: trace.words(steps, decode, **k)[0].share.tolist()
   assert share() == [0.25, 0, 0.25]
   assert share(layers=[0]) == [0.5, 0, 0]
