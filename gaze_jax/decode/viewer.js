@@ -32,8 +32,9 @@
 
   const percent = (x) => {
     const digits = x > 0 && x < 0.0995 ? 1 : 0;
-    return `${(100 * x).toFixed(digits)} %`;
+    return fixed(x, digits);
   };
+  const fixed = (x, digits) => `${(100 * x).toFixed(digits)}\u00a0%`;
 
   // ---- what every answer has: the budget and the accounting
 
@@ -50,8 +51,8 @@
     const k = Number.isInteger(top_k) ? top_k : top_k.toFixed(1);
     const rows = [
       ["Regions a query head reads", `${k} of ${count}`, count && top_k / count],
-      ["Visual KV read per query head", percent(visual_kv), visual_kv],
-      ["Unique visual KV per KV head", percent(unique), unique],
+      ["Visual KV read per query head", fixed(visual_kv, 1), visual_kv],
+      ["Unique visual KV per KV head", fixed(unique, 1), unique],
     ];
     for (const [name, value, fraction] of rows) {
       $("budget").append(
@@ -152,17 +153,16 @@
     const read = byShare(share);
     if (!read.length) return `${word} read no region in ${scope()}.`;
     const one = read.every((r) => share[r] === 1);
-    const named = read
-      .slice(0, 4)
-      .map((r) => `${r} (${where(r)}${one ? "" : `, ${percent(share[r])}`})`);
-    const more = read.length - named.length;
-    const noun = read.length === 1 ? "region" : "regions";
-    if (!more) {
-      return `${word} read ${noun} ${list(named)} in ${scope()}: ` +
-        `${read.length} of ${data.budget.regions}.`;
-    }
-    return `${word} read most ${noun} ${list(named)}, and ${more} more, in ` +
-      `${scope()}: ${read.length} of ${data.budget.regions}.`;
+    const named = read.slice(0, 4).map((r, i) => {
+      const of = i ? "" : " of heads";
+      return `${r} (${where(r)}${one ? "" : `, ${percent(share[r])}${of}`})`;
+    });
+    const noun = named.length === 1 ? "region" : "regions";
+    const all = `${read.length} of ${data.budget.regions}`;
+    return read.length === named.length
+      ? `${word} read ${noun} ${list(named)} in ${scope()}: ${all}.`
+      : `${word} read ${all} regions in ${scope()}, ` +
+        `most of all ${list(named)}.`;
   }
 
   // ---- pictures
@@ -381,9 +381,6 @@
     select.append(new Option("all", "all"));
     for (let i = 0; i < count && kept > 1; i++) select.append(new Option(i, i));
     select.disabled = kept === 1 && count > 1;
-    if (select.disabled) {
-      select.title = "The answer was too long to keep each of them";
-    }
     select.value = "all"; // a reload would bring back an older choice
     select.addEventListener("change", () => {
       state[key] = select.value;
@@ -392,6 +389,14 @@
   }
   options($("layer"), layers, chosen.layers, "layer");
   options($("head"), heads, chosen.heads, "head");
+
+  const means = [
+    ["regions read", chosen], ["dense attention", dense], ["scores", scores],
+  ].filter(([, array]) => array && array.heads < heads);
+  $("limit").hidden = !means.length;
+  $("limit").textContent = "To keep this page small it holds means over heads" +
+    ` of ${list(means.map(([name]) => name))}` +
+    (means.some(([, a]) => a.layers < layers) ? ", of some over layers too." : ".");
 
   const panels = {gaze: new Panel("gaze"), dense: new Panel("dense")};
   const strip = new Strip((number) => {
@@ -405,18 +410,19 @@
   function denseNote(mass) {
     if (!mass) return "Dense attention was not recorded.";
     const total = mass.reduce((a, b) => a + b, 0);
-    const rough = dense.heads < heads && state.head !== "all";
     return `${percent(total)} of the attention is on ` +
       `${data.views.length > 1 ? `the ${data.noun}s` : "the image"}, the rest ` +
-      `on text and context tokens.${rough ? " Mean of all heads." : ""}`;
+      `on text and context tokens.`;
   }
 
   function gazeNote(share) {
     const each = share.reduce((a, b) => a + b, 0);
     const k = Math.abs(each - Math.round(each)) < 0.05
       ? Math.round(each) : each.toFixed(1);
-    return `A head read ${k} of ${data.budget.regions} regions, ` +
-      `all of them together ${byShare(share).length}.`;
+    const single = state.layer !== "all" && state.head !== "all";
+    const all = byShare(share).length;
+    return `${single ? "This" : "A"} head read ${k} of ` +
+      `${data.budget.regions} regions${single ? "" : `, all together ${all}`}.`;
   }
 
   function fillTable(share, mass, score) {

@@ -21,7 +21,7 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -48,10 +48,10 @@ class Budget:
     unique: the same per KV head, each entry once.
   """
 
-  top_k: float
+  top_k: int | float
   regions: int
-  visual_kv: float
-  unique: float
+  visual_kv: int | float
+  unique: int | float
 
 
 def check_name(path: str) -> None:
@@ -209,21 +209,33 @@ def _arrays(
   return out
 
 
-def _pack(array: np.ndarray, to_bytes) -> dict[str, object]:
+def _pack(
+  array: np.ndarray, to_bytes: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, object]:
   """[words, N, Q, R] as base64 of zlib's deflate, averaged if too large.
 
   `to_bytes` gives uint8 of the same shape. `layers` and `heads` are those
   left: 1 where they were averaged.
   """
   for axes in ((), (2,), (1, 2)):
-    array = array.mean(axis=axes, keepdims=True) if axes else array
-    small = array.size <= _RAW
-    if small or len(axes) == 2:
-      deflated = zlib.compress(to_bytes(array).tobytes(), 6)
-      if len(deflated) <= _DEFLATED or len(axes) == 2:
-        break
-  layers, heads = array.shape[1:3]
+    left = _mean(array, axes)
+    if left.size > _RAW and axes != (1, 2):
+      continue
+    deflated = zlib.compress(to_bytes(left).tobytes(), 6)
+    if len(deflated) <= _DEFLATED:
+      break
+  layers, heads = left.shape[1:3]
   return dict(layers=layers, heads=heads, bytes=_base64(deflated))
+
+
+def _mean(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+  """Mean over axes, which stay as 1, of what is finite; -inf where nothing."""
+  if not axes:
+    return array
+  finite = np.isfinite(array)
+  count = finite.sum(axis=axes, keepdims=True)
+  total = np.where(finite, array, 0).sum(axis=axes, keepdims=True)
+  return np.where(count, total / np.maximum(count, 1), -np.inf)
 
 
 def _share_bytes(share: np.ndarray) -> np.ndarray:
