@@ -102,6 +102,9 @@ def test_a_picture_keeps_its_aspect():
   dark = (pixels == 76).all(-1)
   assert dark.sum() == SIDE * SIDE // 2
   assert dark[SIDE // 4 : 3 * SIDE // 4].all() and (pixels[0] == 255).all()
+  tall = trace.View(np.full((28, 14, 3), 200, np.uint8), REGIONS)
+  turned = panel(0, 0, 0, 0, views=[tall])
+  np.testing.assert_array_equal(turned, pixels.swapaxes(0, 1))
 
 
 def frames(count):
