@@ -155,7 +155,7 @@ def _views(views: Sequence[trace.View]) -> list[dict]:
     picture = Image.fromarray(view.picture)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88, subsampling=0, optimize=True)
+    picture.save(file, "JPEG", quality=88, subsampling=0)
     out.append(
       {
         "picture": "data:image/jpeg;base64," + _base64(file.getvalue()),

@@ -227,6 +227,15 @@ def test_a_picture_is_what_was_given():
   assert abs(off).max() <= 3
 
 
+def test_a_picture_of_noise():
+  """More than 2 bytes a pixel, where Pillow's optimized JPEG gives up."""
+  picture = noise(700, 700)
+  assert decoded(viewer._views([trace.View(picture, REGIONS)])[0]).size == (
+    700,
+    700,
+  )
+
+
 def test_many_frames_make_no_giant_page():
   frames = [trace.View(noise(300, 300, i), REGIONS + 4 * i) for i in range(99)]
   assert len(render(frames)) < 6e6  # noise is the worst there is
