@@ -172,11 +172,19 @@
     const view = data.views[number];
     const high = (WIDE * view.height) / view.width;
     svg.setAttribute("viewBox", `0 0 ${WIDE} ${high}`);
-    const groups = view.boxes.map(([region, left, top, right, bottom]) => {
+    const place = ([left, top, right, bottom]) => {
       const x = (left / view.columns) * WIDE;
       const y = (top / view.rows) * high;
       const width = (right / view.columns) * WIDE - x;
       const height = (bottom / view.rows) * high - y;
+      return {x, y, width, height};
+    };
+    // What belongs to no region is as dark as what none reads.
+    const bare = view.bare.map((box) =>
+      shape("rect", {class: "veil", "fill-opacity": VEIL, ...place(box)})
+    );
+    const groups = view.boxes.map(([region, ...box]) => {
+      const {x, y, width, height} = place(box);
       const group = shape("g", {"data-region": region});
       const title = shape("title", {});
       const fill = kind === "gaze" ? "veil" : "heat";
@@ -193,7 +201,9 @@
       }
       return {group, title, region};
     });
-    svg.replaceChildren(...groups.map((g) => g.group));
+    svg.replaceChildren(
+      ...(kind === "gaze" ? bare : []), ...groups.map((g) => g.group)
+    );
     return (values, top) => {
       for (const {group, title, region} of groups) {
         const value = values[region] || 0;
