@@ -172,11 +172,19 @@
     const view = data.views[number];
     const high = (WIDE * view.height) / view.width;
     svg.setAttribute("viewBox", `0 0 ${WIDE} ${high}`);
-    const groups = view.boxes.map(([region, left, top, right, bottom]) => {
+    const place = ([left, top, right, bottom]) => {
       const x = (left / view.columns) * WIDE;
       const y = (top / view.rows) * high;
       const width = (right / view.columns) * WIDE - x;
       const height = (bottom / view.rows) * high - y;
+      return {x, y, width, height};
+    };
+    // What belongs to no region is as dark as what none reads.
+    const bare = view.bare.map((box) =>
+      shape("rect", {class: "veil", "fill-opacity": VEIL, ...place(box)})
+    );
+    const groups = view.boxes.map(([region, ...box]) => {
+      const {x, y, width, height} = place(box);
       const group = shape("g", {"data-region": region});
       const title = shape("title", {});
       const fill = kind === "gaze" ? "veil" : "heat";
@@ -193,7 +201,9 @@
       }
       return {group, title, region};
     });
-    svg.replaceChildren(...groups.map((g) => g.group));
+    svg.replaceChildren(
+      ...(kind === "gaze" ? bare : []), ...groups.map((g) => g.group)
+    );
     return (values, top) => {
       for (const {group, title, region} of groups) {
         const value = values[region] || 0;
@@ -381,9 +391,6 @@
     select.append(new Option("all", "all"));
     for (let i = 0; i < count && kept > 1; i++) select.append(new Option(i, i));
     select.disabled = kept === 1 && count > 1;
-    if (select.disabled) {
-      select.title = "The answer was too long to keep each of them";
-    }
     select.value = "all"; // a reload would bring back an older choice
     select.addEventListener("change", () => {
       state[key] = select.value;
@@ -392,6 +399,14 @@
   }
   options($("layer"), layers, chosen.layers, "layer");
   options($("head"), heads, chosen.heads, "head");
+
+  const means = [
+    ["regions read", chosen], ["dense attention", dense], ["scores", scores],
+  ].filter(([, array]) => array && array.heads < heads);
+  $("limit").hidden = !means.length;
+  $("limit").textContent = "To keep this page small it holds means over heads" +
+    ` of ${list(means.map(([name]) => name))}` +
+    (means.some(([, a]) => a.layers < layers) ? ", of some over layers too." : ".");
 
   const panels = {gaze: new Panel("gaze"), dense: new Panel("dense")};
   const strip = new Strip((number) => {
@@ -405,10 +420,9 @@
   function denseNote(mass) {
     if (!mass) return "Dense attention was not recorded.";
     const total = mass.reduce((a, b) => a + b, 0);
-    const rough = dense.heads < heads && state.head !== "all";
     return `${percent(total)} of the attention is on ` +
       `${data.views.length > 1 ? `the ${data.noun}s` : "the image"}, the rest ` +
-      `on text and context tokens.${rough ? " Mean of all heads." : ""}`;
+      `on text and context tokens.`;
   }
 
   function gazeNote(share) {

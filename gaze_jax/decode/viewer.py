@@ -155,7 +155,7 @@ def _views(views: Sequence[trace.View]) -> list[dict]:
     picture = Image.fromarray(view.picture)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88, subsampling=0, optimize=True)
+    picture.save(file, "JPEG", quality=88, subsampling=0)
     out.append(
       {
         "picture": "data:image/jpeg;base64," + _base64(file.getvalue()),
@@ -164,6 +164,7 @@ def _views(views: Sequence[trace.View]) -> list[dict]:
         "rows": view.regions.shape[0],
         "columns": view.regions.shape[1],
         "boxes": _boxes(view.regions),
+        "bare": _bare(view.regions),
       }
     )
   return out
@@ -176,6 +177,15 @@ def _boxes(regions: np.ndarray) -> list[list[int]]:
     y, x = np.nonzero(regions == region)
     box = (region, x.min(), y.min(), x.max() + 1, y.max() + 1)
     out.append([int(i) for i in box])
+  return out
+
+
+def _bare(regions: np.ndarray) -> list[list[int]]:
+  """Left, top, right, bottom of each run of tokens that have no region."""
+  out = []
+  for y, row in enumerate(np.pad(regions < 0, ((0, 0), (1, 1)))):
+    edges = np.flatnonzero(np.diff(row))
+    out += [[int(a), y, int(b), y + 1] for a, b in edges.reshape(-1, 2)]
   return out
 
 

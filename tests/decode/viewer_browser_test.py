@@ -448,8 +448,9 @@ def test_on_a_phone_in_light_and_dark(opened, scheme, frames, tmp_path):
   )
   page.wait_for_selector("#stage:not([hidden])")
   page.get_by_text("Regions of this word").click()
-  width = page.evaluate("document.documentElement.scrollWidth")
-  assert width <= 360
+  for width in (320, 360):
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
   both = [page.locator(f"#{p} .picture").bounding_box() for p in PANELS]
   assert both[0]["y"] == both[1]["y"]  # side by side
   assert both[0]["width"] == both[1]["width"] > 150
@@ -516,6 +517,34 @@ def test_no_text_becomes_markup_and_no_request_leaves(browser, tmp_path):
     page.close()
     server.shutdown()
     server.server_close()
+
+
+def test_what_has_no_region_is_dark(opened):
+  views, words = made(1)
+  regions = views[0].regions.copy()
+  regions[:3] = -1  # a quarter of the picture
+  page = opened(render([trace.View(views[0].picture, regions)], words))
+  page.wait_for_selector("#stage:not([hidden])")
+  assert {int(r) for r in drawn(page, "gaze")} == set(range(4, 16))
+  bare = page.locator("#gaze svg > rect")
+  whole = page.locator("#gaze .picture").bounding_box()
+  areas = [b.bounding_box() for b in bare.all()]
+  area = sum(b["width"] * b["height"] for b in areas)
+  assert abs(area / (whole["width"] * whole["height"]) - 0.25) < 0.01
+  opacity = {float(b.get_attribute("fill-opacity")) for b in bare.all()}
+  assert opacity == {0.62}
+  assert page.locator("#dense svg > rect").count() == 0
+
+
+def test_a_budget_of_nothing(opened):
+  views, words = made(2, budget=0)
+  page = opened(render(views, words))
+  page.wait_for_selector("#stage:not([hidden])")
+  button(page, "fox").click()
+  said = page.locator("#said").inner_text()
+  assert said == "“fox” read no region in all layers, all heads."
+  assert lit(page, "gaze") == {} and lit(page, "dense")
+  assert {tuple(v) for v in drawn(page, "gaze").values()} == {(0.62, 0)}
 
 
 def test_what_is_missing_is_said(opened):

@@ -121,6 +121,13 @@ def test_regions_that_no_view_shows_are_left_out():
   np.testing.assert_allclose(data["scores"]["step"] * 254, 2)
 
 
+def test_tokens_that_have_no_region():
+  regions = np.array([[0, 0, -1, -1], [-1, 0, -1, 1], [0, 0, 0, 1]])
+  (view,) = Page(render([trace.View(GREY, regions)])).data["views"]
+  assert view["bare"] == [[2, 0, 4, 1], [0, 1, 1, 2], [2, 1, 3, 2]]
+  assert view["boxes"] == [[0, 0, 0, 3, 3], [1, 3, 1, 4, 3]]
+
+
 def test_the_least_share_is_not_lost():
   share = np.array([0, 1 / 2000, 1 / 255, 0.5, 1])
   assert viewer._share_bytes(share).tolist() == [0, 1, 1, 128, 255]
