@@ -13,6 +13,9 @@ from gaze_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a directory with a model")
 _IMAGE = flags.DEFINE_list("image", [], "image files of the first question")
+_AFRESH = flags.DEFINE_bool(
+  "afresh", False, "ask each question after the images alone"
+)
 _OPTIONS = cli.define_options()
 flags.mark_flag_as_required("workdir")
 

@@ -268,8 +268,10 @@ def _views(
       square = seen.pixels[number] * np.array(vision.std) + vision.mean
       picture = (255 * square).round().clip(0, 255).astype(np.uint8)
     regions = layout.region_map(unit.rows, unit.columns, model.gaze.region)
-    if unit.tiles > 1:  # its last column is newlines
-      regions = regions[:, :-1]
+    if unit.feed is not None:  # newlines end the rows of tiles
+      first = unit.feed.reshape(unit.tokens, -1)[: regions.size, 0]
+      newline = first.reshape(regions.shape) == layout.NEWLINE
+      regions = regions[:, ~newline.all(axis=0)]
     small = Image.fromarray(picture)
     small.thumbnail((_SHOWN, _SHOWN))
     out.append(trace.View(np.asarray(small), regions))

@@ -31,6 +31,8 @@ class Chat:
     model: what answers.
     say: prints a piece of text.
     options: of every question, as in `Ask`.
+    afresh: whether each question is asked after the images alone, as models
+      are used that were not trained on conversations.
     interruptible: a context manager made of what stops an answer.
   """
 
@@ -40,9 +42,12 @@ class Chat:
     say: Callable[[str], None],
     options: dict[str, Any],
     interruptible: Callable[..., Any],
+    *,
+    afresh: bool = False,
   ):
     self._model, self._say = model, say
     self._options, self._interruptible = dict(options), interruptible
+    self._afresh = afresh
     self._context: context_lib.Context | None = None
     self._last: answer_lib.Answer | None = None
     self._shown: dict[str, list[str]] = dict(images=[], videos=[])
@@ -87,6 +92,11 @@ class Chat:
     self._show("images", files)
 
   def _ask(self, question: str) -> None:
+    if self._afresh and any(self._shown.values()):
+      self._context = self._model.encode(
+        **self._shown, frames=self._options.get("frames", 8)
+      )
+      self._shown = dict(images=[], videos=[])
     stream = self._model.stream(
       question, self._context, trace=True, **self._shown, **self._options
     )
@@ -96,7 +106,9 @@ class Chat:
     answer = stream.answer
     ended = "" if answer.reason == "stop" else f"  [{answer.reason}]"
     self._say(f"{ended}\n")
-    self._context, self._last = answer.context, answer
+    self._last = answer
+    if not self._afresh:
+      self._context = answer.context
     self._shown = dict(images=[], videos=[])
 
   def _command(self, line: str) -> None:

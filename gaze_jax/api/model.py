@@ -44,7 +44,7 @@ class Model(answer_lib.Asked):
     Raises:
       errors.GazeError: an image can't be used, or there are too many.
     """
-    return self._encode(images, (), 0)
+    return self.encode(images=images)
 
   def encode_video(
     self, video: ask_lib.Video, *, frames: int = 8
@@ -58,7 +58,33 @@ class Model(answer_lib.Asked):
     Raises:
       errors.GazeError: it can't be used, or there are too many frames.
     """
-    return self._encode((), (video,), frames)
+    return self.encode(videos=(video,), frames=frames)
+
+  def encode(
+    self,
+    *,
+    images: Sequence[ask_lib.Picture] = (),
+    videos: Sequence[ask_lib.Video] = (),
+    frames: int = 8,
+  ) -> context_lib.Context:
+    """Reads images, then videos, once; as `encode_image` and `encode_video`.
+
+    Raises:
+      errors.GazeError: one can't be used, or there are too many.
+    """
+    self._check_sees()
+    prepared = ask_lib.prepare_units(
+      self.config, self.tokenizer, images, videos, frames
+    )
+    return reading.read(
+      self.params,
+      self.config.model,
+      context_lib.empty(self.config.model),
+      prepared.batch,
+      0,  # nothing here is routed
+      views=prepared.views,
+      limits=self.limits,
+    ).context
 
   def generate(
     self,
@@ -135,21 +161,6 @@ class Model(answer_lib.Asked):
     return answer_lib.Stream(
       self, question, self._decode(rows, trace), ask.stop, rows[0].budget
     )
-
-  def _encode(self, images, videos, frames: int) -> context_lib.Context:
-    self._check_sees()
-    prepared = ask_lib.prepare_units(
-      self.config, self.tokenizer, images, videos, frames
-    )
-    return reading.read(
-      self.params,
-      self.config.model,
-      context_lib.empty(self.config.model),
-      prepared.batch,
-      0,  # nothing here is routed
-      views=prepared.views,
-      limits=self.limits,
-    ).context
 
   def _read(self, asks: Sequence[ask_lib.Ask], trace: bool) -> list[engine.Row]:
     """Prompts read, each on its own, so that no row depends on another."""

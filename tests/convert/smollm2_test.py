@@ -6,7 +6,6 @@ The reference is transformers' own reading of the same GGUF file, in float32.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,9 @@ from gaze_jax.convert import errors
 from gaze_jax.convert import smollm2
 from gaze_jax.data import packing
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.decode import generate
+from gaze_jax.decode import context
+from gaze_jax.decode import engine
+from gaze_jax.decode import reading
 
 DECODER = config_lib.DecoderConfig(
   vocab_size=49152,
@@ -217,12 +218,11 @@ def row_of(ours, question):
 def test_ten_answers_and_their_logits_are_those_of_transformers(
   reference, params, ours, tokens
 ):
-  """Through prefill and the decode form, a token at a time."""
+  """Through the engine: a prompt read, and the decoding loop."""
   model, theirs = reference
   config = config_lib.ModelConfig(
     decoder=DECODER, gaze=config_lib.GazeConfig(context_tokens=0)
   )
-  budget = jnp.zeros((1,), jnp.int32)
   for question in PROMPTS:
     ids = theirs.apply_chat_template(
       [dict(role="user", content=question)],
@@ -242,19 +242,14 @@ def test_ten_answers_and_their_logits_are_those_of_transformers(
         return_dict_in_generate=True,
         output_logits=True,
       )
-    _, logits, _ = generate.prefill(
-      params, config, batch, budget, max_tokens=tokens
+    read = reading.read(
+      params, config, context.empty(config), batch, 0, room=tokens
     )
-    np.testing.assert_allclose(logits[0], want.logits[0][0], atol=1e-4)
-    steps = generate.stream(
-      params,
-      config,
-      batch,
-      top_k=0,
-      max_tokens=tokens,
-      stop=ours.eos,
-    )
-    said = [step.token for step in steps]
+    np.testing.assert_allclose(read.logits[0], want.logits[0][0], atol=1e-4)
+    row = engine.Row(read, 0, max_tokens=tokens)
+    decoding = engine.Decoding(params, config, [row], stop=[ours.eos])
+    decoding.run(tokens)
+    said = decoding.tokens(0)
     new = want.sequences[0, len(prompt) :].tolist()
     assert said == new, question
     assert ours.decode(said) == theirs.decode(new, skip_special_tokens=True)

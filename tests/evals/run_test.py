@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from gaze_jax import api
 from gaze_jax import errors
 from gaze_jax import layout
+from gaze_jax.data import images
 from gaze_jax.data import packing
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.decode import generate
-from gaze_jax.evals import answer
 from gaze_jax.evals import metrics
 from gaze_jax.evals import report
 from gaze_jax.evals import run
@@ -122,16 +122,10 @@ class Greedy:
     self.model, self.top_k = model, top_k
 
   def __call__(self, picture, question, count):
-    batch = answer._prompt(self.model, picture, question)
-    steps = generate.stream(
-      self.model.params,
-      self.model.config.model,
-      batch,
-      top_k=self.top_k,
-      max_tokens=count,
-      stop=self.model.tokenizer.eos,
+    reply = self.model.generate(
+      question, images=[picture], top_k=self.top_k, max_tokens=count
     )
-    return [s.token for s in steps]
+    return list(reply.tokens)
 
 
 def lively(model):
@@ -143,7 +137,7 @@ def lively(model):
 
 @pytest.mark.parametrize("top_k", [2, 9])
 def test_exact_match_is_what_greedy_decoding_would_score(workdir, top_k):
-  model = lively(answer.load(workdir))
+  model = lively(api.load(workdir))
   config, tokenizer = model.config, model.tokenizer
   plain = sources.make(config, "new")
   greedy = Greedy(model, top_k)
@@ -188,7 +182,7 @@ def scored(model, source, top_k):
 @pytest.mark.parametrize("top_k", [0, 2, 9])
 def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   """What greedy decoding says, as the reference, is right in every token."""
-  model = lively(answer.load(workdir))
+  model = lively(api.load(workdir))
   config, tokenizer = model.config, model.tokenizer
   shape = layout.row_shape(config)
   unit = layout.Unit(config.model.vision.grid, config.model.vision.grid)
@@ -203,8 +197,10 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
       # The second question is given one wrong token.
       said = [*ids[:-1], (ids[-1] + i) % tokenizer.size]
       parts.append(layout.Text(said, i + 1, i))
-    batch = answer._prompt(model, sample.images[0], "x")
-    batch = layout.make_batch([layout.lay_out(parts, shape)], batch.images)
+    pixels = images.preprocess(sample.images[0], config.model.vision)
+    batch = layout.make_batch(
+      [layout.lay_out(parts, shape)], pixels[None, None]
+    )
     right, _, _ = run._forward(
       model.params, config.model, batch, np.full(1, top_k, np.int32), None
     )
@@ -213,40 +209,8 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   assert spoken[0] != spoken[1]
 
 
-def test_answer_refuses_what_it_cannot_answer(workdir):
-  model = answer.load(workdir)
-  picture = np.zeros((70, 70, 3), np.uint8)
-  for question in ("", "  \n"):
-    with pytest.raises(errors.GazeError, match="question is empty"):
-      answer.Answer(model, picture, question)
-  with pytest.raises(layout.LayoutError, match="data.sequence_length"):
-    answer.Answer(model, picture, "what " * 100)
-  with pytest.raises(errors.GazeError, match="top_k must be at least 0"):
-    answer.Answer(model, picture, "What?", top_k=-1)
-
-
-def test_an_answer_its_cost_and_its_picture(workdir):
-  model = lively(answer.load(workdir))
-  picture = sources.make(model.config, "new").canvas(0)[0]
-  reply = answer.Answer(model, picture, "What is it?", top_k=2, max_tokens=3)
-  texts = list(reply)
-  assert len(texts) == len(reply.steps) <= 3
-  assert reply.accounting().visual_tokens == 25
-  page = reply.picture(layers=[1], heads=[0, 3])
-  assert page.width >= 300
-  with pytest.raises(errors.GazeError, match="no layer 2"):
-    reply.picture(layers=[2])
-
-
-def test_a_question_about_no_image(workdir):
-  model = answer.load(workdir)
-  reply = answer.Answer(model, None, "Who?", max_tokens=2)
-  assert len(list(reply)) == len(reply.steps)
-  assert reply.accounting().visual_tokens == 0
-
-
 def test_the_tokenizer_is_that_of_the_run(workdir):
-  assert answer.load(workdir).tokenizer.size == tokenizer_lib.VOCABULARY
+  assert api.load(workdir).tokenizer.size == tokenizer_lib.VOCABULARY
 
 
 def test_a_caption_counts_apart():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaze_jax import api
 from gaze_jax.data import pipeline
-from gaze_jax.evals import answer
 from gaze_jax.evals import run as evals_run
 from gaze_jax.train import checkpoint
 from gaze_jax.train import frozen
@@ -80,7 +80,7 @@ def test_a_frozen_part_is_the_same_each_time_for_a_seed(config, tiny_config):
 
 
 def test_an_answer_and_an_evaluation_read_frozen_parts(config, workdir):
-  model = answer.load(workdir)
+  model = api.load(workdir)
   assert model.params.keys() == {"projector", "vision", "decoder"}
   jax.tree.map(
     np.testing.assert_array_equal,

@@ -1,0 +1,282 @@
+"""The Python API: what it answers, refuses, streams and forks."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gaze_jax import api
+from gaze_jax import errors
+
+Q = "what is it?"
+FEW = dict(max_tokens=4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "crop", "tiles", "patches"])
+def test_an_answer_its_cost_its_picture_and_its_page(model, picture, kind):
+  ours = model(kind)
+  reply = ours.generate(Q, images=[picture()], trace=True, **FEW)
+  assert len(reply.tokens) == 4 and reply.reason == "length"
+  context = reply.context
+  assert context.unit_count == (2 if kind == "tiles" else 1)
+  account = reply.accounting()
+  tokens = {"tiles": 25 + 3 * 6, "patches": 2 * 4}.get(kind, 25)
+  assert account.visual_tokens == context.visual_tokens == tokens
+  assert account.as_dict()["visual_kv_fraction"] == account.visual_kv_fraction
+  shown = np.unique(np.concatenate([v.regions.ravel() for v in context.views]))
+  assert shown.tolist() == list(range(len(context.sizes)))
+  assert reply.picture(layers=[1], heads=[0, 3]).width > 336
+  with pytest.raises(errors.GazeError, match="no layer 2"):
+    reply.picture(layers=[2])
+  assert len(reply.animation()) >= 1
+  page = reply.page(account)
+  assert "<html" in page and Q in page
+
+
+def test_views_show_what_the_model_saw(model, picture):
+  image = picture(size=(30, 60))
+  whole = model().encode_image(image).views[0]
+  np.testing.assert_array_equal(whole.picture, image)
+  cropped = model("crop").encode_image(image).views[0]
+  assert cropped.picture.shape == (70, 70, 3)
+  want = np.asarray(Image.fromarray(image).resize((140, 70), 3))[:, 35:105]
+  np.testing.assert_allclose(cropped.picture.astype(int), want, atol=1)
+  square, tiles = model("tiles").encode_image(image).views
+  assert square.regions.shape == (5, 5)
+  # 3 x 5 tokens; the newlines that end its rows are shown nowhere.
+  assert tiles.regions.shape == (3, 5)
+  assert tiles.regions.min() == square.regions.max() + 1
+
+
+def test_ways_of_asking_are_one(model, picture, tmp_path):
+  ours, image = model(), picture()
+  Image.fromarray(image).save(tmp_path / "a.png")
+  want = ours.generate(Q, images=[image], **FEW)
+  seen = ours.encode_image(tmp_path / "a.png")
+  data = (tmp_path / "a.png").read_bytes()
+  for reply in (
+    ours.generate(Q, images=[str(tmp_path / "a.png")], **FEW),
+    ours.generate(Q, images=[data], **FEW),
+    ours.generate(Q, images=[Image.fromarray(image)], **FEW),
+    ours.generate(f"<image>\n{Q}", images=[image], **FEW),
+    ours.generate(Q, seen, **FEW),
+    ours.generate(Q, seen, trace=True, **FEW),
+    ours.generate_batch([api.Ask(Q, seen, **FEW)] * 3)[2],
+  ):
+    assert reply.tokens == want.tokens and reply.text == want.text
+  other = ours.generate(Q, images=[picture(1)], **FEW)
+  assert other.tokens != want.tokens
+
+
+def test_a_stream_is_the_answer_piece_by_piece(model, picture):
+  ours = model()
+  seen = ours.encode_image(picture())
+  want = ours.generate(Q, seen, max_tokens=12)
+  stream = ours.stream(Q, seen, max_tokens=12)
+  pieces = list(stream)
+  assert "".join(pieces) == want.text and len(pieces) > 1
+  assert stream.answer.tokens == want.tokens
+  assert stream.answer.reason == want.reason
+
+
+def test_an_interrupted_stream_is_an_answer_so_far(model, picture):
+  ours = model()
+  seen = ours.encode_image(picture())
+  want = ours.generate(Q, seen, max_tokens=12)
+  stream = ours.stream(Q, seen, max_tokens=12)
+  for _ in stream:
+    stream.stop()
+  short = stream.answer
+  assert short.reason == "interrupted"
+  assert 0 < len(short.tokens) < 12
+  assert want.tokens[: len(short.tokens)] == short.tokens
+  # It can be gone on from, as an answer of that length can.
+  again = ours.generate(Q, seen, max_tokens=len(short.tokens))
+  after = [ours.generate("why?", r.context, **FEW) for r in (short, again)]
+  assert after[0].tokens == after[1].tokens
+  # A loop that is left early is the same.
+  stream = ours.stream(Q, seen, max_tokens=12)
+  next(iter(stream))
+  assert stream.answer.tokens == want.tokens[:1]
+
+
+def test_stop_strings_end_and_are_cut_off(model, picture):
+  ours = model()
+  seen = ours.encode_image(picture())
+  free = ours.generate(Q, seen, max_tokens=24)
+  at = len(free.text) // 2
+  stop = free.text[at : at + 3]
+  first = free.text.index(stop)
+  for reply in (
+    ours.generate(Q, seen, max_tokens=24, stop=[stop, "\0never"]),
+    ours.generate(Q, seen, max_tokens=24, stop=[stop], trace=True),
+  ):
+    assert reply.text == free.text[:first] and reply.reason == "stop string"
+    assert free.tokens[: len(reply.tokens)] == reply.tokens
+    assert len(reply.tokens) < len(free.tokens)
+  stream = ours.stream(Q, seen, max_tokens=24, stop=[stop])
+  assert "".join(stream) == free.text[:first]
+  # Others of the batch say what they would have said.
+  both = ours.generate_batch(
+    [
+      api.Ask(Q, seen, max_tokens=24, stop=[stop]),
+      api.Ask(Q, seen, max_tokens=24),
+    ]
+  )
+  assert both[0].text == free.text[:first] and both[1].text == free.text
+
+
+def test_a_conversation_goes_on_and_later_images_append_regions(model, picture):
+  ours = model()
+  first = ours.generate(Q, images=[picture(0)], **FEW)
+  second = ours.generate("and this?", first.context, images=[picture(1)], **FEW)
+  assert len(second.context.sizes) == 18
+  assert second.context.turns == 2
+  third = ours.generate("same?", second.context, **FEW)
+  forgetful = ours.generate("same?", **FEW)
+  assert third.tokens != forgetful.tokens
+  # What was asked before is a value still.
+  again = ours.generate("and this?", first.context, images=[picture(1)], **FEW)
+  assert again.tokens == second.tokens
+
+
+def test_budgets_of_all_units(model, picture):
+  def read(ours, **budget):
+    reply = ours.generate(
+      Q, images=[picture(0), picture(1)], trace=True, **FEW, **budget
+    )
+    return {int(n) for s in reply.said.steps for n in s.chosen.sum(-1).ravel()}
+
+  plain = model()
+  assert read(plain) == {2}  # as trained
+  assert read(plain, top_k=0) == {0} == read(plain, share=0.0)
+  assert read(plain, top_k=10**12) == {18} == read(plain, share=1.0)
+  assert read(plain, share=0.25) == {5}  # of 18, rounded up
+  assert read(model(budget="ratio"), share=0.25) == {5}
+  assert read(model(budget="per_unit"), share=0.25) == {6}  # 3 of 9, twice
+
+
+def test_what_can_not_be_asked_is_said_in_one_line(model, picture, tmp_path):
+  ours, image = model(), picture()
+  (tmp_path / "broken.mp4").write_bytes(b"no video at all" * 99)
+  limits = dataclasses.replace(ours, limits=api.Limits(slots=200, units=3))
+  cases = [
+    (ours, dict(question=" "), "the question is empty"),
+    (ours, dict(question="<image> what?"), "names 1 <image>, and 0 are given"),
+    (
+      ours,
+      dict(question="<image><image> what?", images=[image]),
+      "names 2 <image>, and 1 are given",
+    ),
+    (ours, dict(question="<video> what?"), "names 1 <video>"),
+    (limits, dict(question=Q, images=[image] * 4), "4 images or frames"),
+    (limits, dict(question="word " * 400), "shorten the text"),
+    (limits, dict(question=Q, max_tokens=300), "the limit is 200"),
+    (ours, dict(question=Q, top_k=-1), "top_k = -1"),
+    (ours, dict(question=Q, share=1.5), "share = 1.5"),
+    (ours, dict(question=Q, share=0.5, top_k=3), "not both"),
+    (ours, dict(question=Q, max_tokens=0), "max_tokens = 0"),
+    (ours, dict(question=Q, temperature=-1.0), "temperature"),
+    (ours, dict(question=Q, top_p=0.0), "top_p"),
+    (ours, dict(question=Q, stop=[""]), "stop string is empty"),
+    (ours, dict(question=Q, images=["no.png"]), "no.png: no such file"),
+    (ours, dict(question=Q, videos=["no.mp4"]), "no.mp4: no such file"),
+    (ours, dict(question=Q, videos=[tmp_path / "broken.mp4"]), "broken.mp4"),
+    (ours, dict(question=Q, images=[np.zeros((3, 3))]), "uint8"),
+  ]
+  for asked, options, says in cases:
+    with pytest.raises(errors.GazeError, match=None) as error:
+      asked.generate(**options)
+    assert says in str(error.value) and "\n" not in str(error.value)
+  with pytest.raises(errors.GazeError, match="nothing is asked"):
+    ours.generate_batch([])
+  with pytest.raises(errors.GazeError, match="trace=True"):
+    ours.generate(Q, **FEW).picture()
+
+
+def test_a_decoder_alone_answers_text_and_refuses_images(model, picture):
+  ours = model()
+  alone = dataclasses.replace(ours, params=dict(decoder=ours.params["decoder"]))
+  want = ours.generate("who?", **FEW)
+  assert alone.generate("who?", **FEW).tokens == want.tokens
+  assert want.accounting().visual_tokens == 0
+  assert want.context.views == ()
+  for ask in (
+    lambda: alone.generate(Q, images=[picture()]),
+    lambda: alone.encode_image(picture()),
+  ):
+    with pytest.raises(errors.GazeError, match="no projector, vision"):
+      ask()
+
+
+def test_a_video_is_its_frames(model, picture):
+  ours = model()
+  frames = [picture(i) for i in range(3)]
+  video = ours.generate(Q, videos=[frames], **FEW)
+  images = ours.generate(Q, images=frames, **FEW)
+  assert video.tokens == images.tokens
+  assert video.context.unit_count == 3
+  seen = ours.encode_video(frames)
+  assert ours.generate(Q, seen, **FEW).tokens == video.tokens
+
+
+def test_a_context_comes_back_from_disk(model, picture, tmp_path):
+  ours = model()
+  seen = ours.encode_image(picture(0), picture(1))
+  api.save_context(seen, ours, tmp_path / "kept")
+  back = api.load_context(tmp_path / "kept", ours)
+  jax.tree.map(np.testing.assert_array_equal, back.cache, seen.cache)
+  want = ours.generate(Q, seen, trace=True, **FEW)
+  got = ours.generate(Q, back, trace=True, **FEW)
+  assert got.tokens == want.tokens
+  for a, b in zip(got.said.steps, want.said.steps, strict=True):
+    np.testing.assert_array_equal(a.scores, b.scores)
+  for a, b in zip(back.views, seen.views, strict=True):
+    np.testing.assert_array_equal(a.picture, b.picture)
+    np.testing.assert_array_equal(a.regions, b.regions)
+  # An answer is kept with what it has not read yet.
+  api.save_context(want.context, ours, tmp_path / "answered")
+  back = api.load_context(tmp_path / "answered", ours)
+  after = [ours.generate("why?", c, **FEW) for c in (want.context, back)]
+  assert after[0].tokens == after[1].tokens
+
+
+def test_kept_choices_come_back_too(model, picture, tmp_path):
+  ours = model(refresh="question")
+  want = ours.generate(Q, images=[picture()], **FEW).context
+  api.save_context(want, ours, tmp_path / "kept")
+  back = api.load_context(tmp_path / "kept", ours)
+  np.testing.assert_array_equal(back.cache.frozen, want.cache.frozen)
+  assert want.cache.frozen.any()
+
+
+def test_contexts_that_can_not_be_used_are_refused(model, picture, tmp_path):
+  ours = model()
+  seen = ours.encode_image(picture())
+  kept = tmp_path / "kept"
+  api.save_context(seen, ours, kept)
+  with pytest.raises(errors.GazeError, match="kept"):  # it is taken
+    api.save_context(seen, ours, kept)
+  params = jax.tree.map(lambda x: x, ours.params)
+  params["decoder"]["embedding"] = (
+    params["decoder"]["embedding"].at[0, 0].add(1e-3)
+  )
+  for other in (
+    model(top_k=3),
+    dataclasses.replace(ours, params=params),
+  ):
+    with pytest.raises(errors.GazeError, match="read by another model"):
+      api.load_context(kept, other)
+  with pytest.raises(errors.GazeError, match="no context.json here"):
+    api.load_context(tmp_path, ours)
+  about = (kept / "context.json").read_text()
+  (kept / "context.json").write_text(about.replace('"version": 1', '"v": 1'))
+  with pytest.raises(errors.GazeError, match="not written by this version"):
+    api.load_context(kept, ours)
+  (kept / "context.json").write_text(about)
+  weights = kept / "model.safetensors"
+  weights.write_bytes(weights.read_bytes()[:-100])
+  with pytest.raises(errors.GazeError, match="model.safetensors"):
+    api.load_context(kept, ours)
