@@ -134,7 +134,7 @@ class Decoder(nn.Module):
     x = self.final_norm(x)
     if not self.config.tied:
       return self.head(x).astype(jnp.float32)
-    return layers.contract(x, self.embedding.T, 1, jnp.float32)
+    return layers.contract_table(x, self.embedding, jnp.float32)
 
 
 def split(params: dict[str, Any]) -> dict[str, Any]:
