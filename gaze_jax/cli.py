@@ -1,5 +1,6 @@
 """What every command of launch/ shares: flags to a Config, errors to a line."""
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -9,7 +10,8 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -61,6 +63,43 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int] | None:
     raise errors.GazeError(
       f"--{flag.name}={','.join(flag.value)}: give whole numbers, such as 0,2"
     ) from None
+
+
+def define_options() -> Callable[[], dict[str, Any]]:
+  """Defines the flags of how a question is answered; see `api.Ask`.
+
+  Returns:
+    What gives their values, by the names of `api.Ask`, once flags are parsed.
+  """
+  define = flags.DEFINE_float
+  given = [
+    flags.DEFINE_integer("top_k", None, "K, the budget", 0),
+    define("share", None, "share of the regions to read", 0, 1),
+    flags.DEFINE_integer("max_tokens", 64, "of an answer, at most", 1),
+    flags.DEFINE_multi_string("stop", [], "text that ends an answer"),
+    define("temperature", 0.0, "0 is greedy", 0),
+    define("top_p", 1.0, "share of probability to sample from", 0, 1),
+    flags.DEFINE_integer("sample_top_k", 0, "tokens to sample from; 0: all", 0),
+    flags.DEFINE_integer("seed", 0, "of sampling", 0),
+    flags.DEFINE_integer("frames", 8, "taken of a video", 1),
+  ]
+  return lambda: {flag.name: flag.value for flag in given}
+
+
+@contextlib.contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+  """Within it the first Ctrl-C calls `stop`; a second one interrupts."""
+
+  def handle(number, frame):
+    del number, frame
+    signal.signal(signal.SIGINT, before)
+    stop()
+
+  before = signal.signal(signal.SIGINT, handle)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def _keep_pages() -> None:

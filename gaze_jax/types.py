@@ -242,7 +242,8 @@ class DecodeCache:
   """What decoding needs of the past: one sample a row, all layers.
 
   Attributes:
-    visual: `VisualCache` with a leading N on all but `valid` and `unit`.
+    visual: `VisualCache` with a leading N on all but `valid` and `unit`; None
+      where it is held apart, as what is never written.
     k: [N, B, H, Y, D] keys of TEXT and CONTEXT slots, in reading order.
     v: [N, B, H, Y, D] values.
     length: int32 [B], filled slots of Y.
@@ -251,12 +252,43 @@ class DecodeCache:
       None unless the answer keeps to them.
   """
 
-  visual: VisualCache
+  visual: VisualCache | None
   k: Leaf
   v: Leaf
   length: Leaf
   position: Leaf
   frozen: Leaf
+
+
+@_pytree
+class Chunk:
+  """Slots of one row that are added to its cache together, no TEXT among them.
+
+  Attributes:
+    layout: `Layout` of [B, X], in the numbers of the whole row; PAD past the
+      last. The context tokens of a unit lie in one chunk.
+    index: int32 [B, X], on VISUAL slots the place within the region's page.
+  """
+
+  layout: Layout
+  index: Leaf
+
+
+@_pytree
+class Trace:
+  """Where queries looked, in all layers.
+
+  Attributes:
+    chosen: bool [N, B, X, Q, R], the regions read.
+    scores: float32 [N, B, X, Q, R], each head's own score of each region; None
+      unless it was asked for, as `dense`.
+    dense: float32 [N, B, X, Q, R], the share of its attention that each region
+      would get if the query read everything; the rest is text's and context's.
+  """
+
+  chosen: Leaf
+  scores: Leaf = None
+  dense: Leaf = None
 
 
 @_pytree

@@ -42,6 +42,21 @@ install_reference() {
   echo "$wanted" > "$mark"
 }
 
+# Sees to it that there is a Chromium, for the tests of the viewer.
+install_browser() {
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    if command -v "$name" > /dev/null; then return; fi
+  done
+  if [[ "$(id -u)" -eq 0 ]] && command -v apt-get > /dev/null; then
+    echo "== installing Chromium"
+    if apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install \
+      --yes --no-install-recommends chromium > /dev/null; then return; fi
+  fi
+  echo "error: the viewer's tests need Chromium on PATH, and it could not be installed from here; on Debian: sudo apt-get install chromium" >&2
+  return 1
+}
+
 # Leaves libtpu, the TPU compiler that fits the installed JAX, in $venv/aot,
 # where benchmarks/tpu.py finds it. In the environment itself every command
 # would look for a TPU at its start, and print that there is none.

@@ -1,53 +1,49 @@
-"""Answers a question about an image, and draws where the model looked.
+"""Answers a question about images or videos, and draws where the model looked.
 
-python launch/generate.py --workdir=DIR --image=FILE --question=TEXT
-    [--out=gaze.png] [--top_k=K] [--layers=0,2] [--heads=1]
+python launch/generate.py --workdir=DIR --question=TEXT [--image=FILE,FILE]
+    [--video=FILE] [--top_k=K | --share=0.25] [--out=gaze.png]
+    [--animation=gaze.webp] [--html=gaze.html] [--json=FILE] [--layers=0,2]
 """
-
-import pathlib
 
 from absl import flags
 
+from gaze_jax import api
 from gaze_jax import cli
-from gaze_jax.data import images
-from gaze_jax.decode import overlay
-from gaze_jax.decode import trace
-from gaze_jax.evals import answer
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
-_IMAGE = flags.DEFINE_string("image", None, "an image file")
+_WORKDIR = flags.DEFINE_string("workdir", None, "a directory with a model")
 _QUESTION = flags.DEFINE_string("question", None, "the question")
-_OUT = flags.DEFINE_string("out", "gaze.png", "the picture to write")
-_TOP_K = flags.DEFINE_integer("top_k", None, "K, the budget", 0)
-_TOKENS = flags.DEFINE_integer("max_tokens", answer.MAX_TOKENS, "at most", 1)
+_IMAGE = flags.DEFINE_list("image", [], "image files")
+_VIDEO = flags.DEFINE_list("video", [], "video files")
+_OUT = flags.DEFINE_string("out", "gaze.png", "the picture; --out= for none")
+_ANIMATION = flags.DEFINE_string("animation", None, "a .gif or .webp to write")
+_HTML = flags.DEFINE_string("html", None, "the viewer to write, a page")
+_JSON = flags.DEFINE_string("json", None, "a file for answer and accounting")
 _LAYERS = flags.DEFINE_list("layers", None, "layers drawn; default all")
 _HEADS = flags.DEFINE_list("heads", None, "query heads drawn; default all")
-flags.mark_flags_as_required(["workdir", "image", "question"])
+_OPTIONS = cli.define_options()
+flags.mark_flags_as_required(["workdir", "question"])
 
 
 def main() -> None:
-  picked = [cli.whole_numbers(f) for f in (_LAYERS, _HEADS)]
-  overlay.check_name(_OUT.value)
-  model = answer.load(pathlib.Path(_WORKDIR.value))
-  decoder = model.config.model.decoder
-  trace.within(picked[0], decoder.depth, "layer")
-  trace.within(picked[1], decoder.query_heads, "head")
-  image = images.decode(_IMAGE.value, model.config.data.max_pixels)
-  reply = answer.Answer(
-    model,
-    image,
-    _QUESTION.value,
-    top_k=_TOP_K.value,
-    max_tokens=_TOKENS.value,
+  outputs = api.Outputs(
+    picture=_OUT.value,
+    animation=_ANIMATION.value,
+    html=_HTML.value,
+    json=_JSON.value,
+    layers=cli.whole_numbers(_LAYERS),
+    heads=cli.whole_numbers(_HEADS),
   )
-  said = ""
-  for text in reply:
-    print(text[len(said) :], end="", flush=True)
-    said = text
-  print(reply.text[len(said) :], end="")
-  print(f"\n\n{reply.accounting().text()}")
-  reply.picture(layers=picked[0], heads=picked[1]).save(_OUT.value)
-  print(f"\nwrote {_OUT.value}")
+  outputs.check_names()
+  model = api.load(_WORKDIR.value)
+  outputs.check_model(model)
+  shown = dict(images=_IMAGE.value, videos=_VIDEO.value)
+  stream = model.stream(_QUESTION.value, trace=True, **shown, **_OPTIONS())
+  for text in stream:
+    print(text, end="", flush=True)
+  account = stream.answer.accounting()
+  print(f"\n\n{account.text()}\n")
+  for name in outputs.write(stream.answer, account):
+    print(f"wrote {name}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_reference
 install_tpu_compiler
+install_browser
 cd "$repository"
 echo "== ruff"
 "$python" -m ruff check .

@@ -30,7 +30,8 @@ ARROWS = {
   "train": {"data", "convert", "models", "ops"},
   "decode": {"models", "ops"},
   "evals": {"decode", "train", "convert", "data", "models", "ops"},
-  "launch": {"cli", "evals", "decode", "train", "convert", "data"},
+  "api": {"evals", "decode", "convert", "data", "models"},
+  "launch": {"cli", "api", "evals", "decode", "train", "convert", "data"},
   "configs": set(),
 }
 # Packages that a room never imports.

@@ -232,7 +232,7 @@ def load(
 
   Args:
     leaves: of `Stored.leaves` or `convert.leaves`.
-    dtype: of the arrays.
+    dtype: of the arrays; None for that of each leaf.
     sharding: path -> sharding; all on the first device by default.
 
   Returns:
@@ -245,7 +245,9 @@ def load(
       leaf.path: jax.make_array_from_callback(
         leaf.shape,
         place(leaf.path),
-        lambda index, leaf=leaf: leaf.part(index).astype(dtype, copy=False),
+        lambda index, leaf=leaf: leaf.part(index).astype(
+          dtype or leaf.dtype, copy=False
+        ),
       )
       for leaf in leaves
     }

@@ -1,4 +1,4 @@
-"""Where the model looked, word by word."""
+"""What a step looked at, and where the model looked, word by word."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,25 +6,67 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gaze_jax import errors
-from gaze_jax.decode import generate
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One generated token, and what the query that predicted it looked at.
+
+  Attributes:
+    token: its id.
+    chosen: bool [N, Q, R], the regions read, per layer and query head.
+    scores: float32 [N, Q, R], the routing scores; anything where there is no
+      region. None when they were not recorded.
+    dense: float32 [N, Q, R], the mass that dense attention of the same query
+      would give each region; a head's sum over R is at most 1, the rest is
+      text and context tokens. None when it was not recorded.
+  """
+
+  token: int
+  chosen: np.ndarray
+  scores: np.ndarray | None = None
+  dense: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """What a unit (image, tile or frame) shows.
+
+  Attributes:
+    picture: uint8 [height, width, 3].
+    regions: int [rows, columns], the region of each visual token laid over
+      the picture, numbered within the row: several units number on. -1 where
+      there is none.
+  """
+
+  picture: np.ndarray
+  regions: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-  """A word of the answer.
+  """A word of the answer; its arrays are means over the word's tokens.
 
   Attributes:
     text: the word, without spaces around it.
     share: float [R], share of the selected layers' heads that read each
-      region, a mean over the word's tokens.
+      region.
+    chosen: float32 [N, Q, R], share of the tokens that read each region, of
+      every layer and query head. None where only a picture is wanted.
+    scores: float32 [N, Q, R], routing scores; -inf where none is finite. None
+      when they were not recorded.
+    dense: float32 [N, Q, R], mass of dense attention, likewise.
   """
 
   text: str
   share: np.ndarray
+  chosen: np.ndarray | None = None
+  scores: np.ndarray | None = None
+  dense: np.ndarray | None = None
 
 
 def words(
-  steps: Sequence[generate.Step],
+  steps: Sequence[Step],
   decode: Callable[[list[int]], str],
   *,
   layers: Sequence[int] | None = None,
@@ -36,8 +78,8 @@ def words(
     steps: what was generated; a last stop token decodes to nothing and is
       dropped.
     decode: token ids to text, exact on any prefix of the answer.
-    layers: which layers count; None for all.
-    heads: which query heads count; None for all.
+    layers: which layers count in `share`; None for all.
+    heads: which query heads count in `share`; None for all.
 
   Raises:
     errors.GazeError: a layer or head that the model does not have.
@@ -47,14 +89,28 @@ def words(
   n, q, _ = steps[0].chosen.shape
   layers = within(layers, n, "layer")
   heads = within(heads, q, "head")
-  out: list[tuple[str, list[np.ndarray]]] = []
+  out = []
+  for text, group in _groups(steps, decode):
+    chosen = np.mean([s.chosen for s in group], axis=0, dtype=np.float32)
+    share = chosen[layers][:, heads].mean(axis=(0, 1))
+    scores = _finite_mean([s.scores for s in group])
+    dense = _finite_mean([s.dense for s in group])
+    out.append(Word(text, share, chosen, scores, dense))
+  return out
+
+
+def _groups(
+  steps: Sequence[Step], decode: Callable[[list[int]], str]
+) -> list[tuple[str, list[Step]]]:
+  """The words, each with the steps of its tokens."""
+  out: list[tuple[str, list[Step]]] = []
   text = ""
-  waiting: list[np.ndarray] = []  # tokens that end within a character
+  waiting: list[Step] = []  # tokens that end within a character
   for i, step in enumerate(steps):
     so_far = decode([s.token for s in steps[: i + 1]])
     before, text = text, whole(so_far)
     piece = text[len(before) :]
-    waiting.append(step.chosen[layers][:, heads].mean(axis=(0, 1)))
+    waiting.append(step)
     if not piece.strip():
       waiting = waiting if text != so_far else []
       continue
@@ -63,7 +119,19 @@ def words(
     else:
       out.append((piece.strip(), waiting))
     waiting = []
-  return [Word(t, np.mean(shares, axis=0)) for t, shares in out]
+  return out
+
+
+def _finite_mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+  """Mean of what is finite, float32; -inf where nothing is."""
+  if any(a is None for a in arrays):
+    return None
+  stacked = np.asarray(arrays, np.float32)
+  finite = np.isfinite(stacked)
+  count = finite.sum(axis=0)
+  total = np.where(finite, stacked, 0).sum(axis=0)
+  mean = total / np.maximum(count, 1)
+  return np.where(count, mean, -np.inf).astype(np.float32)
 
 
 def whole(text: str) -> str:

@@ -1,7 +1,8 @@
-"""The multimodal LLM behind four functions: init, apply, prefill, extend.
+"""The multimodal LLM: init, and whole rows through apply and prefill.
 
 Parameters are a plain nested dict {"vision", "projector", "decoder"}; the
-functions are pure and fit for jit, grad and a sharded mesh.
+functions are pure and fit for jit, grad and a sharded mesh. Rows that grow
+from a cache are in `models/cached.py`.
 """
 
 import dataclasses
@@ -107,6 +108,22 @@ def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   return MLLM(config).init(key, images, tokens)["params"]
 
 
+def features(
+  params: Params,
+  config: config_lib.ModelConfig,
+  images: types.Array | types.Patches,
+) -> types.Array:
+  """What the tower makes of pixels [B, M, ...]: float [B, M, T, F]."""
+  return call(params, config, "features", images)
+
+
+def embed(
+  params: Params, config: config_lib.ModelConfig, batch: types.Batch
+) -> types.Array:
+  """Embeds every slot of a batch, float32 [B, S, E]."""
+  return call(params, config, "embed", batch)
+
+
 def apply(
   params: Params,
   config: config_lib.ModelConfig,
@@ -133,21 +150,27 @@ def apply(
   route = _parallel(config, plan, budget, override)
 
   def attend(q, k, v, dense):
-    routed = route(q, k, v, dense=_flag(dense))
+    routed = route(q, k, v, dense=flag(dense))
     used = usage.count(routed.members, plan, config.decoder.kv_heads)
     chosen = jnp.take_along_axis(
       routed.members, answers[:, :, None, None], axis=1
     )
     return routed.out, (used, chosen, routed.router_loss)
 
-  x = _call(params, config, "embed", batch)
-  x, (used, chosen, router_loss) = _call(
-    params, config, "run", x, batch.layout.position, attend, _dense(config)
+  x = embed(params, config, batch)
+  x, (used, chosen, router_loss) = call(
+    params,
+    config,
+    "run",
+    x,
+    batch.layout.position,
+    attend,
+    dense_layers(config),
   )
   x = jnp.take_along_axis(x, answers[..., None], axis=1)
   sparse = config.decoder.depth - len(g.dense_layers)
   return types.ModelOutput(
-    logits=_call(params, config, "logits", x),
+    logits=call(params, config, "logits", x),
     usage=jax.tree.map(lambda n: n.sum(0), used),
     chosen=chosen,
     router_loss=router_loss.sum() / max(sparse, 1),
@@ -189,7 +212,7 @@ def prefill(
   route = _parallel(config, plan, budget, override)
 
   def attend(q, k, v, dense):
-    routed = route(q, k, v, dense=_flag(dense))
+    routed = route(q, k, v, dense=flag(dense))
     visual = gaze.store(k, v, plan, config.gaze)
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
     frozen = None
@@ -199,9 +222,9 @@ def prefill(
     chosen = at_last(routed.members)[:, 0]
     return routed.out, (visual, *linear, chosen, frozen)
 
-  x = _call(params, config, "embed", batch)
-  x, (visual, k, v, chosen, frozen) = _call(
-    params, config, "run", x, layout.position, attend, _dense(config)
+  x = embed(params, config, batch)
+  x, (visual, k, v, chosen, frozen) = call(
+    params, config, "run", x, layout.position, attend, dense_layers(config)
   )
   text = filled & (layout.role != types.Role.VISUAL)
   cache = types.DecodeCache(
@@ -212,68 +235,7 @@ def prefill(
     position=at_last(layout.position)[:, 0] + 1,
     frozen=frozen,
   )
-  return cache, _call(params, config, "logits", at_last(x)[:, 0]), chosen
-
-
-def extend(
-  params: Params,
-  config: config_lib.ModelConfig,
-  cache: types.DecodeCache,
-  tokens: types.Int[types.Array, "B X"],
-  budget: types.Int[types.Array, " B"],
-  *,
-  k_max: int | None = None,
-  override: types.Float[types.Array, "B Q R"] | None = None,
-) -> tuple[types.DecodeCache, types.Array, types.Array]:
-  """The decode form: X more text tokens for every row.
-
-  Args:
-    params: as in `apply`; only "decoder" is read.
-    config: static.
-    cache: what came before.
-    tokens: int32 [B, X].
-    budget: int32 [B], K of each row.
-    k_max: as in `gaze.decode`.
-    override: as in `apply`.
-
-  Returns:
-    The grown cache; logits float32 [B, X, V]; and the regions read, bool
-    [N, B, X, Q, R].
-  """
-
-  def attend(q, k, v, memory):
-    layer, keys, values, dense, frozen = memory
-    keys = cache_ops.append(keys, k, cache.length)
-    values = cache_ops.append(values, v, cache.length)
-    routed = gaze.decode(
-      q,
-      cache.visual,
-      keys,
-      values,
-      cache.length,
-      budget,
-      config.gaze,
-      layer=layer,
-      k_max=k_max,
-      dense=_flag(dense),
-      override=override,
-      frozen=frozen,
-    )
-    return routed.out, (keys, values, routed.members)
-
-  layers = jnp.arange(config.decoder.depth)
-  memory = (layers, cache.k, cache.v, _dense(config), cache.frozen)
-  position = cache.position[:, None] + jnp.arange(tokens.shape[1])
-  x = _call(params, config, "token_embeddings", tokens)
-  x, (k, v, chosen) = _call(params, config, "run", x, position, attend, memory)
-  grown = dataclasses.replace(
-    cache,
-    k=k,
-    v=v,
-    length=cache.length + tokens.shape[1],
-    position=position[:, -1] + 1,
-  )
-  return grown, _call(params, config, "logits", x), chosen
+  return cache, call(params, config, "logits", at_last(x)[:, 0]), chosen
 
 
 def _gather(
@@ -312,7 +274,7 @@ def _parallel(
   )
 
 
-def _dense(config: config_lib.ModelConfig) -> Any:
+def dense_layers(config: config_lib.ModelConfig) -> Any:
   """Which layers read every region: bool [N] to scan over, or one for all."""
   depth, dense = config.decoder.depth, config.gaze.dense_layers
   if len(dense) in (0, depth):
@@ -328,11 +290,13 @@ class _ForAll:
   value: bool
 
 
-def _flag(dense: Any) -> Any:
+def flag(dense: Any) -> Any:
+  """What a layer is told of `dense_layers`: a bool, or a traced one."""
   return dense.value if isinstance(dense, _ForAll) else dense
 
 
-def _call(params: Params, config: config_lib.ModelConfig, method: str, *args):
+def call(params: Params, config: config_lib.ModelConfig, method: str, *args):
+  """Calls a method of `MLLM`."""
   return MLLM(config).apply({"params": params}, *args, method=method)
 
 

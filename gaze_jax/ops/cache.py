@@ -71,3 +71,55 @@ def append(
     lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (0, at, 0))
   )
   return write(buffer, new.transpose(0, 2, 1, 3).astype(buffer.dtype), length)
+
+
+def append_layers(
+  buffer: types.Float[types.Array, "N B H Y D"],
+  new: types.Float[types.Array, "N B X H D"],
+  length: types.Int[types.Array, " B"],
+) -> types.Float[types.Array, "N B H Y D"]:
+  """`append` in all layers at once: in place where `buffer` is donated."""
+  return jax.vmap(append, in_axes=(0, 0, None))(buffer, new, length)
+
+
+def put_context(
+  buffer: types.Float[types.Array, "N B H Y D"],
+  new: types.Float[types.Array, "N B X H D"],
+  layout: types.Layout,
+  length: types.Int[types.Array, " B"],
+) -> types.Float[types.Array, "N B H Y D"]:
+  """Writes the CONTEXT slots of a chunk behind each row's filled slots."""
+  context = layout.role == types.Role.CONTEXT
+  place = length[:, None] + jnp.cumsum(context, axis=1) - 1
+  place = jnp.where(context, place, buffer.shape[3])  # dropped
+  rows = jnp.arange(buffer.shape[1])[:, None]
+  # The indexed axes come first: [B, X, N, H, D].
+  return buffer.at[:, rows, :, place].set(
+    new.transpose(1, 2, 0, 3, 4).astype(buffer.dtype), mode="drop"
+  )
+
+
+def put_pages(
+  pages: types.Array,
+  new: types.Float[types.Array, "N B X H D"],
+  chunk: types.Chunk,
+) -> types.Array:
+  """Writes the VISUAL slots of a chunk to their places in their pages.
+
+  Args:
+    pages: [N, B, H, R, L, D], or [N, B, H, R, *gaze_decode.page_shape].
+    new: [N, B, X, H, D], keys or values of the chunk.
+    chunk: `Chunk` of [B, X].
+  """
+  visual = chunk.layout.role == types.Role.VISUAL
+  region = jnp.where(visual, chunk.layout.region, pages.shape[3])  # dropped
+  rows = jnp.arange(pages.shape[1])[:, None]
+  at = (slice(None), rows, slice(None), region, chunk.index)
+  if pages.ndim == 7:
+    tile = pages.shape[5]
+    at = (*at[:-1], chunk.index // tile, chunk.index % tile)
+    room = pages.shape[6] - new.shape[4]
+    new = jnp.pad(new, ((0, 0),) * 4 + ((0, room),))
+  return pages.at[at].set(
+    new.transpose(1, 2, 0, 3, 4).astype(pages.dtype), mode="drop"
+  )

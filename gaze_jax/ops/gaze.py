@@ -39,6 +39,7 @@ from gaze_jax.ops import regions
 from gaze_jax.ops import routing
 from gaze_jax.ops import rows
 from gaze_jax.ops import split
+from gaze_jax.ops import tracing
 
 
 class ImplementationError(errors.GazeError):
@@ -54,11 +55,16 @@ class Routed:
     members: bool [B, X, Q, R]; none for rows that choose nothing.
     router_loss: float32 scalar in nats, the distillation loss; 0 unless
       `gradient = "kl"`, and in decoding.
+    scores: float32 [B, X, Q, R] if `decode` was asked for a trace, else None;
+      see `types.Trace`.
+    dense: likewise.
   """
 
   out: types.Leaf
   members: types.Leaf
   router_loss: types.Leaf = 0.0
+  scores: types.Leaf = None
+  dense: types.Leaf = None
 
 
 def parallel(
@@ -184,6 +190,7 @@ def decode(
   dense: bool | types.Bool[types.Array, ""] = False,
   override: types.Float[types.Array, "B Q R"] | None = None,
   frozen: types.Bool[types.Array, "B Q R"] | None = None,
+  trace: bool = False,
 ) -> Routed:
   """Attention of new tokens to the cache of their row.
 
@@ -202,6 +209,8 @@ def decode(
     dense: as in `parallel`.
     override: as in `parallel`.
     frozen: bool [B, Q, R], regions to read whatever the query is; or None.
+    trace: static; also what the query makes of the regions that it does not
+      read, which costs as much as dense attention.
 
   Raises:
     ImplementationError: `config.decode_implementation` can't serve.
@@ -218,7 +227,44 @@ def decode(
   linear = attention.attend(
     query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), seen[:, None]
   )
-  return Routed(out=merge.merge(looked, linear).out, members=members)
+  return Routed(
+    out=merge.merge(looked, linear).out,
+    members=members,
+    scores=tracing.scores(step) if trace else None,
+    dense=tracing.dense_share(step, linear) if trace else None,
+  )
+
+
+def empty(
+  batch: int,
+  regions: int,
+  length: int,
+  model: config_lib.ModelConfig,
+) -> types.VisualCache:
+  """Pages of all layers, with nothing in them yet.
+
+  Args:
+    batch: B.
+    regions: R.
+    length: L.
+    model: static; its decoder says the rest.
+  """
+  c, g = model.decoder, model.gaze
+  n, h, d = c.depth, c.kv_heads, c.head_dim
+  dtype = jnp.dtype(c.dtype)
+  page: tuple[int, ...] = (length, d)
+  shape = (batch, h, regions, length, d)
+  if _decode_form(g, c.query_heads // h, shape, dtype) == "pallas":
+    page = gaze_decode.page_shape(length, d, dtype)
+  k = jnp.zeros((n, batch, h, regions, *page), dtype)
+  parts = dict(mean=1, submean=g.sub_cells, minmax=2)[g.descriptor]
+  return types.VisualCache(
+    k=k,
+    v=jnp.zeros_like(k),
+    descriptors=jnp.zeros((n, batch, h, parts * regions, d), jnp.float32),
+    valid=jnp.zeros((batch, regions, length), bool),
+    unit=jnp.full((batch, regions), -1, jnp.int32),
+  )
 
 
 def _gather_pages(step: paged.Step, visits: types.Visits) -> types.Attended:

@@ -106,6 +106,18 @@ def plain(step: Step, pages: types.Array, lead: int) -> types.Array:
   return flat[..., :l, :d]
 
 
+def in_order(step: Step, pages: types.Array) -> types.Array:
+  """This layer's pages one after the other, [B, R * L, H, D].
+
+  Args:
+    step: for the layer, L and D.
+    pages: `step.visual.k` or `v`.
+  """
+  page = plain(step, step.of_layer(pages), 3)
+  b, h, r, l, d = page.shape
+  return page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
+
+
 def _chosen(step: Step, attend_pages: Pages | None, k_max: int) -> Looked:
   b, x, q, _ = step.query.shape
   r, h = step.visual.valid.shape[1], step.visual.descriptors.shape[-3]
@@ -177,11 +189,7 @@ def _bits(rows: int) -> types.Array:
 
 def _in_place(step: Step, members: types.Array) -> types.Attended:
   """Attention over all pages under a mask, for when all may be read."""
-  k, v = (
-    plain(step, step.of_layer(x), 3) for x in (step.visual.k, step.visual.v)
-  )
-  b, h, r, l, d = k.shape
-  pages = lambda page: page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
   mask = members[..., None] & step.visual.valid[:, None, None]
-  mask = mask.reshape(*members.shape[:3], r * l).transpose(0, 2, 1, 3)
-  return attention.attend(step.query, pages(k), pages(v), mask)
+  mask = mask.reshape(*members.shape[:3], -1).transpose(0, 2, 1, 3)
+  k, v = (in_order(step, x) for x in (step.visual.k, step.visual.v))
+  return attention.attend(step.query, k, v, mask)

@@ -66,19 +66,34 @@ def descriptors(
     region's tokens (in a region of fewer tokens, runs share one). minmax:
     P = 2, the least and the greatest of each coordinate.
   """
-  b, r, l = region_slots.shape
-  if config.descriptor == "mean" and r <= FEW:
-    return mean_keys(key, one_hot(region, r))
-  page = pages(key, region_slots).astype(jnp.float32)
+  if config.descriptor == "mean" and region_slots.shape[1] <= FEW:
+    return mean_keys(key, one_hot(region, region_slots.shape[1]))
+  return of_pages(pages(key, region_slots), region_slots >= 0, config)
+
+
+def of_pages(
+  page: types.Float[types.Array, "B H R L D"],
+  valid: types.Bool[types.Array, "B R L"],
+  config: config_lib.GazeConfig,
+) -> types.Float[types.Array, "B H PR D"]:
+  """`descriptors` of keys that lie in pages already.
+
+  Args:
+    page: [B, H, R, L, D], post-RoPE keys; finite where padded.
+    valid: bool [B, R, L], False where a page is padded, which is its end.
+    config: for `descriptor` and `sub_cells`.
+  """
+  b, h, r, l, _ = page.shape
+  page = page.astype(jnp.float32)
   token = jnp.arange(l)
-  size = (region_slots >= 0).sum(-1)[..., None]  # [B, R, 1]
+  size = valid.sum(-1)[..., None]  # [B, R, 1]
   if config.descriptor == "minmax":
     real = (token < size)[:, None, :, :, None]
     least = jnp.where(real, page, jnp.inf).min(axis=3)
     most = jnp.where(real, page, -jnp.inf).max(axis=3)
     both = jnp.stack([least, most], axis=2)
     both = jnp.where((size > 0)[:, None, None], both, 0.0)
-    return both.reshape(b, key.shape[2], 2 * r, -1)
+    return both.reshape(b, h, 2 * r, -1)
   m = config.sub_cells if config.descriptor == "submean" else 1
   run = jnp.arange(m)
   start = run * size // m  # [B, R, P]
@@ -91,7 +106,7 @@ def descriptors(
     page,
     precision=jax.lax.Precision.HIGHEST,
   )
-  return mean.reshape(b, key.shape[2], m * r, -1)
+  return mean.reshape(b, h, m * r, -1)
 
 
 def ends(

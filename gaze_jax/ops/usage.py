@@ -36,3 +36,26 @@ def count(
   return types.Usage(
     chosen=total(chosen), unique=total(unique), visible=total(visible)
   )
+
+
+def of_step(
+  chosen: types.Bool[types.Array, "N B Q R"],
+  size: types.Float[types.Array, "B R"],
+  kv_heads: int,
+) -> types.Float[types.Array, "B 2"]:
+  """Visual entries that one token's queries read, a mean over the layers.
+
+  Args:
+    chosen: bool [N, B, Q, R], the regions read.
+    size: float32 [B, R], visual tokens of each region.
+    kv_heads: H.
+
+  Returns:
+    float32 [B, 2]: entries per query head, and unique entries per KV head;
+    context tokens are not among them.
+  """
+  n, b, q, r = chosen.shape
+  group = chosen.reshape(n, b, kv_heads, q // kv_heads, r).any(axis=3)
+  read = lambda m: jnp.einsum("nbxr,br->nbx", m.astype(jnp.float32), size)
+  each, unique = read(chosen), read(group)
+  return jnp.stack([each.mean((0, 2)), unique.mean((0, 2))], axis=-1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -97,7 +98,8 @@ class Checkpoints:
     """The newest state, and where the run goes on.
 
     Raises:
-      CheckpointError: it was trained with another config; names the fields.
+      CheckpointError: it was trained with another config, or its arrays have
+        other shapes; names the fields or the arrays.
     """
     saved = self.config()
     changed = _differences(
@@ -110,6 +112,7 @@ class Checkpoints:
         " another --workdir"
       )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    self._check_shapes(abstract)
     restored = self._restore(
       state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
     )
@@ -135,6 +138,24 @@ class Checkpoints:
       finally:
         self._manager.close()
 
+  def _check_shapes(self, like: state_lib.TrainState) -> None:
+    """Refuses a state of other shapes before any of it is read.
+
+    Orbax would see it halfway, and leave the reads of the other arrays behind.
+    """
+    saved = self._manager.item_metadata(self.latest())["state"].tree
+    shapes = {name: tuple(x.shape) for name, x in _named(saved)}
+    wrong = [
+      f"{name}: {list(shapes[name])} -> {list(x.shape)}"
+      for name, x in _named(like)
+      if shapes.get(name, x.shape) != x.shape
+    ]
+    if wrong:
+      raise CheckpointError(
+        f"{self._path.parent}: the state has another shape: {'; '.join(wrong)}."
+        " Choose another --workdir"
+      )
+
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     """Turns what orbax's and tensorstore's threads raise into one line."""
@@ -150,6 +171,14 @@ class Checkpoints:
     if step is None:
       raise CheckpointError(f"{self._path.parent}: no finished checkpoint yet")
     return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+  """Leaves by dotted names, which are the same of a saved and a live tree."""
+  dotted = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+  return [
+    (dotted(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  ]
 
 
 def _reason(error: Exception) -> str:

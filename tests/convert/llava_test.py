@@ -31,6 +31,7 @@ from gaze_jax.convert import hf
 from gaze_jax.convert import llava
 from gaze_jax.convert import store
 from gaze_jax.data import requests
+from gaze_jax.models import cached
 from gaze_jax.models import mllm
 
 PINPOINTS = [[28 * i, 28 * j] for i in (1, 2, 3) for j in (1, 2, 3)]
@@ -83,7 +84,7 @@ SHAPE = layout.RowShape(
 
 _apply = jax.jit(mllm.apply, static_argnames="config")
 _prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
-_extend = jax.jit(mllm.extend, static_argnames="config")
+_extend = jax.jit(cached.extend, static_argnames="config")
 
 
 @dataclasses.dataclass

@@ -5,7 +5,6 @@ import pytest
 
 from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.decode import generate
 from gaze_jax.decode import trace
 
 
@@ -14,7 +13,7 @@ def step(token, *regions):
   chosen = np.zeros((1, 2, 3), bool)
   for head, picked in enumerate(regions):
     chosen[0, head, list(picked)] = True
-  return generate.Step(token, chosen)
+  return trace.Step(token, chosen)
 
 
 TEXTS = {1: "red", 2: " fo", 3: "x", 4: "", 5: " ", 6: "ed"}
@@ -45,7 +44,7 @@ def test_a_space_on_its_own_parts_words():
 def test_layers_and_heads_can_be_picked():
   chosen = np.zeros((2, 2, 3), bool)
   chosen[0, 0, 0] = chosen[1, 1, 2] = True
-  steps = [generate.Step(1, chosen)]
+  steps = [trace.Step(1, chosen)]
   share = lambda **k: trace.words(steps, decode, **k)[0].share.tolist()
   assert share() == [0.25, 0, 0.25]
   assert share(layers=[0]) == [0.5, 0, 0]
@@ -83,3 +82,37 @@ def test_a_character_of_several_tokens():
   texts = [trace.whole(tokenizer.decode(ids[:i])) for i in range(len(ids) + 1)]
   for before, after in zip(texts, texts[1:], strict=False):
     assert after.startswith(before)
+
+
+def test_a_words_arrays_are_means_over_its_tokens():
+  fo = trace.Step(
+    2,
+    np.array([[[True, False, False]], [[False, True, False]]]),
+    np.array([[[1.0, 2.0, -np.inf]], [[4.0, -np.inf, -np.inf]]]),
+    np.array([[[0.5, 0.25, 0.0]], [[0.0, 0.5, 0.0]]]),
+  )
+  x = trace.Step(
+    3,
+    np.array([[[True, False, False]], [[True, False, False]]]),
+    np.array([[[3.0, 4.0, -np.inf]], [[6.0, 5.0, -np.inf]]]),
+    np.array([[[0.25, 0.25, 0.0]], [[0.5, 0.0, 0.0]]]),
+  )
+  # `share` follows the layers that were asked for; the arrays hold all.
+  (fox,) = trace.words([fo, x], decode, layers=[1])
+  assert fox.text == "fox" and fox.share.tolist() == [0.5, 0.5, 0]
+  assert fox.chosen.tolist() == [[[1, 0, 0]], [[0.5, 0.5, 0]]]
+  # A score that one token lacks is the other's alone.
+  inf = np.inf
+  assert fox.scores.tolist() == [[[2, 3, -inf]], [[5, 5, -inf]]]
+  assert fox.dense.tolist() == [[[0.375, 0.25, 0]], [[0.25, 0.25, 0]]]
+  assert {a.dtype.name for a in (fox.chosen, fox.scores, fox.dense)} == {
+    "float32"
+  }
+
+
+def test_what_a_token_did_not_record_its_word_has_not():
+  full = trace.Step(2, *np.ones((3, 1, 2, 3)))
+  bare = trace.Step(3, np.ones((1, 2, 3), bool))
+  (fox,) = trace.words([full, bare], decode)
+  assert fox.scores is None and fox.dense is None
+  assert fox.chosen.tolist() == np.ones((1, 2, 3)).tolist()

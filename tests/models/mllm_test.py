@@ -11,6 +11,7 @@ import pytest
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
+from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.models import projector
 
@@ -83,7 +84,7 @@ def _take(batch, row):
 
 _apply = jax.jit(mllm.apply, static_argnames="config")
 _prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
-_extend = jax.jit(mllm.extend, static_argnames=("config", "k_max"))
+_extend = jax.jit(cached.extend, static_argnames=("config", "k_max"))
 
 
 def _teacher(params, prompts, k, config=CONFIG):
@@ -107,7 +108,8 @@ def test_decode_is_teacher_forcing_on_every_mix(params, k):
   np.testing.assert_array_equal(chosen, want_chosen[:, :, 0])
   for i, token in enumerate(ANSWER[:-1]):
     tokens = np.full((len(prompts), 1), token, np.int32)
-    cache, logits, chosen = _extend(params, CONFIG, cache, tokens, budget)
+    cache, logits, traced = _extend(params, CONFIG, cache, tokens, budget)
+    chosen = traced.chosen
     np.testing.assert_allclose(logits[:, 0], want[:, i + 1], atol=1e-5)
     np.testing.assert_array_equal(chosen[:, :, 0], want_chosen[:, :, i + 1])
 
@@ -144,7 +146,8 @@ def test_decode_is_teacher_forcing_under_every_option(params, name):
   np.testing.assert_allclose(logits, want[:, 0], atol=1e-5)
   for i, token in enumerate(ANSWER[:-1]):
     tokens = np.full((len(prompts), 1), token, np.int32)
-    cache, logits, chosen = _extend(params, config, cache, tokens, budget)
+    cache, logits, traced = _extend(params, config, cache, tokens, budget)
+    chosen = traced.chosen
     np.testing.assert_allclose(logits[:, 0], want[:, i + 1], atol=1e-5)
     np.testing.assert_array_equal(chosen[:, :, 0], want_chosen[:, :, i + 1])
   # From the first token of the answer on.
@@ -161,13 +164,13 @@ def test_decode_is_teacher_forcing_under_every_option(params, name):
 def test_budgets_recompile_nothing(params):
   prompts = list(PROMPTS.values())
   batch = _batch(prompts)
-  run = jax.jit(lambda *args: mllm.extend(params, CONFIG, *args))
+  run = jax.jit(lambda *args: cached.extend(params, CONFIG, *args))
   for k in (0, 1, 2, 5, 27):
     budget = np.full(len(prompts), k, np.int32)
     cache, _, _ = _prefill(params, CONFIG, batch, budget, capacity=64)
     tokens = np.zeros((len(prompts), 1), np.int32)
-    _, _, chosen = run(cache, tokens, budget)
-    assert chosen[:, 0].sum(-1).max() == min(k, 9)
+    _, _, traced = run(cache, tokens, budget)
+    assert traced.chosen[:, 0].sum(-1).max() == min(k, 9)
   assert run._cache_size() == 1
 
 

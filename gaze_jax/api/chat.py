@@ -1,0 +1,164 @@
+"""A conversation in a terminal: lines in, answers out as they come."""
+
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from gaze_jax import errors
+from gaze_jax.api import answer as answer_lib
+from gaze_jax.api import model as model_lib
+from gaze_jax.api import store
+from gaze_jax.decode import context as context_lib
+from gaze_jax.decode import viewer
+
+HELP = """\
+/image FILE ...  shows images with the next question
+/video FILE      shows a video with the next question
+/top_k K         reads K regions from now on; /share 0.25 a share of them
+/cost [FILE]     what the last answer cost; FILE as JSON
+/html FILE       where the last answer looked, as a page
+/keep DIR        keeps the conversation on disk; /load DIR takes one up
+/new             forgets everything
+/quit            ends (as does Ctrl-D); Ctrl-C ends an answer"""
+
+
+class Chat:
+  """One conversation.
+
+  Args:
+    model: what answers.
+    say: prints a piece of text.
+    options: of every question, as in `Ask`.
+    interruptible: a context manager made of what stops an answer.
+  """
+
+  def __init__(
+    self,
+    model: model_lib.Model,
+    say: Callable[[str], None],
+    options: dict[str, Any],
+    interruptible: Callable[..., Any],
+  ):
+    self._model, self._say = model, say
+    self._options, self._interruptible = dict(options), interruptible
+    self._context: context_lib.Context | None = None
+    self._last: answer_lib.Answer | None = None
+    self._shown: dict[str, list[str]] = dict(images=[], videos=[])
+    self._commands = dict(
+      image=lambda *files: self.show_images(files),
+      video=lambda *files: self._show("videos", files),
+      top_k=self._top_k,
+      share=self._share,
+      cost=self._cost,
+      html=self._html,
+      keep=self._keep,
+      load=self._load,
+      new=self._new,
+      help=lambda: self._say(HELP + "\n"),
+    )
+
+  def run(self, lines: Iterable[str]) -> None:
+    """Answers line by line, until there are no more or one says /quit.
+
+    What can't be done is said, and nothing changes.
+    """
+    for line in lines:
+      line = line.strip()
+      if line in ("/quit", "/exit"):
+        return
+      try:
+        if line.startswith("/"):
+          self._command(line[1:])
+        elif line:
+          self._ask(line)
+      except errors.GazeError as error:
+        self._say(f"error: {error}\n")
+      except OSError as error:
+        self._say(f"error: {error.filename}: {error.strerror or error}\n")
+
+  def show_images(self, files: Sequence[str]) -> None:
+    """Shows images with the next question.
+
+    Raises:
+      errors.GazeError: there is no such file.
+    """
+    self._show("images", files)
+
+  def _ask(self, question: str) -> None:
+    stream = self._model.stream(
+      question, self._context, trace=True, **self._shown, **self._options
+    )
+    with self._interruptible(stream.stop):
+      for text in stream:
+        self._say(text)
+    answer = stream.answer
+    ended = "" if answer.reason == "stop" else f"  [{answer.reason}]"
+    self._say(f"{ended}\n")
+    self._context, self._last = answer.context, answer
+    self._shown = dict(images=[], videos=[])
+
+  def _command(self, line: str) -> None:
+    try:
+      name, *words = shlex.split(line)
+    except ValueError as error:
+      raise errors.GazeError(f"/{line}: {error}") from None
+    if name not in self._commands:
+      raise errors.GazeError(f"/{name} is no command; /help lists them")
+    try:
+      self._commands[name](*words)
+    except TypeError:
+      raise errors.GazeError(
+        f"/{name} takes other words; /help says which"
+      ) from None
+
+  def _show(self, kind: str, files: Sequence[str]) -> None:
+    for file in files:
+      if not pathlib.Path(file).is_file():
+        raise errors.GazeError(f"{file}: no such file")
+    self._shown[kind] += files
+
+  def _top_k(self, value: str) -> None:
+    self._options |= dict(top_k=_number(value, int), share=None)
+
+  def _share(self, value: str) -> None:
+    self._options |= dict(top_k=None, share=_number(value, float))
+
+  def _cost(self, file: str = "") -> None:
+    last = self._answered()
+    account = last.accounting()
+    if file:
+      text = json.dumps(last.as_dict(account), indent=1) + "\n"
+      pathlib.Path(file).write_text(text, encoding="utf-8")
+    else:
+      self._say(account.text() + "\n")
+
+  def _html(self, file: str) -> None:
+    viewer.check_name(file)
+    last = self._answered()
+    page = last.page(last.accounting())
+    pathlib.Path(file).write_text(page, encoding="utf-8")
+
+  def _keep(self, directory: str) -> None:
+    store.save_context(self._answered().context, self._model, directory)
+
+  def _load(self, directory: str) -> None:
+    self._context = store.load_context(directory, self._model)
+    self._last = None
+
+  def _new(self) -> None:
+    self._context = self._last = None
+    self._shown = dict(images=[], videos=[])
+
+  def _answered(self) -> answer_lib.Answer:
+    if self._last is None:
+      raise errors.GazeError("nothing was answered yet; ask something first")
+    return self._last
+
+
+def _number(text: str, kind: type) -> Any:
+  try:
+    return kind(text)
+  except ValueError:
+    raise errors.GazeError(f"{text}: give a number") from None

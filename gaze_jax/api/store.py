@@ -1,0 +1,191 @@
+"""Contexts on disk: an image read once, for another day or another process.
+
+context.json        what was read, by which model; sizes of the regions
+model.safetensors   keys, values and descriptors
+view-000.png        what each unit shows, and in context.json its regions
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+from gaze_jax import types
+from gaze_jax.api import model as model_lib
+from gaze_jax.convert import hf
+from gaze_jax.convert import store
+from gaze_jax.convert import tensors
+from gaze_jax.convert import writer
+from gaze_jax.data import images
+from gaze_jax.decode import context as context_lib
+from gaze_jax.decode import trace
+from gaze_jax.models import cached
+
+_NAME, _VERSION = "context.json", 1
+_COUNTS = ("length", "position", "sizes", "units", "pending", "turns")
+
+
+def save_context(
+  context: context_lib.Context,
+  model: model_lib.Model,
+  directory: str | os.PathLike,
+) -> None:
+  """Writes a context into a new directory, which appears when it is whole.
+
+  Args:
+    context: what to keep.
+    model: the model that read it.
+    directory: must not exist.
+
+  Raises:
+    errors.GazeError: it does, or can't be written.
+  """
+  with writer.destination(directory) as folder:
+    store.write_leaves(folder, store.from_params(_arrays(context)))
+    for number, view in enumerate(context.views):
+      Image.fromarray(view.picture).save(folder / _view(number))
+    about = {name: getattr(context, name) for name in _COUNTS}
+    about |= dict(
+      version=_VERSION,
+      model=_fingerprint(model),
+      views=[view.regions.tolist() for view in context.views],
+    )
+    (folder / _NAME).write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+
+def load_context(
+  directory: str | os.PathLike, model: model_lib.Model
+) -> context_lib.Context:
+  """Reads a context back: the same numbers, and so the same answers.
+
+  Args:
+    directory: from `save_context`.
+    model: the model that read it.
+
+  Raises:
+    errors.GazeError: there is none, it is broken, or another model's.
+  """
+  folder = pathlib.Path(directory)
+  if not (folder / _NAME).is_file():
+    raise errors.GazeError(f"{folder}: no {_NAME} here; keep a context first")
+  about = hf.read_json(folder / _NAME)
+  wanted = {"version", "model", "views", *_COUNTS}
+  if wanted - about.keys() or about["version"] != _VERSION:
+    raise errors.GazeError(
+      f"{folder / _NAME}: not written by this version; read the images again"
+    )
+  if about["model"] != _fingerprint(model):
+    raise errors.GazeError(
+      f"{folder}: read by another model; its keys mean nothing to this one."
+      " Load the model that kept it, or read the images again"
+    )
+  arrays = store.load(store.leaves_of(tensors.Source(folder)), dtype=None)
+  views = tuple(
+    trace.View(
+      images.decode(folder / _view(i), model.config.data.max_pixels),
+      np.array(regions),
+    )
+    for i, regions in enumerate(about["views"])
+  )
+  counts = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in ((n, about[n]) for n in _COUNTS)
+  }
+  context = context_lib.Context(_cache(arrays, counts), views=views, **counts)
+  _check(context, model.config.model, folder)
+  return context
+
+
+def _arrays(context: context_lib.Context) -> dict[str, Any]:
+  cache = context.cache
+  visual = cache.visual
+  out = dict(
+    visual=dict(k=visual.k, v=visual.v, descriptors=visual.descriptors),
+    linear=dict(k=cache.k, v=cache.v),
+  )
+  if cache.frozen is not None:
+    out["frozen"] = dict(regions=cache.frozen.astype(jnp.float32))
+  return out
+
+
+def _cache(arrays: dict[str, Any], counts: dict[str, Any]) -> Any:
+  visual, linear = arrays["visual"], arrays["linear"]
+  parts = visual["k"].shape
+  regions, sizes = parts[3], counts["sizes"]
+  length = parts[4] if len(parts) == 6 else parts[4] * parts[5]
+  filled = context_lib.as_numpy(sizes, regions)
+  unit = np.full((1, regions), -1, np.int32)
+  unit[0, : len(sizes)] = counts["units"]
+  frozen = arrays.get("frozen")
+  return types.DecodeCache(
+    visual=types.VisualCache(
+      **visual,
+      valid=jnp.asarray(np.arange(length) < filled[None, :, None]),
+      unit=jnp.asarray(unit),
+    ),
+    k=linear["k"],
+    v=linear["v"],
+    length=jnp.full(1, counts["length"], jnp.int32),
+    position=jnp.full(1, counts["position"], jnp.int32),
+    frozen=None if frozen is None else frozen["regions"] > 0,
+  )
+
+
+def _check(
+  context: context_lib.Context,
+  config: config_lib.ModelConfig,
+  folder: pathlib.Path,
+) -> None:
+  """Refuses arrays of other shapes than the model's."""
+  cache = context.cache
+  like = jax.eval_shape(
+    lambda: cached.empty(
+      config,
+      1,
+      regions=cache.visual.valid.shape[1],
+      region_length=context_lib.region_length(config),
+      capacity=cache.k.shape[3],
+    )
+  )
+  same = jax.tree.structure(like) == jax.tree.structure(cache) and all(
+    a.shape == b.shape
+    for a, b in zip(jax.tree.leaves(like), jax.tree.leaves(cache), strict=True)
+  )
+  if not same or len(context.sizes) > cache.visual.valid.shape[1]:
+    raise errors.GazeError(
+      f"{folder}: its arrays do not fit {_NAME}; read the images again"
+    )
+
+
+def _view(number: int) -> str:
+  return f"view-{number:03d}.png"
+
+
+def _fingerprint(model: model_lib.Model) -> str:
+  """Of the config and of every bit of the weights that made the cache."""
+  config = dataclasses.asdict(model.config.model)
+  for part in ("implementation", "decode_implementation", "chunk"):
+    del config["gaze"][part]
+  digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+  leaves = jax.tree_util.tree_leaves_with_path(model.params)
+  for path, leaf in leaves:
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(int(_bits(leaf)).to_bytes(4, "little"))
+  return digest.hexdigest()
+
+
+@jax.jit
+def _bits(x: jax.Array) -> jax.Array:
+  """uint32, a sum of all bits that no order of the sum changes."""
+  words = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  place = jax.lax.iota(jnp.uint32, x.size) * jnp.uint32(2654435761) | 1
+  return (words.reshape(-1) * place).sum(dtype=jnp.uint32)

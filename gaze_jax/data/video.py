@@ -1,0 +1,257 @@
+"""Frames of a video file: evenly spaced, and no more than was asked for."""
+
+import bisect
+import contextlib
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import av
+import numpy as np
+
+from gaze_jax import errors
+
+# What is opened at all. A playlist (hls, concat) could name any file or
+# address, and ffmpeg reads even a text as the picture of a terminal.
+_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng"
+# With an index of key frames that may be relied on.
+_INDEXED = ("mov", "matroska")
+# AVI has no times; what ffmpeg makes up is a frame off where they are
+# reordered, so frames are counted by decoding once more.
+_UNTIMED = ("avi",)
+# What a file may make us do: parts to list (8 hours with sound), and pixels to
+# decode (6 hours at 1920 x 1080 and 25 a second).
+_MOST_PACKETS, _MOST_PIXELS = 2**21, 2**40
+
+
+class VideoError(errors.GazeError):
+  """A video that can't be read; the message names the file and says why."""
+
+
+class _Astray(Exception):
+  """The file ended before a frame, or a seek did not lead to it."""
+
+
+def read(
+  path: str | os.PathLike, frames: int, max_pixels: int
+) -> list[np.ndarray]:
+  """Decodes some frames of a video: those at the centres of equal parts.
+
+  Of n frames in the order they are shown, those are numbers
+  (2 i + 1) n // (2 frames); a clip of fewer than that gives all. By number
+  and not by time: where the rate varies, a still stretch is seen less.
+
+  The file is listed without decoding it, then decoded from key frame to key
+  frame, where the format has an index of them, and from its start elsewhere.
+  Only the chosen frames are held. Rotation by quarters, as phones note it, is
+  applied, and transparency laid over white; mirroring and the shape of pixels
+  are not.
+
+  Args:
+    path: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, OGG, or animated GIF or PNG
+      (ffmpeg does not read animated WebP).
+    frames: at least 1.
+    max_pixels: of a frame; a larger one is refused before it is decoded.
+
+  Returns:
+    uint8 [height, width, 3] each, RGB, in the order they are shown.
+
+  Raises:
+    VideoError: the file is missing, no video, truncated or broken, its frames
+      are too large, it is longer than some hours, or `frames` is below 1.
+  """
+  name = str(path)
+  if frames < 1:
+    raise VideoError(
+      f"{name}: {frames} frames are asked for: ask for 1 or more"
+    )
+  if not (file := pathlib.Path(path)).is_file():
+    raise VideoError(f"{name}: no such file")
+  try:
+    return _read(file, frames, max_pixels, name)
+  except VideoError:
+    raise
+  except Exception as error:  # ffmpeg's errors are many, and of many kinds
+    raise VideoError(
+      f"{name}: broken video ({type(error).__name__}: {error})"
+    ) from None
+
+
+def centres(count: int, parts: int) -> list[int]:
+  """Numbers, of 0 .. count - 1, in the middle of `parts` equal parts.
+
+  All of them when there are no more than `parts`.
+  """
+  if count <= parts:
+    return list(range(count))
+  return [(2 * i + 1) * count // (2 * parts) for i in range(parts)]
+
+
+def _read(
+  file: pathlib.Path, frames: int, max_pixels: int, name: str
+) -> list[np.ndarray]:
+  """As `read`, of a file that is there."""
+
+  @contextlib.contextmanager
+  def start():
+    with _open(file, name) as container:
+      yield container, _stream(container, max_pixels, name)
+
+  def decode(times, keys):
+    wanted = [times[i] for i in centres(len(times), frames)]
+    timed = not isinstance(times, range)
+    with start() as (container, stream):
+      chosen = _choose(container, stream, wanted, timed, keys)
+      return [_picture(frame, max_pixels, name) for frame in chosen]
+
+  with start() as (container, stream):
+    kind = container.format.name.split(",")[0]
+    times, keys = _list(container, stream, name)
+  if kind not in _UNTIMED and None not in times:
+    for sought in [sorted(keys), ()] if kind in _INDEXED else [()]:
+      with contextlib.suppress(_Astray):
+        return decode(sorted(times), sought)
+  with start() as (container, stream):
+    if not (count := sum(1 for _ in container.decode(stream))):
+      raise VideoError(f"{name}: no frame in it that can be decoded")
+  return decode(range(count), ())
+
+
+def _open(file: pathlib.Path, name: str) -> Any:
+  options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+  try:
+    # An absolute path, so that no part of it is read as a protocol.
+    return av.open(str(file.resolve()), options=options)
+  except av.FFmpegError as error:
+    raise VideoError(
+      f"{name}: not a video, or a truncated one ({error.strerror}); these can"
+      f" be read: {_FORMATS.replace(',', ', ')}"
+    ) from None
+
+
+def _stream(container: Any, max_pixels: int, name: str) -> Any:
+  """The stream of pictures, once its size is known to be in bounds."""
+  cover = av.stream.Disposition.attached_pic
+  streams = [s for s in container.streams.video if not s.disposition & cover]
+  if not streams:
+    raise VideoError(f"{name}: no video in it, only sound or other data")
+  _check_size(streams[0].width, streams[0].height, max_pixels, name)
+  # Frames may grow later on: the decoder, which counts whole blocks, has a
+  # limit of its own.
+  limit = 2 * max_pixels + 2**16
+  streams[0].codec_context.options = {"max_pixels": str(limit)}
+  streams[0].thread_type = "AUTO"
+  return streams[0]
+
+
+def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+  if width * height > max_pixels:
+    raise VideoError(
+      f"{name}: frames of {width} x {height} = {width * height} pixels, the"
+      f" limit is {max_pixels} (data.max_pixels)"
+    )
+
+
+def _list(
+  container: Any, stream: Any, name: str
+) -> tuple[list[int | None], list[int]]:
+  """When each frame is shown, and each key frame, as stored; no decoding.
+
+  A time is None where the file does not say, or starts over.
+  """
+  times, keys, end, before = [], [], 0.0, -math.inf
+  for i, packet in enumerate(container.demux()):
+    if i == _MOST_PACKETS:
+      raise VideoError(f"{name}: longer than the hours that are read: cut it")
+    if not packet.size:
+      continue
+    # A broadcast has gaps: there, only what is chosen must be whole.
+    if packet.is_corrupt and container.format.name != "mpegts":
+      raise VideoError(f"{name}: truncated or broken video")
+    if packet.dts is not None:
+      last = packet.dts + (packet.duration or 0)
+      end = max(end, float(last * packet.time_base))
+    if packet.stream is not stream or packet.is_discard:
+      continue
+    now = before if packet.dts is None else packet.dts
+    times.append(packet.pts if now >= before else None)
+    before = now
+    if packet.is_keyframe:
+      keys.append(packet.pts)
+  if not times:
+    raise VideoError(f"{name}: no frame in it")
+  if len(times) * stream.width * stream.height > _MOST_PIXELS:
+    raise VideoError(
+      f"{name}: {len(times)} frames of {stream.width} x {stream.height} pixels"
+      " are too much to decode: cut it"
+    )
+  _check_end(container, end, name)
+  return times, keys
+
+
+def _check_end(container: Any, end: float, name: str) -> None:
+  """Refuses a file that ends before its header says that it does."""
+  said = (container.duration or 0) / av.time_base
+  seen = end - (container.start_time or 0) / av.time_base
+  # Headers round, and sum up streams that end a little apart.
+  if said - seen > max(1.0, 0.05 * said):
+    raise VideoError(
+      f"{name}: truncated: {seen:.1f} of its {said:.1f} seconds are there"
+    )
+
+
+def _choose(
+  container: Any,
+  stream: Any,
+  wanted: Sequence[int],
+  timed: bool,
+  keys: Sequence[int],
+) -> Iterator[Any]:
+  """The frames shown at some times, or the next ones where there are none.
+
+  Args:
+    container: at its start.
+    stream: of the container.
+    wanted: times, ascending; or numbers of frames.
+    timed: whether `wanted` are times.
+    keys: times of the key frames that may be sought; () for none.
+
+  Raises:
+    _Astray: it ended, or a seek failed or led past a frame.
+  """
+  shown, at = enumerate(container.decode(stream)), -math.inf
+  for time in wanted:
+    key = keys[max(bisect.bisect_right(keys, time) - 1, 0)] if keys else at
+    if sought := at < key <= time:
+      try:
+        container.seek(key, stream=stream)
+      except av.FFmpegError:
+        raise _Astray from None
+      shown = enumerate(container.decode(stream))
+    for number, frame in shown:
+      at = frame.pts if timed else number
+      if at is not None and at >= time:
+        break
+      sought = False
+    else:
+      raise _Astray
+    if sought and at > time:
+      raise _Astray
+    yield frame
+
+
+def _picture(frame: Any, max_pixels: int, name: str) -> np.ndarray:
+  """uint8 [height, width, 3], upright."""
+  _check_size(frame.width, frame.height, max_pixels, name)
+  if frame.is_corrupt:
+    raise VideoError(f"{name}: truncated or broken video")
+  if any(part.is_alpha for part in frame.format.components):
+    rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+    colour, alpha = rgba[..., :3], rgba[..., 3:]
+    array = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    array = array.astype(np.uint8)
+  else:
+    array = frame.to_ndarray(format="rgb24")
+  return np.ascontiguousarray(np.rot90(array, round(frame.rotation / 90)))

@@ -1,0 +1,229 @@
+"""What a model has read so far, as a value: ask it again, fork it, keep it.
+
+A `Context` is never changed. Reading more, or answering, gives a new one that
+shares the visual cache wherever no image was added: two questions about an
+image are two forks of one context, and neither copies a page.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+from gaze_jax import tiling
+from gaze_jax import types
+from gaze_jax.decode import programs
+from gaze_jax.decode import trace
+from gaze_jax.models import cached
+
+# The least room of a cache: regions, and slots of text and context.
+_REGIONS, _SLOTS = 8, 64
+
+
+class LimitError(errors.GazeError):
+  """More than a row may hold; the message says what and how much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """One row that was read.
+
+  Attributes:
+    cache: `DecodeCache` of B = 1; its length and position are those below.
+    length: slots of text and context in it.
+    position: RoPE position of the next token.
+    sizes: visual tokens of each region.
+    units: the unit of each region.
+    views: what each unit shows.
+    pending: tokens that were said and not read yet.
+    turns: answers in it.
+  """
+
+  cache: types.DecodeCache
+  length: int = 0
+  position: int = 0
+  sizes: tuple[int, ...] = ()
+  units: tuple[int, ...] = ()
+  views: tuple[trace.View, ...] = ()
+  pending: tuple[int, ...] = ()
+  turns: int = 0
+
+  @property
+  def unit_count(self) -> int:
+    """Images, tiles and frames."""
+    return self.units[-1] + 1 if self.units else 0
+
+  @property
+  def visual_tokens(self) -> int:
+    """What dense attention reads at each step."""
+    return sum(self.sizes)
+
+  def context_tokens(self, config: config_lib.GazeConfig) -> int:
+    """Context tokens of all units."""
+    return self.unit_count * config.context_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a row may hold.
+
+  Attributes:
+    slots: of text, visual and context tokens together.
+    units: images, tiles and frames.
+  """
+
+  slots: int = 32_768
+  units: int = 256
+
+  def check(self, slots: int, units: int) -> None:
+    """Refuses a row that is too long.
+
+    Raises:
+      LimitError: saying by how much.
+    """
+    if units > self.units:
+      raise LimitError(
+        f"{units} images or frames in one conversation, the limit is"
+        f" {self.units}; leave some out, or raise Limits.units"
+      )
+    if slots > self.slots:
+      raise LimitError(
+        f"the prompt and its answer need {slots} slots, the limit is"
+        f" {self.slots}; shorten the text, show fewer images or frames, ask"
+        " for fewer tokens, or raise Limits.slots"
+      )
+
+
+def empty(config: config_lib.ModelConfig) -> Context:
+  """Nothing read yet."""
+  return Context(
+    cached.empty(
+      config,
+      1,
+      regions=_REGIONS,
+      region_length=region_length(config),
+      capacity=_SLOTS,
+    )
+  )
+
+
+def region_length(config: config_lib.ModelConfig) -> int:
+  """L, tokens of the largest region that this model may meet."""
+  return tiling.room(config, 1)["region_length"]
+
+
+def reserve(
+  cache: types.DecodeCache, *, regions: int, slots: int
+) -> types.DecodeCache:
+  """A copy of a cache with room for so many regions and slots in all.
+
+  Pages are copied where there are too few of them alone; text and context
+  always, so that the copy can be donated.
+  """
+  have = cache.visual.valid.shape[1]
+  regions = max(programs.up(regions, _REGIONS), have)
+  slots = max(programs.up(slots, _SLOTS), cache.k.shape[3])
+  visual, frozen = cache.visual, cache.frozen
+  if regions > have:
+    visual = _more_pages(visual, regions - have)
+  if frozen is not None:
+    frozen = _pad(frozen, 3, regions - have)
+  room = slots - cache.k.shape[3]
+  k, v = (_pad(x, 3, room) for x in (cache.k, cache.v))
+  return dataclasses.replace(cache, visual=visual, k=k, v=v, frozen=frozen)
+
+
+def _more_pages(visual: types.VisualCache, room: int) -> types.VisualCache:
+  old = visual.valid.shape[1]
+  parts = visual.descriptors.shape[3] // old
+  d = visual.descriptors
+  # [.., P * R, D] with the first of every region first.
+  d = d.reshape(*d.shape[:3], parts, old, d.shape[-1])
+  d = _pad(d, 4, room).reshape(*d.shape[:3], -1, d.shape[-1])
+  return types.VisualCache(
+    k=_pad(visual.k, 3, room),
+    v=_pad(visual.v, 3, room),
+    descriptors=d,
+    valid=_pad(visual.valid, 1, room),
+    unit=jnp.pad(visual.unit, ((0, 0), (0, room)), constant_values=-1),
+  )
+
+
+def _pad(x: jax.Array, axis: int, room: int) -> jax.Array:
+  """Zeros behind an axis; a copy even if there are none."""
+  if not room:
+    return jnp.copy(x)
+  width = [(0, 0)] * x.ndim
+  width[axis] = (0, room)
+  return jnp.pad(x, width)
+
+
+def at(context: Context) -> types.DecodeCache:
+  """The cache at the context's length: what was read past it is forgotten."""
+  return dataclasses.replace(
+    context.cache,
+    length=jnp.full(1, context.length, jnp.int32),
+    position=jnp.full(1, context.position, jnp.int32),
+  )
+
+
+def stack(caches: list[types.DecodeCache], rows: int) -> types.DecodeCache:
+  """Caches of one row each as one of `rows` rows; the last ones are empty.
+
+  One cache alone is taken as it is. Several are copied: pages lie side by side
+  in a batch.
+  """
+  if len(caches) == rows == 1:
+    return caches[0]
+  regions = max(c.visual.valid.shape[1] for c in caches)
+  slots = max(c.k.shape[3] for c in caches)
+  caches = [reserve(c, regions=regions, slots=slots) for c in caches]
+  nothing = jax.tree.map(jnp.zeros_like, caches[0])
+  caches += [nothing] * (rows - len(caches))
+  # Rows are the first axis of what is one for all layers, else the second.
+  first = lambda *xs: jnp.concatenate(xs, axis=0)
+  second = lambda *xs: jnp.concatenate(xs, axis=1)
+  out = jax.tree.map(second, *(_layered(c) for c in caches))
+  one = jax.tree.map(first, *(_unlayered(c) for c in caches))
+  visual = dataclasses.replace(out.visual, valid=one["valid"], unit=one["unit"])
+  return dataclasses.replace(
+    out, visual=visual, length=one["length"], position=one["position"]
+  )
+
+
+def row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
+  """One row of the text and context of a batch; its pages are left out."""
+  cut = lambda x: x[:, number : number + 1]
+  frozen = None if cache.frozen is None else cut(cache.frozen)
+  return types.DecodeCache(
+    visual=None,
+    k=cut(cache.k),
+    v=cut(cache.v),
+    length=cache.length[number : number + 1],
+    position=cache.position[number : number + 1],
+    frozen=frozen,
+  )
+
+
+def _layered(cache: types.DecodeCache) -> types.DecodeCache:
+  visual = dataclasses.replace(cache.visual, valid=None, unit=None)
+  return dataclasses.replace(cache, visual=visual, length=None, position=None)
+
+
+def _unlayered(cache: types.DecodeCache) -> dict[str, jax.Array]:
+  return dict(
+    valid=cache.visual.valid,
+    unit=cache.visual.unit,
+    length=cache.length,
+    position=cache.position,
+  )
+
+
+def as_numpy(sizes: tuple[int, ...], regions: int) -> np.ndarray:
+  """float32 [R], tokens of each region; 0 past the last."""
+  out = np.zeros(regions, np.float32)
+  out[: len(sizes)] = sizes
+  return out

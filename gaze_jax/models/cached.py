@@ -1,0 +1,245 @@
+"""The multimodal LLM over rows that grow: units, prompt text, new tokens.
+
+A row is read in chunks, each before what is in its cache already:
+
+  <bos> | v v v v c c | v v v v c c | what is it? | a fox
+  text  | units       | units       | text        | extend, token by token
+
+It equals `mllm.prefill` of the whole row, however it is cut. Caches go in and
+come out; donate them, and they are written in place.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.models import mllm
+from gaze_jax.ops import cache as cache_ops
+from gaze_jax.ops import chunk as chunk_ops
+from gaze_jax.ops import gaze
+from gaze_jax.ops import paged
+
+
+def empty(
+  config: config_lib.ModelConfig,
+  batch: int,
+  *,
+  regions: int,
+  region_length: int,
+  capacity: int,
+) -> types.DecodeCache:
+  """A cache of nothing.
+
+  Args:
+    config: static.
+    batch: B.
+    regions: R, pages that there is room for.
+    region_length: L, tokens of a page.
+    capacity: Y, slots of text and context that there is room for.
+  """
+  c = config.decoder
+  shape = (c.depth, batch, c.kv_heads, capacity, c.head_dim)
+  k = jnp.zeros(shape, jnp.dtype(c.dtype))
+  frozen = None
+  if config.gaze.refresh == "question":
+    frozen = jnp.zeros((c.depth, batch, c.query_heads, regions), bool)
+  return types.DecodeCache(
+    visual=gaze.empty(batch, regions, region_length, config),
+    k=k,
+    v=jnp.zeros_like(k),
+    length=jnp.zeros(batch, jnp.int32),
+    position=jnp.zeros(batch, jnp.int32),
+    frozen=frozen,
+  )
+
+
+def read_units(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  cache: types.DecodeCache,
+  x: types.Float[types.Array, "B X E"],
+  chunk: types.Chunk,
+) -> types.DecodeCache:
+  """Adds visual and context tokens to rows.
+
+  Args:
+    params: as in `mllm.apply`; only "decoder" is read.
+    config: static.
+    cache: what came before, with room for what comes.
+    x: [B, X, E], embedded slots (`mllm.embed`).
+    chunk: `Chunk` of [B, X].
+  """
+  layout = chunk.layout
+
+  def attend(q, k, v, layer):
+    out = chunk_ops.attend(q, k, v, layout, cache, config.gaze, layer=layer)
+    return out, (k, v)
+
+  layers = jnp.arange(config.decoder.depth)
+  _, (k, v) = mllm.call(
+    params, config, "run", x, layout.position, attend, layers
+  )
+  context = (layout.role == types.Role.CONTEXT).sum(axis=1)
+  last = jnp.where(layout.role == types.Role.PAD, -1, layout.position).max(1)
+  put = lambda buffer, new: cache_ops.put_context(
+    buffer, new, layout, cache.length
+  )
+  return dataclasses.replace(
+    cache,
+    visual=chunk_ops.grow(cache.visual, k, v, chunk, config.gaze),
+    k=put(cache.k, k),
+    v=put(cache.v, v),
+    length=cache.length + context,
+    position=jnp.maximum(cache.position, last + 1),
+  )
+
+
+def read_text(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  cache: types.DecodeCache,
+  tokens: types.Int[types.Array, "B X"],
+  count: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, " B"],
+  *,
+  trace: bool = False,
+) -> tuple[types.DecodeCache, types.Array, types.Trace]:
+  """Adds prompt text to rows.
+
+  Args:
+    params: as in `mllm.apply`; only "decoder" is read.
+    config: static.
+    cache: what came before, with room for X more.
+    tokens: int32 [B, X].
+    count: int32 [B], how many of them are real, at least one.
+    budget: int32 [B], K of each row.
+    trace: static; see `gaze.decode`.
+
+  Returns:
+    The grown cache; logits float32 [B, V] after the last real token; and the
+    `Trace` of that token's query, [N, B, 1, Q, R].
+  """
+  step = _Added(config, cache, count, budget, prompt=True, trace=trace)
+  grown, x, traced = step.run(params, tokens)
+  return grown, mllm.call(params, config, "logits", x[:, 0]), traced
+
+
+def extend(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  cache: types.DecodeCache,
+  tokens: types.Int[types.Array, "B X"],
+  budget: types.Int[types.Array, " B"],
+  *,
+  count: types.Int[types.Array, " B"] | None = None,
+  k_max: int | None = None,
+  override: types.Float[types.Array, "B Q R"] | None = None,
+  trace: bool = False,
+) -> tuple[types.DecodeCache, types.Array, types.Trace]:
+  """The decode form: X tokens of the answer for every row.
+
+  Args:
+    params: as in `mllm.apply`; only "decoder" is read.
+    config: static.
+    cache: what came before, with room for X more.
+    tokens: int32 [B, X].
+    budget: int32 [B], K of each row.
+    count: int32 [B], how many of them are real, all by default; a row with
+      none stays as it is.
+    k_max: as in `gaze.decode`.
+    override: as in `mllm.apply`.
+    trace: static; see `gaze.decode`.
+
+  Returns:
+    The grown cache; logits float32 [B, X, V]; and the `Trace` of [N, B, X, Q,
+    R].
+  """
+  if count is None:
+    count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+  step = _Added(
+    config, cache, count, budget, k_max=k_max, override=override, trace=trace
+  )
+  grown, x, traced = step.run(params, tokens)
+  return grown, mllm.call(params, config, "logits", x), traced
+
+
+@dataclasses.dataclass(frozen=True)
+class _Added:
+  """Text that is added to a cache; the fields as in `extend`.
+
+  Of a prompt, what its last token gives is returned alone.
+  """
+
+  config: config_lib.ModelConfig
+  cache: types.DecodeCache
+  count: types.Array
+  budget: types.Array
+  prompt: bool = False
+  k_max: int | None = None
+  override: types.Array | None = None
+  trace: bool = False
+
+  def run(
+    self, params: mllm.Params, tokens: types.Array
+  ) -> tuple[types.DecodeCache, types.Array, types.Trace]:
+    """The grown cache, hidden states, and where the queries looked."""
+    config, cache = self.config, self.cache
+    layers = jnp.arange(config.decoder.depth)
+    memory = (layers, mllm.dense_layers(config), cache.frozen)
+    position = cache.position[:, None] + jnp.arange(tokens.shape[1])
+    x = mllm.call(params, config, "token_embeddings", tokens)
+    x, (k, v, traced, frozen) = mllm.call(
+      params, config, "run", x, position, self._attend, memory
+    )
+    grown = dataclasses.replace(
+      cache,
+      k=cache_ops.append_layers(cache.k, k, cache.length),
+      v=cache_ops.append_layers(cache.v, v, cache.length),
+      length=cache.length + self.count,
+      position=cache.position + self.count,
+      frozen=frozen,
+    )
+    return grown, self._kept(x), traced
+
+  def _attend(self, q, k, v, memory):
+    layer, dense, frozen = memory
+    cache, g = self.cache, self.config.gaze
+    # A layer of text is small enough to be copied; its pages are not.
+    of_layer = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+    keys = cache_ops.append(of_layer(cache.k), k, cache.length)
+    values = cache_ops.append(of_layer(cache.v), v, cache.length)
+    routed = gaze.decode(
+      q,
+      cache.visual,
+      keys,
+      values,
+      cache.length,
+      self.budget,
+      g,
+      layer=layer,
+      k_max=self.k_max,
+      dense=(self.prompt and not g.route_prompt) or mllm.flag(dense),
+      override=self.override,
+      frozen=None if self.prompt else frozen,
+      trace=self.trace,
+    )
+    if self.prompt and g.refresh == "question":
+      last = self._kept(q)
+      frozen = paged.choose(
+        paged.Step(last, cache.visual, layer, self.budget, g, self.override)
+      )[:, 0]
+    traced = types.Trace(
+      *map(self._kept, (routed.members, routed.scores, routed.dense))
+    )
+    return routed.out, (k, v, traced, frozen)
+
+  def _kept(self, x: types.Array | None) -> types.Array | None:
+    """[B, X, ...], or of a prompt [B, 1, ...] at its last real token."""
+    if x is None or not self.prompt:
+      return x
+    last = jnp.maximum(self.count, 1) - 1
+    last = last.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.take_along_axis(x, last, axis=1)
