@@ -111,6 +111,9 @@ class Decoder(nn.Module):
     """
     c = self.config
     angles = rope.angles(position, c.head_dim, c.rope_theta)
+    x = x.astype(c.dtype)
+    if _is_split(apart := self.variables["params"].get("layers", {})):
+      return _run_split(Layer(c, attend, parent=None), apart, x, memory, angles)
     layer = Layer
     if c.remat != "none":
       layer = nn.remat(Layer, policy=_POLICIES[c.remat], prevent_cse=not c.scan)
@@ -124,14 +127,58 @@ class Decoder(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     layers_ = scanned(c, attend, name="layers")
-    return layers_(x.astype(c.dtype), memory, angles)
+    return layers_(x, memory, angles)
 
   def logits(self, x: types.Array) -> types.Array:
     """float32 [..., V] of hidden states [..., E]; the only way to a token."""
     x = self.final_norm(x)
     if not self.config.tied:
       return self.head(x).astype(jnp.float32)
-    return layers.contract(x, self.embedding.T, 1, jnp.float32)
+    return layers.contract_table(x, self.embedding, jnp.float32)
+
+
+def split(params: dict[str, Any]) -> dict[str, Any]:
+  """Parameters for decoding on CPU: every matrix in an array of its own.
+
+  `Decoder` computes the same with them, without the copy of each weight that
+  XLA:CPU makes of a slice (see `layers.OneOf`). Not for training.
+
+  Args:
+    params: of `Decoder`, whose layers are stacked.
+
+  Returns:
+    The same, but a tuple of N arrays in place of each stacked weight; biases
+    and scales stay stacked. These are copies: whoever holds on to `params`
+    holds the layers twice.
+  """
+  apart = lambda path, x: tuple(x) if path[-1].key == "weight" else x
+  layers_ = jax.tree_util.tree_map_with_path(apart, params["layers"])
+  return params | {"layers": layers_}
+
+
+def _is_split(layers_: dict[str, Any]) -> bool:
+  leaves = jax.tree.leaves(layers_, is_leaf=lambda x: isinstance(x, tuple))
+  return any(isinstance(x, tuple) for x in leaves)
+
+
+def _run_split(
+  layer: Layer, params: dict[str, Any], x: types.Array, memory: Any, angles
+) -> tuple[types.Array, Any]:
+  """`Decoder.__call__` with parameters from `split`."""
+
+  def step(x, xs):
+    number, memory = xs
+
+    def of_layer(leaf):
+      if isinstance(leaf, tuple):
+        return layers.OneOf(leaf, number)
+      return jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
+
+    own = jax.tree.map(of_layer, params, is_leaf=lambda x: isinstance(x, tuple))
+    return layer.apply({"params": own}, x, memory, angles)
+
+  numbers = jnp.arange(layer.config.depth)
+  return jax.lax.scan(step, x, (numbers, memory))
 
 
 def param_shapes(config: config_lib.DecoderConfig) -> dict[str, Any]:

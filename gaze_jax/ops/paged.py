@@ -73,6 +73,9 @@ def look(
 
   def everything() -> Looked:
     members = jnp.broadcast_to(step.open[:, :, None], (b, x, q, r))
+    # What reads listed pages copies none of them; XLA's product would.
+    if attend_pages:
+      return attend_pages(step, _all_pages(step)), members
     return _in_place(step, members), members
 
   def chosen() -> Looked:
@@ -155,16 +158,33 @@ def _shared(
 ) -> tuple[types.Visits, types.Array]:
   """Visits of one token whose groups share a choice: no union to take."""
   chosen = routing.select(score, open_, k, k_max)
-  r, n = score.shape[-1], score.shape[2]
-  hits = jax.nn.one_hot(chosen.ids, r, dtype=bool) & chosen.valid[..., None]
-  ids = jnp.repeat(chosen.ids[:, 0], h // n, axis=1)
-  all_rows = jnp.uint32(2 ** (q // h) - 1).astype(jnp.int32)
+  # XLA sorts once for both.
+  members = routing.members(score, open_, k, k_max)
+  ids = jnp.repeat(chosen.ids[:, 0], h // score.shape[2], axis=1)
   visits = types.Visits(
     ids=ids,
-    rows=jnp.full_like(ids, all_rows),
+    rows=jnp.full_like(ids, _bits(q // h)),
     count=jnp.broadcast_to(jnp.minimum(k, k_max), ids.shape[:2]),
   )
-  return visits, routing.per_head(hits.any(axis=-2), q)
+  return visits, routing.per_head(members, q)
+
+
+def _all_pages(step: Step) -> types.Visits:
+  """Every page up to the last that holds something, for every row."""
+  b, x, q, _ = step.query.shape
+  h, r = step.visual.descriptors.shape[-3], step.visual.valid.shape[1]
+  ids = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (b, h, r))
+  last = (step.open[:, :1] * (ids[:, :1] + 1)).max(axis=-1)  # [B, 1]
+  return types.Visits(
+    ids=ids,
+    rows=jnp.full_like(ids, _bits(x * q // h)),
+    count=jnp.broadcast_to(last, (b, h)),
+  )
+
+
+def _bits(rows: int) -> types.Array:
+  """int32 with a bit set for each row of a KV head."""
+  return jnp.uint32(2**rows - 1).astype(jnp.int32)
 
 
 def _in_place(step: Step, members: types.Array) -> types.Attended:

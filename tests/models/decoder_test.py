@@ -89,3 +89,47 @@ def test_a_bias_is_added_before_rope():
     np.testing.assert_allclose(found[0, 0, 0], 1.0, rtol=1e-6)
     np.testing.assert_allclose(found[0, 0, 1], [turned] * found.shape[3], 1e-6)
   np.testing.assert_array_equal(v, jnp.ones_like(v))
+
+
+def _run(config, params, x):
+  """All layers, with an attention that remembers the layer it is in."""
+  attend = lambda q, k, v, layer: (q + layer, (k, v))
+  position = jnp.arange(x.shape[1])[None]
+  layers = jnp.arange(config.depth, dtype=jnp.float32)
+  return decoder.Decoder(config).apply(
+    {"params": params}, x, position, attend, layers
+  )
+
+
+@pytest.mark.parametrize("family", [QWEN3, QWEN2])
+def test_split_parameters_compute_the_same(family):
+  config = dataclasses.replace(CONFIG, depth=3, **family)
+  stacked = decoder.init(config, jax.random.key(0))
+  noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)
+  stacked = jax.tree.map(noise, stacked)
+  split = decoder.split(stacked)
+  assert len(split["layers"]["mlp"]["up"]["weight"]) == 3
+  x = jax.random.normal(jax.random.key(2), (2, 4, config.width))
+  want, got = (_run(config, p, x) for p in (stacked, split))
+  same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  jax.tree.map(same, got, want)
+  logits = lambda p: decoder.Decoder(config).apply(
+    {"params": p}, want[0], method="logits"
+  )
+  np.testing.assert_array_equal(logits(split), logits(stacked))
+
+
+def test_split_weights_are_not_copied():
+  """A step's temporaries are smaller than any weight of a layer."""
+  config = dataclasses.replace(CONFIG, width=512, mlp_dim=512)
+  params = decoder.init(config, jax.random.key(0))
+  run = jax.jit(lambda params, x: _run(config, params, x)[0])
+  size = lambda params: (
+    run.lower(params, jnp.ones((1, 1, 512)))
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+  )
+  weight = 4 * 512 * 512
+  assert size(decoder.split(params)) < weight / 4
+  assert size(params) > weight  # what is to be avoided is there
