@@ -17,6 +17,7 @@ from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
 from gaze_jax.evals import weights
+from gaze_jax.models import decoder
 
 # Tokens between two looks for stop strings.
 _SEGMENT = 16
@@ -251,6 +252,8 @@ def load(
       f"{path}: no decoder here, so it can't answer; join it with one by"
       " launch/convert.py --vision"
     )
+  if jax.default_backend() == "cpu":
+    params |= dict(decoder=decoder.split(params["decoder"]))
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   return Model(config, params, tokenizer, limits)
 

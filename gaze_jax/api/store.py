@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -176,11 +177,21 @@ def _fingerprint(model: model_lib.Model) -> str:
   for part in ("implementation", "decode_implementation", "chunk"):
     del config["gaze"][part]
   digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-  leaves = jax.tree_util.tree_leaves_with_path(model.params)
-  for path, leaf in leaves:
-    digest.update(jax.tree_util.keystr(path).encode())
+  for name, leaf in sorted(_tensors(model.params), key=lambda pair: pair[0]):
+    digest.update(name.encode())
     digest.update(int(_bits(leaf)).to_bytes(4, "little"))
   return digest.hexdigest()
+
+
+def _tensors(params: Any) -> Iterator[tuple[str, jax.Array]]:
+  """Tensors by name; each layer's, be they stacked or apart."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    layered = name.startswith("decoder/layers/")
+    if layered and not isinstance(path[-1], jax.tree_util.SequenceKey):
+      yield from ((f"{name}/{i}", x) for i, x in enumerate(leaf))
+    else:
+      yield name, leaf
 
 
 @jax.jit

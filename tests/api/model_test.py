@@ -9,6 +9,7 @@ from PIL import Image
 
 from gaze_jax import api
 from gaze_jax import errors
+from gaze_jax.models import decoder
 
 Q = "what is it?"
 FEW = dict(max_tokens=4)
@@ -236,6 +237,11 @@ def test_a_context_comes_back_from_disk(model, picture, tmp_path):
   for a, b in zip(back.views, seen.views, strict=True):
     np.testing.assert_array_equal(a.picture, b.picture)
     np.testing.assert_array_equal(a.regions, b.regions)
+  # A model on CPU has its layers apart: it is the same model.
+  split = decoder.split(ours.params["decoder"])
+  apart = dataclasses.replace(ours, params=ours.params | dict(decoder=split))
+  back = api.load_context(tmp_path / "kept", apart)
+  assert apart.generate(Q, back, **FEW).tokens == want.tokens
   # An answer is kept with what it has not read yet.
   api.save_context(want.context, ours, tmp_path / "answered")
   back = api.load_context(tmp_path / "answered", ours)
