@@ -3,7 +3,7 @@
 #
 #   bash launch/quickstart.sh [OUT]      (default: out/quickstart)
 #
-# Leaves OUT/report.json, OUT/report.md and OUT/gaze.png. Needs Python 3.11 or
+# Leaves OUT/report.json, OUT/report.md, OUT/gaze.png and OUT/gaze.html. Needs Python 3.11 or
 # 3.12 and a package registry, nothing else. Run again, it takes up where it was.
 set -euo pipefail
 
@@ -25,6 +25,6 @@ question="$("$python" launch/scene.py --config=configs/emoji_tiny.py \
   --split=new --index=3 --kind=what --out="$out/scene.png")"
 echo "$question"
 "$python" launch/generate.py --workdir="$out/run" --image="$out/scene.png" \
-  --question="$question" --out="$out/gaze.png"
+  --question="$question" --out="$out/gaze.png" --html="$out/gaze.html"
 
-echo "== done in $(($(date +%s) - started)) s: $out/report.md and $out/gaze.png"
+echo "== done in $(($(date +%s) - started)) s: $out/report.md, $out/gaze.png and $out/gaze.html"
