@@ -88,11 +88,13 @@ def turn(
 
 
 def _trunk(
-  tokenizer: tokenizer_lib.Tokenizer, units: Sequence[layout.Unit]
+  tokenizer: tokenizer_lib.Tokenizer,
+  units: Sequence[layout.Unit],
+  system: str | None = None,
 ) -> list[Part]:
   """What all questions of a row share."""
   chat = tokenizer.chat
-  parts = [layout.Text(chat.start), *units]
+  parts = [layout.Text(tokenizer.start(system)), *units]
   return [*parts, layout.Text(chat.imaged)] if units else parts
 
 
@@ -100,9 +102,24 @@ def prompt(
   tokenizer: tokenizer_lib.Tokenizer,
   question: str,
   units: Sequence[layout.Unit] = (),
+  *,
+  system: str | None = None,
 ) -> list[Part]:
-  """The row that asks one question about images: what a request is."""
-  return [*_trunk(tokenizer, units), *turn(tokenizer, question)]
+  """The row that asks one question about images: what a request is.
+
+  Its ids are those of the model's chat template. (But for white space that a
+  text begins with: a template's line break before it may merge with it.)
+
+  Args:
+    tokenizer: the tokenizer.
+    question: its text.
+    units: of its images.
+    system: in the place of the default system turn, as in `Tokenizer.start`.
+
+  Raises:
+    samples.DataError: `system` is given, and the chat format has none.
+  """
+  return [*_trunk(tokenizer, units, system), *turn(tokenizer, question)]
 
 
 def pack(

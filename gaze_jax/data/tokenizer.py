@@ -142,6 +142,27 @@ class Tokenizer:
   def __reduce__(self):
     return _restore, (self._tokenizer.to_str(), self._template)
 
+  def start(self, system: str | None = None) -> tuple[int, ...]:
+    """What begins a row: `chat.start`, or that with another system turn.
+
+    Args:
+      system: in the place of the template's default, as it stands ("" is an
+        empty turn); None for the default.
+
+    Raises:
+      samples.DataError: the chat format has no system turn.
+    """
+    if system is None:
+      return self.chat.start
+    begin = self._tokenizer.token_to_id(TURN)
+    if not self.chat.again or begin is None:
+      raise samples.DataError(
+        "a system text is given, but the chat format of this tokenizer has no"
+        " system turn: leave it out, or use a model of ChatML (Qwen, SmolLM2)"
+      )
+    said = self.encode(f"system\n{system}")
+    return (begin, *said, *self.chat.after, *self.chat.again)
+
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without special tokens; [] for the empty text."""
     return list(self._cached(text))
@@ -191,7 +212,8 @@ def _chat(tokenizer: tokenizers.Tokenizer, name: str, template: str) -> Chat:
   user = (begin, *text("user\n"))
   first = ()
   if system:
-    first = (begin, *text(f"system\n{system[1]}"), end, *text("\n"))
+    said = system[1].replace("\\n", "\n")
+    first = (begin, *text(f"system\n{said}"), end, *text("\n"))
   return Chat(
     start=(*first, *user),
     imaged=text("\n"),
