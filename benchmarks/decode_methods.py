@@ -62,24 +62,24 @@ def make(tokens: int, batch: int, dtype: str, q: int, h: int) -> Case:
 
   def cache(layer: int) -> types.VisualCache:
     shape = (batch, h, r, REGION, HEAD_DIM)
-    k, v = (_draw(jax.random.fold_in(x, layer), shape, dtype) for x in keys[:2])
+    k, v = (draw(jax.random.fold_in(x, layer), shape, dtype) for x in keys[:2])
     return types.VisualCache(
       k=k,
       v=v,
-      descriptors=_descriptors(k, valid),
+      descriptors=descriptors(k, valid),
       valid=valid,
       unit=jnp.zeros((batch, r), jnp.int32),
     )
 
   return Case(
     tokens=tokens,
-    query=_draw(keys[2], (batch, 1, q, HEAD_DIM), dtype),
+    query=draw(keys[2], (batch, 1, q, HEAD_DIM), dtype),
     caches=tuple(cache(i) for i in range(layers)),
   )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(key, shape: tuple[int, ...], dtype: str):
+def draw(key, shape: tuple[int, ...], dtype: str):
   """Normal numbers, part by part: at once they would take three times it."""
   parts = jax.random.split(key, shape[0] * shape[1])
   draw = lambda key: jax.random.normal(key, shape[2:], dtype)
@@ -87,11 +87,13 @@ def _draw(key, shape: tuple[int, ...], dtype: str):
 
 
 @jax.jit
-def _descriptors(k, valid):
+def descriptors(k, valid):
+  """Mean keys [B, H, R, D] of pages [B, H, R, L, D]; 0 of an empty one."""
+
   def of_row(row):
     k, valid = row
     filled = jnp.where(valid[:, :, None], k, 0).sum(2, dtype=jnp.float32)
-    return filled / valid.sum(-1)[:, None]
+    return filled / jnp.maximum(valid.sum(-1), 1)[:, None]
 
   return jax.lax.map(of_row, (k, valid))
 

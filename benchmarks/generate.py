@@ -1,0 +1,233 @@
+"""Times decoding: ours dense, ours with gaze, and transformers on PyTorch.
+
+python benchmarks/generate.py [--only=576,4608] [--batches=1,8] [--json=FILE]
+    [--plot=FILE] [--rounds=10] [--seconds=60] [--shape=qwen3-0.6b]
+
+One new token a row through a whole decoder of Qwen3-0.6B's shape with random
+weights, float32, the same on all sides. The cache is filled with random visual
+keys and values, the same memory on all sides: a prefill of 20,480 tokens would
+take two cores an hour. A tenth of the regions is routed. All methods of a case
+are called in turns, and each stands beside its bound: the bytes of weights and
+cache that its step must read, over the speed at which memory streams in the
+same rounds. Before anything is timed, our dense step and transformers' must
+agree. 20,480 tokens, and 4,608 in 8 rows, take 10 and 14 GB of memory.
+"""
+
+import gc
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import chart
+from benchmarks import decode_methods
+from benchmarks import generate_models
+from benchmarks import timing
+from gaze_jax import cli
+from gaze_jax import errors
+from gaze_jax.decode import overlay
+
+_CASES = ((576, 1), (4608, 1), (20480, 1), (4608, 8))
+_METHODS = {
+  "dense": None,
+  "gaze_query_head": "query_head",
+  "gaze_kv_group": "kv_group",
+}
+_LARGEST_DIFFERENCE = 1e-3  # of logits, relative to the largest
+_HEADER = (
+  "tokens batch  method             ms   median   bound  /bound  speedup  pages"
+)
+_INSTALL = (
+  "transformers is left out: it or PyTorch is not installed; pip install -r"
+  " requirements-reference.txt"
+)
+
+_ONLY = flags.DEFINE_list("only", None, "visual tokens, such as 576,20480")
+_BATCHES = flags.DEFINE_list("batches", None, "rows, such as 1")
+_JSON = flags.DEFINE_string("json", None, "a file for the rows")
+_PLOT = flags.DEFINE_string("plot", None, "a picture of one row's steps")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "calls of each method, at most", 1)
+_SECONDS = flags.DEFINE_float("seconds", 60.0, "of a case's rounds, about", 0.0)
+_SHAPE = flags.DEFINE_enum(
+  "shape", "qwen3-0.6b", list(generate_models.SHAPES), "of the decoder"
+)
+
+
+def main() -> None:
+  cases = _wanted()
+  if _PLOT.value:
+    overlay.check_name(_PLOT.value)
+  if timing.torch is not None:
+    timing.torch.set_num_threads(os.cpu_count())
+  rows = real_shaped(cases)
+  if _JSON.value:
+    table = json.dumps(dict(rows=rows, **_about()), indent=1)
+    pathlib.Path(_JSON.value).write_text(table + "\n")
+    print(f"wrote {_JSON.value}")
+  if _PLOT.value:
+    _plot(rows)
+    print(f"wrote {_PLOT.value}")
+
+
+def _wanted() -> list[tuple[int, int]]:
+  out = _CASES
+  for flag, i in ((_ONLY, 0), (_BATCHES, 1)):
+    chosen = cli.whole_numbers(flag)
+    known = sorted({case[i] for case in _CASES})
+    for x in chosen or ():
+      if x not in known:
+        raise errors.GazeError(
+          f"--{flag.name}={x}: there are {', '.join(map(str, known))}"
+        )
+    out = [case for case in out if chosen is None or case[i] in chosen]
+  if not out:
+    raise errors.GazeError(
+      "nothing to run: the cases are "
+      + ", ".join(f"{t} tokens in {b} rows" for t, b in _CASES)
+    )
+  return out
+
+
+def real_shaped(cases: list[tuple[int, int]]) -> list[dict]:
+  """A step of a decoder of a real shape, for some (visual tokens, rows)."""
+  config = generate_models.SHAPES[_SHAPE.value]
+  params = generate_models.weights(config)
+  model = None
+  if timing.torch is None or generate_models.transformers is None:
+    print(_INSTALL)
+  else:
+    model = generate_models.transformers_model(config, params)
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  print(f"\nA step of the whole decoder, {weights / 1e9:.2f} GB of weights")
+  print(_HEADER)
+  rows = []
+  for tokens, batch in cases:
+    case = generate_models.make(config, tokens, batch)
+    line = _line(case, params, model, weights)
+    for row in line:
+      print(_text(row), flush=True)
+    rows += line
+    del case
+    gc.collect()  # the next cache needs the room
+  return rows
+
+
+def _line(case: generate_models.Case, params, model, weights: int):
+  """All methods on one case."""
+  steps = {
+    name: generate_models.ours(params, case, granularity)
+    for name, granularity in _METHODS.items()
+  }
+  methods = {name: step.call for name, step in steps.items()}
+  cache = None
+  if model is not None:
+    cache, methods["transformers"] = _faster(case, model, methods["dense"])
+    steps["transformers"] = steps["dense"]
+  result = timing.in_turns(
+    methods, rounds=_ROUNDS.value, seconds=_SECONDS.value
+  )
+  dense = result.times["dense"].least
+  rows = []
+  for method, times in result.times.items():
+    size = weights + steps[method].bytes
+    bound = size / result.bandwidth * 1e3
+    rows.append(
+      dict(
+        visual_tokens=case.tokens,
+        batch=len(case.new),
+        method=method,
+        milliseconds_per_step=times.least,
+        median_milliseconds=times.median,
+        bound_milliseconds=bound,
+        bytes=size,
+        pages_read=steps[method].pages_read,
+        ratio_to_bound=times.least / bound,
+        speedup=dense / times.least,
+        bandwidth_gigabytes=result.bandwidth / 1e9,
+        rounds=result.rounds,
+        cache=cache if method == "transformers" else "pages",
+      )
+    )
+  return rows
+
+
+def _faster(case: generate_models.Case, model, dense):
+  """transformers' step with the faster of its caches, and the cache's name.
+
+  Raises:
+    GazeError: its logits are not those of our dense step.
+  """
+  want = np.asarray(dense())
+  forms = generate_models.theirs(model, case)
+  for name, form in forms.items():
+    got = form().numpy()
+    off = np.abs(got - want).max() / np.abs(want).max()
+    if (
+      not off <= _LARGEST_DIFFERENCE
+      or (got.argmax(-1) != want.argmax(-1)).any()
+    ):
+      raise errors.GazeError(
+        f"{case.tokens} visual tokens: the logits of transformers with a {name}"
+        f" differ from ours by {off:.1e} of the largest, or in the greedy token"
+      )
+  times = timing.in_turns(forms, rounds=3, seconds=10.0).times
+  name = min(times, key=lambda x: times[x].least)
+  return name, forms[name]
+
+
+def _text(row: dict) -> str:
+  own = row["cache"]
+  return (
+    f"{row['visual_tokens']:6d} {row['batch']:5d}  {row['method']:16s}"
+    f" {row['milliseconds_per_step']:8.2f} {row['median_milliseconds']:8.2f}"
+    f" {row['bound_milliseconds']:7.2f} {row['ratio_to_bound']:7.2f}"
+    f" {row['speedup']:8.2f} {row['pages_read']:6.1%}"
+    + (f"  {own}" if own != "pages" else "")
+  )
+
+
+def _about() -> dict:
+  transformers = generate_models.transformers
+  return dict(
+    statistic="milliseconds_per_step is the least of the rounds,"
+    " bound_milliseconds is bytes over the fastest streaming read of the same"
+    " rounds, speedup is over our dense step",
+    shape=_SHAPE.value,
+    regions=decode_methods.REGION,
+    routed=decode_methods.ROUTED,
+    cores=os.cpu_count(),
+    machine=platform.machine(),
+    device=jax.devices()[0].device_kind,
+    jax=jax.__version__,
+    torch=timing.torch.__version__ if timing.torch else None,
+    transformers=transformers.__version__ if transformers else None,
+  )
+
+
+def _plot(rows: list[dict]) -> None:
+  """The steps of one row, or of the fewest that were run."""
+  batch = min(row["batch"] for row in rows)
+  rows = [row for row in rows if row["batch"] == batch]
+  lines = {}
+  for row in rows:
+    at = row["visual_tokens"], row["milliseconds_per_step"]
+    lines.setdefault(row["method"], []).append(at)
+  for row in rows:
+    if row["method"] in ("dense", "gaze_kv_group"):
+      at = row["visual_tokens"], row["bound_milliseconds"]
+      lines.setdefault(f"bound ({row['method']})", []).append(at)
+  title = (
+    f"One step of the decoder, float32, batch {batch}, a tenth of the regions"
+  )
+  chart.draw(title, lines).save(_PLOT.value)
+
+
+if __name__ == "__main__":
+  cli.main(main)
