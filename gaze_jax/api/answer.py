@@ -13,6 +13,7 @@ from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import overlay
+from gaze_jax.decode import programs
 from gaze_jax.decode import trace
 from gaze_jax.decode import viewer
 from gaze_jax.models import mllm
@@ -112,6 +113,7 @@ class Answer:
       budget=self.budget,
       regions=len(self.context.sizes),
       accounting=account.as_dict(),
+      programs_compiled=programs.compiled(),
     )
 
   @property

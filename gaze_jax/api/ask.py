@@ -45,6 +45,8 @@ class Ask:
       a video where `<video>` is; what is written nowhere comes first.
     after: what was read before: images of `Model.encode_image`, or the context
       of an earlier answer; None to begin.
+    system: takes the place of the chat format's own system text at the start
+      of a conversation; None to leave that as it is.
     images: pictures that the question brings along.
     videos: files, or the frames of each.
     frames: how many frames are taken of a video file.
@@ -61,6 +63,7 @@ class Ask:
 
   question: str
   after: context_lib.Context | None = None
+  system: str | None = None
   images: Sequence[Picture] = ()
   videos: Sequence[Video] = ()
   frames: int = 8
@@ -107,6 +110,11 @@ def check(ask: Ask) -> None:
     raise AskError(f"top_k = {ask.top_k}: give 0 or more regions")
   if ask.share is not None and not 0 <= ask.share <= 1:
     raise AskError(f"share = {ask.share}: give a share from 0 to 1")
+  if ask.system is not None and ask.after is not None:
+    raise AskError(
+      "a system text begins a conversation, and this one has begun: give it to"
+      " the first question, or to Model.encode"
+    )
   if any(not s for s in ask.stop):
     raise AskError("a stop string is empty")
 
@@ -135,10 +143,11 @@ def prepare_units(
   images: Sequence[Picture],
   videos: Sequence[Video],
   frames: int,
+  system: str | None = None,
 ) -> Prepared:
   """The beginning of a row that questions about images share."""
   seen = _see(config, images, videos, frames)
-  parts = [layout.Text(tokenizer.chat.start)]
+  parts = [layout.Text(tokenizer.start(system))]
   parts += itertools.chain(*(s.units for s, _ in seen))
   return _prepared(config, parts, seen)
 
@@ -168,7 +177,7 @@ def prepare(
   parts: list[layout.Text | layout.Unit] = []
   turns = 0
   if after is None:
-    parts.append(layout.Text(chat.start))
+    parts.append(layout.Text(tokenizer.start(ask.system)))
   elif after.turns:
     turns = after.turns
     said = after.pending[-1:] == chat.after[:1]

@@ -67,15 +67,22 @@ class Model(answer_lib.Asked):
     images: Sequence[ask_lib.Picture] = (),
     videos: Sequence[ask_lib.Video] = (),
     frames: int = 8,
+    system: str | None = None,
   ) -> context_lib.Context:
     """Reads images, then videos, once; as `encode_image` and `encode_video`.
+
+    Args:
+      images: as in `encode_image`.
+      videos: as in `encode_video`.
+      frames: likewise, of each.
+      system: as in `Ask`.
 
     Raises:
       errors.GazeError: one can't be used, or there are too many.
     """
     self._check_sees()
     prepared = ask_lib.prepare_units(
-      self.config, self.tokenizer, images, videos, frames
+      self.config, self.tokenizer, images, videos, frames, system
     )
     return reading.read(
       self.params,

@@ -141,6 +141,8 @@ def _time(
     done=jnp.ones(1, bool),
     read=jnp.zeros((1, 2)),
   )
+  # Where the cache is, as what comes out of a step: one program for both.
+  carry = jax.device_put(carry, cache.k.sharding)
   decoder = {"decoder": params["decoder"]}
   seen: tuple[list[float], list[float]] = ([], [])
   began = None
