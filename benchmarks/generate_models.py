@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import decode_methods
 from benchmarks import timing
 from gaze_jax import config as config_lib
+from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.models import cached
 from gaze_jax.models import decoder
@@ -33,6 +34,7 @@ _LINEAR = 64  # slots for text
 # Of the new token. The cached keys have none, being random; and a float32 angle
 # at position 20,480 depends on how a frequency is rounded, to 1e-3 in logits.
 _POSITION = 100
+_LARGEST_DIFFERENCE = 1e-3  # of logits, relative to the largest
 
 SHAPES = {
   "qwen3-0.6b": config_lib.DecoderConfig(
@@ -295,3 +297,34 @@ def theirs(model: Any, case: Case) -> dict[str, Callable[[], Any]]:
       ).logits
 
   return {k: functools.partial(run, cache) for k, cache in caches.items()}
+
+
+def faster(
+  case: Case, model: Any, dense: Callable[[], Any]
+) -> tuple[str, Callable[[], Any]]:
+  """The faster of transformers' caches: its name, and a step with it.
+
+  Args:
+    case: the step that is taken.
+    model: from `transformers_model`.
+    dense: our dense step.
+
+  Raises:
+    GazeError: its logits are not those of our dense step.
+  """
+  want = np.asarray(dense())
+  forms = theirs(model, case)
+  for name, form in forms.items():
+    got = form().numpy()
+    off = np.abs(got - want).max() / np.abs(want).max()
+    if (
+      not off <= _LARGEST_DIFFERENCE
+      or (got.argmax(-1) != want.argmax(-1)).any()
+    ):
+      raise errors.GazeError(
+        f"{case.tokens} visual tokens: the logits of transformers with a {name}"
+        f" differ from ours by {off:.1e} of the largest, or in the greedy token"
+      )
+  times = timing.in_turns(forms, rounds=3, seconds=10.0).times
+  name = min(times, key=lambda x: times[x].least)
+  return name, forms[name]
