@@ -21,7 +21,6 @@ import platform
 import sys
 
 import jax
-import numpy as np
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -40,7 +39,6 @@ _METHODS = {
   "gaze_query_head": "query_head",
   "gaze_kv_group": "kv_group",
 }
-_LARGEST_DIFFERENCE = 1e-3  # of logits, relative to the largest
 _HEADER = (
   "tokens batch  method             ms   median   bound  /bound  speedup  pages"
 )
@@ -128,7 +126,9 @@ def _line(case: generate_models.Case, params, model, weights: int):
   methods = {name: step.call for name, step in steps.items()}
   cache = None
   if model is not None:
-    cache, methods["transformers"] = _faster(case, model, methods["dense"])
+    cache, methods["transformers"] = generate_models.faster(
+      case, model, methods["dense"]
+    )
     steps["transformers"] = steps["dense"]
   result = timing.in_turns(
     methods, rounds=_ROUNDS.value, seconds=_SECONDS.value
@@ -156,30 +156,6 @@ def _line(case: generate_models.Case, params, model, weights: int):
       )
     )
   return rows
-
-
-def _faster(case: generate_models.Case, model, dense):
-  """transformers' step with the faster of its caches, and the cache's name.
-
-  Raises:
-    GazeError: its logits are not those of our dense step.
-  """
-  want = np.asarray(dense())
-  forms = generate_models.theirs(model, case)
-  for name, form in forms.items():
-    got = form().numpy()
-    off = np.abs(got - want).max() / np.abs(want).max()
-    if (
-      not off <= _LARGEST_DIFFERENCE
-      or (got.argmax(-1) != want.argmax(-1)).any()
-    ):
-      raise errors.GazeError(
-        f"{case.tokens} visual tokens: the logits of transformers with a {name}"
-        f" differ from ours by {off:.1e} of the largest, or in the greedy token"
-      )
-  times = timing.in_turns(forms, rounds=3, seconds=10.0).times
-  name = min(times, key=lambda x: times[x].least)
-  return name, forms[name]
 
 
 def _text(row: dict) -> str:

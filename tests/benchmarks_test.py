@@ -9,6 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
+from benchmarks import generate_models
+from gaze_jax import errors
+
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = {
   "visual_tokens": int,
@@ -28,9 +31,9 @@ DENSE = {"jax_dense", "torch_dense"}
 METHODS = {"jax_dense", "gaze_query_head", "gaze_kv_group", "gaze_all_regions"}
 
 
-def _run(*arguments):
+def _run(*arguments, script="attention"):
   return subprocess.run(
-    [sys.executable, "benchmarks/attention.py", *map(str, arguments)],
+    [sys.executable, f"benchmarks/{script}.py", *map(str, arguments)],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -130,3 +133,85 @@ def test_a_mistake_is_one_line(argument, says):
   lines = result.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
   assert says in lines[0]
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+  out = tmp_path_factory.mktemp("generate")
+  result = _run(
+    "--shape=tiny",
+    "--only=576",
+    "--rounds=1",
+    f"--json={out / 'rows.json'}",
+    f"--plot={out / 'plot.png'}",
+    script="generate",
+  )
+  assert result.returncode == 0, result.stderr
+  return result, json.loads((out / "rows.json").read_text()), out / "plot.png"
+
+
+def test_rows_of_generate(generated):
+  result, table, plot = generated
+  rows = {row["method"]: row for row in table["rows"]}
+  ours = {"dense", "gaze_query_head", "gaze_kv_group"}
+  assert set(rows) - {"transformers"} == ours
+  assert ("transformers" in rows) == (table["transformers"] is not None)
+  for row in rows.values():
+    assert (row["visual_tokens"], row["batch"]) == (576, 1)
+    ms = row["milliseconds_per_step"]
+    assert 0 < ms <= row["median_milliseconds"]
+    assert math.isclose(row["ratio_to_bound"], ms / row["bound_milliseconds"])
+    bound = row["bytes"] / row["bandwidth_gigabytes"] / 1e6
+    assert math.isclose(row["bound_milliseconds"], bound)
+    assert f"{ms:8.2f}" in result.stdout
+  with Image.open(plot) as picture:
+    assert picture.size == (720, 480)
+
+
+def test_bytes_that_a_step_must_read(generated):
+  """Weights by hand: 4,100 embeddings of 64, three layers, scales."""
+  rows = {row["method"]: row for row in generated[1]["rows"]}
+  layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + 2 * 64 + 2 * 16
+  weights = 4 * (4100 * 64 + 64 + 3 * layer)
+  token = 2 * 16 * 4
+  heads = 3 * 2  # layers, KV heads
+  assert rows["dense"]["bytes"] == weights + heads * 576 * token
+  assert rows["dense"]["pages_read"] == 1
+  shared = rows["gaze_kv_group"]  # 2 of 16 regions; the 17th is empty
+  assert shared["pages_read"] == 2 / 16
+  descriptors = heads * 17 * 16 * 4
+  assert shared["bytes"] == weights + heads * 2 * 36 * token + descriptors
+  assert 2 / 16 < rows["gaze_query_head"]["pages_read"] <= 4 / 16
+
+
+@pytest.mark.parametrize(
+  "arguments, says",
+  [
+    (["--only=577"], "--only=577: there are 576, 4608, 20480"),
+    (["--batches=2"], "--batches=2: there are 1, 8"),
+    (["--only=576", "--batches=8"], "nothing to run: the cases are 576"),
+    (["--plot=picture"], "is not a format of pictures"),
+  ],
+)
+def test_a_mistake_to_generate_is_one_line(arguments, says):
+  result = _run(*arguments, script="generate")
+  assert result.returncode == 1
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+  assert says in lines[0]
+
+
+def test_other_logits_of_transformers_are_refused():
+  config = generate_models.SHAPES["tiny"]
+  params = generate_models.weights(config)
+  case = generate_models.make(config, 100, 2)
+  dense = generate_models.ours(params, case, None).call
+  model = generate_models.transformers_model(config, params)
+  for form in generate_models.theirs(model, case).values():
+    first, again = form().numpy(), form().numpy()  # the same step again
+    assert (first == again).all()
+  name, _ = generate_models.faster(case, model, dense)
+  assert name in ("DynamicCache", "StaticCache")
+  model.model.layers[1].mlp.up_proj.weight.data *= 1.1
+  with pytest.raises(errors.GazeError, match="differ from ours"):
+    generate_models.faster(case, model, dense)
