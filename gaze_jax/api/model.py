@@ -1,8 +1,10 @@
 """A model that answers."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -270,7 +272,22 @@ def _keep_programs() -> None:
   if jax.config.jax_compilation_cache_dir:
     return
   base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  folder = pathlib.Path(base) / "gaze_jax" / "programs"
+  folder = pathlib.Path(base) / "gaze_jax" / "programs" / _processor()
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+  """A name for this kind of processor.
+
+  A program that was compiled for another one may end in an illegal
+  instruction, and homes are shared between machines.
+  """
+  about = [platform.machine(), platform.processor()]
+  listed = pathlib.Path("/proc/cpuinfo")
+  if listed.is_file():
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+    kinds = ("model name", "flags", "Features")
+    about += sorted({x for x in lines if x.startswith(kinds)})
+  return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]

@@ -5,8 +5,6 @@ import os
 import pathlib
 from typing import Any
 
-from metrax import logging as metrax_logging
-
 
 class Writer:
   """Appends a line a step to `metrics.jsonl`, and the same to TensorBoard.
@@ -24,9 +22,9 @@ class Writer:
     if path.exists():
       _cut(path, done)
     self._file = path.open("a", encoding="utf-8")
-    self._board = metrax_logging.TensorboardBackend(
-      str(workdir / "tensorboard")
-    )
+    from metrax import logging  # imports torch where there is one: seconds
+
+    self._board = logging.TensorboardBackend(str(workdir / "tensorboard"))
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Writes plain numbers under their names."""
