@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks import timing
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.ops import attention
 from gaze_jax.ops import gather
 from gaze_jax.ops import gaze
 from gaze_jax.ops import paged
@@ -117,13 +118,11 @@ def _in_layers(attend):
 def _gaze(k_max: int, granularity: str, k, query, cache):
   """One routed step, with one text key: scores, choice, pages, merge."""
   (b, _, _, d), h = query.shape, cache.k.shape[1]
-  none = jnp.zeros((b, h, 1, d), cache.k.dtype)
+  none = jnp.zeros((b, 1, h, d), cache.k.dtype)
   return gaze.decode(
     query,
     cache,
-    none,
-    none,
-    jnp.zeros(b, jnp.int32),
+    attention.attend(query, none, none, jnp.ones((1, 1, 1, 1), bool)),
     jnp.full(b, k, jnp.int32),
     config_lib.GazeConfig(granularity=granularity),
     k_max=k_max,

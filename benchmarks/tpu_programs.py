@@ -16,6 +16,7 @@ from gaze_jax import types
 from gaze_jax.kernels import gaze_decode
 from gaze_jax.kernels import gaze_prefill
 from gaze_jax.kernels import visual
+from gaze_jax.ops import attention
 from gaze_jax.ops import gaze
 
 _SIZES = (576, 4608, 20480, 65536)
@@ -164,15 +165,14 @@ def _step(case: Case, implementation: str, choice: str | None):
   config = config_lib.GazeConfig(
     granularity=choice or "kv_group", decode_implementation=implementation
   )
-  linear = _abstract((1, case.h, _TEXT, _HEAD_DIM), case.dtype)
+  linear = _abstract((1, _TEXT, case.h, _HEAD_DIM), case.dtype)
 
   def function(query, cache, key, value, length, budget, layer):
+    seen = jnp.arange(_TEXT) <= length
     return gaze.decode(
       query,
       cache,
-      key,
-      value,
-      length,
+      attention.attend(query, key, value, seen[None, None, None]),
       budget,
       config,
       layer=layer,

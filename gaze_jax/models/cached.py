@@ -11,7 +11,6 @@ come out; donate them, and they are written in place.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
@@ -21,6 +20,7 @@ from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import chunk as chunk_ops
 from gaze_jax.ops import gaze
 from gaze_jax.ops import paged
+from gaze_jax.ops import text as text_ops
 
 
 def empty(
@@ -196,8 +196,8 @@ class _Added:
     )
     grown = dataclasses.replace(
       cache,
-      k=cache_ops.append_layers(cache.k, k, cache.length),
-      v=cache_ops.append_layers(cache.v, v, cache.length),
+      k=cache_ops.append(cache.k, k, cache.length),
+      v=cache_ops.append(cache.v, v, cache.length),
       length=cache.length + self.count,
       position=cache.position + self.count,
       frozen=frozen,
@@ -207,16 +207,11 @@ class _Added:
   def _attend(self, q, k, v, memory):
     layer, dense, frozen = memory
     cache, g = self.cache, self.config.gaze
-    # A layer of text is small enough to be copied; its pages are not.
-    of_layer = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-    keys = cache_ops.append(of_layer(cache.k), k, cache.length)
-    values = cache_ops.append(of_layer(cache.v), v, cache.length)
+    text = text_ops.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
     routed = gaze.decode(
       q,
       cache.visual,
-      keys,
-      values,
-      cache.length,
+      text,
       self.budget,
       g,
       layer=layer,

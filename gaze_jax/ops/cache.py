@@ -56,30 +56,25 @@ def linear(
 
 
 def append(
-  buffer: types.Float[types.Array, "B H Y D"],
-  new: types.Float[types.Array, "B X H D"],
+  buffer: types.Float[types.Array, "N B H Y D"],
+  new: types.Float[types.Array, "N B X H D"],
   length: types.Int[types.Array, " B"],
-) -> types.Float[types.Array, "B H Y D"]:
-  """Writes new keys or values behind each row's filled slots.
+) -> types.Float[types.Array, "N B H Y D"]:
+  """Writes new keys or values of all layers behind each row's filled slots.
+
+  In place where `buffer` is donated.
 
   Args:
-    buffer: [B, H, Y, D].
-    new: [B, X, H, D].
+    buffer: [N, B, H, Y, D].
+    new: [N, B, X, H, D].
     length: int32 [B].
   """
   write = jax.vmap(
     lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (0, at, 0))
   )
-  return write(buffer, new.transpose(0, 2, 1, 3).astype(buffer.dtype), length)
-
-
-def append_layers(
-  buffer: types.Float[types.Array, "N B H Y D"],
-  new: types.Float[types.Array, "N B X H D"],
-  length: types.Int[types.Array, " B"],
-) -> types.Float[types.Array, "N B H Y D"]:
-  """`append` in all layers at once: in place where `buffer` is donated."""
-  return jax.vmap(append, in_axes=(0, 0, None))(buffer, new, length)
+  # Layers outside, as they lie: rows outside, XLA would turn the buffer over.
+  of_layers = jax.vmap(write, in_axes=(0, 0, None))
+  return of_layers(buffer, new.swapaxes(2, 3).astype(buffer.dtype), length)
 
 
 def put_context(

@@ -37,7 +37,7 @@ from gaze_jax.ops import attention
 from gaze_jax.ops import merge
 
 # A row of a KV head's group is a bit of an int32.
-_MAX_ROWS = 32
+MAX_ROWS = 32
 # Rows of a reduce: more leave room for fewer pages side by side; of one alone
 # the library would take the reduce.
 _ROWS = 2
@@ -85,8 +85,8 @@ def attend_pages(
     k, v, layer = k[None], v[None], jnp.zeros((), jnp.int32)
   h = k.shape[2]
   group = q // h
-  if x * group > _MAX_ROWS:
-    raise ValueError(f"{x * group} rows of a KV head; at most {_MAX_ROWS}")
+  if x * group > MAX_ROWS:
+    raise ValueError(f"{x * group} rows of a KV head; at most {MAX_ROWS}")
   matrix = query.reshape(b, x, h, group, d).transpose(0, 2, 1, 3, 4)
   filled = cache.valid.sum(axis=-1, dtype=jnp.int32)
   out, lse = _attend(

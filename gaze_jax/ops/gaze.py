@@ -29,7 +29,6 @@ from gaze_jax.kernels import gaze_decode
 from gaze_jax.kernels import gaze_prefill
 from gaze_jax.kernels import support
 from gaze_jax.kernels import visual as visual_kernel
-from gaze_jax.ops import attention
 from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import gather
 from gaze_jax.ops import merge
@@ -179,9 +178,7 @@ def store(
 def decode(
   query: types.Float[types.Array, "B X Q D"],
   visual: types.VisualCache,
-  key: types.Float[types.Array, "B H Y D"],
-  value: types.Float[types.Array, "B H Y D"],
-  length: types.Int[types.Array, " B"],
+  text: types.Attended,
   budget: types.Int[types.Array, " B"],
   config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
   *,
@@ -195,11 +192,10 @@ def decode(
   """Attention of new tokens to the cache of their row.
 
   Args:
-    query: [B, X, Q, D], post-RoPE; the last X tokens of the linear cache.
+    query: [B, X, Q, D], post-RoPE.
     visual: from `store`, of this layer, or stacked with `layer`.
-    key: [B, H, Y, D], text and context keys, the X new ones included.
-    value: [B, H, Y, D].
-    length: int32 [B], filled slots before the X new ones.
+    text: `Attended` of [B, X, Q, D], attention of the same queries to text and
+      context, from `text.attend`.
     budget: int32 [B], K of each row; see `routing.allowed`.
     config: static.
     layer: int32 scalar, which layer of `visual` this is. A slice of it would
@@ -215,23 +211,17 @@ def decode(
   Raises:
     ImplementationError: `config.decode_implementation` can't serve.
   """
-  x, q = query.shape[1:3]
-  b, h, _, d = key.shape
+  b, x, q, d = query.shape
+  h = visual.descriptors.shape[-3]
   shape = (b, h, *visual.valid.shape[1:], d)
   form = _decode_form(config, x * q // h, shape, visual.k.dtype)
   step = paged.Step(query, visual, layer, budget, config, override, frozen)
   looked, members = paged.look(step, _PAGES[form], dense=dense, k_max=k_max)
-  seen = jnp.arange(key.shape[2]) <= (
-    length[:, None, None] + jnp.arange(x)[:, None]
-  )
-  linear = attention.attend(
-    query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), seen[:, None]
-  )
   return Routed(
-    out=merge.merge(looked, linear).out,
+    out=merge.merge(looked, text).out,
     members=members,
     scores=tracing.scores(step) if trace else None,
-    dense=tracing.dense_share(step, linear) if trace else None,
+    dense=tracing.dense_share(step, text) if trace else None,
   )
 
 

@@ -17,12 +17,12 @@ def scores(step: paged.Step) -> types.Array:
   return routing.scores(step.query, descriptors, config)
 
 
-def dense_share(step: paged.Step, linear: types.Attended) -> types.Array:
+def dense_share(step: paged.Step, text: types.Attended) -> types.Array:
   """The share of its attention that each region would get of a dense query.
 
   Args:
     step: what is looked at, and from where.
-    linear: attention of the same query to text and context.
+    text: attention of the same query to text and context.
 
   Returns:
     float32 [B, X, Q, R], 0 where there is no region; what is left of 1 goes to
@@ -34,7 +34,7 @@ def dense_share(step: paged.Step, linear: types.Attended) -> types.Array:
   logits = logits.reshape(b, q, x, *step.visual.valid.shape[1:])
   valid = step.visual.valid[:, None, None]
   logits = jnp.where(valid, logits, -jnp.inf)
-  other = linear.lse.transpose(0, 2, 1)
+  other = text.lse.transpose(0, 2, 1)
   peak = jnp.maximum(logits.max(axis=(-2, -1)), other)
   peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
   mass = jnp.exp(logits - peak[..., None, None]).sum(-1)

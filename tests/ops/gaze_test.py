@@ -334,15 +334,23 @@ def _decoded(query, key, value, batch, length, budget, frozen, k_max, config):
     routed = gaze.decode(
       query,
       gaze.store(key, value, plan, config),
-      cache.linear(key, slots, 64),
-      cache.linear(value, slots, 64),
-      length,
+      _text(query, *(cache.linear(x, slots, 64) for x in (key, value)), length),
       budget,
       config,
       k_max=k_max,
       frozen=frozen,
     )
   return dataclasses.asdict(routed)
+
+
+def _text(query, key, value, length):
+  """Attention to a linear cache that holds the new tokens as well."""
+  x = query.shape[1]
+  seen = (
+    jnp.arange(key.shape[2]) <= length[:, None, None] + jnp.arange(x)[:, None]
+  )
+  k, v = (a.transpose(0, 2, 1, 3) for a in (key, value))
+  return attention.attend(query, k, v, seen[:, None])
 
 
 decode_form = pytest.mark.parametrize("form", ["masked", "gather", "pallas"])
@@ -577,7 +585,8 @@ def _decode_by_hand(form, query):
   visual = gaze.store(key, value, plan, config)
   linear = jnp.zeros((1, 1, 40, 1))
   zero = np.array([0], np.int32)
-  return gaze.decode(query, visual, linear, linear, zero, zero + 1, config).out
+  text = _text(query, linear, linear, zero)
+  return gaze.decode(query, visual, text, zero + 1, config).out
 
 
 def test_more_rows_than_a_list_has_bits_for():
