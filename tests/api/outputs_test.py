@@ -10,7 +10,7 @@ from gaze_jax import errors
 from gaze_jax.decode import accounting
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def answer(model, picture):
   reply = model().generate(
     "what is it?", images=[picture()], trace=True, max_tokens=3, share=0.3
