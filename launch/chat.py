@@ -21,7 +21,13 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-  chat = api.Chat(api.load(_WORKDIR.value), _say, _OPTIONS(), cli.interruptible)
+  chat = api.Chat(
+    api.load(_WORKDIR.value),
+    _say,
+    _OPTIONS(),
+    cli.interruptible,
+    afresh=_AFRESH.value,
+  )
   chat.show_images(_IMAGE.value)
   chat.run(_lines())
 

@@ -1,11 +1,13 @@
 """The commands of launch/ as a user runs them, above all when they fail."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -58,7 +60,12 @@ def workdir(tiny_config, tmp_path_factory):
 def files(tmp_path_factory):
   """An image, and what looks like one."""
   folder = tmp_path_factory.mktemp("files")
-  Image.fromarray(np.full((70, 80, 3), 99, np.uint8)).save(folder / "ok.png")
+  shots = [
+    Image.fromarray(np.full((70, 80, 3), n, np.uint8)) for n in (99, 9, 200)
+  ]
+  shots[0].save(folder / "ok.png")
+  shots[1].save(folder / "other.png")
+  shots[0].save(folder / "film.gif", save_all=True, append_images=shots[1:])
   (folder / "corrupt.png").write_text("this is no image")
   return folder
 
@@ -72,19 +79,124 @@ def generate(trained, files, **changes):
     max_tokens=3,
   )
   values |= changes
-  return ["launch/generate.py", *(f"--{k}={v}" for k, v in values.items())]
+  given = {k: v for k, v in values.items() if v is not None}
+  return ["launch/generate.py", *(f"--{k}={v}" for k, v in given.items())]
 
 
 def test_generate_answers_and_draws(workdir, files):
-  out_file = files / "answer.png"
+  names = dict(out="a.png", animation="a.webp", html="a.html", json="a.json")
+  names = {flag: files / name for flag, name in names.items()}
   code, out, lines = run(
-    *generate(workdir, files, out=out_file, layers="0,1", heads="3", top_k=1)
+    *generate(workdir, files, layers="0,1", heads="3", share=0.25, **names),
+    *(f"--image={files}/ok.png,{files}/other.png", f"--video={files}/film.gif"),
+    *("--frames=2", "--stop=\a", "--stop=\b"),
   )
   assert code == 0, lines
-  for words in ("visual tokens                25", "MiB", "decode step"):
+  # Two images and two of the three frames, in 9 regions each.
+  for words in ("visual tokens                100", "MiB", "decode step"):
     assert words in out
-  with Image.open(out_file) as page:
+  for name in names.values():
+    assert f"wrote {name}\n" in out
+  with Image.open(names["out"]) as page:
     assert page.width >= 300
+  with Image.open(names["animation"]) as page:
+    assert page.format == "WEBP"
+  assert "What is at the top?" in names["html"].read_text()
+  told = json.loads(names["json"].read_text())
+  assert (told["budget"], told["regions"]) == (9, 36)
+  assert told["accounting"]["visual_tokens"] == 100
+  assert out.startswith(told["answer"])
+
+
+def test_generate_without_an_image_or_a_picture(workdir, files):
+  before = sorted(files.iterdir())
+  # Longer than data.sequence_length, which is training's alone.
+  asked = generate(workdir, files, image=None, out="", question="what " * 90)
+  code, out, lines = run(*asked, "--temperature=0.5", "--top_p=0.9", "--seed=3")
+  assert code == 0, lines
+  assert "visual tokens                0\n" in out and "wrote" not in out
+  assert sorted(files.iterdir()) == before
+
+
+def chat(trained, *more):
+  return ["launch/chat.py", f"--workdir={trained}", *more]
+
+
+def test_chat_talks_line_by_line(workdir, files, tmp_path):
+  script = f"""
+    what is it?
+    /cost
+    /image {files}/other.png
+    and now?
+    /html {tmp_path}/page.html
+    /keep {tmp_path}/kept
+    /new
+    /cost
+    /load {tmp_path}/kept
+    go on
+    /image {files}/no.png
+    /sing
+    /help
+  """
+  process = start(
+    *chat(workdir, f"--image={files}/ok.png", "--max_tokens=3", "--top_k=1"),
+    stdin=subprocess.PIPE,
+  )
+  out, err = process.communicate(script, timeout=300)
+  assert process.returncode == 0 and "Traceback" not in err, err
+  first, rest = out.split("visual tokens", 1)
+  assert first.endswith("[length]\n") and rest.split()[0] == "25"
+  assert out.count("[length]\n") == 3
+  assert out.count("error: ") == 3
+  for words in ("nothing was answered yet", "no.png: no such file", "/sing is"):
+    assert words in out
+  assert out.endswith("Ctrl-C ends an answer\n")
+  assert "and now?" in (tmp_path / "page.html").read_text()
+  assert (tmp_path / "kept" / "view-001.png").is_file()
+
+
+def read_until(stream, end):
+  """What a program says, up to and with `end`."""
+  text = ""
+  while not text.endswith(end):
+    character = stream.read(1)
+    assert character, text
+    text += character
+  return text
+
+
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(workdir, tmp_path):
+  # Somebody types: the answers are long, and one is waited for.
+  ours, theirs = os.openpty()
+  process = start(
+    *chat(workdir, "--afresh", "--max_tokens=20000", "--temperature=0.7"),
+    stdin=theirs,
+  )
+  late = threading.Timer(200, process.kill)
+  late.start()
+  assert read_until(process.stdout, "> ") == "> "
+  os.write(ours, b"tell me all\n")
+  said = process.stdout.read(1)
+  process.send_signal(signal.SIGINT)
+  said += read_until(process.stdout, "\n> ")
+  assert said.endswith("  [interrupted]\n> ")
+  # It goes on: another answer begins, and ends in the same way.
+  os.write(ours, b"and then?\n")
+  process.stdout.read(1)
+  process.send_signal(signal.SIGINT)
+  assert "[interrupted]" in read_until(process.stdout, "\n> ")
+  # Its question was the first, as asked by --afresh.
+  os.write(ours, f"/keep {tmp_path}/kept\n".encode())
+  assert read_until(process.stdout, "> ") == "> "
+  kept = json.loads((tmp_path / "kept" / "context.json").read_text())
+  assert kept["turns"] == 1
+  time.sleep(1)  # python forgets a signal that comes just before it reads
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  late.cancel()
+  os.close(ours), os.close(theirs)
+  assert process.returncode == 130
+  assert err == "interrupted\n"
 
 
 def test_eval_writes_its_reports(workdir, tmp_path):
@@ -106,17 +218,24 @@ def test_errors_of_generate_and_eval(workdir, files, tmp_path):
     (gen(image=files / "no.png"), "no.png: no such file"),
     (gen(image=files / "corrupt.png"), "corrupt.png: not an image file"),
     (gen(question=" "), "the question is empty"),
-    (gen(question="what " * 90), "data.sequence_length"),
+    (gen(max_tokens=32_768), "the limit is 32768; shorten the text"),
     (gen(layers="0,7"), "no layer 7: the model has layers 0 to 1"),
     (gen(heads="x"), "--heads=x: give whole numbers"),
     (gen(out=files / "gaze.foo"), ".foo is not a format of pictures"),
     (gen(out=files / "nowhere" / "gaze.png"), "there is no folder"),
+    (gen(animation=files / "gaze.png"), ".png is not a format of animations"),
+    (gen(html=files / "gaze.txt"), "gaze.txt: the viewer is a page"),
+    (gen(video=files / "ok.png"), "ok.png: "),
+    (gen(share=1.5), "share"),
+    (gen(share=0.5, top_k=1), "give top_k or share, not both"),
     (gen(top_k=-1), "top_k"),
     (gen(max_tokens=0), "max_tokens"),
     (gen(workdir=tmp_path / "missing"), "make one with launch/train.py"),
     (gen(workdir=empty), "neither a workdir of launch/train.py"),
     (gen(quesion="?"), "quesion"),
-    (["launch/generate.py", f"--workdir={workdir}"], "image"),
+    (["launch/generate.py", f"--workdir={workdir}"], "question"),
+    (chat(empty), "neither a workdir of launch/train.py"),
+    (chat(workdir, f"--image={files}/no.png"), "no.png: no such file"),
     (["launch/eval.py"], "workdir"),
     (["launch/eval.py", f"--workdir={empty}"], "no checkpoints here"),
   ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
+from gaze_jax.api import ask as ask_lib
 from gaze_jax.api import model as model_lib
 from gaze_jax.api import store
 from gaze_jax.decode import context as context_lib
@@ -113,7 +114,7 @@ class Chat:
 
   def _command(self, line: str) -> None:
     try:
-      name, *words = shlex.split(line)
+      name, *words = shlex.split(line) or [""]
     except ValueError as error:
       raise errors.GazeError(f"/{line}: {error}") from None
     if name not in self._commands:
@@ -132,10 +133,15 @@ class Chat:
     self._shown[kind] += files
 
   def _top_k(self, value: str) -> None:
-    self._options |= dict(top_k=_number(value, int), share=None)
+    self._change(top_k=_number(value, int), share=None)
 
   def _share(self, value: str) -> None:
-    self._options |= dict(top_k=None, share=_number(value, float))
+    self._change(top_k=None, share=_number(value, float))
+
+  def _change(self, **options: Any) -> None:
+    changed = self._options | options
+    ask_lib.check(ask_lib.Ask("?", **changed))
+    self._options = changed
 
   def _cost(self, file: str = "") -> None:
     last = self._answered()

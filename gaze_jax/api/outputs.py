@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import model as model_lib
 from gaze_jax.decode import accounting
@@ -45,6 +46,8 @@ class Outputs:
       overlay.check_name(self.animation, animation=True)
     if self.html:
       viewer.check_name(self.html)
+    if self.json and not (folder := pathlib.Path(self.json).parent).is_dir():
+      raise errors.GazeError(f"{self.json}: there is no folder {folder}")
 
   def check_model(self, model: model_lib.Model) -> None:
     """Refuses layers and heads that a model does not have.

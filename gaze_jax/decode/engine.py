@@ -175,7 +175,7 @@ class Decoding:
       context_lib.row(self._carry.cache, row), visual=before.cache.visual
     )
     cache = _narrow(cache)
-    kept = len(tokens) - 1  # the last one was said and not read
+    kept = max(len(tokens) - 1, 0)  # the last one was said and not read
     return Said(
       tokens=tuple(tokens),
       read=(float(read[0]), float(read[1])),

@@ -101,6 +101,10 @@ def test_an_interrupted_stream_is_an_answer_so_far(model, picture):
   stream = ours.stream(Q, seen, max_tokens=12)
   next(iter(stream))
   assert stream.answer.tokens == want.tokens[:1]
+  # One that nobody read has asked and said nothing.
+  silent = ours.stream(Q, seen, max_tokens=12).answer
+  assert (silent.tokens, silent.text) == ((), "")
+  assert silent.context.length == want.context.length - len(want.tokens) + 1
 
 
 def test_stop_strings_end_and_are_cut_off(model, picture):

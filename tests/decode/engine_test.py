@@ -30,6 +30,12 @@ PROMPTS = {
 COUNT = 5
 
 
+@pytest.fixture(autouse=True)
+def _caches_of_two_sizes(monkeypatch):
+  """24 pages, or 36 for the video: prompts of all kinds share programs."""
+  monkeypatch.setattr(context, "_REGIONS", 24)
+
+
 @pytest.fixture
 def read(tiny, tiny_params, row):
   def make(parts, *, top_k, after=None, seed=0, skip=0, config=tiny, **kwargs):
@@ -69,8 +75,9 @@ def test_decode_is_teacher_forcing(read, decode, oracle, name, top_k):
     assert step.token == token
     np.testing.assert_array_equal(step.chosen, chosen[..., :there])
     assert (step.chosen.sum(-1) == min(top_k, there)).all()
-  # The compiled loop says the same.
-  rows = [engine.Row(read(parts, top_k=top_k), top_k, COUNT)]
+  # The compiled loop says the same. (A prompt is decoded once: its cache is
+  # written on.)
+  rows = [engine.Row(read(parts, top_k=top_k, trace=True), top_k, COUNT)]
   assert decode(rows).tokens(0) == want
 
 
@@ -140,6 +147,13 @@ def test_turns_go_on_from_what_was_said(
   read, decode, oracle, tiny, options, monkeypatch
 ):
   """Question, answer, another image, question: one row to the oracle."""
+  if not options:
+    monkeypatch.setattr(context, "_REGIONS", 8)  # pages are added
+  # Neither the tower nor the projector knows of these options.
+  embed = reading._embed
+  monkeypatch.setattr(
+    reading, "_embed", lambda params, _, *args: embed(params, tiny, *args)
+  )
   monkeypatch.setattr(reading, "_UNITS", 16)  # a unit takes two chunks
   monkeypatch.setattr(reading, "_TEXT", 4)
   gaze = dataclasses.replace(tiny.gaze, **options)
@@ -147,8 +161,8 @@ def test_turns_go_on_from_what_was_said(
   k = 300 if gaze.budget == "ratio" else 2
   first = [*PROMPTS["one image"]]
   want, _ = oracle(first, top_k=k, count=COUNT, config=config)
-  row = engine.Row(read(first, top_k=k, config=config), k, COUNT)
-  said = decode([row], config=config).said(0)
+  prompt = read(first, top_k=k, config=config, trace=True)
+  said = decode([engine.Row(prompt, k, COUNT)], config=config).said(0)
   assert list(said.tokens) == want
   second = [layout.Text([8, 9]), UNIT, layout.Text([10, 11, 12, 13, 14, 4])]
   whole = [*first, layout.Text(want, question=0), *second]
@@ -202,8 +216,11 @@ def test_an_answer_cut_short_goes_on_as_if_it_had_been_short(read, decode):
 
 def test_an_ended_row_says_no_more(read, decode, tiny, tiny_params):
   rows = [
-    engine.Row(read(PROMPTS[n], top_k=2), 2, COUNT)
-    for n in ("one image", "text only", "video frames")
+    engine.Row(read(PROMPTS[n], top_k=2), 2, COUNT, temperature=t)
+    for n, t in [
+      *(("one image", 0.0), ("text only", 0.5), ("video frames", 0.5)),
+      *[("text only", 0.0)] * 4,  # as many rows as in the test above
+    ]
   ]
   out = engine.Decoding(tiny_params, tiny, rows, stop=(-1,))
   out.step()

@@ -1,0 +1,241 @@
+"""How a question is put: its budget, its marks, and the ids of each turn."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gaze_jax import api
+from gaze_jax import packages
+from gaze_jax import types
+from gaze_jax.api import ask as ask_lib
+from gaze_jax.data import gguf_tokenizer
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.decode import context as context_lib
+
+Q = "what is it?"
+
+
+def budget_of(config, regions=18, most=9, **budget):
+  return ask_lib.budget(api.Ask(Q, **budget), config, regions, most)
+
+
+@pytest.mark.parametrize(
+  "unit, trained, quarter, all_",
+  [
+    ("fixed", 2, 5, 18),  # of 18 regions: 4.5, rounded up
+    ("per_unit", 2, 3, 9),  # of the 9 of the largest unit: 2.25
+    ("ratio", 250, 250, 1000),  # in thousandths
+  ],
+)
+def test_budgets_by_hand(model, unit, trained, quarter, all_):
+  config = model(budget=unit, ratio=0.25).config
+  assert budget_of(config) == trained
+  assert budget_of(config, share=0.25) == quarter
+  assert budget_of(config, share=1.0) == all_
+  assert budget_of(config, share=0.0) == 0 == budget_of(config, top_k=0)
+  assert budget_of(config, top_k=3) == 3  # in the unit, whichever it is
+  assert budget_of(config, top_k=10**15) == 2**30  # an int32
+
+
+def test_what_rounding_adds_to_a_share_is_no_region(model):
+  config = model().config
+  assert 0.07 * 100 > 7
+  assert budget_of(config, regions=100, share=0.07) == 7
+  assert budget_of(config, regions=0, share=0.5) == 0
+  assert budget_of(config, regions=100, share=0.0701) == 8
+
+
+def test_a_question_without_images_counts_the_largest_unit_read(model):
+  """per_unit, after a unit of 9 regions: half of them, rounded up."""
+  ours = model(budget="per_unit")
+  image = np.zeros((70, 70, 3), np.uint8)
+  seen = ours.encode_image(image)
+  reply = ours.generate(Q, seen, share=0.5, max_tokens=1)
+  assert reply.budget == 5
+  assert ours.generate(Q, share=0.5, max_tokens=1).budget == 0
+
+
+def shade(number):
+  return np.full((70, 70, 3), number, np.uint8)
+
+
+def read(prepared):
+  """Ids of text, and the shade of each unit as a string, in reading order."""
+  batch, out, shown = prepared.batch, [], set()
+  layout = batch.layout
+  slots = zip(layout.role[0], layout.unit[0], batch.tokens[0], strict=True)
+  for role, unit, token in slots:
+    if role == types.Role.TEXT:
+      out.append(int(token))
+    elif role != types.Role.PAD and unit not in shown:
+      shown.add(unit)
+      out.append(str(prepared.views[unit].picture[0, 0, 0]))
+  return out
+
+
+@dataclasses.dataclass
+class Format:
+  """A chat format: its tokenizer, and ids of texts with special tokens."""
+
+  tokenizer: tokenizer_lib.Tokenizer
+  model: api.Model
+
+  def prepare(self, question=Q, after=None, **given):
+    ask = api.Ask(question, after, **given)
+    return read(ask_lib.prepare(ask, self.model.config, self.tokenizer))
+
+  def after(self, **changes):
+    """A context of two units, or as `changes` say."""
+    empty = context_lib.empty(self.model.config.model)
+    two = dict(sizes=(9,) * 4, units=(0, 0, 1, 1))
+    return dataclasses.replace(empty, **(two | changes))
+
+
+@pytest.fixture(scope="module")
+def ours(model):
+  return Format(model().tokenizer, model())
+
+
+@pytest.fixture(scope="module")
+def smollm2(model):
+  tokenizer = tokenizer_lib.Tokenizer.load(packages.SMOLLM2)
+  return Format(tokenizer, model())
+
+
+@pytest.fixture(scope="module")
+def chatml():
+  """Ids of a text as it stands, special tokens and all."""
+  plain, _ = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+  return lambda text: plain.encode(text).ids
+
+
+# Our format: 1 <bos>, 2 <eos>, 3 <user>, 4 <assistant>.
+BOS, EOS, USER, ASSISTANT = 1, 2, 3, 4
+
+
+def test_our_first_turn_by_hand(ours):
+  text = ours.tokenizer.encode
+  q = text(Q)
+  assert ours.prepare() == [BOS, USER, *q, ASSISTANT]
+  one = dict(images=[shade(7)])
+  assert ours.prepare(**one) == [BOS, "7", USER, *q, ASSISTANT]
+  # Written in front it is the same; elsewhere it stands where it is written.
+  assert ours.prepare(f"<image>\n{Q}", **one) == ours.prepare(**one)
+  assert ours.prepare("see <image> here", **one) == [
+    *(BOS, USER, *text("see"), "7", *text("here"), ASSISTANT)
+  ]
+  assert ours.prepare("see <image>", **one) == [
+    *(BOS, USER, *text("see"), "7", ASSISTANT)
+  ]
+
+
+def test_our_later_turns_by_hand(ours):
+  q = ours.tokenizer.encode(Q)
+  seen = ours.after()
+  assert ours.prepare(after=seen) == [USER, *q, ASSISTANT]
+  stopped = ours.after(turns=1, pending=(EOS,))
+  assert ours.prepare(after=stopped) == [USER, *q, ASSISTANT]
+  cut = ours.after(turns=1, pending=(77,))
+  assert ours.prepare(after=cut) == [EOS, USER, *q, ASSISTANT]
+  # So does one that said nothing, and one that saw nothing.
+  silent = ours.after(turns=2, sizes=(), units=())
+  assert ours.prepare(after=silent) == [EOS, USER, *q, ASSISTANT]
+  more = dict(images=[shade(7)])
+  assert ours.prepare(after=seen, **more) == ["7", USER, *q, ASSISTANT]
+  assert ours.prepare(after=cut, **more) == [EOS, "7", USER, *q, ASSISTANT]
+  text = ours.tokenizer.encode("and")
+  assert ours.prepare("and <image>", seen, **more) == [
+    *(USER, *text, "7", ASSISTANT)
+  ]
+
+
+SYSTEM = (
+  "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by"
+  " Hugging Face<|im_end|>\n"
+)
+END = f"{Q}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_first_turn_of_chatml_by_hand(smollm2, chatml):
+  start = f"{SYSTEM}<|im_start|>user\n"
+  assert smollm2.prepare() == chatml(start + END)
+  one = dict(images=[shade(7)])
+  want = [*chatml(start), "7", *chatml("\n" + END)]
+  assert smollm2.prepare(**one) == want
+  assert smollm2.prepare(f"<image>{Q}", **one) == want
+  assert smollm2.prepare(f"see <image>{Q}", **one) == [
+    *(*chatml(start + "see"), "7", *chatml(END))
+  ]
+
+
+def test_later_turns_of_chatml_by_hand(smollm2, chatml):
+  end = smollm2.tokenizer.eos
+  assert [end] == chatml("<|im_end|>")
+  again = "\n<|im_start|>user\n"
+  seen = smollm2.after()
+  # The image stands within the user's turn, which goes on.
+  assert smollm2.prepare(after=seen) == chatml("\n" + END)
+  stopped = smollm2.after(turns=1, pending=(end,))
+  assert smollm2.prepare(after=stopped) == chatml(again + END)
+  cut = smollm2.after(turns=1, pending=(77,))
+  assert smollm2.prepare(after=cut) == chatml("<|im_end|>" + again + END)
+  more = dict(images=[shade(7)])
+  assert smollm2.prepare(after=stopped, **more) == [
+    *(*chatml(again), "7", *chatml("\n" + END))
+  ]
+  assert smollm2.prepare(after=seen, **more) == ["7", *chatml("\n" + END)]
+  assert smollm2.prepare(f"see <image>{Q}", seen, **more) == [
+    *(*chatml("\nsee"), "7", *chatml(END))
+  ]
+
+
+def test_images_read_before_begin_the_users_turn(ours, smollm2, chatml):
+  for form, want in (
+    (ours, [BOS, "7", "8", "9"]),
+    (smollm2, [*chatml(f"{SYSTEM}<|im_start|>user\n"), "7", "8", "9"]),
+  ):
+    seen = ask_lib.prepare_units(
+      form.model.config,
+      form.tokenizer,
+      [shade(7)],
+      [[shade(8), shade(9)]],
+      8,
+    )
+    assert read(seen) == want
+
+
+def test_marks_of_images_and_videos(ours):
+  given = dict(
+    images=[shade(1), shade(2)], videos=[[shade(3), shade(4)], [shade(5)]]
+  )
+  text = lambda word: ours.tokenizer.encode(word)
+  whole = "<video> a <image> b <image> c <video>"
+  assert ours.prepare(whole, **given) == [
+    *(BOS, "3", "4", USER, *text("a"), "1", *text("b"), "2", *text("c")),
+    *("5", ASSISTANT),
+  ]
+  # What is written nowhere comes first: images, then videos.
+  assert ours.prepare(Q, **given) == [
+    *(BOS, "1", "2", "3", "4", "5", USER, *text(Q), ASSISTANT)
+  ]
+  assert ours.prepare("a <image> b <image>", **given)[:5] == [
+    *(BOS, "3", "4", "5", USER)
+  ]
+  for question, says in (
+    ("<image> a", "names 1 <image>, and 2 are given"),
+    ("<image><image><image>", "names 3 <image>, and 2 are given"),
+    ("<video>", "names 1 <video>, and 2 are given"),
+  ):
+    with pytest.raises(ask_lib.AskError, match=says):
+      ours.prepare(question, **given)
+
+
+def test_views_have_the_numbers_of_their_row(ours):
+  ask = api.Ask(Q, images=[shade(1), shade(2)])
+  got = ask_lib.prepare(ask, ours.model.config, ours.tokenizer)
+  assert (got.regions, got.most) == (18, 9)
+  first, second = (np.unique(v.regions).tolist() for v in got.views)
+  assert first == list(range(9)) and second == list(range(9, 18))
+  none = ask_lib.prepare(api.Ask(Q), ours.model.config, ours.tokenizer)
+  assert (none.regions, none.most, none.views) == (0, 0, ())

@@ -1,0 +1,280 @@
+"""Rows that grow from a cache: any cut gives what the whole row gives."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout
+from gaze_jax import types
+from gaze_jax.models import cached
+from gaze_jax.models import mllm
+
+CONFIG = config_lib.ModelConfig(
+  vision=config_lib.VisionConfig(
+    image_size=70,
+    patch_size=14,
+    width=16,
+    depth=1,
+    heads=2,
+    mlp_dim=16,
+    position_grid=5,
+  ),
+  decoder=config_lib.DecoderConfig(
+    vocab_size=64,
+    width=32,
+    depth=2,
+    query_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_dim=48,
+    embedding_std=1.0,  # tokens that differ
+  ),
+  gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=3, top_k=2),
+)
+SHAPE = layout.RowShape(
+  slots=64,
+  units=2,
+  unit_tokens=25,
+  regions=12,
+  region_length=4,
+  answer_slots=5,
+  region=(2, 2),
+  context_tokens=3,
+)
+# Rows of other lengths and grids; the last has no image.
+ROWS = [
+  [
+    layout.Text([1, 2]),
+    *(layout.Unit(3, 5), layout.Unit(5, 2)),
+    layout.Text([3, 4, 5]),
+  ],
+  [layout.Text([6]), layout.Unit(1, 1), layout.Text([7])],
+  [layout.Text([8]), layout.Text([9, 10])],
+]
+# Slots of each row that are read together, text and units by turns; chunks
+# have room for 18, and the first unit's context tokens end one.
+TEXT, UNITS = 4, 18
+PIECES = [
+  (True, [(0, 2), (0, 1), (0, 1)]),
+  (False, [(2, 12), (1, 5), (1, 1)]),
+  (False, [(12, 20), (5, 5), (1, 1)]),
+  (False, [(20, 33), (5, 5), (1, 1)]),
+  (True, [(33, 36), (5, 6), (1, 3)]),
+]
+ANSWERS = [[20, 21, 22, 28], [23, 24, 29], [25, 26, 27]]
+BUDGET = np.array([2, 1, 3], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+  make = jax.jit(mllm.init, static_argnums=0)
+  return nn.meta.unbox(make(CONFIG, jax.random.key(0)))
+
+
+def batch_of(rows):
+  pixels = np.random.default_rng(0).normal(size=(len(rows), 2, 70, 70, 3))
+  laid = [layout.lay_out(parts, SHAPE) for parts in rows]
+  return layout.make_batch(laid, pixels.astype(np.float32))
+
+
+_embed = jax.jit(mllm.embed, static_argnames="config")
+_prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
+_apply = jax.jit(mllm.apply, static_argnames="config")
+_read_units = jax.jit(
+  cached.read_units, static_argnames="config", donate_argnames="cache"
+)
+_read_text = jax.jit(
+  cached.read_text,
+  static_argnames=("config", "trace"),
+  donate_argnames="cache",
+)
+_extend = jax.jit(cached.extend, static_argnames="config")
+
+
+def taken(x, spans, size, fill=0):
+  """[B, size, ...]: of each row its span, and `fill` behind it."""
+  x = np.asarray(x)
+  out = np.full((len(spans), size, *x.shape[2:]), fill, x.dtype)
+  for row, (start, stop) in enumerate(spans):
+    out[row, : stop - start] = x[row, start:stop]
+  return out
+
+
+def places(batch):
+  """int32 [B, S], of visual slots the place within the page."""
+  out = np.zeros(batch.tokens.shape, np.int32)
+  for row, pages in enumerate(batch.region_slots):
+    for page in pages:
+      out[row, page[page >= 0]] = np.arange((page >= 0).sum())
+  return out
+
+
+def chunk_of(batch, spans):
+  fills = dict(role=0, unit=-1, region=-1, position=0, segment=-1, branch=0)
+  lay = types.Layout(
+    **{
+      name: taken(getattr(batch.layout, name), spans, UNITS, fill)
+      for name, fill in fills.items()
+    }
+  )
+  return types.Chunk(lay, taken(places(batch), spans, UNITS))
+
+
+def read(params, config, batch, trace=False):
+  """Piece by piece; the cache, and what the last text gave."""
+  cache = cached.empty(
+    config, len(ROWS), regions=12, region_length=4, capacity=32
+  )
+  x = _embed(params, CONFIG, batch)
+  for text, spans in PIECES:
+    if text:
+      count = np.array([stop - start for start, stop in spans], np.int32)
+      tokens = taken(batch.tokens, spans, TEXT)
+      cache, logits, traced = _read_text(
+        params, config, cache, tokens, count, BUDGET, trace=trace
+      )
+    else:
+      some = jnp.asarray(taken(x, spans, UNITS))
+      cache = _read_units(params, config, cache, some, chunk_of(batch, spans))
+  return cache, logits, traced
+
+
+OPTIONS = {
+  "causal": {},
+  "own unit, answer alone": dict(
+    visual_attention="own_unit", route_prompt=False, descriptor="submean"
+  ),
+  "question": dict(refresh="question", descriptor="minmax"),
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def config(request):
+  gaze = dataclasses.replace(CONFIG.gaze, **OPTIONS[request.param])
+  return dataclasses.replace(CONFIG, gaze=gaze)
+
+
+def same_text(got, want, length):
+  """Filled slots of two linear caches are the same."""
+  for row, n in enumerate(length):
+    for a, b in ((got.k, want.k), (got.v, want.v)):
+      np.testing.assert_allclose(a[:, row, :, :n], b[:, row, :, :n], atol=1e-5)
+
+
+def test_rows_read_in_pieces_are_whole_rows_read_at_once(params, config):
+  batch = batch_of(ROWS)
+  want, logits, chosen = _prefill(params, config, batch, BUDGET, capacity=32)
+  got, last, traced = read(params, config, batch)
+  np.testing.assert_allclose(last, logits, atol=1e-5)
+  if config.gaze.route_prompt:
+    np.testing.assert_array_equal(traced.chosen[:, :, 0], chosen)
+  assert traced.scores is None is traced.dense
+  # Text and context; 36 slots with 25 visual ones, and so on.
+  assert got.length.tolist() == [11, 5, 3] == want.length.tolist()
+  assert got.position.tolist() == [36, 6, 3] == want.position.tolist()
+  same_text(got, want, got.length)
+  np.testing.assert_array_equal(got.visual.valid, want.visual.valid)
+  np.testing.assert_array_equal(got.visual.unit, want.visual.unit)
+  for name in ("k", "v", "descriptors"):
+    a, b = getattr(got.visual, name), getattr(want.visual, name)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  if config.gaze.refresh == "question":
+    np.testing.assert_array_equal(got.frozen, want.frozen)
+
+
+def test_answers_go_on_as_in_the_parallel_form(params, config):
+  whole = [
+    [*parts, layout.Text(answer, question=0)]
+    for parts, answer in zip(ROWS, ANSWERS, strict=True)
+  ]
+  want = _apply(params, config, batch_of(whole), BUDGET)
+  cache, first, _ = read(params, config, batch_of(ROWS))
+  np.testing.assert_allclose(first, want.logits[:, 0], atol=1e-5)
+  # Row 1 says its one token while the others say two, and row 0 waits once.
+  said = np.zeros(3, int)
+  for counts in ([1, 0, 1], [0, 1, 1], [1, 0, 0]):
+    counts = np.array(counts, np.int32)
+    tokens = np.full((3, 1), 63, np.int32)
+    for row in np.flatnonzero(counts):
+      tokens[row] = ANSWERS[row][said[row]]
+    before = cache
+    cache, logits, traced = _extend(
+      params, config, cache, tokens, BUDGET, count=counts
+    )
+    said += counts
+    for row in np.flatnonzero(counts):
+      at = said[row]
+      np.testing.assert_allclose(
+        logits[row, 0], want.logits[row, at], atol=1e-5
+      )
+      np.testing.assert_array_equal(
+        traced.chosen[:, row, 0], want.chosen[:, row, at]
+      )
+    # A row without a token stays as it is.
+    np.testing.assert_array_equal(cache.length, before.length + counts)
+    np.testing.assert_array_equal(cache.position, before.position + counts)
+    same_text(cache, before, before.length)
+  assert said.tolist() == [2, 1, 2]
+
+
+def test_several_tokens_at_once_and_some_of_them_padding(params):
+  whole = [
+    [*parts, layout.Text(answer, question=0)]
+    for parts, answer in zip(ROWS, ANSWERS, strict=True)
+  ]
+  want = _apply(params, CONFIG, batch_of(whole), BUDGET)
+  cache, _, _ = read(params, CONFIG, batch_of(ROWS))
+  counts = np.array([2, 1, 0], np.int32)
+  tokens = np.array([[20, 21], [23, 63], [63, 63]], np.int32)
+  grown, logits, _ = _extend(
+    params, CONFIG, cache, tokens, BUDGET, count=counts
+  )
+  np.testing.assert_allclose(logits[0], want.logits[0, 1:3], atol=1e-5)
+  np.testing.assert_allclose(logits[1, 0], want.logits[1, 1], atol=1e-5)
+  assert (grown.length - cache.length).tolist() == [2, 1, 0]
+  # What was padding is written over by what comes next.
+  _, logits, _ = _extend(
+    params, CONFIG, grown, np.array([[22], [24], [25]], np.int32), BUDGET
+  )
+  np.testing.assert_allclose(logits[0, 0], want.logits[0, 3], atol=1e-5)
+  np.testing.assert_allclose(logits[1, 0], want.logits[1, 2], atol=1e-5)
+  np.testing.assert_allclose(logits[2, 0], want.logits[2, 1], atol=1e-5)
+
+
+def test_a_trace_of_a_prompt_is_of_its_last_token(params):
+  _, _, traced = read(params, CONFIG, batch_of(ROWS), trace=True)
+  assert traced.scores.shape == traced.dense.shape == (2, 3, 1, 4, 12)
+  assert traced.chosen[:, 0, 0].sum(-1).tolist() == [[2] * 4] * 2
+  best = np.asarray(traced.scores)[:, 0, 0, :, :9].max(-1)
+  picked = np.where(traced.chosen, traced.scores, -np.inf)[:, 0, 0].max(-1)
+  np.testing.assert_array_equal(picked, best)
+  share = np.asarray(traced.dense).sum(-1)
+  assert ((share[:, :2] > 0) & (share[:, :2] < 1)).all()
+  assert not share[:, 2].any()  # no image
+
+
+def buffers(tree):
+  return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+
+
+def test_donated_caches_come_back_in_their_buffers(params):
+  batch = batch_of(ROWS)
+  cache = cached.empty(CONFIG, 3, regions=12, region_length=4, capacity=32)
+  large = lambda c: (c.k, c.v, c.visual.k, c.visual.v)
+  before, places_before = cache, buffers(large(cache))
+  spans = PIECES[1][1]
+  x = taken(_embed(params, CONFIG, batch), spans, UNITS)
+  grown = _read_units(params, CONFIG, cache, x, chunk_of(batch, spans))
+  assert buffers(large(grown)) == places_before
+  assert before.visual.k.is_deleted() and before.k.is_deleted()
+  count = np.array([2, 1, 1], np.int32)
+  tokens = taken(batch.tokens, PIECES[0][1], TEXT)
+  again, _, _ = _read_text(
+    params, CONFIG, grown, tokens, count, BUDGET, trace=False
+  )
+  assert buffers(large(again)) == places_before
