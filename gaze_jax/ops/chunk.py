@@ -21,6 +21,8 @@ from gaze_jax.ops import merge
 from gaze_jax.ops import paged
 from gaze_jax.ops import regions
 
+_PAGES = 32  # that a chunk attends to at a time
+
 
 def attend(
   query: types.Float[types.Array, "B X Q D"],
@@ -49,17 +51,45 @@ def attend(
   is_visual = (layout.role == types.Role.VISUAL)[:, :, None]
   own_page = layout.unit[:, :, None] == cache.visual.unit[:, None]  # [B, X, R]
   seen_page = own_page if own_unit else own_page | is_visual
-  seen_page = seen_page[..., None] & cache.visual.valid[:, None]
-  seen_page = seen_page.reshape(*seen_page.shape[:2], -1)
-  pages = (paged.in_order(step, x) for x in (cache.visual.k, cache.visual.v))
-  before = attention.attend(query, *pages, seen_page[:, None])
+  before = _before(step, seen_page & cache.visual.valid.any(-1)[:, None])
   filled = jnp.arange(cache.k.shape[3]) < cache.length[:, None, None]
   linear = (step.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v))
   text = attention.attend(query, *linear, (is_visual & filled)[:, None])
   slots = jnp.arange(query.shape[1])[None]
   inside = masks.visible(layout, layout, slots, slots, own_unit=own_unit)
   itself = attention.attend(query, key, value, inside[:, None])
-  return merge.merge(before, text, itself).out
+  return merge.merge(before, text, itself).out.astype(value.dtype)
+
+
+def _before(
+  step: paged.Step, seen: types.Bool[types.Array, "B X R"]
+) -> types.Attended:
+  """Attention to pages, some at a time, up to the last that a slot sees.
+
+  There is room for all pages of a prompt from its first chunk on, and half of
+  them are empty in the mean. The result is float32, to be merged.
+  """
+  visual, query = step.visual, step.query
+  r = visual.valid.shape[1]
+  size = min(_PAGES, r)
+  last = (seen * (1 + jnp.arange(r))).max()
+
+  def block(i, state):
+    start = jnp.minimum(i * size, r - size)
+    fresh = start + jnp.arange(size) >= i * size  # not of the block before
+    some = paged.cut(step, start, size)
+    mask = fresh[:, None] & some.visual.valid[:, None]
+    mask &= jax.lax.dynamic_slice_in_dim(seen, start, size, 2)[..., None]
+    mask = mask.reshape(*seen.shape[:2], -1)[:, None]
+    k, v = (paged.in_order(some, x) for x in (some.visual.k, some.visual.v))
+    new = attention.attend(query, k, v, mask)
+    return merge.merge(state, new)
+
+  nothing = types.Attended(
+    out=jnp.zeros(query.shape, jnp.float32),
+    lse=jnp.full(query.shape[:3], -jnp.inf),
+  )
+  return jax.lax.fori_loop(0, -(-last // size), block, nothing)
 
 
 def grow(

@@ -122,6 +122,37 @@ def in_order(step: Step, pages: types.Array) -> types.Array:
   return page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
 
 
+def cut(step: Step, start: types.Array, size: int) -> Step:
+  """A step before `size` of this layer's pages alone, from `start` on.
+
+  Its descriptors are left out. One slice takes layer and pages, so that no
+  more is copied than the pages.
+  """
+  visual = step.visual
+
+  def of(x: types.Array) -> types.Array:
+    at, sizes = [0] * x.ndim, list(x.shape)
+    if step.layer is not None:
+      at[0], sizes[0] = step.layer, 1
+    axis = 2 if step.layer is None else 3
+    at[axis], sizes[axis] = start, size
+    out = jax.lax.dynamic_slice(x, at, sizes)
+    return out if step.layer is None else out[0]
+
+  rows = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+  return dataclasses.replace(
+    step,
+    visual=types.VisualCache(
+      k=of(visual.k),
+      v=of(visual.v),
+      descriptors=None,
+      valid=rows(visual.valid),
+      unit=rows(visual.unit),
+    ),
+    layer=None,
+  )
+
+
 def _chosen(step: Step, attend_pages: Pages | None, k_max: int) -> Looked:
   b, x, q, _ = step.query.shape
   r, h = step.visual.valid.shape[1], step.visual.descriptors.shape[-3]
