@@ -3,7 +3,8 @@
 python benchmarks/generate.py [--only=576,4608] [--batches=1,8] [--json=FILE]
     [--plot=FILE] [--rounds=10] [--seconds=60] [--shape=qwen3-0.6b]
 
-One new token a row through a whole decoder of Qwen3-0.6B's shape with random
+First a small model end to end, unless sizes are chosen: see generate_small.py.
+Then one new token a row through a whole decoder of Qwen3-0.6B's shape with random
 weights, float32, the same on all sides. The cache is filled with random visual
 keys and values, the same memory on all sides: a prefill of 20,480 tokens would
 take two cores an hour. A tenth of the regions is routed. All methods of a case
@@ -28,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from benchmarks import chart
 from benchmarks import decode_methods
 from benchmarks import generate_models
+from benchmarks import generate_small
 from benchmarks import timing
 from gaze_jax import cli
 from gaze_jax import errors
@@ -64,9 +66,13 @@ def main() -> None:
     overlay.check_name(_PLOT.value)
   if timing.torch is not None:
     timing.torch.set_num_threads(os.cpu_count())
+  small = None
+  if _ONLY.value is None and _BATCHES.value is None:
+    small = _small_model()
   rows = real_shaped(cases)
   if _JSON.value:
-    table = json.dumps(dict(rows=rows, **_about()), indent=1)
+    result = dict(rows=rows, small_model=small, **_about())
+    table = json.dumps(result, indent=1)
     pathlib.Path(_JSON.value).write_text(table + "\n")
     print(f"wrote {_JSON.value}")
   if _PLOT.value:
@@ -91,6 +97,16 @@ def _wanted() -> list[tuple[int, int]]:
       + ", ".join(f"{t} tokens in {b} rows" for t, b in _CASES)
     )
   return out
+
+
+def _small_model() -> list[dict] | None:
+  """A small model end to end, if transformers is there to compare with."""
+  if generate_small.small_model.transformers is None:
+    print(_INSTALL)
+    return None
+  rows = generate_small.run()
+  print(generate_small.table(rows), flush=True)
+  return rows
 
 
 def real_shaped(cases: list[tuple[int, int]]) -> list[dict]:
