@@ -1,5 +1,6 @@
 """A tiny model whose answers vary, prompts of every mix, and their oracle."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -75,6 +76,9 @@ def oracle(tiny_params, tiny, row):
     number = max(
       (p.question for p in parts if isinstance(p, layout.Text)), default=-1
     )
+    # Masked is what the other forms are held to, and compiles sooner.
+    gaze = dataclasses.replace(config.gaze, implementation="masked")
+    config = dataclasses.replace(config, gaze=gaze)
     tokens, chosen = [], []
     for i in range(count):
       # A dummy token asks for the logits after the last one.

@@ -130,15 +130,12 @@ def test_the_stop_token_and_the_image_and_the_budget_matter(read, decode):
   assert say("one image", 9).tokens(0) != say("text only", 9).tokens(0)
 
 
+# Every option once, in few models: tests/models/ has each alone.
 OPTIONS = [
   {},
-  dict(refresh="question"),
-  dict(route_prompt=False),
-  dict(visual_attention="own_unit"),
-  dict(granularity="kv_group", descriptor="minmax"),
-  dict(budget="ratio", descriptor="submean"),
-  dict(budget="per_unit"),
-  dict(dense_layers=(1,)),
+  dict(refresh="question", granularity="kv_group", descriptor="minmax"),
+  dict(route_prompt=False, visual_attention="own_unit", budget="per_unit"),
+  dict(budget="ratio", descriptor="submean", dense_layers=(1,)),
 ]
 
 
