@@ -4,12 +4,12 @@ python benchmarks/generate.py [--only=576,4608] [--batches=1,8] [--json=FILE]
     [--plot=FILE] [--rounds=10] [--seconds=60] [--shape=qwen3-0.6b]
 
 First a small model end to end, unless sizes are chosen: see generate_small.py.
-Then one new token a row through a whole decoder of Qwen3-0.6B's shape with random
-weights, float32, the same on all sides. The cache is filled with random visual
-keys and values, the same memory on all sides: a prefill of 20,480 tokens would
-take two cores an hour. A tenth of the regions is routed. All methods of a case
-are called in turns, and each stands beside its bound: the bytes of weights and
-cache that its step must read, over the speed at which memory streams in the
+Then one new token a row through a whole decoder of Qwen3-0.6B's shape with
+random weights, float32, the same on all sides. The cache is filled with random
+visual keys and values, the same memory on all sides: a prefill of 20,480 tokens
+would take two cores an hour. A tenth of the regions is routed. All methods of a
+case are called in turns, and each stands beside its bound: the bytes of weights
+and cache that its step must read, over the speed at which memory streams in the
 same rounds. Before anything is timed, our dense step and transformers' must
 agree. 20,480 tokens, and 4,608 in 8 rows, take 10 and 14 GB of memory.
 """
