@@ -190,7 +190,7 @@ def _parse(argv: list[str]) -> list[str]:
 def _run(function: Callable[[], None], rest: list[str]) -> None:
   if len(rest) > 1:
     _fail(f"unexpected argument {rest[1]!r}; flags start with --")
-  if not flags.FLAGS["verbosity"].present:
+  if not ("verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].present):
     logging.set_verbosity(logging.WARNING)  # orbax logs each phase of a save
   # ... and the tracebacks of all its tasks when one fails; it is raised too.
   logging.get_absl_logger().addFilter(

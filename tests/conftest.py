@@ -2,7 +2,9 @@
 
 import atexit
 import dataclasses
+import gc
 import os
+import pathlib
 import shutil
 import signal
 import tempfile
@@ -129,6 +131,19 @@ def tiny_config_file(tmp_path):
     f"def get_config():\n  return ConfigDict({tiny_settings()!r})\n"
   )
   return path
+
+
+# Linux lets a process have 65,530 mappings, and a compiled program is several.
+_MAPS, _MANY_MAPPINGS = pathlib.Path("/proc/self/maps"), 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+  """Forgets compiled programs before there are too many to map another."""
+  yield
+  if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import ask as ask_lib
 from gaze_jax.api import model as model_lib
 from gaze_jax.api import store
+from gaze_jax.data import images
+from gaze_jax.data import video
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import viewer
 
@@ -51,7 +53,7 @@ class Chat:
     self._afresh = afresh
     self._context: context_lib.Context | None = None
     self._last: answer_lib.Answer | None = None
-    self._shown: dict[str, list[str]] = dict(images=[], videos=[])
+    self._shown: dict[str, list[Any]] = dict(images=[], videos=[])
     self._commands = dict(
       image=lambda *files: self.show_images(files),
       video=lambda *files: self._show("videos", files),
@@ -88,15 +90,13 @@ class Chat:
     """Shows images with the next question.
 
     Raises:
-      errors.GazeError: there is no such file.
+      errors.GazeError: one can't be used.
     """
     self._show("images", files)
 
   def _ask(self, question: str) -> None:
     if self._afresh and any(self._shown.values()):
-      self._context = self._model.encode(
-        **self._shown, frames=self._options.get("frames", 8)
-      )
+      self._context = self._model.encode(**self._shown)
       self._shown = dict(images=[], videos=[])
     stream = self._model.stream(
       question, self._context, trace=True, **self._shown, **self._options
@@ -127,10 +127,14 @@ class Chat:
       ) from None
 
   def _show(self, kind: str, files: Sequence[str]) -> None:
-    for file in files:
-      if not pathlib.Path(file).is_file():
-        raise errors.GazeError(f"{file}: no such file")
-    self._shown[kind] += files
+    """Reads files at once, so that a broken one is refused here."""
+    limit = self._model.config.data.max_pixels
+    frames = self._options.get("frames", ask_lib.Ask.frames)
+    if kind == "images":
+      read = [images.decode(file, limit) for file in files]
+    else:
+      read = [video.read(file, frames, limit) for file in files]
+    self._shown[kind] = [*self._shown[kind], *read]
 
   def _top_k(self, value: str) -> None:
     self._change(top_k=_number(value, int), share=None)

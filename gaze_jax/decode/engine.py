@@ -26,7 +26,8 @@ class Row:
   """A prompt that was read, and how it is to be answered.
 
   Attributes:
-    read: the prompt.
+    read: the prompt. Its text cache is written into where it is decoded
+      alone: read it again to decode it again.
     budget: K, in the unit of `gaze.budget`.
     max_tokens: at most so many tokens; the prompt was read with this room.
     temperature: 0 is greedy; this and the next three as in `sampling.make`.

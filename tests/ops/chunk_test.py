@@ -82,9 +82,7 @@ def empty_cache():
 
 @jax.jit
 def add_text(cache, k, v, count):
-  append = lambda buffer, new: cache_ops.append_layers(
-    buffer, new[None], cache.length
-  )
+  append = lambda buffer, new: cache_ops.append(buffer, new[None], cache.length)
   return dataclasses.replace(
     cache,
     k=append(cache.k, k),

@@ -78,7 +78,7 @@ def test_the_eval_section_may_differ(saved):
   assert saved.restore(state(), other).next_batch == 1
 
 
-def test_a_state_of_another_shape_is_refused_before_it_is_read(saved):
+def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
   saved.save(1, state(), CONFIG)
   other = dataclasses.replace(
     state(), params={"layer": {"kernel": jnp.zeros((2, 4))}}
@@ -87,6 +87,12 @@ def test_a_state_of_another_shape_is_refused_before_it_is_read(saved):
     saved.restore(other, CONFIG)
   assert "params.layer.kernel: [2, 3] -> [2, 4]" in str(error.value)
   assert "opt_state" not in str(error.value)
+  # By a process that has saved nothing, too.
+  later = checkpoint.Checkpoints(tmp_path, keep=2, create=False)
+  with pytest.raises(checkpoint.CheckpointError, match="kernel"):
+    later.restore(other, CONFIG)
+  assert later.restore(state(), CONFIG).next_batch == 1
+  later.close()
 
 
 def test_no_checkpoints_here(tmp_path):
