@@ -97,7 +97,7 @@ def account(
     budget: K that it was given with.
   """
   context = said.context
-  own = context.unit_count * config.gaze.context_tokens
+  own = context.context_tokens(config.gaze)
   gaze, dense = _time(params, config, context, budget)
   visual = context.cache.visual
   return Accounting(

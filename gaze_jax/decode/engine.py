@@ -225,7 +225,7 @@ def _rules(
   )
   sizes = np.zeros((batch, regions), np.float32)
   for row, out in zip(rows, sizes, strict=False):
-    out[: len(row.read.context.sizes)] = row.read.context.sizes
+    out[:] = context_lib.as_numpy(row.read.context.sizes, regions)
   return loop.Rules(
     budget=np.array(column("budget", 0), np.int32),
     sampling=sampling_lib.make(
