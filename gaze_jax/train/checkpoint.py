@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -188,10 +189,11 @@ def _reason(error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   text = " ".join(str(error).split())
-  # tensorstore: '...: Failed to write 9 bytes to file 9: No space left on
-  # device [os_error_code='28']'
-  found = re.search(r"([^:]+?) \[os_error_code=", text)
-  return found[1].strip() if found else text[:300] or type(error).__name__
+  # tensorstore ends with "[os_error_code='28' ...]", after any of its own notes.
+  found = re.search(r"os_error_code='?(\d+)", text)
+  if found:
+    return os.strerror(int(found[1]))
+  return text[:300] or type(error).__name__
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
