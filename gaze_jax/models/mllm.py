@@ -168,13 +168,25 @@ def apply(
     dense_layers(config),
   )
   x = jnp.take_along_axis(x, answers[..., None], axis=1)
-  sparse = config.decoder.depth - len(g.dense_layers)
   return types.ModelOutput(
     logits=call(params, config, "logits", x),
     usage=jax.tree.map(lambda n: n.sum(0), used),
     chosen=chosen,
-    router_loss=router_loss.sum() / max(sparse, 1),
+    router_loss=router_loss.sum(axis=(0, 2)),
   )
+
+
+def router_terms(
+  config: config_lib.ModelConfig, batch: types.Batch
+) -> types.Float[types.Array, " B"]:
+  """How many terms `ModelOutput.router_loss` sums; known before it is run."""
+  c, g = config.decoder, config.gaze
+  plan = routing.plan(
+    batch.layout, batch.region_slots, g, batch.answer_slots, batch.answer_of
+  )
+  n = dict(query_head=c.query_heads, kv_group=c.kv_heads, layer=1)
+  each = n[g.granularity] * (c.depth - len(g.dense_layers))
+  return each * routing.choosing(plan).sum(axis=1).astype(jnp.float32)
 
 
 def prefill(

@@ -52,8 +52,9 @@ class Routed:
   Attributes:
     out: [B, X, Q, D].
     members: bool [B, X, Q, R]; none for rows that choose nothing.
-    router_loss: float32 scalar in nats, the distillation loss; 0 unless
-      `gradient = "kl"`, and in decoding.
+    router_loss: float32 [B, n], the distillation loss of each that chooses, in
+      nats, summed over the rows of `routing.choosing`; 0 unless `gradient =
+      "kl"`. None in decoding.
     scores: float32 [B, X, Q, R] if `decode` was asked for a trace, else None;
       see `types.Trace`.
     dense: likewise.
@@ -61,7 +62,7 @@ class Routed:
 
   out: types.Leaf
   members: types.Leaf
-  router_loss: types.Leaf = 0.0
+  router_loss: types.Leaf = None
   scores: types.Leaf = None
   dense: types.Leaf = None
 
@@ -114,7 +115,7 @@ def parallel(
   return Routed(
     out=result.out,
     members=routing.per_head(result.members, query.shape[2]),
-    router_loss=result.loss / jnp.maximum(result.count, 1.0),
+    router_loss=result.loss,
   )
 
 
