@@ -20,6 +20,7 @@ _AT_LEAST_ONE = dict(
   },
   data=("samples", "questions", "max_units", "answer_slots"),
   train=("steps", "batch_size", "log_every", "save_every", "keep"),
+  parallel=("fsdp", "tensor", "sequence"),
   eval=("canvases", "other_canvases", "batch_size"),
 )
 
@@ -227,5 +228,10 @@ def _train_rules(config: Any) -> Rules:
     (
       0 <= schedule.dense_until <= schedule.final_at <= 1,
       "train.k_schedule needs 0 <= dense_until <= final_at <= 1",
+    ),
+    (
+      config.parallel.data >= 1 or config.parallel.data == -1,
+      f"parallel.data = {config.parallel.data} must be 1 or more, or -1 for the"
+      " devices that the other axes leave",
     ),
   ]

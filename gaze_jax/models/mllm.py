@@ -108,6 +108,18 @@ def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   return MLLM(config).init(key, images, tokens)["params"]
 
 
+@functools.cache
+def abstract(config: config_lib.ModelConfig) -> tuple[Params, Params]:
+  """All parameters, none of them made.
+
+  Returns:
+    A `jax.ShapeDtypeStruct` for each, and a `PartitionSpec` of the logical
+    names of its axes.
+  """
+  boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  return nn.meta.unbox(boxed), nn.get_partition_spec(boxed)
+
+
 def features(
   params: Params,
   config: config_lib.ModelConfig,
