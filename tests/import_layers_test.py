@@ -27,11 +27,14 @@ ARROWS = {
   "models": {"ops"},
   "convert": {"models"},
   "data": set(),
-  "train": {"data", "convert", "models", "ops"},
+  "train": {"data", "convert", "models", "ops", "parallel"},
   "decode": {"models", "ops"},
   "evals": {"decode", "train", "convert", "data", "models", "ops"},
   "api": {"evals", "decode", "convert", "data", "models"},
-  "launch": {"cli", "api", "evals", "decode", "train", "convert", "data"},
+  "launch": {
+    *("cli", "api", "evals", "decode", "train", "convert", "data"),
+    "parallel",
+  },
   "configs": set(),
 }
 # Packages that a room never imports.
