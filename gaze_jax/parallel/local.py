@@ -117,7 +117,7 @@ def run(plan: Plan) -> int:
       )
       if signals.wait(pause):
         return 128 + signals.received[0]
-  _say(f"a process was lost (exit {code}); no restart is left")
+  _say(f"a process was lost (exit {code}), after {plan.restarts} restarts")
   return code
 
 
@@ -252,4 +252,5 @@ def _cause(failed: list[int]) -> int:
 
 
 def _say(text: str) -> None:
-  print(f"local.py: {text}", file=sys.stderr, flush=True)
+  sys.stderr.write(f"local.py: {text}\n")
+  sys.stderr.flush()

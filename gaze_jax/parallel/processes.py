@@ -31,7 +31,7 @@ from gaze_jax.parallel import ports
 LOST = 134
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # How long a process waits for process 0 to say the same, in seconds.
-_PATIENCE = 5
+_PATIENCE = 3
 _MESSAGE_KEY = "gaze_jax/message"
 
 
@@ -74,12 +74,10 @@ def initialize(timeout: int = 300) -> None:
       place = _Place(0, 1, stack.enter_context(ports.hold()), None)
     else:
       others = place.processes - 1
-      print(
+      _say(
         f"process {place.process} of {place.processes} waits for"
         f" {others} other{'s' * (others > 1)} at {place.coordinator}, where"
-        f" process 0 listens, for up to {timeout} s",
-        file=sys.stderr,
-        flush=True,
+        f" process 0 listens, for up to {timeout} s"
       )
       sys.excepthook = _leave_after_a_bug
     try:
@@ -124,7 +122,7 @@ def leave(what: str | int) -> NoReturn:
     if process == 0:
       _tell(what)
     elif not _told(what):
-      print(f"process {process}: {what}", file=sys.stderr)
+      _say(f"process {process}: {what}")
   sys.stdout.flush()
   sys.stderr.flush()
   for child in multiprocessing.active_children():
@@ -219,9 +217,15 @@ def _number() -> tuple[int, int]:
   return (0, 1) if place is None else (place.process, place.processes)
 
 
+def _say(line: str) -> None:
+  """A line to stderr in one piece: other processes write there too."""
+  sys.stderr.write(f"{line}\n")
+  sys.stderr.flush()
+
+
 def _tell(message: str) -> None:
   """Says it as process 0, and gives the others time to hear it."""
-  print(message, file=sys.stderr, flush=True)
+  _say(message)
   if client := distributed.global_state.client:
     client.key_value_set(_MESSAGE_KEY, message)
     time.sleep(_PATIENCE)  # they abort when process 0 goes
@@ -247,10 +251,7 @@ def _leave_after_a_bug(
 ) -> None:
   """Python's hook for what nobody caught, in one of several processes."""
   if _is_loss(error):
-    print(
-      f"process {_number()[0]}: another process is gone: {error}",
-      file=sys.stderr,
-    )
+    _say(f"process {_number()[0]}: another process is gone: {error}")
     leave(LOST)
   sys.__excepthook__(kind, error, trace)
   leave(1)
