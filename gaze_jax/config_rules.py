@@ -20,6 +20,7 @@ _AT_LEAST_ONE = dict(
   },
   data=("samples", "questions", "max_units", "answer_slots"),
   train=("steps", "batch_size", "log_every", "save_every", "keep"),
+  parallel=("fsdp", "tensor", "sequence"),
   eval=("canvases", "other_canvases", "batch_size"),
 )
 
@@ -234,4 +235,9 @@ def _train_rules(config: Any) -> Rules:
       f" train.save_every = {train.save_every}, or 0 for none",
     ),
     (train.keep_best >= 0, f"train.keep_best = {train.keep_best} is below 0"),
+    (
+      config.parallel.data >= 1 or config.parallel.data == -1,
+      f"parallel.data = {config.parallel.data} must be 1 or more, or -1 for the"
+      " devices that the other axes leave",
+    ),
   ]

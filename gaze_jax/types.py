@@ -299,8 +299,8 @@ class ModelOutput:
     logits: float32 [B, A, V] at the answer slots.
     usage: `Usage`, summed over layers.
     chosen: bool [N, B, A, Q, R], the regions read at each answer slot.
-    router_loss: float32 scalar in nats, a mean over the routed layers; 0
-      unless the scores are trained by distillation.
+    router_loss: float32 [B] in nats, summed over layers, slots and those that
+      choose (see `mllm.router_terms`); 0 unless scores learn by distillation.
   """
 
   logits: Leaf

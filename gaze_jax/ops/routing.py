@@ -149,6 +149,15 @@ def available(
   return same & complete & (region_segment >= 0)[:, None, :]
 
 
+def choosing(plan_: types.Plan) -> types.Bool[types.Array, "B S"]:
+  """The slots whose queries have a region to choose."""
+  layout, slots = plan_.layout, plan_.source
+  if slots is None:
+    slots = jnp.arange(layout.role.shape[1], dtype=jnp.int32)[None]
+  open_ = available(layout.segment, slots, plan_.segment, plan_.end)
+  return plan_.routed & open_.any(axis=-1)
+
+
 def allowed(
   budget: types.Int[types.Array, " B"],
   available_: types.Bool[types.Array, "B X R"],

@@ -120,14 +120,12 @@ class Rows:
   Attributes:
     out: [B, X, Q, D].
     members: bool [B, X, n, R].
-    loss: float32 scalar, summed distillation loss in nats.
-    count: float32 scalar, how many terms it has.
+    loss: float32 [B, n], distillation loss in nats, summed over the rows.
   """
 
   out: types.Leaf
   members: types.Leaf
   loss: types.Leaf
-  count: types.Leaf
 
 
 def attend(inputs: Inputs, chunk: int) -> Rows:
@@ -157,7 +155,6 @@ def join(parts: Sequence[Rows]) -> Rows:
     out=together([p.out for p in parts]),
     members=together([p.members for p in parts]),
     loss=sum(p.loss for p in parts),
-    count=sum(p.count for p in parts),
   )
 
 
@@ -179,6 +176,11 @@ def chooser_count(inputs: Inputs) -> int:
   return dict(query_head=q, kv_group=h, layer=1)[inputs.config.granularity]
 
 
+def no_loss(inputs: Inputs) -> types.Array:
+  """float32 [B, n], what nothing distilled costs."""
+  return jnp.zeros((inputs.query.shape[0], chooser_count(inputs)))
+
+
 def no_rows(inputs: Inputs, count: int) -> Rows:
   """`count` rows that read nothing."""
   b, _, q, d = inputs.query.shape
@@ -186,8 +188,7 @@ def no_rows(inputs: Inputs, count: int) -> Rows:
   return Rows(
     out=jnp.zeros((b, count, q, d), inputs.value.dtype),
     members=jnp.zeros((b, count, chooser_count(inputs), r), bool),
-    loss=jnp.zeros(()),
-    count=jnp.zeros(()),
+    loss=no_loss(inputs),
   )
 
 
@@ -227,11 +228,10 @@ def routed_rows(inputs: Inputs, slots: Slots, stop: int) -> Rows:
     bias = _spread(new, region, q.shape[2])
   mask = seen[:, None] & (~tested | hit)
   out = attention.attend(q, k, inputs.value[:, :stop], mask, bias).out
-  loss = count = jnp.zeros(())
+  loss = no_loss(inputs)
   if config.gradient == "kl":
-    loss, count = _distil(q, k, seen, choice, region)
-    loss, count = loss * learns, count * learns
-  return Rows(out, choice.members, loss, count)
+    loss = _distil(q, k, seen, choice, region) * learns
+  return Rows(out, choice.members, loss)
 
 
 def _hit(members: types.Array, region: types.Array, heads: int) -> types.Array:
@@ -272,11 +272,14 @@ def _spread(x: types.Array, region: types.Array, heads: int) -> types.Array:
   return jnp.repeat(out, heads // n if n > 1 else 1, axis=1)
 
 
-def _distil(query, key, visible, choice: Choice, region) -> tuple:
+def _distil(query, key, visible, choice: Choice, region) -> types.Array:
   """KL(dense attention's mass of each region || softmax of the scores).
 
   The teacher is what attention over everything visible gives each region in
   sight, a mean over the heads that choose together; it gets no gradient.
+
+  Returns:
+    float32 [B, n], summed over the rows; see `routing.choosing` for how many.
   """
   b, x, n, r = choice.score.shape
   logits = attention.scaled_logits(*jax.lax.stop_gradient((query, key)))
@@ -296,5 +299,4 @@ def _distil(query, key, visible, choice: Choice, region) -> tuple:
     open_, choice.score - top - jnp.log(jnp.where(sum_ > 0, sum_, 1.0)), 0.0
   )
   log_teacher = jnp.log(jnp.where(teacher > 0, teacher, 1.0))
-  loss = (teacher * (log_teacher - log_student)).sum()
-  return loss, (total > 0).sum().astype(jnp.float32)
+  return (teacher * (log_teacher - log_student)).sum(axis=(1, 3))

@@ -60,8 +60,7 @@ def attend(
   return rows.Rows(
     out=jnp.where(visual, visual_rows(inputs), rows.take(out, back)),
     members=rows.take(choice.members, back),
-    loss=jnp.zeros(()),
-    count=jnp.zeros(()),
+    loss=rows.no_loss(inputs),
   )
 
 

@@ -21,7 +21,7 @@ def count(
   size = (plan.region_slots >= 0).sum(-1).astype(jnp.float32)  # [B, R]
   slots = jnp.arange(s)[None]
   open_ = routing.available(plan.layout.segment, slots, plan.segment, plan.end)
-  routed = plan.routed & open_.any(-1)  # [B, S]
+  routed = routing.choosing(plan)  # [B, S]
   context = (
     masks.visible(plan.layout, plan.layout, slots, slots)
     & (plan.layout.role == types.Role.CONTEXT)[:, None]

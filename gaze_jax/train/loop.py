@@ -24,6 +24,7 @@ from gaze_jax import errors
 from gaze_jax import layout
 from gaze_jax.data import pipeline
 from gaze_jax.data import sources
+from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import frozen as frozen_lib
@@ -62,15 +63,17 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   first = jax.process_index() == 0
   optimizer = optimizer_lib.make(config.train)
-  state = state_lib.create(config, optimizer)
+  mesh = mesh_lib.one_device()
   saved = checkpoint.Writer(workdir, config.train)
   with contextlib.ExitStack() as stack:
     stack.callback(saved.close)
-    start = checkpoint.Restored(state)
-    if saved.latest() is not None:
-      start = saved.restore(state, config)
-    if first and start.next_batch:
-      print(f"resuming {workdir} at step {start.next_batch}")
+    if saved.latest() is None:
+      start = checkpoint.Restored(state_lib.create(config, optimizer, mesh))
+    else:
+      like = state_lib.abstract(config, optimizer, mesh)
+      start = saved.restore(like, config)
+      if first:
+        print(f"resuming {workdir} at step {start.next_batch}")
     if first:
       (workdir / "config.json").write_text(
         json.dumps(config_lib.to_dict(config), indent=2), encoding="utf-8"

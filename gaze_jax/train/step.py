@@ -37,12 +37,14 @@ def make(
     frozen: dict[str, Any],
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
     target, scored = losses.targets(batch)
+    terms = jnp.maximum(mllm.router_terms(config.model, batch).sum(), 1.0)
 
     def loss_of(params):
       out = mllm.apply(frozen | params, config.model, batch, budget)
       loss = losses.next_token(out.logits, target, scored)
       if gaze.gradient == "kl":
-        return loss + gaze.gradient_weight * out.router_loss, (out, loss)
+        router_loss = out.router_loss.sum() / terms
+        return loss + gaze.gradient_weight * router_loss, (out, loss)
       return loss, (out, loss)
 
     grad_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -60,7 +62,7 @@ def make(
       tokens=(batch.layout.role != types.Role.PAD).sum(),
     )
     if gaze.gradient == "kl":
-      metrics["router_loss"] = out.router_loss
+      metrics["router_loss"] = out.router_loss.sum() / terms
     new = state_lib.TrainState(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),

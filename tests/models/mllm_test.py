@@ -253,6 +253,22 @@ def test_scan_and_remat_change_the_program_and_not_the_result(params, decoder):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("refresh", ["token", "question"])
+def test_terms_of_distillation_by_hand(params, refresh):
+  """Text slots that see an image, times those that choose, times layers."""
+  gaze = dict(gradient="kl", granularity="kv_group", dense_layers=(1,))
+  gaze = dataclasses.replace(CONFIG.gaze, refresh=refresh, **gaze)
+  config = dataclasses.replace(CONFIG, gaze=gaze)
+  samples = [[*p, layout.Text(ANSWER, question=0)] for p in PROMPTS.values()]
+  batch = _batch(samples)
+  slots = np.array([2 + 5, 1 + 3 + 5, 0, 5])
+  terms = mllm.router_terms(config, batch)
+  np.testing.assert_array_equal(terms, slots * 2 * 2)
+  loss = _apply(params, config, batch, np.full(4, 2, np.int32)).router_loss
+  assert loss.shape == (4,)
+  np.testing.assert_array_equal(loss > 0, slots > 0)
+
+
 def test_masked_and_chunked_models_agree(params):
   gaze = dataclasses.replace(CONFIG.gaze, implementation="masked")
   masked = dataclasses.replace(CONFIG, gaze=gaze)
