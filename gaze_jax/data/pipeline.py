@@ -307,9 +307,14 @@ def eval_batches(
 
 
 def _start_worker(worker: int, count: int) -> None:
-  """Ctrl-C is the parent's to handle, and no worker outlives its parent."""
+  """Signals are the parent's to handle, and no worker outlives its parent.
+
+  A scheduler that takes the machine back sends SIGTERM to every process, and
+  the parent needs more batches until all processes save.
+  """
   del worker, count
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = os.getppid()
 
   def watch():

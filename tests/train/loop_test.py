@@ -29,11 +29,8 @@ def numbers(workdir):
 
 
 def params(workdir):
-  saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
-  try:
-    return saved.latest(), saved.params()
-  finally:
-    saved.close()
+  saved = checkpoint.Checkpoints(workdir)
+  return saved.latest(), saved.params()
 
 
 def assert_same_run(one, two):
