@@ -10,6 +10,7 @@ import pathlib
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -198,6 +199,8 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
   )
   py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
   sys.unraisablehook = _unraisable
+  # ... or are never begun.
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
   try:
     function()
   except errors.GazeError as error:

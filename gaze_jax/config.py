@@ -247,6 +247,16 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+  """The device mesh (parallel/mesh.py); how it lies changes no result."""
+
+  data: int = -1  # -1: the devices that the other axes leave
+  fsdp: int = 1
+  tensor: int = 1
+  sequence: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What launch/eval.py runs."""
 
@@ -263,6 +273,7 @@ class Config:
   model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   train: TrainConfig = TrainConfig()
+  parallel: ParallelConfig = ParallelConfig()
   eval: EvalConfig = EvalConfig()
 
 

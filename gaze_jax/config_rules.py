@@ -24,6 +24,7 @@ _AT_LEAST_ONE = dict(
     *("steps", "batch_size", "accumulation", "log_every", "save_every"),
     "keep",
   ),
+  parallel=("fsdp", "tensor", "sequence"),
   eval=("canvases", "other_canvases", "batch_size"),
 )
 
@@ -243,6 +244,11 @@ def _train_rules(config: Any) -> Rules:
     (
       0 <= schedule.dense_until <= schedule.final_at <= 1,
       "train.k_schedule needs 0 <= dense_until <= final_at <= 1",
+    ),
+    (
+      config.parallel.data >= 1 or config.parallel.data == -1,
+      f"parallel.data = {config.parallel.data} must be 1 or more, or -1 for the"
+      " devices that the other axes leave",
     ),
   ]
 

@@ -18,9 +18,13 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.models import layers
 from gaze_jax.ops import rope
+from gaze_jax.parallel import shard
 
 # (query [B, X, Q, D], key [B, X, H, D], value, memory) -> (out, record)
 Attend = Callable[..., tuple[types.Array, Any]]
+
+# How the residual stream lies on a mesh: [B, X, E].
+SLOTS = ("batch", "slots", None)
 
 # What a layer keeps for its backward pass beside its input, by remat. The
 # names are those of `layers.Project` (what its product gives, in the dtype of
@@ -68,8 +72,9 @@ class Layer(nn.Module):
       inputs=2,
       name="out",
     )(out)
+    x = shard.constrain(x, *SLOTS)
     x += layers.SwiGLU(c.mlp_dim, name="mlp")(norm("mlp_norm")(x))
-    return x, record
+    return shard.constrain(x, *SLOTS), record
 
   def _heads(self, heads: int, axis: str, name: str) -> layers.Project:
     shape = (self.config.width, heads, self.config.head_dim)
@@ -98,7 +103,10 @@ class Decoder(nn.Module):
 
   def embed(self, tokens: types.Array) -> types.Array:
     """Token embeddings, float32 [..., E]."""
-    return self.embedding[tokens] * self.config.embedding_scale
+    # Whole rows of the table: a lookup in parts of them would be spread along
+    # the width, and then moved.
+    table = shard.constrain(self.embedding, "vocab", None)
+    return table[tokens] * self.config.embedding_scale
 
   @nn.compact
   def __call__(
@@ -118,7 +126,7 @@ class Decoder(nn.Module):
     """
     c = self.config
     angles = rope.angles(position, c.head_dim, c.rope_theta)
-    x = x.astype(c.dtype)
+    x = shard.constrain(x.astype(c.dtype), *SLOTS)
     if _is_split(apart := self.variables["params"].get("layers", {})):
       return _run_split(Layer(c, attend, parent=None), apart, x, memory, angles)
     layer = Layer

@@ -25,6 +25,7 @@ from gaze_jax.ops import gaze
 from gaze_jax.ops import paged
 from gaze_jax.ops import routing
 from gaze_jax.ops import usage
+from gaze_jax.parallel import shard
 
 Params = dict[str, Any]
 
@@ -75,8 +76,10 @@ class MLLM(nn.Module):
     features = images if cached else self.features(images)
     visual, context, newline = self.projector(features)
     visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
-    visual = _gather(visual, newline, batch)
-    x = self.decoder.embed(batch.tokens)
+    visual = shard.constrain(visual, "batch", None, None)
+    context = shard.constrain(context, None, None)
+    visual = shard.constrain(_gather(visual, newline, batch), *decoder.SLOTS)
+    x = shard.constrain(self.decoder.embed(batch.tokens), *decoder.SLOTS)
     x = jnp.where(role == types.Role.VISUAL, visual, x)
     if context.shape[0]:
       number = batch.feed if batch.blend is None else batch.feed[..., 0]
@@ -106,6 +109,18 @@ def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   images = vision.blank(v, 1, 1)
   tokens = jnp.zeros((1, v.tokens), jnp.int32)
   return MLLM(config).init(key, images, tokens)["params"]
+
+
+@functools.cache
+def abstract(config: config_lib.ModelConfig) -> tuple[Params, Params]:
+  """All parameters, none of them made.
+
+  Returns:
+    A `jax.ShapeDtypeStruct` for each, and a `PartitionSpec` of the logical
+    names of its axes.
+  """
+  boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  return nn.meta.unbox(boxed), nn.get_partition_spec(boxed)
 
 
 def features(

@@ -19,6 +19,7 @@ the merge is exact (METHOD.md section 6).
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 from absl import logging
 
@@ -39,12 +40,20 @@ from gaze_jax.ops import routing
 from gaze_jax.ops import rows
 from gaze_jax.ops import split
 from gaze_jax.ops import tracing
+from gaze_jax.parallel import shard
+
+# On a mesh each device has its rows and heads, and needs nothing of others.
+_WHOLE, _ROWS = shard.P(), shard.P("batch")
+_HEADS = shard.P("batch", None, "attention_heads")
+_CHOICES = shard.P("batch", "attention_heads")
+_PAGES_OF_ALL = shard.P(None, *_CHOICES)
 
 
 class ImplementationError(errors.GazeError):
   """An implementation that was asked for and can't serve."""
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routed:
   """Attention, and the regions it read.
@@ -65,6 +74,9 @@ class Routed:
   router_loss: types.Leaf = None
   scores: types.Leaf = None
   dense: types.Leaf = None
+
+
+_RESULT = Routed(_HEADS, _HEADS, _CHOICES, _HEADS, _HEADS)
 
 
 def parallel(
@@ -96,15 +108,42 @@ def parallel(
   Raises:
     ImplementationError: `config.implementation` can't serve.
   """
+  static, dense = _static(dense)
+  run = functools.partial(_parallel, config, static, unit_span)
+  arguments = query, key, value, plan, budget, dense, override
+  specs = _HEADS, _HEADS, _HEADS, _ROWS, _ROWS, _WHOLE, _CHOICES
+  return shard.local(run, specs, _RESULT)(*arguments)
+
+
+def _static(dense: bool | types.Array) -> tuple[bool | None, types.Array]:
+  """What is known while tracing of a flag, and what is not."""
+  return (dense, None) if isinstance(dense, bool) else (None, dense)
+
+
+def _parallel(
+  config: config_lib.GazeConfig,
+  static: bool | None,
+  unit_span: int | None,
+  query,
+  key,
+  value,
+  plan,
+  budget,
+  dense,
+  override,
+) -> Routed:
+  """`parallel` of the rows and heads that a device has."""
+  dense = dense if static is None else static
+  descriptors = None
+  if dense is not True and override is None:
+    descriptors = regions.descriptors(
+      key, plan.layout.region, plan.region_slots, config
+    )
   inputs = rows.Inputs(
     query=query,
     key=key,
     value=value,
-    descriptors=None
-    if dense is True or override is not None
-    else regions.descriptors(
-      key, plan.layout.region, plan.region_slots, config
-    ),
+    descriptors=descriptors,
     budget=budget,
     plan=plan,
     config=config,
@@ -212,12 +251,38 @@ def decode(
   Raises:
     ImplementationError: `config.decode_implementation` can't serve.
   """
+  static, dense = _static(dense)
+  run = functools.partial(_decode, config, static, k_max, trace)
+  arguments = query, visual, text, budget, layer, dense, override, frozen
+  page = _CHOICES if layer is None else _PAGES_OF_ALL
+  cache = types.VisualCache(page, page, page, valid=_ROWS, unit=_ROWS)
+  specs = _HEADS, cache, _HEADS, _ROWS, _WHOLE, _WHOLE, _CHOICES, _CHOICES
+  return shard.local(run, specs, _RESULT)(*arguments)
+
+
+def _decode(
+  config: config_lib.GazeConfig,
+  static: bool | None,
+  k_max: int | None,
+  trace: bool,
+  query,
+  visual,
+  text,
+  budget,
+  layer,
+  dense,
+  override,
+  frozen,
+) -> Routed:
+  """`decode` of the rows and heads that a device has."""
   b, x, q, d = query.shape
   h = visual.descriptors.shape[-3]
   shape = (b, h, *visual.valid.shape[1:], d)
   form = _decode_form(config, x * q // h, shape, visual.k.dtype)
   step = paged.Step(query, visual, layer, budget, config, override, frozen)
-  looked, members = paged.look(step, _PAGES[form], dense=dense, k_max=k_max)
+  looked, members = paged.look(
+    step, _PAGES[form], dense=dense if static is None else static, k_max=k_max
+  )
   return Routed(
     out=merge.merge(looked, text).out,
     members=members,
@@ -330,6 +395,5 @@ def _take(field: str, asked: str, reason: str | None, otherwise: str) -> str:
 
 
 @functools.cache
-def _say(message: str) -> None:
-  """Logs a message the first time."""
+def _say(message: str) -> None:  # once
   logging.info(message)

@@ -189,7 +189,7 @@ def _reason(error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   text = " ".join(str(error).split())
-  # tensorstore ends with "[os_error_code='28' ...]", after any of its own notes.
+  # tensorstore has "[os_error_code='28']" somewhere among its notes.
   found = re.search(r"os_error_code='?(\d+)", text)
   if found:
     return os.strerror(int(found[1]))

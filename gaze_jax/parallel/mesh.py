@@ -1,0 +1,76 @@
+"""The device mesh: four named axes, and what each of them spreads.
+
+  data      rows of a batch; parameters are copied
+  fsdp      rows of a batch; parameters are cut along the model width
+  tensor    heads, hidden units and vocabulary, as in Megatron
+  sequence  slots of a row outside attention, heads within it (Ulysses): long
+            videos in prefill
+
+`parallel/rules.py` says which logical axis lies along which of them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+class MeshError(errors.GazeError):
+  """A mesh that these devices, or this model, can't be laid on."""
+
+
+def axis_sizes(
+  config: config_lib.ParallelConfig, devices: int
+) -> dict[str, int]:
+  """Size of each axis; `data = -1` takes the devices that the others leave.
+
+  Raises:
+    MeshError: the axes don't multiply to the number of devices.
+  """
+  sizes = {axis: getattr(config, axis) for axis in AXES}
+  others = math.prod(sizes[axis] for axis in AXES[1:])
+  asked = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES)
+  if sizes["data"] == -1:
+    if devices % others:
+      raise MeshError(
+        f"parallel: {asked} can't be laid on {devices} devices: {others} does"
+        f" not divide {devices}; choose fsdp, tensor and sequence whose product"
+        " does"
+      )
+    sizes["data"] = devices // others
+  if math.prod(sizes.values()) != devices:
+    raise MeshError(
+      f"parallel: {asked} is a mesh of {math.prod(sizes.values())} devices, and"
+      f" there are {devices}; set parallel.data = -1 to take what there is"
+    )
+  return sizes
+
+
+def make_mesh(
+  config: config_lib.ParallelConfig, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+  """The mesh of a run.
+
+  Args:
+    config: sizes of the axes.
+    devices: all there are by default; those of a topology that is only
+      described will do.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = axis_sizes(config, len(devices))
+  # Explicit axes, the default, would turn constraints into checks.
+  kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(
+    tuple(sizes.values()), AXES, axis_types=kinds, devices=devices
+  )
+
+
+def one_device() -> jax.sharding.Mesh:
+  """The mesh of this process's first device, for what needs no more."""
+  return make_mesh(config_lib.ParallelConfig(), jax.local_devices()[:1])

@@ -1,0 +1,227 @@
+"""One table: the mesh axes along which each logical axis is cut."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from gaze_jax import config as config_lib
+from gaze_jax.parallel import mesh as mesh_lib
+
+P = jax.sharding.PartitionSpec
+
+# Logical axis -> mesh axes; () is never cut.
+RULES: dict[str, tuple[str, ...]] = {
+  # Of parameters, as the modules of models/ name them.
+  "vocab": ("tensor",),
+  "embed": ("fsdp",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "head_dim": (),
+  "mlp": ("tensor",),
+  "layers": (),
+  "vision_embed": ("fsdp",),
+  "vision_mlp": ("tensor",),
+  "patch": (),
+  "position": (),
+  "context": (),
+  # Of activations and batches.
+  "batch": ("data", "fsdp"),
+  "slots": ("sequence",),
+  "attention_heads": ("tensor", "sequence"),
+}
+
+# Elements up to which an array that belongs to no parameter may be copied.
+_SMALL = 64
+
+
+def axes(name: str) -> tuple[str, ...]:
+  """The mesh axes of a logical axis.
+
+  Raises:
+    MeshError: the table has no such axis.
+  """
+  if name not in RULES:
+    raise mesh_lib.MeshError(
+      f"parallel/rules.py: no rule for the logical axis {name!r}; known:"
+      f" {', '.join(RULES)}"
+    )
+  return RULES[name]
+
+
+def ways(name: str, sizes: dict[str, int]) -> int:
+  """How many parts a logical axis is cut into on a mesh of these sizes."""
+  return math.prod(sizes[axis] for axis in axes(name))
+
+
+def spec(
+  names: Sequence[str | None],
+  shape: Sequence[int],
+  mesh: Any,
+  what: str = "an array",
+) -> P:
+  """The partition of an array.
+
+  Args:
+    names: a logical axis for each of its axes; None is never cut.
+    shape: of the array.
+    mesh: a `Mesh` or an abstract one.
+    what: names the array in errors.
+
+  Raises:
+    MeshError: another rank, no rule, or a size that can't be cut so.
+  """
+  if len(names) != len(shape):
+    raise mesh_lib.MeshError(
+      f"{what} of shape {list(shape)} has {len(shape)} axes, and {len(names)}"
+      f" are named: {list(names)}"
+    )
+  sizes = dict(mesh.shape)
+  out = []
+  for name, size in zip(names, shape, strict=True):
+    parts = 1 if name is None else ways(name, sizes)
+    if size % parts:
+      raise mesh_lib.MeshError(
+        f"{what} of shape {list(shape)}: its axis {name!r} of {size} can't be"
+        f" cut into {_product(axes(name), sizes)} parts"
+      )
+    out.append(None if name is None else axes(name) or None)
+  return P(*out)
+
+
+def shardings(shapes: Any, names: Any, mesh: jax.sharding.Mesh) -> Any:
+  """A `NamedSharding` for each leaf of a tree of parameters.
+
+  Args:
+    shapes: nested dict of anything with a shape.
+    names: the same, of `PartitionSpec` of logical names; may hold more.
+    mesh: the mesh.
+
+  Raises:
+    MeshError: a leaf without names, or as in `spec`; names the leaf.
+  """
+  where = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+
+  def of(path, leaf):
+    found = names
+    for key in path:
+      found = found.get(key.key) if isinstance(found, dict) else None
+    if not isinstance(found, P):
+      raise mesh_lib.MeshError(
+        f"parameter {where(path)} has no logical axis names; make it with"
+        " nn.with_logical_partitioning"
+      )
+    cut = spec(tuple(found), leaf.shape, mesh, f"parameter {where(path)}")
+    return jax.sharding.NamedSharding(mesh, cut)
+
+  return jax.tree_util.tree_map_with_path(of, shapes)
+
+
+def of_state(params: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Shardings of a tree that holds copies of the parameters' tree.
+
+  A leaf whose path ends with that of a parameter (a moment of the optimizer,
+  an average) and that has its rank lies as the parameter; small ones that
+  belong to none (counts, coefficients) are copied.
+
+  Args:
+    params: tree of `NamedSharding`, of the parameters.
+    shapes: any tree with shapes.
+    mesh: the mesh.
+
+  Raises:
+    MeshError: a leaf that is neither.
+  """
+  known = {
+    _keys(path): sharding
+    for path, sharding in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  def of(path, leaf):
+    keys = _keys(path)
+    for start in range(len(keys)):
+      found = known.get(keys[start:])
+      if found is not None and len(found.spec) == len(leaf.shape):
+        return found
+    if math.prod(leaf.shape) <= _SMALL:
+      return jax.sharding.NamedSharding(mesh, P())
+    raise mesh_lib.MeshError(
+      f"{'.'.join(keys)} of shape {list(leaf.shape)} in the training state"
+      " belongs to no parameter; parallel/rules.py can't place it"
+    )
+
+  return jax.tree_util.tree_map_with_path(of, shapes)
+
+
+def check(config: config_lib.Config, sizes: dict[str, int]) -> None:
+  """Sees to it that a model and its batches can be laid on a mesh.
+
+  Args:
+    config: of the run.
+    sizes: of `mesh.axis_sizes`.
+
+  Raises:
+    MeshError: names each field that does not divide, and what would.
+  """
+  wrong = []
+  for field, size, name in _cut_fields(config):
+    parts = ways(name, sizes)
+    if size % parts:
+      wrong.append(
+        f"{field} = {size} can't be cut into {_product(axes(name), sizes)}"
+        f" parts; the most that divides it is {math.gcd(size, parts)}"
+      )
+  spread = [axis for axis in axes("attention_heads") if sizes[axis] > 1]
+  if config.model.gaze.granularity == "layer" and spread:
+    wrong.append(
+      "model.gaze.granularity = 'layer' sums the scores of all heads, which"
+      f" parallel.{spread[0]} = {sizes[spread[0]]} spreads over devices; set"
+      f" parallel.{spread[0]} = 1 or granularity = 'kv_group'"
+    )
+  if wrong:
+    raise mesh_lib.MeshError(f"parallel: {'; '.join(wrong)}")
+
+
+def _cut_fields(
+  config: config_lib.Config,
+) -> Iterator[tuple[str, int, str]]:
+  """Fields of a config, their sizes, and the logical axes that they are."""
+  model = config.model
+  for part, fields in (
+    (
+      "decoder",
+      dict(
+        vocab_size="vocab", width="embed", query_heads="heads", mlp_dim="mlp"
+      ),
+    ),
+    (
+      "vision",
+      dict(width="vision_embed", heads="heads", mlp_dim="vision_mlp"),
+    ),
+  ):
+    for key, name in fields.items():
+      yield f"model.{part}.{key}", getattr(getattr(model, part), key), name
+  # Attention is cut further than the weights are.
+  yield "model.decoder.kv_heads", model.decoder.kv_heads, "attention_heads"
+  if model.projector.hidden:
+    yield "model.projector.hidden", model.projector.hidden, "mlp"
+  yield "data.sequence_length", config.data.sequence_length, "slots"
+  train = config.train
+  rows = train.batch_size // train.accumulation
+  name = "train.batch_size"
+  if train.accumulation > 1:
+    name += f" / train.accumulation = {train.batch_size} / {train.accumulation}"
+  yield name, rows, "batch"
+
+
+def _product(names: Sequence[str], sizes: dict[str, int]) -> str:
+  """Such as "data 2 x fsdp 4"."""
+  return " x ".join(f"{name} {sizes[name]}" for name in names)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+  return tuple(
+    str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+    for k in path
+  )

@@ -1,0 +1,107 @@
+"""Arrays on a mesh: constraints within programs, batches from the host."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gaze_jax.parallel import rules
+
+P = jax.sharding.PartitionSpec
+
+
+def spread() -> bool:
+  """Whether what is traced will run on more than one device."""
+  return jax.sharding.get_abstract_mesh().size > 1
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Fixes how an array lies on the mesh, if there is one.
+
+  Args:
+    x: any array, of a compiled function.
+    *names: a logical axis for each of its axes; None is not cut, nor is an
+      axis of one, such as the one new token of a decoding step.
+
+  Raises:
+    mesh.MeshError: another rank, or a size that can't be cut so.
+  """
+  if not spread():
+    return x
+  mesh = jax.sharding.get_abstract_mesh()
+  cut = [None if n == 1 else a for a, n in zip(names, x.shape, strict=True)]
+  return jax.lax.with_sharding_constraint(x, rules.spec(cut, x.shape, mesh))
+
+
+def local(
+  function: Callable[..., Any], inputs: Any, outputs: Any
+) -> Callable[..., Any]:
+  """`function` on each device's own part, with no communication.
+
+  Args:
+    function: of arrays alone; None may stand for one.
+    inputs: a tree prefix of `P` for each argument: logical names of the first
+      axes; the others are not cut.
+    outputs: likewise, for what is returned.
+  """
+  if not spread():
+    return function
+  return jax.shard_map(
+    function,
+    mesh=jax.sharding.get_abstract_mesh(),
+    in_specs=_on_mesh(inputs),
+    out_specs=_on_mesh(outputs),
+    # Kernels do not say along which axes they vary.
+    check_vma=False,
+  )
+
+
+def _on_mesh(names: Any) -> Any:
+  """Specs of mesh axes for specs of logical names."""
+  of = lambda spec: P(*(None if n is None else rules.axes(n) for n in spec))
+  return jax.tree.map(of, names, is_leaf=lambda x: isinstance(x, P))
+
+
+def local_rows(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
+  """Numbers of the rows of a global batch that this process's devices hold.
+
+  Args:
+    mesh: the mesh.
+    rows: B, of all processes together.
+  """
+  places = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+  numbers = np.arange(rows)
+  return np.unique(np.concatenate([numbers[i] for i in places.values()]))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """How every array of a batch lies: cut along its first axis."""
+  return jax.sharding.NamedSharding(mesh, P(rules.axes("batch")))
+
+
+def put_rows(
+  batch: Any, held: np.ndarray, rows: int, mesh: jax.sharding.Mesh
+) -> Any:
+  """A global batch on the devices, from the rows that this process has.
+
+  Args:
+    batch: tree of arrays [len(held), ...] on the host.
+    held: from `local_rows`.
+    rows: B, of all processes together.
+    mesh: the mesh.
+  """
+  sharding = batch_sharding(mesh)
+
+  def put_one(x: np.ndarray) -> jax.Array:
+    def part(index):
+      return x[np.searchsorted(held, np.arange(rows)[index[0]])]
+
+    return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+  return jax.tree.map(put_one, batch)
+
+
+def put(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  """A global array from one that every process has whole."""
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
