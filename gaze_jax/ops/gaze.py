@@ -115,7 +115,9 @@ def parallel(
   return shard.local(run, specs, _RESULT)(*arguments)
 
 
-def _static(dense: bool | types.Array) -> tuple[bool | None, types.Array]:
+def _static(
+  dense: bool | types.Array,
+) -> tuple[bool | None, types.Array | None]:
   """What is known while tracing of a flag, and what is not."""
   return (dense, None) if isinstance(dense, bool) else (None, dense)
 

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax.train import groups
 from gaze_jax.train import state as state_lib
 
 
@@ -123,9 +124,9 @@ class Checkpoints:
     )
 
   def params(self) -> Any:
-    """The newest parameters, as saved."""
-    restored = self._restore(state=ocp.args.StandardRestore())
-    return restored["state"]["params"]
+    """The newest parameters, as saved; their moving means where it has any."""
+    state = self._restore(state=ocp.args.StandardRestore())["state"]
+    return groups.merge(state["params"], state.get("ema") or {})
 
   def close(self) -> None:
     """Waits until the last save is committed.

@@ -20,6 +20,7 @@ from gaze_jax.data import pipeline
 from gaze_jax.data import sources
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
+from gaze_jax.train import flops
 from gaze_jax.train import frozen as frozen_lib
 from gaze_jax.train import metrics
 from gaze_jax.train import optimizer as optimizer_lib
@@ -84,7 +85,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
         mininterval=5,
       )
     )
-    meter = _Meter(config.train, writer, saved, start.unlogged)
+    count = flops.count(config, frozen, state.params)
+    meter = _Meter(config.train, writer, saved, start.unlogged, count)
     _run(config, start, batches, frozen, saved, meter, bar)
 
 
@@ -133,8 +135,10 @@ class _Meter:
     writer: metrics.Writer,
     saved: checkpoint.Checkpoints,
     unlogged: list[dict[str, float]],
+    count: flops.Count,
   ):
     self._train, self._writer, self._saved = train, writer, saved
+    self._count, self._peak = count, flops.peak(train)
     self.unlogged = unlogged
     self._mark = (time.perf_counter(), len(unlogged))
 
@@ -162,10 +166,12 @@ class _Meter:
     steps = self.unlogged
     mean = {k: sum(v[k] for v in steps) / len(steps) for k in steps[0]}
     del mean["tokens"]
+    saved = mean.pop("visual_kv_saved")
     # Speed is that of the steps taken by this process.
     started, before = self._mark
     now, mine = time.perf_counter(), steps[before:]
     mean["tokens_per_second"] = sum(v["tokens"] for v in mine) / (now - started)
-    mean["seconds_per_step"] = (now - started) / len(mine)
+    seconds = mean["seconds_per_step"] = (now - started) / len(mine)
+    mean |= flops.speed(self._count, self._peak, saved, seconds)
     self._writer.write(step, mean)
     self.unlogged, self._mark = [], (now, 0)
