@@ -233,7 +233,7 @@ class Writer(Checkpoints):
     self._wait()
     data = dict(next_batch=step, unlogged=list(unlogged), sample_ids=sample_ids)
     meta = dict(config=config_lib.to_dict(config), code=self._code)
-    rest = dataclasses.replace(state, params={})
+    params, rest = state_lib.apart(state)
     self._saving = (step, loss)
     if loss is not None:
       self._keep.losses[step] = loss
@@ -241,7 +241,7 @@ class Writer(Checkpoints):
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          params=ocp.args.StandardSave(state.params),
+          params=ocp.args.StandardSave(params),
           state=ocp.args.StandardSave(rest),
           data=ocp.args.JsonSave(data),
           meta=ocp.args.JsonSave(meta),
@@ -275,16 +275,19 @@ class Writer(Checkpoints):
         " another --workdir"
       )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    rest = dataclasses.replace(abstract, params={})
-    self._check_shapes({"params": abstract.params, "state": rest})
+    params, rest = state_lib.apart(abstract)
+    self._check_shapes({"params": params, "state": rest})
     handler = ocp.StandardCheckpointHandler()
-    state = self._read("state", handler, ocp.args.StandardRestore(rest))
+    rest = self._read("state", handler, ocp.args.StandardRestore(rest))
+    state = state_lib.joined(
+      self.params(params), rest, averaged=like.ema is not None
+    )
     data = self._json("data")
     code = provenance.changed(meta["code"], self._code)
     if code and jax.process_index() == 0:
       print(f"the code is another than at the checkpoint: {code}")
     return Restored(
-      dataclasses.replace(state, params=self.params(abstract.params)),
+      state,
       int(data["next_batch"]),
       list(data["unlogged"]),
       int(data["sample_ids"]),
