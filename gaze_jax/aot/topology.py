@@ -32,6 +32,12 @@ _ENVIRONMENT = dict(
   TPU_STDERR_LOG_LEVEL="3",
   ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # two commands side by side
 )
+# Of a program whose temporaries alone are too many, and of any other.
+_EXHAUSTED = re.compile(
+  r"RESOURCE_EXHAUSTED.*?(?:\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)"
+  r"|Used ([\d.]+\w?) of ([\d.]+\w?) hbm)",
+  re.DOTALL,
+)
 
 
 class TopologyError(errors.GazeError):
@@ -122,12 +128,11 @@ class Exhausted:
 
 def exhausted(error: Exception) -> Exhausted | None:
   """What the compiler says of a program that does not fit; None for others."""
-  found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-  if "RESOURCE_EXHAUSTED" not in str(error) or not found:
-    return None
-  return Exhausted(*map(_bytes, found.groups()))
+  found = _EXHAUSTED.search(str(error))
+  return Exhausted(*map(_bytes, filter(None, found.groups()))) if found else None
 
 
 def _bytes(text: str) -> int:
   """Such as 15.75G, of 2**30."""
-  return round(float(text[:-1]) * 2 ** (10 * (" KMGTP".index(text[-1]))))
+  number = text.rstrip("KMGTP")
+  return round(float(number) * 2 ** (10 * " KMGTP".index(text[len(number) :] or " ")))
