@@ -19,6 +19,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import layout as layout_lib
 from gaze_jax import types
+from gaze_jax.aot import arithmetic
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -41,7 +42,7 @@ class Program:
   """One program, not compiled yet.
 
   Attributes:
-    name: "train", or such as "prefill 4608" by the visual tokens of a row.
+    name: "train", or such as "prefill_4608" by the visual tokens of a row.
     mesh: that it is laid on.
     function: jitted.
     arguments: abstract, with shardings.
@@ -60,15 +61,7 @@ class Program:
 
   def held(self) -> dict[str, int]:
     """Bytes that each part has on a device."""
-    return {name: bytes_a_device(tree) for name, tree in self.parts.items()}
-
-
-def bytes_a_device(tree: Any) -> int:
-  """Of abstract arrays, without the padding of tiles."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
-  )
+    return {name: arithmetic.bytes_a_device(tree) for name, tree in self.parts.items()}
 
 
 def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
@@ -135,7 +128,7 @@ def prefill(
   shapes = jax.eval_shape(lambda: _empty(config, rows))
   places = jax.tree.map(lambda x: x.sharding, _laid(shapes, mesh))
   return Program(
-    name=f"prefill {units * model.vision.tokens}",
+    name=f"prefill_{units * model.vision.tokens}",
     mesh=mesh,
     function=jax.jit(function, out_shardings=(places, place)),
     arguments=(params, batch, budget),
@@ -167,7 +160,7 @@ def decode(
 
   places = jax.tree.map(lambda x: x.sharding, linear)
   return Program(
-    name=f"decode {units * model.vision.tokens}",
+    name=f"decode_{units * model.vision.tokens}",
     mesh=mesh,
     function=jax.jit(
       function, donate_argnums=2, out_shardings=(places, place)

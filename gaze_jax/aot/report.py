@@ -7,13 +7,13 @@ from typing import Any
 import jax
 
 from gaze_jax import config as config_lib
+from gaze_jax.aot import arithmetic
 from gaze_jax.aot import collectives as collectives_lib
 from gaze_jax.aot import flops
 from gaze_jax.aot import hlo
 from gaze_jax.aot import programs
 from gaze_jax.aot import topology as topology_lib
 from gaze_jax.kernels import support
-from gaze_jax.train import flops as model_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Report:
     trace_seconds: of Python, until then.
     largest: the collectives that move most.
     settings: what of the config it was compiled with.
+    changes: flags that make it of the config that was asked for; "" for none.
   """
 
   program: str
@@ -61,6 +62,7 @@ class Report:
   trace_seconds: float = 0.0
   largest: tuple[collectives_lib.Collective, ...] = ()
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+  changes: str = ""
 
 
 def compiled(program: programs.Program, limit: int) -> Report:
@@ -145,8 +147,7 @@ def _measured(
 def _model_flops(program: programs.Program, devices: int) -> float | None:
   if program.name != "train":
     return None
-  state, _, _, frozen = program.arguments
-  return model_flops.count(program.config, frozen, state.params).model / devices
+  return arithmetic.model_flops(program.config) / devices
 
 
 def settings(config: config_lib.Config) -> dict[str, Any]:
@@ -176,14 +177,15 @@ def text(report: Report) -> str:
   lines.append(
     f"  arithmetic {report.flops / 1e12:.2f} TFLOP a device"
     + (f", {model / 1e12:.2f} of them the model's own" if model else "")
-    + (f"; {gb(report.bytes_accessed)} accessed" if report.fits else "")
+    + (f"; {gb(report.bytes_accessed)} accessed" if report.bytes_accessed else "")
   )
   for kind, of in (report.collectives or {}).items():
     lines.append(f"  {kind:18s} {of.count:5d} a step, {gb(of.bytes)} sent")
-  lines.append(
-    f"  compiled in {report.compile_seconds:.1f} s, traced in"
-    f" {report.trace_seconds:.1f} s"
-  )
+  if report.compile_seconds:
+    lines.append(
+      f"  compiled in {report.compile_seconds:.1f} s, traced in"
+      f" {report.trace_seconds:.1f} s"
+    )
   return "\n".join(lines)
 
 
