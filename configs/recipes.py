@@ -16,7 +16,7 @@ import cambrian_4b
 import cambrian_7b
 from ml_collections import ConfigDict
 
-MODELS = dict(cambrian_4b=cambrian_4b.get_config, cambrian_7b=cambrian_7b.get_config)
+MODELS = dict(cambrian_4b=cambrian_4b, cambrian_7b=cambrian_7b)
 
 TOPOLOGIES = {
   "v5e-64": "v5e:8x8",
@@ -63,9 +63,9 @@ def names() -> dict[str, str]:
 
 
 def get_config(name: str) -> ConfigDict:
-  model, stage, slice_ = key = tuple(name.split("-", 2))
+  model, stage, _ = key = tuple(name.split("-", 2))
   fsdp, accumulation, remat, vision_remat = RECIPES[key]
-  config = MODELS[model]()
+  config = MODELS[model].get_config()
   of = dict(STAGES[stage])
   frozen = of.pop("frozen")
   config.train.update(of, accumulation=accumulation)

@@ -65,21 +65,25 @@ def read_config() -> config_lib.Config:
 
 def read_shape() -> config_lib.Config:
   """The checked config of such a command that reads no data."""
-  return config_lib.from_config_dict(_without_data(flags.FLAGS.config.to_dict()))
+  raw = flags.FLAGS.config.to_dict()
+  return config_lib.from_config_dict(_without_data(raw))
 
 
-def read_recipes(path: pathlib.Path) -> dict[str, tuple[config_lib.Config, str]]:
+def read_recipes(
+  path: pathlib.Path,
+) -> dict[str, tuple[config_lib.Config, str]]:
   """A checked config, and the topology that it is for, by name.
 
   Args:
     path: a config file with `names()`, whose `get_config` takes a name.
   """
   module = _module(path)
-  config = lambda name: config_lib.to_dict(config_lib.parse(module.get_config(name)))
-  return {
-    name: (config_lib.from_config_dict(_without_data(config(name))), topology)
-    for name, topology in module.names().items()
-  }
+
+  def config(name: str) -> config_lib.Config:
+    raw = config_lib.to_dict(config_lib.parse(module.get_config(name)))
+    return config_lib.from_config_dict(_without_data(raw))
+
+  return {name: (config(name), to) for name, to in module.names().items()}
 
 
 def _without_data(raw: dict[str, Any]) -> dict[str, Any]:

@@ -105,11 +105,12 @@ def recipes(
   served = set()
   for name, (config, topology) in found.items():
     say(f"\n{name}")
-    of = (dataclasses.replace(config.model.decoder, frozen=False, remat="none"), topology)
+    width = config.model.decoder.width  # stages share their prompts
+    new = (width, topology) not in served
     done[name] = check(
-      config, topology, limit=limit, serve=serve and of not in served, say=say
+      config, topology, limit=limit, serve=serve and new, say=say
     )
-    served.add(of)
+    served.add((width, topology))
   return dict(fits=all(one["fits"] for one in done.values()), recipes=done)
 
 
@@ -121,8 +122,8 @@ def _say_outcome(reports: list[report_lib.Report], say: Say) -> None:
     )
   elif not reports[-1].fits:
     say(
-      "train: DOES NOT FIT with any remat and accumulation; take more devices, a"
-      " smaller data.sequence_length or data.answer_slots, or parallel.tensor"
+      "train: DOES NOT FIT with any remat and accumulation; take more devices,"
+      " a smaller data.sequence_length or data.answer_slots, or parallel.tensor"
     )
   elif reports[-1].changes:
     say(f"train: to fit, add {reports[-1].changes}")

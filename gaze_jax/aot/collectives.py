@@ -16,6 +16,7 @@ KINDS = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
   "collective-permute",
 )
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{(.*?)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,8 @@ def _group(attributes: str, devices: int) -> int:
     return int(found[1])
   if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
     return len(found[1].split(","))
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{(.*?)\}", attributes):
+  if found := _MESH.search(attributes):
     sizes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
-    return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", found[2]))
+    axes = re.findall(r"'\w+'", found[2])
+    return math.prod(int(sizes[axis]) for axis in axes)
   return devices

@@ -11,22 +11,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
-from gaze_jax.kernels import support
-
-
-def count(function: Any, arguments: tuple[Any, ...], mesh: Any) -> float:
-  """FLOPs of one run on all devices together.
-
-  Args:
-    function: jitted.
-    arguments: abstract.
-    mesh: that it is traced for.
-  """
-  with jax.set_mesh(mesh), support.tracing_for("tpu"):
-    return of_jaxpr(function.trace(*arguments).jaxpr.jaxpr)
-
 
 def of_jaxpr(jaxpr: Any) -> float:
   """FLOPs of a jaxpr."""
@@ -43,8 +27,10 @@ def _of(eqn: Any) -> float:
   if name == "conv_general_dilated":
     kernel = eqn.invars[1].aval.shape
     features = kernel[params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * (
-      math.prod(kernel) / features
+    return (
+      2.0
+      * math.prod(eqn.outvars[0].aval.shape)
+      * (math.prod(kernel) / features)
     )
   if name == "cond":
     return max(of_jaxpr(b.jaxpr) for b in params["branches"])

@@ -127,9 +127,11 @@ class Module:
         if part == 0 and whole and size(one.shape) >= whole:
           written -= whole
           root = next(x for x in of if x.root)
-          written += size(self.shapes.get(root.operands[1], "")) if (
-            root.opcode == "dynamic-update-slice"
-          ) else 0
+          written += (
+            size(self.shapes.get(root.operands[1], ""))
+            if (root.opcode == "dynamic-update-slice")
+            else 0
+          )
     return read + max(written, 0)
 
   def _used(self, of: list[Instruction], number: int) -> int | None:

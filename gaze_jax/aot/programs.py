@@ -61,7 +61,8 @@ class Program:
 
   def held(self) -> dict[str, int]:
     """Bytes that each part has on a device."""
-    return {name: arithmetic.bytes_a_device(tree) for name, tree in self.parts.items()}
+    count = arithmetic.bytes_a_device
+    return {name: count(tree) for name, tree in self.parts.items()}
 
 
 def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
@@ -162,9 +163,7 @@ def decode(
   return Program(
     name=f"decode_{units * model.vision.tokens}",
     mesh=mesh,
-    function=jax.jit(
-      function, donate_argnums=2, out_shardings=(places, place)
-    ),
+    function=jax.jit(function, donate_argnums=2, out_shardings=(places, place)),
     arguments=(params, cache.visual, linear, tokens, budget),
     parts=dict(parameters=params, cache=cache, batch=(tokens, budget)),
     config=config,

@@ -1,4 +1,4 @@
-"""What the TPU compiler says of a program: memory, arithmetic, communication."""
+"""What the TPU compiler says of a program: memory, FLOPs, communication."""
 
 import dataclasses
 import time
@@ -153,7 +153,6 @@ def _model_flops(program: programs.Program, devices: int) -> float | None:
 def settings(config: config_lib.Config) -> dict[str, Any]:
   """What decides how a training step lies in memory."""
   return dict(
-    batch_size=config.train.batch_size,
     accumulation=config.train.accumulation,
     remat=config.model.decoder.remat,
     vision_remat=config.model.vision.remat,
@@ -169,7 +168,7 @@ def text(report: Report) -> str:
     f" {gb(report.hbm_bytes)} of {gb(limit)} a device"
     f" ({100 * report.hbm_bytes / limit:.0f} %); {mesh or 'one device'},"
     f" {report.rows} rows"
-    + "".join(f", {k} {v}" for k, v in report.settings.items() if k != "batch_size")
+    + "".join(f", {k} {v}" for k, v in report.settings.items())
   ]
   parts = ", ".join(f"{name} {gb(n)}" for name, n in report.hbm.items())
   lines.append(f"  memory     {parts}")
@@ -177,7 +176,7 @@ def text(report: Report) -> str:
   lines.append(
     f"  arithmetic {report.flops / 1e12:.2f} TFLOP a device"
     + (f", {model / 1e12:.2f} of them the model's own" if model else "")
-    + (f"; {gb(report.bytes_accessed)} accessed" if report.bytes_accessed else "")
+    + (f"; {gb(moved)} accessed" if (moved := report.bytes_accessed) else "")
   )
   for kind, of in (report.collectives or {}).items():
     lines.append(f"  {kind:18s} {of.count:5d} a step, {gb(of.bytes)} sent")

@@ -21,7 +21,8 @@ from gaze_jax.aot import arithmetic
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 
-REMAT = ("none", "dots", "attention", "full")  # of the decoder, dearer ones last
+# Of the decoder; those that run more again come later.
+REMAT = ("none", "dots", "attention", "full")
 
 
 def settings(
@@ -111,8 +112,9 @@ def _meshes(
   while fsdp <= devices:
     changed = _fsdp(config, fsdp)
     last = not _laid(_fsdp(changed, 2 * fsdp), devices)
-    if _laid(changed, devices) and (last or _held(changed, devices) < limit / 4):
-      yield changed.parallel
+    if _laid(changed, devices):
+      if last or _held(changed, devices) < limit / 4:
+        yield changed.parallel
     fsdp *= 2
 
 

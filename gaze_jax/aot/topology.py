@@ -34,7 +34,8 @@ _ENVIRONMENT = dict(
 )
 # Of a program whose temporaries alone are too many, and of any other.
 _EXHAUSTED = re.compile(
-  r"RESOURCE_EXHAUSTED.*?(?:\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)"
+  r"RESOURCE_EXHAUSTED.*?"
+  r"(?:\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)"
   r"|Used ([\d.]+\w?) of ([\d.]+\w?) hbm)",
   re.DOTALL,
 )
@@ -129,10 +130,13 @@ class Exhausted:
 def exhausted(error: Exception) -> Exhausted | None:
   """What the compiler says of a program that does not fit; None for others."""
   found = _EXHAUSTED.search(str(error))
-  return Exhausted(*map(_bytes, filter(None, found.groups()))) if found else None
+  if found is None:
+    return None
+  return Exhausted(*map(_bytes, filter(None, found.groups())))
 
 
 def _bytes(text: str) -> int:
   """Such as 15.75G, of 2**30."""
   number = text.rstrip("KMGTP")
-  return round(float(number) * 2 ** (10 * " KMGTP".index(text[len(number) :] or " ")))
+  unit = text[len(number) :] or " "
+  return round(float(number) * 2 ** (10 * " KMGTP".index(unit)))

@@ -196,7 +196,10 @@ def _cut_fields(
     (
       "decoder",
       dict(
-        vocab_size="head_vocab", width="embed", query_heads="heads", mlp_dim="mlp"
+        vocab_size="head_vocab",
+        width="embed",
+        query_heads="heads",
+        mlp_dim="mlp",
       ),
     ),
     (
