@@ -76,7 +76,7 @@ def open_feed(
     source=source,
     features=features,
     start_step=start.next_batch,
-    held=held,
+    held=held.tolist(),
   )
   with contextlib.closing(batches):
     yield Feed(config, mesh, frozen, batches, held)
