@@ -260,9 +260,7 @@ def test_lowers(policy, forward):
   qkv, plan = Case(dim=128, group=4, x=40, region_length=36).draw()
 
   def loss(*qkv):
-    got = two_layers(
-      gaze_prefill.attend_regions, *qkv, *plan, policy=policy
-    )
+    got = two_layers(gaze_prefill.attend_regions, *qkv, *plan, policy=policy)
     return got.out.sum() + got.lse.sum()
 
   traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*qkv)
