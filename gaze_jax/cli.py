@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
@@ -26,22 +26,36 @@ from gaze_jax import errors
 _PREFIX = "--config="
 
 
-def main(function: Callable[[], None], *, config: bool = False) -> None:
+def main(
+  function: Callable[..., int | None],
+  *,
+  config: bool = False,
+  command: bool = False,
+  leave: Callable[[str | int], NoReturn] = sys.exit,
+) -> None:
   """Runs a command; exits with 1 and one line on a user's mistake.
 
   Args:
-    function: takes no arguments and reads absl flags.
+    function: reads absl flags; takes no arguments, or the words of `command`;
+      returns the exit code if it is not 0.
     config: whether the command takes `--config=FILE` and overrides such as
       `--config.train.steps=10`; they end up in `read_config`.
+    command: whether it takes words that are no flags of its own, after `--`.
+    leave: ends the process, with an exit code or with a message and 1; of
+      several processes each needs `parallel.processes.leave`.
   """
   _keep_pages()
   argv = sys.argv
   try:
     if config:
       argv = _define_config(argv)
-    app.run(lambda rest: _run(function, rest), argv=argv, flags_parser=_parse)
+    app.run(
+      lambda rest: _run(function, rest, command, leave),
+      argv=argv,
+      flags_parser=_parse,
+    )
   except errors.GazeError as error:
-    _fail(str(error))
+    leave(f"error: {error}")
 
 
 def read_config() -> config_lib.Config:
@@ -188,9 +202,16 @@ def _parse(argv: list[str]) -> list[str]:
     raise errors.GazeError(" ".join(str(error).split())) from None
 
 
-def _run(function: Callable[[], None], rest: list[str]) -> None:
-  if len(rest) > 1:
-    _fail(f"unexpected argument {rest[1]!r}; flags start with --")
+def _run(
+  function: Callable[..., int | None],
+  rest: list[str],
+  command: bool,
+  leave: Callable[[str | int], NoReturn],
+) -> int | None:
+  if len(rest) > 1 and not command:
+    raise errors.GazeError(
+      f"unexpected argument {rest[1]!r}; flags start with --"
+    )
   if not ("verbosity" in flags.FLAGS and flags.FLAGS["verbosity"].present):
     logging.set_verbosity(logging.WARNING)  # orbax logs each phase of a save
   # ... and the tracebacks of all its tasks when one fails; it is raised too.
@@ -202,11 +223,10 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
   # ... or are never begun.
   warnings.filterwarnings("ignore", "coroutine .* was never awaited")
   try:
-    function()
-  except errors.GazeError as error:
-    _fail(str(error))
+    return function(rest[1:]) if command else function()
   except OSError as error:
-    _fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
+    what = f"{error.filename or 'the disk'}: {error.strerror or error}"
+    leave(f"error: {what}")
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     sys.stderr.flush()
@@ -214,14 +234,10 @@ def _run(function: Callable[[], None], rest: list[str]) -> None:
     late = threading.Timer(10, os._exit, (code,))  # threads may hold exit up
     late.daemon = True
     late.start()
-    sys.exit(code)
+    leave(code)
 
 
 def _unraisable(what) -> None:
   """After a failed write, tensorstore's other writes find no event loop."""
   if str(what.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(what)
-
-
-def _fail(message: str) -> None:
-  sys.exit(f"error: {message}")

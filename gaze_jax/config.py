@@ -236,7 +236,11 @@ class TrainConfig:
   adam_share: float = 1.0  # muon: learning rate of what Adam takes, a share
   log_every: int = 20
   save_every: int = 200
+  # Of the checkpoints these stay: the newest, multiples of keep_every (0: none)
+  # for good, and those with the lowest mean loss since the save before.
   keep: int = 2
+  keep_every: int = 0
+  keep_best: int = 0
   init_from: str = ""  # a directory of launch/convert.py to start from
   features: Literal["none", "cached"] = "none"  # cache a frozen tower's output
   features_dtype: Literal["float16", "float32"] = "float16"

@@ -246,6 +246,12 @@ def _train_rules(config: Any) -> Rules:
       "train.k_schedule needs 0 <= dense_until <= final_at <= 1",
     ),
     (
+      train.keep_every >= 0 and train.keep_every % train.save_every == 0,
+      f"train.keep_every = {train.keep_every} must be a multiple of"
+      f" train.save_every = {train.save_every}, or 0 for none",
+    ),
+    (train.keep_best >= 0, f"train.keep_best = {train.keep_best} is below 0"),
+    (
       config.parallel.data >= 1 or config.parallel.data == -1,
       f"parallel.data = {config.parallel.data} must be 1 or more, or -1 for the"
       " devices that the other axes leave",

@@ -1,6 +1,9 @@
 """Trains a model; run it again to resume.
 
 python launch/train.py --config=configs/emoji_tiny.py --workdir=DIR
+
+As one of several processes (launch/local.py and its neighbours start them) it
+does its share of the same run.
 """
 
 import pathlib
@@ -8,15 +11,21 @@ import pathlib
 from absl import flags
 
 from gaze_jax import cli
+from gaze_jax.parallel import processes
 from gaze_jax.train import loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept")
+_WAIT = flags.DEFINE_integer(
+  "wait_seconds", 300, "for the other processes to come, at most", 1
+)
 flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-  loop.train(cli.read_config(), pathlib.Path(_WORKDIR.value))
+  config = cli.read_config()
+  processes.initialize(_WAIT.value)
+  loop.train(config, pathlib.Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":
-  cli.main(main, config=True)
+  cli.main(main, config=True, leave=processes.leave)

@@ -31,7 +31,10 @@ ARROWS = {
   "decode": {"models", "ops"},
   "evals": {"decode", "train", "convert", "data", "models", "ops"},
   "api": {"evals", "decode", "convert", "data", "models"},
-  "launch": {"cli", "api", "evals", "decode", "train", "convert", "data"},
+  "launch": {
+    *("cli", "api", "evals", "decode", "train", "convert", "data"),
+    "parallel",
+  },
   "configs": set(),
 }
 # Packages that a room never imports.

@@ -83,10 +83,9 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
     errors.GazeError: no checkpoint, or nothing to evaluate on.
   """
   start = time.perf_counter()
-  saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
+  saved = checkpoint.Checkpoints(workdir)
   config, step = saved.config(), saved.latest()
   trained = jax.device_put(saved.params())
-  saved.close()
   cached = config.train.features == "cached"
   params = trained | frozen.load(config, pixels=not cached)
   splits = tasks.splits(config)

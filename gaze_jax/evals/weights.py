@@ -48,9 +48,8 @@ def load(
     config = _with_tokenizer(stored.config, directory / store.SOURCE)
     return config, store.load(stored.leaves())
   if is_run(directory):
-    saved = checkpoint.Checkpoints(directory, keep=1, create=False)
+    saved = checkpoint.Checkpoints(directory)
     config, params = saved.config(), saved.params()
-    saved.close()
     return config, jax.device_put(params | frozen.load(config))
   if not (directory / "config.json").is_file():
     raise errors.GazeError(

@@ -27,9 +27,12 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.models import layers
 from gaze_jax.models import positions as positions_lib
+from gaze_jax.parallel import shard
 
 Array = types.Array
 Axis = tuple[str, int]  # logical name and size of an axis
+
+_PATCHES = ("batch", None, None)  # how [B', X, F] lies on a mesh
 
 
 def to_patches(images: Array, patch: int) -> Array:
@@ -219,7 +222,7 @@ class Block(nn.Module):
       y = branch(LayerNorm(embed, c.norm_eps, name=f"norm{i}")(x))
       if c.layer_scale:
         y *= _param(self, f"scale{i}", nn.initializers.ones, [embed])
-      x += y
+      x = shard.constrain(x + y, *_PATCHES)
     return x, None
 
 
@@ -255,6 +258,7 @@ class ViT(nn.Module):
     c = self.config
     embed = ("vision_embed", c.width)
     x, mask = self._embed(images)
+    x = shard.constrain(x, *_PATCHES)
     if c.pre_norm:
       x = LayerNorm(embed, c.norm_eps, name="pre_norm")(x)
     if c.layers_used:

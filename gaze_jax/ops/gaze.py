@@ -115,9 +115,7 @@ def parallel(
   return shard.local(run, specs, _RESULT)(*arguments)
 
 
-def _static(
-  dense: bool | types.Array,
-) -> tuple[bool | None, types.Array | None]:
+def _static(dense: bool | types.Array) -> tuple:
   """What is known while tracing of a flag, and what is not."""
   return (dense, None) if isinstance(dense, bool) else (None, dense)
 

@@ -75,10 +75,6 @@ def _in_slabs(
   if s <= SLAB:
     return attend_regions(query, k, v, length, members)
 
-  def cut(x):
-    x = jnp.pad(x, ((0, 0), (0, -s % SLAB), *((0, 0),) * (x.ndim - 2)))
-    return x.reshape(b, -1, SLAB, *x.shape[2:]).swapaxes(0, 1)
-
   nothing = types.Attended(
     out=jnp.zeros((b, SLAB, q, d), v.dtype),
     lse=jnp.full((b, SLAB, q), -jnp.inf),
@@ -89,9 +85,8 @@ def _in_slabs(
     look = lambda: attend_regions(query, k, v, length, members)
     return carry, jax.lax.cond(members.any(), look, lambda: nothing)
 
-  _, slabs = jax.lax.scan(one, None, (cut(query), cut(members)))
-  join = lambda x: x.swapaxes(0, 1).reshape(b, -1, *x.shape[3:])[:, :s]
-  return jax.tree.map(join, slabs)
+  slabs = _cut(query, SLAB), _cut(members, SLAB)
+  return _join(jax.lax.scan(one, None, slabs)[1], s)
 
 
 def _read(
@@ -118,7 +113,12 @@ def _read(
 def _among_themselves(
   inputs: rows.Inputs, slots: types.Array, chunk: int
 ) -> types.Attended:
-  """Text and context rows, at their keys; chunks that have none are skipped."""
+  """Text and context rows, at their keys; chunks that have none are skipped.
+
+  The gathered rows are as many as the sequence, and mostly nothing at the end.
+  One loop over chunks, each of which looks at all keys: a program of chunks
+  that look at earlier keys alone would be as many times as large.
+  """
   layout = jax.tree.map(lambda x: rows.take(x, slots), inputs.plan.layout)
   linear = (layout.role == types.Role.TEXT) | (
     layout.role == types.Role.CONTEXT
@@ -126,32 +126,41 @@ def _among_themselves(
   q, k, v = (
     rows.take(x, slots) for x in (inputs.query, inputs.key, inputs.value)
   )
-  b, s, heads, d = q.shape
 
-  def run(start: int, stop: int) -> types.Attended:
-    cut = lambda begin: jax.tree.map(lambda x: x[:, begin:stop], layout)
-    mask = masks.visible(
-      cut(start), cut(0), slots[:, start:stop], slots[:, :stop]
-    )
-    mask &= linear[:, start:stop, None] & linear[:, None, :stop]
-    return attention.attend(
-      q[:, start:stop], k[:, :stop], v[:, :stop], mask[:, None]
-    )
+  @jax.checkpoint  # keeps no weights of rows x keys for the backward pass
+  def look(q, k, v, of):
+    layout_, slots_, linear_ = of
+    mask = masks.visible(layout_, layout, slots_, slots)
+    mask &= linear_[..., None] & linear[:, None]
+    return attention.attend(q, k, v, mask[:, None])
 
-  def none(x: int) -> types.Attended:
-    return types.Attended(
-      out=jnp.zeros((b, x, heads, d), v.dtype),
-      lse=jnp.full((b, x, heads), -jnp.inf),
-    )
+  def none(q, k, v, of):
+    del k, of
+    lse = jnp.full(q.shape[:3], -jnp.inf)
+    return types.Attended(out=jnp.zeros(q.shape, v.dtype), lse=lse)
 
-  parts = []
-  for start in range(0, s, chunk):
-    stop = min(start + chunk, s)
-    parts.append(
-      jax.lax.cond(
-        linear[:, start].any(),
-        lambda start=start, stop=stop: run(start, stop),
-        lambda x=stop - start: none(x),
-      )
-    )
-  return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+  def one(carry, part):
+    q, of = part
+    return carry, jax.lax.cond(of[2].any(), look, none, q, k, v, of)
+
+  parts = (q, (layout, slots, linear))
+  parts = jax.tree.map(lambda x: _cut(x, chunk), parts)
+  _, looked = jax.lax.scan(one, None, parts)
+  return _join(looked, q.shape[1])
+
+
+def _cut(x: types.Array, size: int) -> types.Array:
+  """[B, S, ...] to [S / size, B, size, ...], filled up with zeros."""
+  b, s = x.shape[:2]
+  x = jnp.pad(x, ((0, 0), (0, -s % size), *((0, 0),) * (x.ndim - 2)))
+  return x.reshape(b, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(parts: types.Attended, count: int) -> types.Attended:
+  """The way back from `_cut`."""
+
+  def join(x):
+    x = x.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :count]
+
+  return jax.tree.map(join, parts)

@@ -1,4 +1,14 @@
-"""Checkpoints: state, data position and config in one atomic step (orbax)."""
+"""Checkpoints: state, data position, config and code, in one atomic step.
+
+A step is a directory of four parts and a manifest (`train/manifest.py`):
+
+    200/params  state  data  meta  manifest.json
+
+`params` are apart from the rest of the state, so that who wants nothing else
+neither reads nor checks the optimizer's. A step that is not whole is named and
+passed over for the newest that is; a run that goes on sets it aside as
+`200.damaged`, and nothing here ever writes over it or deletes it.
+"""
 
 import contextlib
 import dataclasses
@@ -6,16 +16,23 @@ import functools
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax.train import groups
+from gaze_jax.train import manifest
+from gaze_jax.train import provenance
+from gaze_jax.train import retention
 from gaze_jax.train import state as state_lib
+
+_NONE, _ALL_DAMAGED = -1, -2  # in place of a step
 
 
 class CheckpointError(errors.GazeError):
@@ -30,41 +47,165 @@ class Restored:
     state: the newest state.
     next_batch: number of the batch that comes first.
     unlogged: numbers of steps whose mean has not been logged yet.
+    sample_ids: digest of the ids of all samples so far; see `loop`.
   """
 
   state: state_lib.TrainState
-  next_batch: int
-  unlogged: list[dict[str, float]]
+  next_batch: int = 0
+  unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  sample_ids: int = 0
 
 
 class Checkpoints:
-  """The checkpoints of one workdir, under `checkpoints/`.
+  """The checkpoints of one workdir, under `checkpoints/`, to read.
 
-  Saving is asynchronous; orbax commits a step by renaming its directory, so a
-  killed run leaves whole checkpoints only.
+  It stays with the step it has found first. With several processes all of them
+  must call the same methods.
+
+  Raises:
+    CheckpointError: there are none.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int, create: bool):
-    path = workdir.absolute() / "checkpoints"
-    if not create and not path.is_dir():
+  # What must be whole.
+  _parts: tuple[str, ...] = ("params", "meta")
+
+  def __init__(self, workdir: pathlib.Path):
+    self._path = workdir.absolute() / "checkpoints"
+    self._latest: int | None = None
+    if not self._path.is_dir():
       raise CheckpointError(
         f"{workdir}: no checkpoints here; train first with"
         " `python launch/train.py --config=... --workdir=...`"
       )
-    self._path = path
-    self._manager = ocp.CheckpointManager(
-      path,
+
+  def latest(self) -> int | None:
+    """The newest step that is whole; None if there is no step at all.
+
+    Raises:
+      CheckpointError: there are steps, but none is whole.
+    """
+    if self._latest is None:
+      self._latest = self._find()
+    return self._latest
+
+  def config(self) -> config_lib.Config:
+    """The config that the newest checkpoint was trained with."""
+    return config_lib.from_config_dict(self._json("meta")["config"])
+
+  def params(self, like: Any = None) -> Any:
+    """The newest parameters; nothing else is read from disk.
+
+    Args:
+      like: their tree with `jax.ShapeDtypeStruct`s that have shardings, on
+        whatever mesh; None for numpy arrays, whole on this host.
+    """
+    if like is not None:
+      args = ocp.args.StandardRestore(like)
+      return self._read("params", ocp.StandardCheckpointHandler(), args)
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(self._folder() / "params").tree
+    on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+    args = ocp.args.PyTreeRestore(
+      restore_args=jax.tree.map(lambda _: on_host, tree)
+    )
+    return self._read("params", handler, args)
+
+  def _read(self, part: str, handler: Any, args: Any) -> Any:
+    with ocp.Checkpointer(handler) as reader:
+      return reader.restore(self._folder() / part, args=args)
+
+  def _json(self, part: str) -> dict[str, Any]:
+    return self._read(part, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+
+  def _folder(self) -> pathlib.Path:
+    step = self.latest()
+    if step is None:
+      raise CheckpointError(f"{self._path.parent}: no finished checkpoint yet")
+    return self._path / str(step)
+
+  def _steps(self) -> list[int]:
+    """Steps by their names, whatever they hold; the newest first."""
+    if not self._path.is_dir():
+      return []
+    names = (p.name for p in self._path.iterdir())
+    whole = (n for n in names if re.fullmatch("0|[1-9][0-9]*", n))
+    return sorted(map(int, whole), reverse=True)
+
+  def _find(self) -> int | None:
+    """Looks for the newest whole step; process 0 does it for all."""
+    found, reasons = _NONE, []
+    if jax.process_index() == 0:
+      found, reasons = self._scan()
+    if jax.process_count() > 1:
+      found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    if found == _ALL_DAMAGED:
+      raise CheckpointError(
+        f"{self._path}: no checkpoint is whole:"
+        f" {'; '.join(reasons) or 'process 0 says why'}. Put a copy back, or"
+        " move this directory away to start anew"
+      )
+    return None if found == _NONE else found
+
+  def _scan(self) -> tuple[int, list[str]]:
+    damaged: dict[int, str] = {}
+    for step in self._steps():
+      try:
+        manifest.check(self._path / str(step), self._parts)
+      except manifest.DamagedError as error:
+        damaged[step] = str(error)
+        continue
+      for bad, reason in damaged.items():
+        told = self._pass_over(self._path / str(bad))
+        print(f"{self._path / str(bad)}: {reason}; {told}", file=sys.stderr)
+      return step, []
+    reasons = [f"{step}: {reason}" for step, reason in damaged.items()]
+    return (_ALL_DAMAGED if damaged else _NONE), reasons
+
+  def _pass_over(self, folder: pathlib.Path) -> str:
+    """Deals with a step that is not whole; says how."""
+    del folder
+    return "skipped"
+
+
+class Writer(Checkpoints):
+  """The checkpoints of a run: what it goes on from, and what it saves.
+
+  Saving is asynchronous. Orbax commits a step, manifest and all, by renaming
+  its directory, and drops old ones after that; so a killed run leaves whole
+  checkpoints only.
+  """
+
+  _parts = ("params", "state", "data", "meta")
+
+  def __init__(self, workdir: pathlib.Path, train: config_lib.TrainConfig):
+    self._path = workdir.absolute() / "checkpoints"
+    self._latest = self._find()
+    self._saving: tuple[int, float | None] | None = None
+    self._code = provenance.code()
+    self._keep = retention.Policy(
+      train.keep, train.keep_every, train.keep_best, self._losses()
+    )
+    self._manager = _Manager(
+      self._path,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=create, enable_async_checkpointing=True
+        create=True,
+        cleanup_tmp_directories=True,
+        preservation_policy=self._keep,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        # What it would read of each step is not needed, or in the manifest.
+        lightweight_initialize=True,
       ),
-      item_names=("state", "data", "meta"),
+      item_names=self._parts,
     )
 
   def latest(self) -> int | None:
-    """The newest step, once it is committed; None if there is none."""
-    with self._writing():
-      self._manager.wait_until_finished()
-    return self._manager.latest_step()
+    """The newest whole step, once it is committed; None if there is none.
+
+    Raises:
+      CheckpointError: the last save could not be written.
+    """
+    self._wait()
+    return self._latest
 
   def save(
     self,
@@ -72,39 +213,59 @@ class Checkpoints:
     state: state_lib.TrainState,
     config: config_lib.Config,
     unlogged: Sequence[dict[str, float]] = (),
+    *,
+    sample_ids: int = 0,
+    loss: float | None = None,
   ) -> None:
     """Starts saving; returns once the state has been copied.
+
+    Args:
+      step: how many are done.
+      state: what they led to.
+      config: of the run.
+      unlogged: see `Restored`.
+      sample_ids: see `Restored`.
+      loss: mean training loss since the save before, for `train.keep_best`.
 
     Raises:
       CheckpointError: this save, or the one before it, could not be written.
     """
-    data = dict(next_batch=step, unlogged=list(unlogged))
+    self._wait()
+    data = dict(next_batch=step, unlogged=list(unlogged), sample_ids=sample_ids)
+    meta = dict(config=config_lib.to_dict(config), code=self._code)
+    params, rest = state_lib.apart(state)
+    self._saving = (step, loss)
+    if loss is not None:
+      self._keep.losses[step] = loss
     with self._writing():
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
+          params=ocp.args.StandardSave(params),
+          state=ocp.args.StandardSave(rest),
           data=ocp.args.JsonSave(data),
-          meta=ocp.args.JsonSave({"config": config_lib.to_dict(config)}),
+          meta=ocp.args.JsonSave(meta),
         ),
+        force=True,  # else it may choose not to, and says nothing
       )
-
-  def config(self) -> config_lib.Config:
-    """The config that the newest checkpoint was trained with."""
-    restored = self._restore(meta=ocp.args.JsonRestore())
-    return config_lib.from_config_dict(restored["meta"]["config"])
 
   def restore(
     self, like: state_lib.TrainState, config: config_lib.Config
   ) -> Restored:
     """The newest state, and where the run goes on.
 
+    Args:
+      like: a state of arrays, or of `jax.ShapeDtypeStruct`s with shardings;
+        mesh, devices and processes may be others than when it was saved.
+      config: of this run.
+
     Raises:
       CheckpointError: it was trained with another config, or its arrays have
         other shapes; names the fields or the arrays.
     """
-    saved = self.config()
-    changed = _differences(
+    meta = self._json("meta")
+    saved = config_lib.from_config_dict(meta["config"])
+    changed = provenance.differences(
       config_lib.to_dict(saved), config_lib.to_dict(config)
     )
     if changed:
@@ -114,19 +275,23 @@ class Checkpoints:
         " another --workdir"
       )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    self._check_shapes(abstract)
-    restored = self._restore(
-      state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+    params, rest = state_lib.apart(abstract)
+    self._check_shapes({"params": params, "state": rest})
+    handler = ocp.StandardCheckpointHandler()
+    rest = self._read("state", handler, ocp.args.StandardRestore(rest))
+    state = state_lib.joined(
+      self.params(params), rest, averaged=like.ema is not None
     )
-    data = restored["data"]
+    data = self._json("data")
+    code = provenance.changed(meta["code"], self._code)
+    if code and jax.process_index() == 0:
+      print(f"the code is another than at the checkpoint: {code}")
     return Restored(
-      restored["state"], int(data["next_batch"]), list(data["unlogged"])
+      state,
+      int(data["next_batch"]),
+      list(data["unlogged"]),
+      int(data["sample_ids"]),
     )
-
-  def params(self) -> Any:
-    """The newest parameters, as saved; their moving means where it has any."""
-    state = self._restore(state=ocp.args.StandardRestore())["state"]
-    return groups.merge(state["params"], state.get("ema") or {})
 
   def close(self) -> None:
     """Waits until the last save is committed.
@@ -134,26 +299,55 @@ class Checkpoints:
     Raises:
       CheckpointError: it could not be written.
     """
-    with self._writing():
-      try:
-        self._manager.wait_until_finished()
-      finally:
+    try:
+      self._wait()
+    finally:
+      with self._writing():
         self._manager.close()
 
-  def _check_shapes(self, like: state_lib.TrainState) -> None:
+  def _wait(self) -> None:
+    with self._writing():
+      self._manager.wait_until_finished()
+    if self._saving:
+      self._latest, self._saving = self._saving[0], None
+
+  def _seal(self) -> None:
+    """Orbax calls it in its thread, just before it renames the directory."""
+    step, loss = self._saving
+    folder = self._path / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
+    manifest.write(folder, step, loss)
+
+  def _pass_over(self, folder: pathlib.Path) -> str:
+    """Makes room: the run will come to this step again."""
+    names = [".damaged", *(f".damaged.{n}" for n in range(2, 1000))]
+    taken = {p.name for p in self._path.iterdir()}
+    new = next(n for s in names if (n := folder.name + s) not in taken)
+    folder.rename(folder.with_name(new))
+    return f"set aside as {new}"
+
+  def _losses(self) -> dict[int, float]:
+    losses = {}
+    for step in self._steps():
+      with contextlib.suppress(manifest.DamagedError):
+        losses[step] = manifest.read(self._path / str(step)).loss
+    return {step: loss for step, loss in losses.items() if loss is not None}
+
+  def _check_shapes(self, parts: dict[str, Any]) -> None:
     """Refuses a state of other shapes before any of it is read.
 
     Orbax would see it halfway, and leave the reads of the other arrays behind.
     """
-    # The manager itself knows the shapes of what it has saved or read alone.
-    folder = self._path / str(self.latest()) / "state"
-    saved = ocp.StandardCheckpointHandler().metadata(folder).tree
-    shapes = {name: tuple(x.shape) for name, x in _named(saved)}
-    wrong = [
-      f"{name}: {list(shapes[name])} -> {list(x.shape)}"
-      for name, x in _named(like)
-      if shapes.get(name, x.shape) != x.shape
-    ]
+    wrong = []
+    for part, like in parts.items():
+      handler = ocp.StandardCheckpointHandler()
+      saved = handler.metadata(self._folder() / part).tree
+      shapes = {name: tuple(x.shape) for name, x in _named(saved)}
+      prefix = "params." if part == "params" else ""
+      wrong += [
+        f"{prefix}{name}: {list(shapes[name])} -> {list(x.shape)}"
+        for name, x in _named(like)
+        if shapes.get(name, x.shape) != x.shape
+      ]
     if wrong:
       raise CheckpointError(
         f"{self._path.parent}: the state has another shape: {'; '.join(wrong)}."
@@ -166,15 +360,23 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # anything from OSError to ValueError
+      self._saving = None
       raise CheckpointError(
         f"{self._path}: can't write a checkpoint: {_reason(error)}"
       ) from error
 
-  def _restore(self, **args) -> Any:
-    step = self.latest()
-    if step is None:
-      raise CheckpointError(f"{self._path.parent}: no finished checkpoint yet")
-    return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's own, but that it leaves preemption to the loop."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """No. A thread of a save would ask about its own, older step.
+
+    JAX takes each question for where the process is, and agrees with the
+    others on a step to save at that may then lie behind.
+    """
+    del step
+    return False
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
@@ -195,18 +397,3 @@ def _reason(error: Exception) -> str:
   if found:
     return os.strerror(int(found[1]))
   return text[:300] or type(error).__name__
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Fields that differ, as `name: old -> new`; those of eval don't count."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    out = []
-    for key in sorted(old.keys() | new.keys()):
-      if (path, key) == ("", "eval"):
-        continue
-      inner = f"{path}.{key}" if path else key
-      out += _differences(old.get(key), new.get(key), inner)
-    return out
-  if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-    old, new = list(old), list(new)
-  return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

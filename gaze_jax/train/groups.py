@@ -95,3 +95,11 @@ def scaled(train: config_lib.TrainConfig, updates: Params) -> Params:
 def merge(one: Params, other: Params) -> Params:
   """Two nested dicts in one; where both have a leaf, that of `other`."""
   return traverse_util.unflatten_dict({**flat(one), **flat(other)}, sep=".")
+
+
+def pick(params: Params, like: Params) -> Params:
+  """The leaves of a nested dict that another one has, too."""
+  there = flat(params)
+  return traverse_util.unflatten_dict(
+    {path: there[path] for path in flat(like)}, sep="."
+  )

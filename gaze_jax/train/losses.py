@@ -6,7 +6,6 @@ micro-batches or devices is therefore the sum, never a mean of means.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gaze_jax import types
 
@@ -32,7 +31,11 @@ def next_token(
     target: int32 [B, A].
     scored: bool [B, A].
   """
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+  # Not a gather of the target's logit: its gradient would be a scatter into
+  # all logits, and a vocabulary that is cut over devices would be moved.
+  hit = jnp.arange(logits.shape[-1]) == target[..., None]
+  own = jnp.where(hit, logits, 0.0).sum(axis=-1)
+  loss = jax.nn.logsumexp(logits, axis=-1) - own
   return jnp.where(scored, loss, 0.0).sum()
 
 

@@ -27,11 +27,12 @@ class Writer:
     self._board = logging.TensorboardBackend(str(workdir / "tensorboard"))
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Writes plain numbers under their names."""
+    """Writes plain numbers, and strings to the file alone, by their names."""
     self._file.write(json.dumps(dict(step=step, **values)) + "\n")
     self._file.flush()
     for name, value in values.items():
-      self._board.log_scalar(name, value, step=step)
+      if not isinstance(value, str):
+        self._board.log_scalar(name, value, step=step)
 
   def close(self) -> None:
     self._file.close()

@@ -100,3 +100,27 @@ def _new(
     opt_state=optimizer.init(trains),
     ema=jax.tree.map(jnp.copy, trains) if config.train.ema else None,
   )
+
+
+def apart(state: TrainState) -> tuple[Any, TrainState]:
+  """The parameters that others will read, and the rest of a state.
+
+  With moving means these are what others read; what they are the means of
+  stays with the rest.
+  """
+  if state.ema is None:
+    return state.params, dataclasses.replace(state, params={})
+  trains = groups.pick(state.params, state.ema)
+  params = groups.merge(state.params, state.ema)
+  return params, dataclasses.replace(state, params=trains, ema=None)
+
+
+def joined(params: Any, rest: TrainState, *, averaged: bool) -> TrainState:
+  """The way back from `apart`."""
+  if not averaged:
+    return dataclasses.replace(rest, params=params)
+  return dataclasses.replace(
+    rest,
+    params=groups.merge(params, rest.params),
+    ema=groups.pick(params, rest.params),
+  )

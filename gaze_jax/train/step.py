@@ -20,18 +20,21 @@ Sums = dict[str, jax.Array]
 
 
 def make(
-  config: config_lib.Config, optimizer: optax.GradientTransformation
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformation,
+  places: state_lib.TrainState | None = None,
 ) -> Step:
   """Compiles `step(state, batch, budget, frozen) -> (state, metrics)`.
 
   `budget` is int32 [B] and traced: K changes recompile nothing. `frozen` holds
   parameters that get no gradient ({} when features are cached). The state is
-  donated. Metrics are float32 scalars.
+  donated. Metrics are float32 scalars. `places` are the shardings of the state,
+  which it keeps; XLA's choice without.
   """
 
   train = config.train
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
   def step(
     state: state_lib.TrainState,
     batch: types.Batch,

@@ -1,7 +1,12 @@
-"""Checkpoints: what comes back, what is refused, and what can't be written."""
+"""Checkpoints: what comes back, what stays, what is refused or passed over."""
 
 import dataclasses
 import errno
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +15,8 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax.train import checkpoint
+from gaze_jax.train import manifest
+from gaze_jax.train import provenance
 from gaze_jax.train import state as state_lib
 
 
@@ -23,7 +30,7 @@ def state(value=1.0):
 
 @pytest.fixture
 def saved(tmp_path):
-  out = checkpoint.Checkpoints(tmp_path, keep=2, create=True)
+  out = checkpoint.Writer(tmp_path, config_lib.TrainConfig(keep=2))
   yield out
   out.close()
 
@@ -31,27 +38,45 @@ def saved(tmp_path):
 CONFIG = config_lib.Config()
 
 
-def test_what_is_saved_comes_back(saved):
-  saved.save(3, state(0.1), CONFIG, [dict(loss=0.1, k=3.0)])
+def test_what_is_saved_comes_back(saved, tmp_path, capsys):
+  more = dict(sample_ids=2**32 - 1, loss=0.1)
+  saved.save(3, state(0.1), CONFIG, [dict(loss=0.1, k=3.0)], **more)
   back = saved.restore(jax.tree.map(jnp.zeros_like, state()), CONFIG)
   jax.tree.map(np.testing.assert_array_equal, back.state, state(0.1))
   assert back.next_batch == 3
   assert back.unlogged == [dict(loss=0.1, k=3.0)]
-  assert saved.config() == CONFIG
-  params = saved.params()
-  np.testing.assert_array_equal(
-    params["layer"]["kernel"], state(0.1).params["layer"]["kernel"]
-  )
+  assert back.sample_ids == 2**32 - 1
+  assert capsys.readouterr() == ("", "")
+  # Who reads alone needs neither the optimizer nor the data's position.
+  shutil.rmtree(tmp_path / "checkpoints" / "3" / "state")
+  shutil.rmtree(tmp_path / "checkpoints" / "3" / "data")
+  reader = checkpoint.Checkpoints(tmp_path)
+  assert (reader.latest(), reader.config()) == (3, CONFIG)
+  params = reader.params()
+  assert isinstance(params["layer"]["kernel"], np.ndarray)
+  like = jax.tree.map(jnp.zeros_like, state().params)
+  for given in (params, reader.params(like)):
+    jax.tree.map(np.testing.assert_array_equal, given, state(0.1).params)
 
 
-def test_the_newest_is_restored_and_old_ones_are_dropped(saved, tmp_path):
-  assert saved.latest() is None
-  for step in (1, 2, 3):
-    saved.save(step, state(float(step)), CONFIG)
-  assert saved.latest() == 3
-  assert saved.params()["layer"]["kernel"][0, 0] == 3.0
-  names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
-  assert names == {"2", "3"}
+def test_which_checkpoints_stay(tmp_path):
+  keep = config_lib.TrainConfig(save_every=1, keep=2, keep_every=4, keep_best=1)
+  names = lambda: {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+  losses = [None, 3.0, 1.0, 5.0, 4.0, 1.0, 4.0, 7.0, 9.0, 2.0]
+  for start in (1, 6):  # what was lost and kept before is known afterwards
+    saved = checkpoint.Writer(tmp_path, keep)
+    for step in range(start, start + 4):
+      assert saved.latest() == (step - 1 if step > 1 else None)
+      saved.save(step, state(float(step)), CONFIG, loss=losses[step])
+    saved.close()
+    if start == 1:
+      assert names() == {2, 3, 4}
+      saved = checkpoint.Writer(tmp_path, keep)
+      saved.save(5, state(), CONFIG, loss=losses[5])
+      saved.close()
+      assert names() == {4, 5}  # as good as 2, and newer
+  assert names() == {4, 5, 8, 9}
+  assert checkpoint.Checkpoints(tmp_path).params()["layer"]["kernel"][0, 0] == 9
 
 
 def test_another_config_is_refused_with_the_difference(saved):
@@ -72,10 +97,24 @@ def test_another_config_is_refused_with_the_difference(saved):
   assert "seed" not in text and "\n" not in text
 
 
-def test_the_eval_section_may_differ(saved):
+def test_what_may_differ(saved, monkeypatch, capsys):
   saved.save(1, state(), CONFIG)
-  other = dataclasses.replace(CONFIG, eval=config_lib.EvalConfig(canvases=1))
+  new = dataclasses.replace
+  other = new(
+    CONFIG,
+    eval=config_lib.EvalConfig(canvases=1),
+    data=new(CONFIG.data, workers=3),
+    train=new(CONFIG.train, log_every=7, save_every=3, keep=9, keep_best=1),
+    model=new(CONFIG.model, decoder=config_lib.DecoderConfig(remat="full")),
+  )
+  code = provenance.code() | dict(jax="0.0.1")
+  monkeypatch.setattr(saved, "_code", code)
   assert saved.restore(state(), other).next_batch == 1
+  said = f"checkpoint: jax {jax.__version__} -> 0.0.1\n"
+  assert capsys.readouterr().out.endswith(said)
+  # Neither a section that one of them does not know yet.
+  old, new = dict(train=dict(steps=1)), dict(train=dict(steps=2), parallel={})
+  assert provenance.differences(old, new) == ["train.steps: 1 -> 2"]
 
 
 def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
@@ -88,7 +127,8 @@ def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
   assert "params.layer.kernel: [2, 3] -> [2, 4]" in str(error.value)
   assert "opt_state" not in str(error.value)
   # By a process that has saved nothing, too.
-  later = checkpoint.Checkpoints(tmp_path, keep=2, create=False)
+  saved.latest()
+  later = checkpoint.Writer(tmp_path, CONFIG.train)
   with pytest.raises(checkpoint.CheckpointError, match="kernel"):
     later.restore(other, CONFIG)
   assert later.restore(state(), CONFIG).next_batch == 1
@@ -97,7 +137,7 @@ def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
 
 def test_no_checkpoints_here(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match="train first"):
-    checkpoint.Checkpoints(tmp_path, keep=1, create=False)
+    checkpoint.Checkpoints(tmp_path)
   assert not list(tmp_path.iterdir())
 
 
@@ -131,3 +171,204 @@ def test_errors_of_its_threads_become_one_line(saved, monkeypatch, error, says):
     with pytest.raises(checkpoint.CheckpointError) as caught:
       saved.latest()
   assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nothing_is_dropped_for_a_checkpoint_that_could_not_be_sealed(
+  tmp_path, monkeypatch
+):
+  saved = checkpoint.Writer(tmp_path, config_lib.TrainConfig(keep=1))
+  saved.save(1, state(), CONFIG)
+  assert saved.latest() == 1
+
+  def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(manifest, "write", full)
+    saved.save(2, state(), CONFIG)
+    with pytest.raises(checkpoint.CheckpointError, match="No space left"):
+      saved.close()
+  folder = tmp_path / "checkpoints"
+  torn = "2.orbax-checkpoint-tmp"
+  assert {p.name for p in folder.iterdir()} == {"1", torn}
+  assert checkpoint.Checkpoints(tmp_path).latest() == 1
+  saved = checkpoint.Writer(tmp_path, config_lib.TrainConfig(keep=1))
+  assert saved.restore(state(), CONFIG).next_batch == 1
+  saved.save(3, state(), CONFIG)
+  saved.close()
+  assert {p.name for p in folder.iterdir()} == {"3"}
+
+
+def files(folder):
+  return {
+    p.relative_to(folder).as_posix(): p.read_bytes()
+    for p in sorted(folder.rglob("*"))
+    if p.is_file()
+  }
+
+
+def flip(file, at):
+  content = bytearray(file.read_bytes())
+  content[at] ^= 0x10
+  file.write_bytes(content)
+
+
+DAMAGES = {
+  "is missing": pathlib.Path.unlink,
+  "bytes instead of": lambda file: os.truncate(file, file.stat().st_size // 2),
+  "another checksum": lambda file: flip(file, file.stat().st_size // 2),
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """Checkpoints of steps 1 and 2."""
+  workdir = tmp_path_factory.mktemp("two")
+  saved = checkpoint.Writer(workdir, config_lib.TrainConfig(keep=9))
+  saved.save(1, state(1.0), CONFIG)
+  saved.save(2, state(2.0), CONFIG)
+  saved.close()
+  return workdir
+
+
+def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
+  whole = files(two / "checkpoints" / "2")
+  assert len(whole) > 15
+  for number, (name, _) in enumerate(whole.items()):
+    part = name.split("/")[0]
+    for says, damage in DAMAGES.items():
+      workdir = tmp_path / f"{number}-{says}"
+      shutil.copytree(two, workdir)
+      folder = workdir / "checkpoints" / "2"
+      damage(folder / name)
+      # What orbax adds to a whole checkpoint is not read by anybody.
+      seen = name == manifest.NAME or "/" in name
+      reader = checkpoint.Checkpoints(workdir)
+      read = 1 if seen and part not in ("state", "data") else 2
+      assert reader.latest() == read, name
+      assert reader.params()["layer"]["kernel"][0, 0] == float(read)
+      err = capsys.readouterr().err
+      assert err.count("\n") == (read == 1), name
+      if read == 1:
+        assert str(folder) in err and part in err and "skipped" in err
+      before = files(folder)
+      saved = checkpoint.Writer(workdir, config_lib.TrainConfig(keep=1))
+      back = saved.restore(state(), CONFIG)
+      saved.close()
+      assert back.next_batch == (1 if seen else 2), name
+      assert back.state.params["layer"]["kernel"][0, 0] == back.next_batch
+      assert folder.exists() != seen
+      if not seen:
+        continue
+      err = capsys.readouterr().err
+      assert "2: " in err and "set aside as 2.damaged\n" in err
+      if "/" in name:
+        assert f"{name} " in err and says in err
+      assert files(workdir / "checkpoints" / "2.damaged") == before
+
+
+def test_a_run_goes_on_beside_what_is_not_its_own(two, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  folder = workdir / "checkpoints"
+  for name in ("3", "2.damaged", "50.orbax-checkpoint-tmp", "notes", "012"):
+    (folder / name).mkdir()
+  (folder / "3" / "state").write_text("mine")
+  (folder / "4").write_text("a file")
+  shutil.copytree(folder / "1", folder / "5")
+  os.truncate(folder / "2" / "manifest.json", 0)
+  before = files(folder)
+  assert checkpoint.Checkpoints(workdir).latest() == 1
+  assert files(folder) == before  # who reads changes nothing
+  capsys.readouterr()
+  saved = checkpoint.Writer(workdir, config_lib.TrainConfig(keep=1))
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 4
+  for line, name, why in (
+    (lines[0], "5", "holds step 1"),
+    (lines[1], "4", "not a finished checkpoint of gaze_jax"),
+    (lines[2], "3", "not a finished checkpoint of gaze_jax"),
+    (lines[3], "2", "manifest.json is damaged"),
+  ):
+    aside = f"{name}.damaged.2" if name == "2" else f"{name}.damaged"
+    assert line.startswith(f"{folder / name}: "), line
+    assert why in line and line.endswith(f"; set aside as {aside}"), line
+  for step in (2, 3, 4, 5, 6):
+    saved.save(step, state(float(step)), CONFIG)
+  saved.close()
+  assert {p.name for p in folder.iterdir()} == {
+    *("6", "2.damaged", "2.damaged.2", "3.damaged", "4.damaged", "5.damaged"),
+    *("notes", "012"),
+  }
+  assert (folder / "3.damaged" / "state").read_text() == "mine"
+  assert files(folder / "5.damaged") == files(two / "checkpoints" / "1")
+
+
+def test_no_checkpoint_is_whole(two, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  folder = workdir / "checkpoints"
+  flip(folder / "1" / "meta" / "metadata", 5)
+  shutil.rmtree(folder / "2" / "params")
+  before = files(folder)
+  for make in (
+    lambda: checkpoint.Checkpoints(workdir).config(),
+    lambda: checkpoint.Writer(workdir, CONFIG.train),
+  ):
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      make()
+    text = str(error.value)
+    assert "2: params/" in text and "is missing" in text
+    assert "1: meta/metadata has another checksum" in text
+    assert "\n" not in text
+  assert files(folder) == before
+
+
+MOVED = """
+import pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from gaze_jax import config as config_lib
+from gaze_jax.train import checkpoint, state as state_lib
+
+what, workdir = sys.argv[1], pathlib.Path(sys.argv[2])
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+on = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
+numbers = np.arange(64, dtype=np.float32).reshape(8, 8)
+values = state_lib.TrainState(
+  np.int32(4), {"a": numbers, "b": -numbers[0]}, {"a": 2 * numbers}
+)
+where = state_lib.TrainState(
+  on(), {"a": on("data"), "b": on()}, {"a": on(None, "data")}
+)
+saved = checkpoint.Writer(workdir, config_lib.TrainConfig())
+if what == "save":
+  saved.save(4, jax.device_put(values, where), config_lib.Config())
+else:
+  like = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    values, where,
+  )
+  state = saved.restore(like, config_lib.Config()).state
+  reader = checkpoint.Checkpoints(workdir)
+  state.params["again"] = reader.params(like.params)["a"]
+  values.params["again"], where.params["again"] = numbers, on("data")
+  state.params["host"] = reader.params()["a"]
+  values.params["host"] = numbers
+  jax.tree.map(np.testing.assert_array_equal, state, values)
+  del state.params["host"]
+  jax.tree.map(lambda x, s: print(x.sharding == s), state, where)
+saved.close()
+"""
+
+
+def test_it_moves_to_other_devices(tmp_path):
+  for what, devices in (("save", 8), ("restore", 2), ("restore", 1)):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+      [sys.executable, "-c", MOVED, what, str(tmp_path)],
+      env=os.environ | dict(XLA_FLAGS=flags),
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("" if what == "save" else "True\n" * 5)

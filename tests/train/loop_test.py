@@ -15,6 +15,7 @@ import pytest
 
 from gaze_jax.train import checkpoint
 from gaze_jax.train import loop
+from gaze_jax.train import meter
 from gaze_jax.train import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,11 +30,8 @@ def numbers(workdir):
 
 
 def params(workdir):
-  saved = checkpoint.Checkpoints(workdir, keep=1, create=False)
-  try:
-    return saved.latest(), saved.params()
-  finally:
-    saved.close()
+  saved = checkpoint.Checkpoints(workdir)
+  return saved.latest(), saved.params()
 
 
 def assert_same_run(one, two):
@@ -134,7 +132,7 @@ def test_another_config_is_refused(whole, tiny_config):
 def test_not_finite_stops(tiny_config, tmp_path, monkeypatch, name, value):
   stop_at(monkeypatch, 4, {name: np.float32(value)})
   config = tiny_config()
-  with pytest.raises(loop.NotFiniteError) as error:
+  with pytest.raises(meter.NotFiniteError) as error:
     loop.train(config, tmp_path)
   text = str(error.value)
   assert f"the {name} of step 4 is {value}" in text
@@ -151,7 +149,7 @@ def test_poisoned_features_stop_before_any_checkpoint(tiny_config, tmp_path):
   loop.features_lib.cached(config, source, tmp_path / "features")
   (file,) = (tmp_path / "features").glob("*.npy")
   np.lib.format.open_memmap(file, "r+")[:] = np.nan
-  with pytest.raises(loop.NotFiniteError, match="step 1 .*: none"):
+  with pytest.raises(meter.NotFiniteError, match="step 1 .*: none"):
     loop.train(config, tmp_path)
   assert not [p for p in (tmp_path / "checkpoints").iterdir()]
 
