@@ -112,7 +112,8 @@ class _Run:
 
   def save(self) -> None:
     self._number += 1
-    self.saved.save(self._number, self.state, self.config, loss=1.0)
+    position = checkpoint.Position(self._number)
+    self.saved.save(position, self.state, self.config, loss=1.0)
 
 
 def _measure(config: config_lib.Config) -> dict[str, Any]:

@@ -62,23 +62,18 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   workdir.mkdir(parents=True, exist_ok=True)
   first = jax.process_index() == 0
-  optimizer = optimizer_lib.make(config.train)
   mesh = mesh_lib.one_device()
   saved = checkpoint.Writer(workdir, config.train)
   with contextlib.ExitStack() as stack:
     stack.callback(saved.close)
-    if saved.latest() is None:
-      start = checkpoint.Restored(state_lib.create(config, optimizer, mesh))
-    else:
-      like = state_lib.abstract(config, optimizer, mesh)
-      start = saved.restore(like, config)
-      if first:
-        print(f"resuming {workdir} at step {start.next_batch}")
+    source = sources.make(config, "train")
+    state, start = _start(config, mesh, saved, len(source))
+    if first and start.next_batch:
+      print(f"resuming {workdir} at step {start.next_batch}")
     if first:
       (workdir / "config.json").write_text(
         json.dumps(config_lib.to_dict(config), indent=2), encoding="utf-8"
       )
-    source = sources.make(config, "train")
     features = None
     if config.train.features == "cached":
       features = features_lib.cached(config, source, workdir / "features")
@@ -101,17 +96,41 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
       )
     )
     meter = _Meter(config.train, writer, saved, start)
-    stopped = _run(config, start, batches, frozen, saved, meter, bar)
+    stopped = _run(config, state, start, batches, frozen, saved, meter, bar)
   if first and stopped is not None:
     print(f"preempted: saved step {stopped}; run the same command to go on")
 
 
-def _run(config, start, batches, frozen, saved, meter, bar) -> int | None:
+def _start(
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  saved: checkpoint.Writer,
+  samples: int,
+) -> tuple[state_lib.TrainState, checkpoint.Position]:
+  """The state that comes first, new or from the newest checkpoint."""
+  optimizer = optimizer_lib.make(config.train)
+  if saved.latest() is None:
+    state = state_lib.create(config, optimizer, mesh)
+    return state, checkpoint.Position(samples=samples)
+  like = state_lib.abstract(config, optimizer, mesh)
+  state, start = saved.restore(like, config)
+  if start.samples != samples:
+    raise checkpoint.CheckpointError(
+      f"trained on {start.samples} samples, and now there are {samples}: the"
+      " batches would be others. Put the data back as it was, or choose"
+      " another --workdir"
+    )
+  return state, start
+
+
+def _run(
+  config, state, start, batches, frozen, saved, meter, bar
+) -> int | None:
   """Steps to the end, or to where it is told to stop, and returns that step.
 
   Reads a step's numbers one step late.
   """
-  c, state = config.train, start.state
+  c = config.train
   step_of = step_lib.make(config, optimizer_lib.make(c))
   dense, trained = layout.budgets(config)
   pending: deque[_Pending] = deque()
@@ -140,7 +159,8 @@ def _run(config, start, batches, frozen, saved, meter, bar) -> int | None:
       bar.set_postfix(meter.read(pending.popleft()), refresh=False)
       bar.update()
     if saving:
-      saved.save(done, state, config, **meter.for_save())
+      position = meter.position(done)
+      saved.save(position, state, config, loss=meter.loss_since_save())
     if stop:
       return done
   return None
@@ -177,9 +197,10 @@ class _Meter:
     train: config_lib.TrainConfig,
     writer: metrics.Writer | None,
     saved: checkpoint.Checkpoints,
-    start: checkpoint.Restored,
+    start: checkpoint.Position,
   ):
     self._train, self._writer, self._saved = train, writer, saved
+    self._samples = start.samples
     self._unlogged, self._sample_ids = start.unlogged, start.sample_ids
     self._losses: list[float] = []  # since the last save
     self._mark = (time.perf_counter(), len(self._unlogged))
@@ -206,14 +227,16 @@ class _Meter:
       self._write(pending.step)
     return dict(loss=f"{values['loss']:.3f}", k=f"{values['k']:.1f}")
 
-  def for_save(self) -> dict[str, Any]:
-    """What a checkpoint takes along, beside the state; see `Writer.save`."""
-    losses, self._losses = self._losses, []
-    return dict(
-      unlogged=self._unlogged,
-      sample_ids=self._sample_ids,
-      loss=sum(losses) / len(losses),
+  def position(self, step: int) -> checkpoint.Position:
+    """Where the run is once the numbers of `step` steps are read."""
+    return checkpoint.Position(
+      step, self._samples, self._sample_ids, list(self._unlogged)
     )
+
+  def loss_since_save(self) -> float:
+    """Mean loss of the steps since this was asked last."""
+    losses, self._losses = self._losses, []
+    return sum(losses) / len(losses)
 
   def _write(self, step: int) -> None:
     steps = self._unlogged
