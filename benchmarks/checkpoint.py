@@ -89,7 +89,8 @@ class _Run:
     self.config = config
     optimizer = optimizer_lib.make(config.train)
     self.state = state_lib.create(config, optimizer, mesh_lib.one_device())
-    self._step = step_lib.make(config, optimizer)
+    places = jax.tree.map(lambda x: x.sharding, self.state)
+    self._step = step_lib.make(config, optimizer, places)
     vision = config.model.vision
     features = np.random.default_rng(0).normal(
       size=(config.data.samples, vision.tokens, vision.width)

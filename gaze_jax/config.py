@@ -51,6 +51,7 @@ class VisionConfig:
   resize: Literal["square", "crop"] = "square"
   shorter_side: int = 0  # crop: what that side is fitted to; 0: image_size
   resample: Literal["bicubic", "bilinear"] = "bicubic"
+  remat: Literal["none", "full"] = "none"  # run a block again for its gradient
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -121,7 +122,9 @@ class DecoderConfig:
   embedding_std: float = 0.02  # of new token embeddings
   embedding_scale: float = 1.0  # multiplies token embeddings where they enter
   scan: bool = True
-  remat: Literal["none", "full", "dots"] = "none"
+  # What the backward pass runs again: nothing; all but products with weights;
+  # the MLP too; the whole layer. See models/decoder.py.
+  remat: Literal["none", "dots", "attention", "full"] = "none"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
 
 
@@ -208,15 +211,28 @@ class TrainConfig:
 
   steps: int = 1000
   batch_size: int = 32
+  # Micro-batches that a step's batch is cut into: the same step with the
+  # activations of one of them.
+  accumulation: int = 1
   seed: int = 0
   optimizer: Literal["adamw", "muon"] = "adamw"
+  # What trains, and how fast: (regular expression over the dotted path of a
+  # parameter, share of learning_rate), each parameter in exactly one. Share 0
+  # is frozen: no gradient, no optimizer state. (): everything at 1.
+  groups: tuple[tuple[str, float], ...] = ()
   learning_rate: float = 1e-3
   warmup_steps: int = 50
-  final_learning_rate: float = 0.1  # share of learning_rate at the last step
+  schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up
+  # Share of learning_rate at the last step, of cosine and linear.
+  final_learning_rate: float = 0.1
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.01
-  clip_norm: float = 1.0
+  clip_norm: float = 1.0  # of the gradient of all that trains
+  z_loss: float = 0.0  # loss += w * mean of logsumexp(logits) ** 2
+  # Decay of a moving mean of what trains, which evaluation, generation and
+  # conversion then take; 0: none.
+  ema: float = 0.0
   adam_share: float = 1.0  # muon: learning rate of what Adam takes, a share
   log_every: int = 20
   save_every: int = 200
@@ -228,6 +244,9 @@ class TrainConfig:
   init_from: str = ""  # a directory of launch/convert.py to start from
   features: Literal["none", "cached"] = "none"  # cache a frozen tower's output
   features_dtype: Literal["float16", "float32"] = "float16"
+  # TFLOP/s of a device, for the share that is used (mfu in the log); 0: from
+  # the table of train/flops.py, where the device is in it.
+  peak_tflops: float = 0.0
   k_schedule: ScheduleConfig = ScheduleConfig()
 
 

@@ -3,6 +3,7 @@
 `config.from_config_dict` holds a config to these rules when it is read.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,10 @@ _AT_LEAST_ONE = dict(
     "gaze": ("chunk",),
   },
   data=("samples", "questions", "max_units", "answer_slots"),
-  train=("steps", "batch_size", "log_every", "save_every", "keep"),
+  train=(
+    *("steps", "batch_size", "accumulation", "log_every", "save_every"),
+    "keep",
+  ),
   parallel=("fsdp", "tensor", "sequence"),
   eval=("canvases", "other_canvases", "batch_size"),
 )
@@ -214,6 +218,18 @@ def _train_rules(config: Any) -> Rules:
   model = config.model
   return [
     (
+      train.batch_size % train.accumulation == 0,
+      f"train.batch_size = {train.batch_size} is not a multiple of"
+      f" train.accumulation = {train.accumulation}",
+    ),
+    (0 <= train.ema < 1, f"train.ema = {train.ema} is a decay, 0 to below 1"),
+    (train.z_loss >= 0, f"train.z_loss = {train.z_loss} is below 0"),
+    (
+      train.peak_tflops >= 0,
+      f"train.peak_tflops = {train.peak_tflops} is below 0",
+    ),
+    *(_group_rule(*group) for group in train.groups),
+    (
       train.features == "none" or model.vision.frozen,
       "train.features = 'cached' needs model.vision.frozen = True: the"
       " features of a tower that trains change",
@@ -241,3 +257,11 @@ def _train_rules(config: Any) -> Rules:
       " devices that the other axes leave",
     ),
   ]
+
+
+def _group_rule(pattern: str, share: float) -> tuple[bool, str]:
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    return False, f"train.groups: {pattern!r} is no regular expression: {error}"
+  return share >= 0, f"train.groups: the share of {pattern!r} is below 0"

@@ -204,11 +204,13 @@ class Usage:
     chosen: entries per query head, context tokens included.
     unique: entries per KV head: the union over the heads of its group.
     visible: entries that dense attention would read, without context tokens.
+    context: the context tokens among `chosen`.
   """
 
   chosen: Leaf
   unique: Leaf
   visible: Leaf
+  context: Leaf
 
 
 @_pytree

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -168,11 +168,8 @@ class Rows:
 class _Steps:
   """Step number to training batch; what a worker process runs."""
 
-  def __init__(self, rows: Rows, shard_index: int, shard_count: int):
-    self._rows, self._shard = rows, shard_index
-    config = rows.config
-    self._global = config.train.batch_size
-    self._local = self._global // shard_count
+  def __init__(self, rows: Rows, held: Sequence[int]):
+    self._rows, self._held = rows, held
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
   def __getstate__(self) -> dict[str, Any]:
@@ -189,12 +186,12 @@ class _Steps:
     )
 
   def __call__(self, step: int) -> dict[str, Any]:
-    first = step * self._global + self._shard * self._local
+    first = step * self._rows.config.train.batch_size
     chosen = []
-    for number in range(first, first + self._local):
-      epoch, position = divmod(number, len(self._rows.source))
+    for row in self._held:
+      epoch, position = divmod(first + row, len(self._rows.source))
       chosen.append((int(self._order(epoch)[position]), epoch))
-    rows = self._rows.batch(chosen, rows=self._local)
+    rows = self._rows.batch(chosen, rows=len(chosen))
     return dict(batch=rows.batch, indices=rows.indices, kinds=rows.kinds)
 
 
@@ -226,42 +223,37 @@ def make_iterator(
   source: samples.Source | None = None,
   features: np.ndarray | None = None,
   start_step: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
+  held: Sequence[int] | None = None,
 ) -> Batches:
   """Endless training batches from `start_step` on.
 
-  Equal for any number of `config.data.workers`, and each shard holds its part
-  of the same global batch. With workers, the calling program must guard its
-  entry with `if __name__ == "__main__"` (they are spawned). Close the
-  iterator to end the workers; they also end by themselves when this process
-  is gone, however it went.
+  Equal for any number of `config.data.workers`, and whoever reads some rows of
+  a batch reads those of the same global batch. With workers, the calling
+  program must guard its entry with `if __name__ == "__main__"` (they are
+  spawned). Close the iterator to end the workers; they also end by themselves
+  when this process is gone, however it went.
 
   Args:
-    config: the configuration; `train.batch_size` is that of all shards.
+    config: the configuration.
     source: the training source, `sources.make(config, "train")` by default.
     features: as in `Rows`.
     start_step: the step whose batch comes first.
-    shard_index: number of this process.
-    shard_count: number of processes that share a batch.
+    held: numbers of the rows of each batch that are wanted, such as those that
+      this process's devices hold; all `train.batch_size` by default.
 
   Returns:
     An iterator of dicts: `batch` a `types.Batch` of numpy
     arrays, `indices` int64 [B], `kinds` int8 [B, questions].
 
   Raises:
-    config_lib.ConfigError: the batch can't be shared out, or rows do not fit.
+    config_lib.ConfigError: rows do not fit.
     samples.DataError: the data can't be used.
   """
-  if config.train.batch_size % shard_count:
-    raise config_lib.ConfigError(
-      f"config: train.batch_size = {config.train.batch_size} can't be shared"
-      f" out to {shard_count} processes"
-    )
   source = source or sources.make(config, "train")
   if not len(source):
     raise samples.DataError("the training set is empty")
-  steps = _Steps(Rows(config, source, features), shard_index, shard_count)
+  held = range(config.train.batch_size) if held is None else held
+  steps = _Steps(Rows(config, source, features), [int(row) for row in held])
   dataset = grain.MapDataset.range(start_step, _NO_END).map(steps)
   reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   dataset = dataset.to_iter_dataset(reading)

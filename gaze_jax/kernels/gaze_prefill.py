@@ -26,6 +26,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -195,6 +196,8 @@ def _attend(tiling: _Tiling, query_t, k, v, plan: plan_lib.Plan):
 def _attend_forward(tiling, query_t, k, v, plan):
   out = (query_t.shape, v.dtype), ((*query_t[:, :, :1].shape,), jnp.float32)
   out, lse = _call_tiles(kernels.forward, tiling, (query_t,), (k, v), plan, out)
+  # Of both, so that remat can keep what else would run this kernel again.
+  out, lse = (checkpoint_name(x, "attention") for x in (out, lse))
   return (out, lse), (query_t, k, v, plan, out, lse)
 
 

@@ -65,5 +65,6 @@ def _kernel(slots: int, heads: int, interpret: Any):
       block_q_dq=block,
       block_kv_dq=block,
     ),
+    residual_checkpoint_name="attention",  # as gaze_prefill's
     interpret=interpret,
   )

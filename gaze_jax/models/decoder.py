@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
@@ -25,9 +26,14 @@ Attend = Callable[..., tuple[types.Array, Any]]
 # How the residual stream lies on a mesh: [B, X, E].
 SLOTS = ("batch", "slots", None)
 
-_POLICIES = {
-  "full": None,  # keep nothing but the layer's input
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+# What a layer keeps for its backward pass beside its input, by remat. The
+# names are those of `layers.Project` (what its product gives, in the dtype of
+# the computation) and "attention", its output, with the log-sum-exp of kernels.
+_ATTENTION = ("query", "key", "value", "attention", "out")
+_KEPT = {
+  "full": (),  # least memory: the whole layer is run again
+  "attention": _ATTENTION,  # the MLP is run again: the widest arrays
+  "dots": (*_ATTENTION, "gate", "up"),  # no product with a weight is
 }
 
 
@@ -59,6 +65,7 @@ class Layer(nn.Module):
     out, record = self.attend(
       rope.rotate(q, *angles), rope.rotate(k, *angles), v, memory
     )
+    out = checkpoint_name(out, "attention")
     x += layers.Project(
       (c.query_heads, c.head_dim, c.width),
       ("heads", "head_dim", "embed"),
@@ -124,7 +131,8 @@ class Decoder(nn.Module):
       return _run_split(Layer(c, attend, parent=None), apart, x, memory, angles)
     layer = Layer
     if c.remat != "none":
-      layer = nn.remat(Layer, policy=_POLICIES[c.remat], prevent_cse=not c.scan)
+      policy = jax.checkpoint_policies.save_only_these_names(*_KEPT[c.remat])
+      layer = nn.remat(Layer, policy=policy, prevent_cse=not c.scan)
     scanned = nn.scan(
       layer,
       variable_axes={"params": 0},

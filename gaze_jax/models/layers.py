@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gaze_jax import types
 
@@ -212,7 +213,7 @@ class Project(nn.Module):
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])
       bias = self.param("bias", zeros, self.shape[n:], jnp.float32)
       out += bias.astype(out.dtype)
-    return out
+    return checkpoint_name(out, self.name)  # see `decoder._KEPT`
 
 
 class SwiGLU(nn.Module):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.models import layers
 from gaze_jax.models import positions as positions_lib
 from gaze_jax.parallel import shard
 
@@ -81,15 +82,10 @@ def linear(x: Array, kernel: Array, bias: Array, dtype: Any) -> Array:
     dtype: what the operands are rounded to.
 
   Returns:
-    float32 [..., *outputs], accumulated in float32.
+    float32 [..., *outputs], accumulated in float32, in the backward pass too.
   """
-  y = jnp.tensordot(
-    x.astype(dtype),
-    kernel.astype(dtype),
-    axes=kernel.ndim - bias.ndim,
-    preferred_element_type=jnp.float32,
-  )
-  return y + bias
+  inputs = kernel.ndim - bias.ndim
+  return layers.contract(x.astype(dtype), kernel, inputs, jnp.float32) + bias
 
 
 def activate(x: Array, kind: str) -> Array:
@@ -266,8 +262,10 @@ class ViT(nn.Module):
     if c.pre_norm:
       x = LayerNorm(embed, c.norm_eps, name="pre_norm")(x)
     if c.layers_used:
+      # Of a scan, which keeps the two passes apart: CSE needs no preventing.
+      remat = functools.partial(nn.remat, prevent_cse=False)
       blocks = nn.scan(
-        Block,
+        remat(Block) if c.remat == "full" else Block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,

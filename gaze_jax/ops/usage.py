@@ -34,7 +34,10 @@ def count(
   visible = jnp.einsum("bxr,br->bx", open_.astype(jnp.float32), size)
   total = lambda n: jnp.where(routed, n, 0.0).sum()
   return types.Usage(
-    chosen=total(chosen), unique=total(unique), visible=total(visible)
+    chosen=total(chosen),
+    unique=total(unique),
+    visible=total(visible),
+    context=total(context),
   )
 
 

@@ -207,8 +207,12 @@ def _cut_fields(
   if model.projector.hidden:
     yield "model.projector.hidden", model.projector.hidden, "mlp"
   yield "data.sequence_length", config.data.sequence_length, "slots"
-  rows = config.train.batch_size
-  yield "train.batch_size", rows, "batch"
+  train = config.train
+  rows = train.batch_size // train.accumulation
+  name = "train.batch_size"
+  if train.accumulation > 1:
+    name += f" / train.accumulation = {train.batch_size} / {train.accumulation}"
+  yield name, rows, "batch"
 
 
 def _product(names: Sequence[str], sizes: dict[str, int]) -> str:

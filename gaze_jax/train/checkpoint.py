@@ -46,7 +46,7 @@ class Position:
   Attributes:
     next_batch: number of the batch that comes first; steps done.
     samples: of the training set, which decides what is in a batch.
-    sample_ids: digest of the ids of all samples so far; see `loop`.
+    sample_ids: digest of the ids of all samples so far; see `meter.Meter`.
     unlogged: numbers of steps whose mean has not been logged yet.
   """
 
@@ -229,7 +229,7 @@ class Writer(Checkpoints):
     self._wait()
     step = position.next_batch
     meta = dict(config=config_lib.to_dict(config), code=self._code)
-    rest = dataclasses.replace(state, params={})
+    params, rest = state_lib.apart(state)
     self._saving = (step, loss)
     if loss is not None:
       self._keep.losses[step] = loss
@@ -237,7 +237,7 @@ class Writer(Checkpoints):
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          params=ocp.args.StandardSave(state.params),
+          params=ocp.args.StandardSave(params),
           state=ocp.args.StandardSave(rest),
           data=ocp.args.JsonSave(dataclasses.asdict(position)),
           meta=ocp.args.JsonSave(meta),
@@ -271,14 +271,16 @@ class Writer(Checkpoints):
         " another --workdir"
       )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    rest = dataclasses.replace(abstract, params={})
-    self._check_shapes({"params": abstract.params, "state": rest})
+    params, rest = state_lib.apart(abstract)
+    self._check_shapes({"params": params, "state": rest})
     handler = ocp.StandardCheckpointHandler()
-    state = self._read("state", handler, ocp.args.StandardRestore(rest))
+    rest = self._read("state", handler, ocp.args.StandardRestore(rest))
+    state = state_lib.joined(
+      self.params(params), rest, averaged=like.ema is not None
+    )
     code = provenance.changed(meta["code"], self._code)
     if code and jax.process_index() == 0:
       print(f"the code is another than at the checkpoint: {code}")
-    state = dataclasses.replace(state, params=self.params(abstract.params))
     return state, Position(**self._json("data"))
 
   def close(self) -> None:

@@ -1,4 +1,8 @@
-"""Next-token prediction, the only loss of the paper."""
+"""Next-token prediction, the only loss of the paper; as sums over slots.
+
+A mean is over all scored slots of a step's batch. What is added up over
+micro-batches or devices is therefore the sum, never a mean of means.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,7 @@ def targets(batch: types.Batch) -> tuple[jax.Array, jax.Array]:
 def next_token(
   logits: jax.Array, target: jax.Array, scored: jax.Array
 ) -> jax.Array:
-  """Mean cross-entropy in nats over the scored slots; 0 without any.
+  """Cross-entropy in nats, summed over the scored slots.
 
   Args:
     logits: float32 [B, A, V].
@@ -32,5 +36,18 @@ def next_token(
   hit = jnp.arange(logits.shape[-1]) == target[..., None]
   own = jnp.where(hit, logits, 0.0).sum(axis=-1)
   loss = jax.nn.logsumexp(logits, axis=-1) - own
-  total = jnp.where(scored, loss, 0.0).sum()
-  return total / jnp.maximum(scored.sum(), 1)
+  return jnp.where(scored, loss, 0.0).sum()
+
+
+def z(logits: jax.Array, scored: jax.Array) -> jax.Array:
+  """The square of the log of the softmax's denominator, summed likewise.
+
+  It keeps logits from drifting: adding a constant to all of them changes no
+  probability (PaLM, section 5).
+
+  Args:
+    logits: float32 [B, A, V].
+    scored: bool [B, A].
+  """
+  square = jax.nn.logsumexp(logits, axis=-1) ** 2
+  return jnp.where(scored, square, 0.0).sum()

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW or Muon, warm-up and cosine, global clipping."""
+"""The optimizer: AdamW or Muon, a schedule, clipping, groups of parameters."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import optax
 import optax.contrib
 
 from gaze_jax import config as config_lib
+from gaze_jax.train import groups
 
 # Leaves that are tables or vectors: never decayed, and Adam's under Muon.
 _TABLES = (
@@ -16,18 +17,27 @@ _TABLES = (
 
 
 def learning_rate(train: config_lib.TrainConfig) -> optax.Schedule:
-  """Linear warm-up, then cosine to `final_learning_rate` of the peak."""
-  return optax.warmup_cosine_decay_schedule(
-    init_value=0.0,
-    peak_value=train.learning_rate,
-    warmup_steps=train.warmup_steps,
-    decay_steps=max(train.steps, train.warmup_steps + 1),
-    end_value=train.learning_rate * train.final_learning_rate,
-  )
+  """Linear warm-up, then what `train.schedule` names.
+
+  Cosine and linear end at `final_learning_rate` of the peak.
+  """
+  peak, warmup = train.learning_rate, train.warmup_steps
+  end = peak * train.final_learning_rate
+  last = max(train.steps, warmup + 1)
+  if train.schedule == "cosine":
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, last, end)
+  after = optax.constant_schedule(peak)
+  if train.schedule == "linear":
+    after = optax.linear_schedule(peak, end, last - warmup)
+  before = optax.linear_schedule(0.0, peak, max(warmup, 1))
+  return optax.join_schedules([before, after], [warmup])
 
 
 def make(train: config_lib.TrainConfig) -> optax.GradientTransformation:
-  """The whole chain; weight decay on matrices alone, not norms or tables."""
+  """The whole chain; weight decay on matrices alone, not norms or tables.
+
+  It is initialised with, and updates, what trains alone (`groups.split`).
+  """
   rate = learning_rate(train)
   if train.optimizer == "adamw":
     update = optax.adamw(
@@ -46,7 +56,10 @@ def make(train: config_lib.TrainConfig) -> optax.GradientTransformation:
       adam_learning_rate=lambda step: rate(step) * train.adam_share,
       muon_weight_dimension_numbers=_dimensions,
     )
-  return optax.chain(optax.clip_by_global_norm(train.clip_norm), update)
+  chain = [optax.clip_by_global_norm(train.clip_norm), update]
+  if train.groups:
+    chain.append(optax.stateless(lambda u, _: groups.scaled(train, u)))
+  return optax.chain(*chain)
 
 
 def _dimensions(params: Any) -> Any:

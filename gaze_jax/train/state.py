@@ -13,16 +13,25 @@ from gaze_jax.models import mllm
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import frozen
+from gaze_jax.train import groups
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Attributes: `step` int32 (steps done), `params`, `opt_state`."""
+  """What a run changes; orbax rebuilds the tree with other leaves.
 
-  step: Any  # an array; orbax rebuilds the tree with other leaves
+  Attributes:
+    step: int32, steps done.
+    params: nested dict of float32.
+    opt_state: of what trains (`train/groups.py`).
+    ema: moving mean of what trains, a nested dict of float32; None without.
+  """
+
+  step: Any
   params: Any
   opt_state: Any
+  ema: Any = None
 
 
 def create(
@@ -84,8 +93,34 @@ def _new(
   params |= {name: params[name] | part for name, part in given.items()}
   for name in frozen.names(config):
     del params[name]
+  trains, _ = groups.split(config.train, params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=optimizer.init(trains),
+    ema=jax.tree.map(jnp.copy, trains) if config.train.ema else None,
+  )
+
+
+def apart(state: TrainState) -> tuple[Any, TrainState]:
+  """The parameters that others will read, and the rest of a state.
+
+  With moving means these are what others read; what they are the means of
+  stays with the rest.
+  """
+  if state.ema is None:
+    return state.params, dataclasses.replace(state, params={})
+  trains = groups.pick(state.params, state.ema)
+  params = groups.merge(state.params, state.ema)
+  return params, dataclasses.replace(state, params=trains, ema=None)
+
+
+def joined(params: Any, rest: TrainState, *, averaged: bool) -> TrainState:
+  """The way back from `apart`."""
+  if not averaged:
+    return dataclasses.replace(rest, params=params)
+  return dataclasses.replace(
+    rest,
+    params=groups.merge(params, rest.params),
+    ema=groups.pick(params, rest.params),
   )

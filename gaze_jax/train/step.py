@@ -11,63 +11,138 @@ import optax
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.models import mllm
+from gaze_jax.train import groups
 from gaze_jax.train import losses
 from gaze_jax.train import state as state_lib
 
 Step = Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]
+Sums = dict[str, jax.Array]
 
 
 def make(
-  config: config_lib.Config, optimizer: optax.GradientTransformation
+  config: config_lib.Config,
+  optimizer: optax.GradientTransformation,
+  places: state_lib.TrainState | None = None,
 ) -> Step:
   """Compiles `step(state, batch, budget, frozen) -> (state, metrics)`.
 
   `budget` is int32 [B] and traced: K changes recompile nothing. `frozen` holds
   parameters that get no gradient ({} when features are cached). The state is
-  donated. Metrics are float32 scalars.
+  donated. Metrics are float32 scalars. `places` are the shardings of the state,
+  which it keeps; XLA's choice without.
   """
 
-  gaze = config.model.gaze
+  train = config.train
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
   def step(
     state: state_lib.TrainState,
     batch: types.Batch,
     budget: jax.Array,
     frozen: dict[str, Any],
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    target, scored = losses.targets(batch)
-    terms = jnp.maximum(mllm.router_terms(config.model, batch).sum(), 1.0)
+    trains, held = groups.split(train, state.params)
+    counts = _counts(config, batch)
 
-    def loss_of(params):
-      out = mllm.apply(frozen | params, config.model, batch, budget)
-      loss = losses.next_token(out.logits, target, scored)
-      if gaze.gradient == "kl":
-        router_loss = out.router_loss.sum() / terms
-        return loss + gaze.gradient_weight * router_loss, (out, loss)
-      return loss, (out, loss)
+    def loss_of(trains, part):
+      params = frozen | groups.merge(held, trains)
+      sums = _sums(params, config, *part)
+      return sum(w * sums[k] / counts[k] for k, w in _weights(config)), sums
 
-    grad_of = jax.value_and_grad(loss_of, has_aux=True)
-    (_, (out, loss)), grads = grad_of(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    right = (out.logits.argmax(-1) == target) & scored
-    visible = jnp.maximum(out.usage.visible, 1.0)
-    metrics = dict(
-      loss=loss,
-      accuracy=right.sum() / jnp.maximum(scored.sum(), 1),
+    gradient = functools.partial(jax.grad(loss_of, has_aux=True), trains)
+    grads, sums = _add_up(gradient, (batch, budget), train.accumulation)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trains)
+    trains = optax.apply_updates(trains, updates)
+    metrics = _means(sums, counts) | dict(
       grad_norm=optax.tree.norm(grads),
       k=budget.astype(jnp.float32).mean(),
-      visual_kv_fraction=out.usage.chosen / visible,
-      unique_visual_kv_fraction=out.usage.unique / visible,
       tokens=(batch.layout.role != types.Role.PAD).sum(),
     )
-    if gaze.gradient == "kl":
-      metrics["router_loss"] = out.router_loss.sum() / terms
+    ema = state.ema
+    if train.ema:
+      ema = optax.incremental_update(trains, ema, 1.0 - train.ema)
     new = state_lib.TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=groups.merge(held, trains),
       opt_state=opt_state,
+      ema=ema,
     )
     return new, metrics
 
   return step
+
+
+def _weights(config: config_lib.Config) -> list[tuple[str, float]]:
+  """The parts of the loss, which are means, and what each is multiplied by."""
+  gaze, train = config.model.gaze, config.train
+  router_loss = gaze.gradient_weight if gaze.gradient == "kl" else 0.0
+  weights = dict(loss=1.0, z_loss=train.z_loss, router_loss=router_loss)
+  return [(name, weight) for name, weight in weights.items() if weight]
+
+
+def _counts(config: config_lib.Config, batch: types.Batch) -> Sums:
+  """How many terms each sum has in the whole batch, at least 1.
+
+  Known before the model runs: so micro-batches weigh what they should.
+  """
+  _, scored = losses.targets(batch)
+  slots = scored.sum(dtype=jnp.float32)
+  counts = dict(loss=slots, z_loss=slots, accuracy=slots)
+  if config.model.gaze.gradient == "kl":
+    counts["router_loss"] = mllm.router_terms(config.model, batch).sum()
+  return {name: jnp.maximum(n, 1.0) for name, n in counts.items()}
+
+
+def _sums(
+  params: Any, config: config_lib.Config, batch: types.Batch, budget: jax.Array
+) -> Sums:
+  """What a batch, or a micro-batch, adds to the step's numbers."""
+  target, scored = losses.targets(batch)
+  out = mllm.apply(params, config.model, batch, budget)
+  right = (out.logits.argmax(-1) == target) & scored
+  used = out.usage
+  sums = dict(
+    loss=losses.next_token(out.logits, target, scored),
+    accuracy=right.sum(dtype=jnp.float32),
+    chosen=used.chosen,
+    unique=used.unique,
+    visible=used.visible,
+    visual_kv_saved=used.visible + used.context - used.chosen,
+  )
+  if config.train.z_loss:
+    sums["z_loss"] = losses.z(out.logits, scored)
+  if config.model.gaze.gradient == "kl":
+    sums["router_loss"] = out.router_loss.sum()
+  return sums
+
+
+def _means(sums: Sums, counts: Sums) -> dict[str, jax.Array]:
+  """The metrics that come of sums."""
+  sums = dict(sums)
+  visible = jnp.maximum(sums.pop("visible"), 1.0)
+  return dict(
+    visual_kv_fraction=sums.pop("chosen") / visible,
+    unique_visual_kv_fraction=sums.pop("unique") / visible,
+    **{name: x / counts.get(name, 1.0) for name, x in sums.items()},
+  )
+
+
+def _add_up(of: Callable[[Any], Any], batch: Any, n: int) -> Any:
+  """The sum of `of` over n micro-batches of a batch, one after the other.
+
+  Micro-batch a is rows a, a + n, a + 2 n, ...: of a batch that lies on devices
+  in contiguous runs of rows every device has its share, and none moves.
+
+  Args:
+    of: a pytree of float32 of a micro-batch.
+    batch: pytree of [B, ...].
+    n: divides B.
+  """
+  if n == 1:
+    return of(batch)
+  cut = lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1)
+  parts = jax.tree.map(cut, batch)
+  like = jax.eval_shape(of, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None)
+  return jax.lax.scan(add, zeros, parts)[0]

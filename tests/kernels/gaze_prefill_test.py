@@ -226,10 +226,10 @@ def test_merge_with_text():
   assert not any(np.isnan(a).any() for a in jax.tree.leaves(got))
 
 
-def two_layers(attend, query, k, v, length, members):
+def two_layers(attend, query, k, v, length, members, policy=None):
   """A scan over layers, each rematerialised."""
 
-  @jax.checkpoint
+  @functools.partial(jax.checkpoint, policy=policy)
   def layer(query, scale):
     got = attend(query * scale, k, v * scale, length, members)
     return query + got.out, got.lse
@@ -251,19 +251,23 @@ def test_scan_and_remat(monkeypatch):
   assert_close(got, want)
 
 
-def test_lowers():
+_KEEP = jax.checkpoint_policies.save_only_these_names("attention")
+
+
+@pytest.mark.parametrize("policy, forward", [(None, 2), (_KEEP, 1)])
+def test_lowers(policy, forward):
   """Mosaic takes the kernels as they are, under scan and remat."""
   qkv, plan = Case(dim=128, group=4, x=40, region_length=36).draw()
 
   def loss(*qkv):
-    got = two_layers(gaze_prefill.attend_regions, *qkv, *plan)
+    got = two_layers(gaze_prefill.attend_regions, *qkv, *plan, policy=policy)
     return got.out.sum() + got.lse.sum()
 
   traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*qkv)
   text = traced.lower(lowering_platforms=("tpu",)).as_text()
   calls = re.findall(r'kernel_name = "gaze_prefill_(\w+)"', text)
-  # Forward, and forward again in the backward pass.
-  assert sorted(calls) == ["dkdv", "dq", "forward", "forward"]
+  # Forward again in the backward pass, unless what it gave is kept.
+  assert sorted(calls) == ["dkdv", "dq", *["forward"] * forward]
 
 
 _TWO_DEVICES = """

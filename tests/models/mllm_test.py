@@ -227,30 +227,48 @@ def _loss_and_grad(params, config):
     out = mllm.apply(p, config, batch, np.array([2], np.int32))
     return (out.logits**2).mean()
 
-  step = jax.jit(jax.value_and_grad(loss))
-  return step(params), step.lower(params).as_text()
+  lowered = jax.jit(jax.value_and_grad(loss)).lower(params)
+  compiled = lowered.compile()
+  kept = compiled.memory_analysis().temp_size_in_bytes
+  return compiled(params), lowered.as_text(), kept
 
 
-@pytest.mark.parametrize(
-  "decoder",
-  [
-    dict(scan=False),
-    dict(remat="full"),
-    dict(remat="dots"),
-    dict(remat="full", scan=False),
-  ],
-)
-def test_scan_and_remat_change_the_program_and_not_the_result(params, decoder):
-  (want, want_grad), base = _loss_and_grad(params, CONFIG)
-  (got, got_grad), text = _loss_and_grad(params, _variant(**decoder))
-  assert text != base
-  if "remat" in decoder:
-    assert text.count("dot_general") > base.count("dot_general")
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-  for a, b in zip(
-    jax.tree.leaves(got_grad), jax.tree.leaves(want_grad), strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-5)
+@pytest.fixture(scope="module")
+def plain(params):
+  return _loss_and_grad(params, CONFIG)
+
+
+def _assert_same(got, want):
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+  jax.tree.map(close, got[1], want[1])
+
+
+@pytest.mark.parametrize("decoder", [{}, dict(remat="full")], ids=str)
+def test_layers_one_by_one_compute_what_a_scan_does(params, plain, decoder):
+  got, text, _ = _loss_and_grad(params, _variant(scan=False, **decoder))
+  assert text.count("stablehlo.while") < plain[1].count("stablehlo.while")
+  _assert_same(got, plain[0])
+
+
+def test_remat_trades_products_for_memory_and_changes_no_result(params, plain):
+  """From the policy that keeps most to the one that keeps least."""
+  _, text, kept = plain
+  for policy in ("dots", "attention", "full"):
+    got, new_text, new_kept = _loss_and_grad(params, _variant(remat=policy))
+    assert new_text.count("dot_general") > text.count("dot_general"), policy
+    assert new_kept < kept, policy
+    _assert_same(got, plain[0])
+    text, kept = new_text, new_kept
+
+
+def test_remat_of_the_tower(params, plain):
+  vision = dataclasses.replace(CONFIG.vision, remat="full")
+  got, text, _ = _loss_and_grad(
+    params, dataclasses.replace(CONFIG, vision=vision)
+  )
+  assert text.count("dot_general") > plain[1].count("dot_general")
+  _assert_same(got, plain[0])
 
 
 @pytest.mark.parametrize("refresh", ["token", "question"])

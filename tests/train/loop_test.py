@@ -13,8 +13,12 @@ import jax
 import numpy as np
 import pytest
 
+from gaze_jax.data import pipeline
+from gaze_jax.data import sources
 from gaze_jax.train import checkpoint
+from gaze_jax.train import features
 from gaze_jax.train import loop
+from gaze_jax.train import meter
 from gaze_jax.train import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -131,11 +135,11 @@ def test_another_config_is_refused(whole, tiny_config):
 def test_not_finite_stops(tiny_config, tmp_path, monkeypatch, name, value):
   stop_at(monkeypatch, 4, {name: np.float32(value)})
   config = tiny_config()
-  with pytest.raises(loop.NotFiniteError) as error:
+  with pytest.raises(meter.NotFiniteError) as error:
     loop.train(config, tmp_path)
   text = str(error.value)
   assert f"the {name} of step 4 is {value}" in text
-  batches = loop.pipeline.make_iterator(config, start_step=3)
+  batches = pipeline.make_iterator(config, start_step=3)
   assert f"samples {next(batches)['indices'].tolist()}" in text
   batches.close()
   assert "last good checkpoint: step 2" in text and "\n" not in text
@@ -144,11 +148,11 @@ def test_not_finite_stops(tiny_config, tmp_path, monkeypatch, name, value):
 
 def test_poisoned_features_stop_before_any_checkpoint(tiny_config, tmp_path):
   config = tiny_config()
-  source = loop.sources.make(config, "train")
-  loop.features_lib.cached(config, source, tmp_path / "features")
+  source = sources.make(config, "train")
+  features.cached(config, source, tmp_path / "features")
   (file,) = (tmp_path / "features").glob("*.npy")
   np.lib.format.open_memmap(file, "r+")[:] = np.nan
-  with pytest.raises(loop.NotFiniteError, match="step 1 .*: none"):
+  with pytest.raises(meter.NotFiniteError, match="step 1 .*: none"):
     loop.train(config, tmp_path)
   assert not [p for p in (tmp_path / "checkpoints").iterdir()]
 

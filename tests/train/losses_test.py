@@ -38,18 +38,18 @@ def test_loss_by_hand():
   target = jnp.array([[0, 1, 0]])
   both = jnp.array([[True, True, False]])
   expected = (math.log(2) + math.log(4 / 3)) / 2
-  assert abs(losses.next_token(logits, target, both) - expected) < 1e-6
+  assert abs(losses.next_token(logits, target, both) / 2 - expected) < 1e-6
   every = jnp.array([[True, True, True]])
   expected = (math.log(2) + math.log(4 / 3) + math.log(4)) / 3
-  assert abs(losses.next_token(logits, target, every) - expected) < 1e-6
+  assert abs(losses.next_token(logits, target, every) / 3 - expected) < 1e-6
 
 
-def test_loss_is_a_mean_over_tokens_not_over_rows():
-  logits = jnp.zeros((2, 2, 4)).at[1, 0, 0].set(100.0)
-  target = jnp.zeros((2, 2), jnp.int32)
-  scored = jnp.array([[True, True], [True, False]])
-  expected = 2 * math.log(4) / 3
-  assert abs(losses.next_token(logits, target, scored) - expected) < 1e-6
+def test_z_loss_by_hand():
+  # Denominators 2 and 1 + 3; the third slot is not scored.
+  logits = jnp.array([[[0.0, 0.0], [0.0, math.log(3)], [9.0, 9.0]]])
+  scored = jnp.array([[True, True, False]])
+  expected = math.log(2) ** 2 + math.log(4) ** 2
+  assert abs(losses.z(logits, scored) - expected) < 1e-6
 
 
 def test_nothing_scored_is_zero():

@@ -54,7 +54,7 @@ def test_metrics_of_the_first_step(run):
   values = {k: float(v) for k, v in values.items()}
   assert values.keys() == {
     *("loss", "accuracy", "grad_norm", "k", "tokens"),
-    *("visual_kv_fraction", "unique_visual_kv_fraction"),
+    *("visual_kv_fraction", "unique_visual_kv_fraction", "visual_kv_saved"),
   }
   # An untrained model knows nothing: about log V.
   assert abs(values["loss"] - np.log(2048)) < 0.3
