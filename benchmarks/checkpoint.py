@@ -89,7 +89,8 @@ class _Run:
     self.config = config
     optimizer = optimizer_lib.make(config.train)
     self.state = state_lib.create(config, optimizer, mesh_lib.one_device())
-    self._step = step_lib.make(config, optimizer)
+    places = jax.tree.map(lambda x: x.sharding, self.state)
+    self._step = step_lib.make(config, optimizer, places)
     vision = config.model.vision
     features = np.random.default_rng(0).normal(
       size=(config.data.samples, vision.tokens, vision.width)
@@ -112,7 +113,8 @@ class _Run:
 
   def save(self) -> None:
     self._number += 1
-    self.saved.save(self._number, self.state, self.config, loss=1.0)
+    position = checkpoint.Position(self._number)
+    self.saved.save(position, self.state, self.config, loss=1.0)
 
 
 def _measure(config: config_lib.Config) -> dict[str, Any]:

@@ -22,17 +22,19 @@ Sums = dict[str, jax.Array]
 def make(
   config: config_lib.Config,
   optimizer: optax.GradientTransformation,
-  places: state_lib.TrainState | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Step:
   """Compiles `step(state, batch, budget, frozen) -> (state, metrics)`.
 
   `budget` is int32 [B] and traced: K changes recompile nothing. `frozen` holds
   parameters that get no gradient ({} when features are cached). The state is
-  donated. Metrics are float32 scalars. `places` are the shardings of the state,
-  which it keeps; XLA's choice without.
+  donated, and stays where it lies on the mesh (one device by default). Metrics
+  are float32 scalars.
   """
 
   train = config.train
+  abstract = state_lib.abstract(config, optimizer, mesh)
+  places = jax.tree.map(lambda x: x.sharding, abstract)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
   def step(

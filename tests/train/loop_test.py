@@ -13,7 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+from gaze_jax.data import pipeline
+from gaze_jax.data import sources
 from gaze_jax.train import checkpoint
+from gaze_jax.train import features
 from gaze_jax.train import loop
 from gaze_jax.train import meter
 from gaze_jax.train import step as step_lib
@@ -136,7 +139,7 @@ def test_not_finite_stops(tiny_config, tmp_path, monkeypatch, name, value):
     loop.train(config, tmp_path)
   text = str(error.value)
   assert f"the {name} of step 4 is {value}" in text
-  batches = loop.pipeline.make_iterator(config, start_step=3)
+  batches = pipeline.make_iterator(config, start_step=3)
   assert f"samples {next(batches)['indices'].tolist()}" in text
   batches.close()
   assert "last good checkpoint: step 2" in text and "\n" not in text
@@ -145,8 +148,8 @@ def test_not_finite_stops(tiny_config, tmp_path, monkeypatch, name, value):
 
 def test_poisoned_features_stop_before_any_checkpoint(tiny_config, tmp_path):
   config = tiny_config()
-  source = loop.sources.make(config, "train")
-  loop.features_lib.cached(config, source, tmp_path / "features")
+  source = sources.make(config, "train")
+  features.cached(config, source, tmp_path / "features")
   (file,) = (tmp_path / "features").glob("*.npy")
   np.lib.format.open_memmap(file, "r+")[:] = np.nan
   with pytest.raises(meter.NotFiniteError, match="step 1 .*: none"):
