@@ -1,7 +1,5 @@
 """The compiled step."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +23,9 @@ class Run:
     self.config = config
     chain = optimizer.make(config.train)
     self.regions = layout.row_shape(config).regions
-    self.step = step_lib.make(config, chain)
     self.new = lambda: state_lib.create(config, chain)
+    places = jax.tree.map(lambda x: x.sharding, self.new())
+    self.step = step_lib.make(config, chain, places)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(config.data.samples, 25, 16))
     features = features.astype(np.float32)
@@ -112,20 +111,6 @@ def test_a_frozen_tower_is_no_part_of_the_state(run):
   assert "vision" not in run.new().params
 
 
-def test_a_trained_tower_gets_gradients(tiny_config):
-  config = tiny_config(train__features="none", model__vision__frozen=False)
-  chain = optimizer.make(config.train)
-  state = state_lib.create(config, chain)
-  before = np.asarray(state.params["vision"]["patch"]["kernel"])
-  batches = pipeline.make_iterator(config)
-  step = step_lib.make(config, chain)
-  for _ in range(2):
-    batch = next(batches)["batch"]
-    state, _ = step(state, batch, np.full(4, 9, np.int32), {})
-  batches.close()
-  assert (np.asarray(state.params["vision"]["patch"]["kernel"]) != before).any()
-
-
 def _batch(config):
   """The first batch of a run, features of a frozen tower made up."""
   features = None
@@ -138,40 +123,50 @@ def _batch(config):
   return batch
 
 
-@pytest.mark.parametrize(
-  "options",
-  [
-    dict(model__gaze__gradient="kl", model__gaze__dense_layers=(0,)),
-    dict(train__features="none", model__vision__frozen=False),
-  ],
-  ids=["distilled", "from pixels"],
-)
-def test_micro_batches_add_up_to_the_batch(tiny_config, options):
+def test_micro_batches_add_up_to_the_batch(tiny_config):
   """Every number of a step, and the gradient: one step of plain descent."""
-  results = []
+  results, start = [], None
   for accumulation in (1, 4):
     config = tiny_config(
       train__accumulation=accumulation,
       train__batch_size=8,
-      train__z_loss=0.01,
+      train__z_loss=0.1,
+      train__features="none",
       data__questions=4,
-      **options,
+      model__vision__frozen=False,
+      model__gaze__gradient="kl",
+      model__gaze__dense_layers=(0,),
     )
     batch = _batch(config)
     _, scored = losses.targets(batch)
     assert len(set(np.asarray(scored.sum(1)).tolist())) > 1  # rows that differ
-    plain = optax.sgd(0.1)
-    state = state_lib.create(config, plain)
+    plain = optax.sgd(1e-3)
+    start = start or jax.device_get(state_lib.create(config, plain))
     budget = np.arange(1, 9, dtype=np.int32)
     step = step_lib.make(config, plain)
-    results.append(jax.device_get(step(state, batch, budget, {})))
+    results.append(jax.device_get(step(start, batch, budget, {})))
   (whole, numbers), (parts, added) = results
-  assert numbers.keys() == added.keys() >= {"z_loss", "grad_norm"}
-  assert ("router_loss" in added) == ("model__gaze__gradient" in options)
+  assert numbers.keys() == added.keys() > {"z_loss", "router_loss"}
   for name, value in numbers.items():
     np.testing.assert_allclose(added[name], value, rtol=1e-6, err_msg=name)
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
   jax.tree.map(close, parts.params, whole.params)
+  before, after = (
+    groups.flat(x.params)["vision.patch.kernel"] for x in (start, whole)
+  )
+  assert (before != after).any()  # the tower is one of those that train
+
+
+def test_the_loss_by_hand(tiny_config):
+  """Means of sums, each with its weight."""
+  arrays = lambda **x: jax.tree.map(jnp.array, x)
+  sums = arrays(loss=6.0, accuracy=1.0, z_loss=30.0, router_loss=8.0)
+  counts = arrays(loss=3.0, accuracy=3.0, z_loss=3.0, router_loss=4.0)
+  loss = lambda **o: step_lib._loss(tiny_config(**o), sums, counts)
+  kl = dict(model__gaze__gradient="kl", model__gaze__gradient_weight=5.0)
+  assert loss() == 2
+  assert loss(train__z_loss=0.5) == 2 + 0.5 * 10
+  assert loss(train__z_loss=0.5, **kl) == 2 + 0.5 * 10 + 5 * 2
 
 
 def test_a_micro_batch_is_every_nth_row():
@@ -179,20 +174,6 @@ def test_a_micro_batch_is_every_nth_row():
   rows = dict(x=jnp.arange(4.0), none=None)
   add_up = lambda n: float(step_lib._add_up(lambda b: b["x"].max(), rows, n))
   assert [add_up(n) for n in (1, 2, 4)] == [3, 2 + 3, 0 + 1 + 2 + 3]
-
-
-def test_z_loss_is_part_of_what_is_minimised(tiny_config):
-  """Alone, at a weight that drowns the rest, it draws the logsumexp to 0."""
-  config = tiny_config(train__z_loss=1e3)
-  plain = optax.sgd(1e-6)
-  state = state_lib.create(config, plain)
-  step, batch = step_lib.make(config, plain), _batch(config)
-  before = []
-  for _ in range(3):
-    state, values = step(state, batch, np.full(4, 9, np.int32), {})
-    before.append(float(values["z_loss"]))
-  assert before[0] == pytest.approx(np.log(2048) ** 2, rel=0.1)
-  assert before[0] > before[1] > before[2]
 
 
 def _dots(jaxpr):
@@ -254,14 +235,14 @@ def test_frozen_by_path(tiny_config, tmp_path):
   batch, step = _batch(config), step_lib.make(config, chain)
   saw = [groups.flat(jax.device_get(state.params))]
   for _ in range(2):
-    state, values = step(state, batch, np.full(4, 9, np.int32), {})
+    state, _ = step(state, batch, np.full(4, 9, np.int32), {})
     saw.append(groups.flat(jax.device_get(state.params)))
   start, one, two = saw
   trains = {k for k in start if k.startswith(("projector.con", "projector.l"))}
   assert trains == groups.flat(state.ema).keys()
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
   assert moments == 2 * sum(start[path].size for path in trains)
-  saved = checkpoint.Checkpoints(tmp_path, keep=1, create=True)
+  saved = checkpoint.Writer(tmp_path, config.train)
   saved.save(2, state, config)
   again = saved.restore(state, config).state
   read = groups.flat(saved.params())
@@ -275,13 +256,3 @@ def test_frozen_by_path(tiny_config, tmp_path):
     mean = 0.75 * (0.75 * x + 0.25 * one[path]) + 0.25 * two[path]
     np.testing.assert_allclose(read[path], mean, atol=1e-7, err_msg=path)
   jax.tree.map(np.testing.assert_array_equal, again.ema, state.ema)
-  # The norm that clips is of what trains.
-  everything = dataclasses.replace(
-    config, train=dataclasses.replace(config.train, groups=(), ema=0.0)
-  )
-  chain = optimizer.make(everything.train)
-  state = state_lib.create(everything, chain)
-  step = step_lib.make(everything, chain)
-  _, more = step(state, batch, np.full(4, 9, np.int32), {})
-  state = state_lib.create(config, optimizer.make(config.train))
-  assert state.ema is not None and values["grad_norm"] < more["grad_norm"]
