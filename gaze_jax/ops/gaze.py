@@ -395,4 +395,4 @@ def _take(field: str, asked: str, reason: str | None, otherwise: str) -> str:
   return form
 
 
-_say = functools.cache(logging.info)  # each message once
+_say = functools.cache(lambda message: logging.info(message))  # once
