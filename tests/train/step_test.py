@@ -24,8 +24,7 @@ class Run:
     chain = optimizer.make(config.train)
     self.regions = layout.row_shape(config).regions
     self.new = lambda: state_lib.create(config, chain)
-    places = jax.tree.map(lambda x: x.sharding, self.new())
-    self.step = step_lib.make(config, chain, places)
+    self.step = step_lib.make(config, chain)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(config.data.samples, 25, 16))
     features = features.astype(np.float32)
