@@ -242,8 +242,8 @@ def test_frozen_by_path(tiny_config, tmp_path):
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
   assert moments == 2 * sum(start[path].size for path in trains)
   saved = checkpoint.Writer(tmp_path, config.train)
-  saved.save(2, state, config)
-  again = saved.restore(state, config).state
+  saved.save(checkpoint.Position(2), state, config)
+  again, _ = saved.restore(state, config)
   read = groups.flat(saved.params())
   saved.close()
   for path, x in start.items():
