@@ -82,6 +82,10 @@ def test_what_a_run_leaves(whole, tiny_config):
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
   # Dense for 1.2 steps, then 9 * (2 / 9) ** ((step - 1.2) / 3.6).
   assert [line["k"] for line in lines] == [9, 9, 6, 4, 3, 2]
+  assert len({line["model_tflops"] for line in lines}) == 1
+  saved = [line["gaze_saved_tflops"] for line in lines]
+  assert saved[0] == 0 and lines[0]["model_tflops"] > saved[-1] > saved[2] > 0
+  assert not any("mfu" in line for line in lines)  # of a CPU no peak is known
   assert params(whole)[0] == 6
 
 

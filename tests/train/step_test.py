@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from gaze_jax import layout
+from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.train import checkpoint
 from gaze_jax.train import groups
@@ -69,6 +70,7 @@ def test_metrics_of_the_first_step(run):
   np.testing.assert_allclose(
     values["unique_visual_kv_fraction"], 27 / 25, rtol=1e-6
   )
+  assert values["visual_kv_saved"] == 0  # context tokens are no cost of gaze's
   assert values["tokens"] == (np.asarray(batch.layout.role) != 0).sum()
 
 
@@ -88,6 +90,11 @@ def test_no_budget_reads_the_context_tokens_alone(run):
   batch = next(run.batches)["batch"]
   _, values = run.step(run.new(), batch, run.budget(0), {})
   np.testing.assert_allclose(values["visual_kv_fraction"], 2 / 25, rtol=1e-6)
+  # Each text slot after the image would have read 25 entries in each layer.
+  role, order = batch.layout.role, np.arange(batch.layout.role.shape[1])
+  image = np.where(role == types.Role.VISUAL, order, 0).max(1, keepdims=True)
+  slots = (role == types.Role.TEXT) & (order > image)
+  assert values["visual_kv_saved"] == 2 * 25 * slots.sum()
 
 
 def test_loss_falls_on_one_batch(run):
