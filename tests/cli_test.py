@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -176,3 +178,25 @@ def test_whole_numbers():
   own(["x", "--layers=0,a"])
   with pytest.raises(errors.GazeError, match="--layers=0,a: give whole"):
     cli.whole_numbers(flag)
+
+
+STUCK = """
+import signal, threading
+from gaze_jax import cli
+cli._UNWIND_SECONDS = 0.5
+
+def main():
+  try:
+    signal.raise_signal(signal.SIGINT)
+  finally:
+    threading.Event().wait()
+
+cli.main(main)
+"""
+
+
+def test_ctrl_c_ends_what_does_not_let_go():
+  done = subprocess.run(
+    [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=20
+  )
+  assert (done.returncode, done.stderr) == (130, "interrupted\n")
