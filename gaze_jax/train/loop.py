@@ -94,8 +94,7 @@ def _run(config, state, start, feed, saved, meter, bar) -> int | None:
   Reads a step's numbers one step late.
   """
   c = config.train
-  places = jax.tree.map(lambda x: x.sharding, state)
-  step_of = step_lib.make(config, optimizer_lib.make(c), places)
+  step_of = step_lib.make(config, optimizer_lib.make(c), feed.mesh)
   pending: deque[meter_lib.Pending] = deque()
   for done in range(start.next_batch + 1, c.steps + 1):
     batch, budget, numbers, mine = feed.next(done - 1)
