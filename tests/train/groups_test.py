@@ -48,16 +48,16 @@ def test_split_and_merge():
 @pytest.mark.parametrize(
   "changed, says",
   [
-    (FIRST[:2], ["decoder.layers.query.weight is matched by none"]),
+    (FIRST[:2], ["none matches decoder.layers.query.weight"]),
     (
       (*FIRST, (".*context", 1.0)),
-      [r"projector.context is matched by 'projector\\.context' and '.*conte"],
+      [r"'projector\\.context' and '.*context' match projector.context"],
     ),
     ((*FIRST, ("vision.*", 1.0)), ["'vision.*' matches nothing"]),
     # The whole path is matched, or not at all.
     (
       (("projector", 1.0), *FIRST[2:]),
-      ["'projector' matches nothing", "linear_1.bias is matched by none"],
+      ["'projector' matches nothing", "none matches projector.context, p"],
     ),
     (((".*", 0.0),), ["nothing trains"]),
   ],
