@@ -23,13 +23,12 @@ class Writer:
     if path.exists():
       _cut(path, done)
     self._file = path.open("a", encoding="utf-8")
-    # Imports torch where there is one: seconds. Its usual writer is a thread
-    # with a queue; if a full disk or a clock set back ends that, a run waits
-    # for it for ever. Here an error is one.
-    from tensorboardX import event_file_writer
-    from tensorboardX import proto
+    from tensorboardX import event_file_writer  # torch, if there: seconds
 
-    self._event = proto.event_pb2.Event
+    # The library's usual writer is a thread with a queue; when a full disk or a
+    # clock set back ends that thread, a run waits for it for ever. Without it
+    # an error is one.
+    self._event = event_file_writer.event_pb2.Event
     folder = workdir / "tensorboard"
     folder.mkdir(exist_ok=True)
     self._board = event_file_writer.EventsWriter(
