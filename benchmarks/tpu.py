@@ -31,11 +31,8 @@ that it reads.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
-import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -43,26 +40,15 @@ import sys
 import time
 from typing import Any
 
-# Read when jax and libtpu are imported.
-os.environ |= dict(
-  JAX_PLATFORMS="cpu",
-  TPU_SKIP_MDS_QUERY="1",  # asks no metadata server what machine this is
-  TPU_ACCELERATOR_TYPE="v5litepod-4",  # or it warns that it does not know
-  TPU_WORKER_HOSTNAMES="localhost",
-  TPU_LOG_DIR="disabled",
-  TPU_STDERR_LOG_LEVEL="3",
-  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # two of these commands side by side
-)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-sys.path.append(os.path.join(sys.prefix, "aot"))  # from launch/test.sh
 
 import jax
 from absl import flags
-from jax.experimental import topologies
 
 from benchmarks import tpu_programs
 from gaze_jax import cli
 from gaze_jax import errors
+from gaze_jax.aot import topology as topology_lib
 from gaze_jax.kernels import support
 
 _TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
@@ -102,17 +88,13 @@ class Row:
 
 
 def main() -> None:
-  if importlib.util.find_spec("libtpu") is None:
-    raise errors.GazeError(
-      "the TPU compiler, libtpu, is not installed: pip install"
-      f" 'jax[tpu]=={jax.__version__}', or run bash launch/test.sh once"
-    )
-  jax.config.update("jax_enable_compilation_cache", False)
+  topology_lib.prepare()
   for name in _NAMES.value:
     if name not in tpu_programs.NAMES:
       known = ", ".join(tpu_programs.NAMES)
       raise errors.GazeError(f"--programs={name}: the programs are {known}")
-  devices = {name: _device(name) for name in _WANTED.value}
+  found = [topology_lib.describe(n, "--topologies") for n in _WANTED.value]
+  devices = {one.name: one.devices[0] for one in found}
   start = time.perf_counter()
   rows = []
   for name, device in devices.items():
@@ -137,18 +119,6 @@ def main() -> None:
       f"{len(failed)} of {len(rows)} programs failed, first {first.program}"
       f" ({first.form}) for {first.topology}: {first.failure}"
     )
-
-
-def _device(name: str) -> Any:
-  try:
-    with contextlib.redirect_stderr(io.StringIO()):
-      found = topologies.get_topology_desc(name, platform="tpu")
-  except (jax.errors.JaxRuntimeError, ValueError) as error:
-    raise errors.GazeError(
-      f"--topologies={name}: libtpu knows no such topology; such as"
-      f" {', '.join(_TOPOLOGIES)}: {_line(error)}"
-    ) from error
-  return found.devices[0]
 
 
 def _compiled(program: tpu_programs.Program, topology: str, device: Any) -> Row:

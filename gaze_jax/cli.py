@@ -64,6 +64,35 @@ def read_config() -> config_lib.Config:
   return config_lib.from_config_dict(flags.FLAGS.config)
 
 
+def read_shape() -> config_lib.Config:
+  """The checked config of such a command that reads no data."""
+  raw = flags.FLAGS.config.to_dict()
+  return config_lib.from_config_dict(_without_data(raw))
+
+
+def read_recipes(
+  path: pathlib.Path,
+) -> dict[str, tuple[config_lib.Config, str]]:
+  """A checked config, and the topology that it is for, by name.
+
+  Args:
+    path: a config file with `names()`, whose `get_config` takes a name.
+  """
+  module = _module(path)
+
+  def config(name: str) -> config_lib.Config:
+    raw = config_lib.to_dict(config_lib.parse(module.get_config(name)))
+    return config_lib.from_config_dict(_without_data(raw))
+
+  return {name: (config(name), to) for name, to in module.names().items()}
+
+
+def _without_data(raw: dict[str, Any]) -> dict[str, Any]:
+  """A source's file is not asked for."""
+  data = raw["data"]
+  return raw | dict(data=data | dict(path=data["path"] or "unread"))
+
+
 def read_model() -> config_lib.ModelConfig:
   """The model of such a command's config, whatever data it would train on."""
   return config_lib.parse(flags.FLAGS.config).model
@@ -143,7 +172,7 @@ def _define_config(argv: list[str]) -> list[str]:
     raise errors.GazeError(
       "needs one --config=FILE, such as --config=configs/emoji_tiny.py"
     )
-  merged = config_lib.to_dict(_load(pathlib.Path(files[0][len(_PREFIX) :])))
+  merged = config_lib.to_dict(_load(files[0][len(_PREFIX) :]))
   known = _paths(merged)
   for arg in argv[1:]:
     name = arg.split("=")[0].removeprefix("-").removeprefix("-")
@@ -158,25 +187,45 @@ def _define_config(argv: list[str]) -> list[str]:
   return rest
 
 
-def _load(path: pathlib.Path) -> config_lib.Config:
-  """A config file: one of configs/, or the JSON of a run or converted model."""
+def _load(name: str) -> config_lib.Config:
+  """A config file: one of configs/, or the JSON of a run or converted model.
+
+  Of FILE.py:NAME, the NAME is what the file's `get_config` is given.
+  """
+  file, colon, argument = name.partition(".py:")
+  path = pathlib.Path(f"{file}.py" if colon else name)
+  if path.suffix == ".json" and path.is_file():
+    return _load_json(path)
+  module = _module(path)
+  try:
+    return config_lib.parse(module.get_config(*[argument] if colon else []))
+  except (KeyError, TypeError, ValueError) as error:
+    known = ", ".join(module.names()) if hasattr(module, "names") else ""
+    raise errors.GazeError(
+      f"{name}: "
+      + (
+        f"there is no such recipe; known: {known}"
+        if known
+        else f"not a config file: {type(error).__name__}: {error}"
+      )
+    ) from error
+
+
+def _module(path: pathlib.Path) -> Any:
   if not path.is_file():
     raise errors.GazeError(f"{path}: there is no such config file")
-  if path.suffix == ".json":
-    return _load_json(path)
   spec = importlib.util.spec_from_file_location("_config", path)
   module = importlib.util.module_from_spec(spec)
   sys.path.insert(0, str(path.parent.absolute()))  # a variant imports its base
   try:
     spec.loader.exec_module(module)
-    raw = module.get_config()
   except Exception as error:
     raise errors.GazeError(
       f"{path}: not a config file: {type(error).__name__}: {error}"
     ) from error
   finally:
     del sys.path[0]
-  return config_lib.parse(raw)
+  return module
 
 
 def _load_json(path: pathlib.Path) -> config_lib.Config:

@@ -99,14 +99,19 @@ class Decoder(nn.Module):
     )
     self.final_norm = layers.RMSNorm("embed", c.norm_eps)
     if not c.tied:
-      self.head = layers.Project((c.width, c.vocab_size), ("embed", "vocab"))
+      self.head = layers.Project(
+        (c.width, c.vocab_size), ("embed", "vocab"), used=(None, "head_vocab")
+      )
 
   def embed(self, tokens: types.Array) -> types.Array:
     """Token embeddings, float32 [..., E]."""
-    # Whole rows of the table: a lookup in parts of them would be spread along
-    # the width, and then moved.
-    table = shard.constrain(self.embedding, "vocab", None)
-    return table[tokens] * self.config.embedding_scale
+    # Each device looks up its part of the width for all rows, which are then
+    # moved: they are less than the table, and so is their gradient.
+    tokens = shard.constrain(tokens, "table_rows", "slots")
+    # The head, where it is the same table, wants it cut otherwise.
+    table = shard.constrain(self.embedding, "vocab", "embed")
+    x = table[tokens] * self.config.embedding_scale
+    return shard.constrain(x, "table_rows", "slots", "embed")
 
   @nn.compact
   def __call__(
@@ -148,9 +153,14 @@ class Decoder(nn.Module):
   def logits(self, x: types.Array) -> types.Array:
     """float32 [..., V] of hidden states [..., E]; the only way to a token."""
     x = self.final_norm(x)
-    if not self.config.tied:
-      return self.head(x).astype(jnp.float32)
-    return layers.contract_table(x, self.embedding, jnp.float32)
+    between = [None] * (x.ndim - 2)
+    x = shard.constrain(x, "table_rows", *between, None)
+    if self.config.tied:
+      table = shard.constrain(self.embedding, "head_vocab", None)
+      x = layers.contract_table(x, table, jnp.float32)
+    else:
+      x = self.head(x).astype(jnp.float32)
+    return shard.constrain(x, "table_rows", *between, "head_vocab")
 
 
 def split(params: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gaze_jax import types
+from gaze_jax.parallel import shard
 
 # Up to so many rows a product with a large table goes in blocks of the table.
 _FEW_ROWS = 16
@@ -189,12 +190,14 @@ class Project(nn.Module):
     axes: logical name of each of its axes.
     inputs: how many leading axes are contracted.
     bias: whether a bias is added.
+    used: how the weight lies on a mesh for its product, if it is moved for it.
   """
 
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   inputs: int = 1
   bias: bool = False
+  used: tuple[str | None, ...] = ()
 
   @nn.compact
   def __call__(self, x: types.Array) -> types.Array:
@@ -208,6 +211,8 @@ class Project(nn.Module):
     )
     init = nn.with_logical_partitioning(init, self.axes)
     weight: Any = self.param("weight", init, self.shape, jnp.float32)
+    if self.used:
+      weight = shard.constrain(weight, *self.used)
     out = contract(x, weight, n, x.dtype)
     if self.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])

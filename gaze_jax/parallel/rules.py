@@ -28,6 +28,10 @@ RULES: dict[str, tuple[str, ...]] = {
   "context": (),
   # Of activations and batches.
   "batch": ("data", "fsdp"),
+  # At the table of embeddings and the head, which would be larger on the way
+  # than the rows: rows are together, and each device has its part of the table.
+  "table_rows": ("data",),
+  "head_vocab": ("tensor", "fsdp"),
   "slots": ("sequence",),
   "attention_heads": ("tensor", "sequence"),
 }
@@ -192,7 +196,10 @@ def _cut_fields(
     (
       "decoder",
       dict(
-        vocab_size="vocab", width="embed", query_heads="heads", mlp_dim="mlp"
+        vocab_size="head_vocab",
+        width="embed",
+        query_heads="heads",
+        mlp_dim="mlp",
       ),
     ),
     (

@@ -51,3 +51,13 @@ def z(logits: jax.Array, scored: jax.Array) -> jax.Array:
   """
   square = jax.nn.logsumexp(logits, axis=-1) ** 2
   return jnp.where(scored, square, 0.0).sum()
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+  """The first token of the largest logit, int32 [...], of float32 [..., V].
+
+  As argmax, which moves a vocabulary that is cut over devices.
+  """
+  largest = logits.max(axis=-1, keepdims=True)
+  numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  return jnp.where(logits >= largest, numbers, logits.shape[-1]).min(axis=-1)

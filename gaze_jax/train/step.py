@@ -101,7 +101,7 @@ def _sums(
   """What a batch, or a micro-batch, adds to the step's numbers."""
   target, scored = losses.targets(batch)
   out = mllm.apply(params, config.model, batch, budget)
-  right = (out.logits.argmax(-1) == target) & scored
+  right = (losses.likeliest(out.logits) == target) & scored
   used = out.usage
   sums = dict(
     loss=losses.next_token(out.logits, target, scored),

@@ -1,0 +1,269 @@
+"""What is compiled for a mesh: a training step, a prefill, a decoding step.
+
+Arguments are abstract: shapes, dtypes, and how they lie on the mesh. Training
+lies as `config.parallel` says. A prompt is read, and answered, on another mesh
+of the same chips, `serving`: heads cut as far as there are KV heads, rows over
+the rest; weights in the dtype of the computation, as launch/convert.py
+--dtype=bfloat16 stores them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax import layout as layout_lib
+from gaze_jax import types
+from gaze_jax.aot import arithmetic
+from gaze_jax.models import cached
+from gaze_jax.models import mllm
+from gaze_jax.models import vision
+from gaze_jax.parallel import mesh as mesh_lib
+from gaze_jax.parallel import rules
+from gaze_jax.parallel import shard
+from gaze_jax.train import frozen as frozen_lib
+from gaze_jax.train import optimizer as optimizer_lib
+from gaze_jax.train import state as state_lib
+from gaze_jax.train import step as step_lib
+
+# Text that a prompt brings beside its images, and slots for an answer: what is
+# left of a row when its length is rounded up.
+_TEXT, _ANSWER, _MULTIPLE = 128, 256, 512
+_MATRICES = ("weight", "embedding", "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One program, not compiled yet.
+
+  Attributes:
+    name: "train", or such as "prefill_4608" by the visual tokens of a row.
+    mesh: that it is laid on.
+    function: jitted.
+    arguments: abstract, with shardings.
+    parts: names of what the arguments are, each with its trees.
+    config: of the run, where it trains.
+    rows: of its batch.
+  """
+
+  name: str
+  mesh: jax.sharding.Mesh
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  parts: dict[str, Any]
+  config: config_lib.Config
+  rows: int
+
+  def held(self) -> dict[str, int]:
+    """Bytes that each part has on a device."""
+    count = arithmetic.bytes_a_device
+    return {name: count(tree) for name, tree in self.parts.items()}
+
+
+def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
+  """The training step.
+
+  Raises:
+    mesh_lib.MeshError: the model or its batches can't be laid on the mesh.
+  """
+  rules.check(config, dict(mesh.shape))
+  optimizer = optimizer_lib.make(config.train)
+  state = state_lib.abstract(config, optimizer, mesh)
+  frozen = frozen_lib.abstract(config, mesh)
+  if config.train.features == "cached":
+    frozen.pop("vision", None)
+  rows = config.train.batch_size
+  batch = _batch(config, rows, mesh)
+  if config.train.features == "cached":
+    v, dtype = config.model.vision, jnp.dtype(config.train.features_dtype)
+    shape = (rows, config.data.max_units, v.tokens, v.width)
+    images = jax.ShapeDtypeStruct(shape, dtype, sharding=batch.tokens.sharding)
+    batch = dataclasses.replace(batch, images=images)
+  budget = _row_numbers(rows, mesh)
+  return Program(
+    name="train",
+    mesh=mesh,
+    function=step_lib.make(config, optimizer),
+    arguments=(state, batch, budget, frozen),
+    parts=dict(
+      parameters=(state.params, frozen),
+      optimizer=(state.opt_state, getattr(state, "ema", None)),
+      batch=(batch, budget),
+    ),
+    config=config,
+    rows=rows,
+  )
+
+
+def serving(model: config_lib.ModelConfig, devices: Any) -> jax.sharding.Mesh:
+  """The mesh of prefill and decoding: tensor as far as KV heads allow."""
+  decoder, chips = model.decoder, len(devices)
+  tensor = math.gcd(
+    *(decoder.kv_heads, decoder.query_heads, decoder.mlp_dim),
+    *(decoder.vocab_size, model.vision.heads, model.vision.mlp_dim, chips),
+  )
+  return mesh_lib.make_mesh(config_lib.ParallelConfig(tensor=tensor), devices)
+
+
+def prefill(
+  config: config_lib.Config, mesh: jax.sharding.Mesh, units: int, rows: int
+) -> Program:
+  """Whole prompts of `units` images each, into a cache (`mllm.prefill`)."""
+  config = _prompts(config, units)
+  model, place = config.model, _rows(mesh)
+  params = _weights(model, mesh)
+  batch, budget = _batch(config, rows, mesh), _row_numbers(rows, mesh)
+  capacity = _capacity(config)
+
+  def function(params, batch, budget):
+    cache, logits, _ = mllm.prefill(
+      params, model, batch, budget, capacity=capacity
+    )
+    return cache, logits
+
+  shapes = jax.eval_shape(lambda: _empty(config, rows))
+  places = jax.tree.map(lambda x: x.sharding, _laid(shapes, mesh))
+  return Program(
+    name=f"prefill_{units * model.vision.tokens}",
+    mesh=mesh,
+    function=jax.jit(function, out_shardings=(places, place)),
+    arguments=(params, batch, budget),
+    parts=dict(parameters=params, batch=(batch, budget)),
+    config=config,
+    rows=rows,
+  )
+
+
+def decode(
+  config: config_lib.Config, mesh: jax.sharding.Mesh, units: int, rows: int
+) -> Program:
+  """One new token for each of the rows (`cached.extend`).
+
+  The pages of their images are read in place; the linear cache is donated.
+  """
+  config = _prompts(config, units)
+  model, place = config.model, _rows(mesh)
+  params = {"decoder": _weights(model, mesh)["decoder"]}
+  cache = _laid(jax.eval_shape(lambda: _empty(config, rows)), mesh)
+  linear = dataclasses.replace(cache, visual=None)
+  tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=place)
+  budget = _row_numbers(rows, mesh)
+
+  def function(params, visual, linear, tokens, budget):
+    whole = dataclasses.replace(linear, visual=visual)
+    grown, logits, _ = cached.extend(params, model, whole, tokens, budget)
+    return dataclasses.replace(grown, visual=None), logits.argmax(-1)
+
+  places = jax.tree.map(lambda x: x.sharding, linear)
+  return Program(
+    name=f"decode_{units * model.vision.tokens}",
+    mesh=mesh,
+    function=jax.jit(function, donate_argnums=2, out_shardings=(places, place)),
+    arguments=(params, cache.visual, linear, tokens, budget),
+    parts=dict(parameters=params, cache=cache, batch=(tokens, budget)),
+    config=config,
+    rows=rows,
+  )
+
+
+def _prompts(config: config_lib.Config, units: int) -> config_lib.Config:
+  """The run's config with rows of so many images, one question and no more."""
+  v, g = config.model.vision, config.model.gaze
+  slots = units * (v.tokens + g.context_tokens) + _TEXT
+  data = dataclasses.replace(
+    config.data,
+    max_units=units,
+    sequence_length=-(-slots // _MULTIPLE) * _MULTIPLE,
+    answer_slots=1,
+  )
+  return dataclasses.replace(config, data=data)
+
+
+def _capacity(config: config_lib.Config) -> int:
+  context = config.data.max_units * config.model.gaze.context_tokens
+  return -(-(context + _TEXT + _ANSWER) // 128) * 128
+
+
+def _empty(config: config_lib.Config, rows: int) -> types.DecodeCache:
+  shape = layout_lib.row_shape(config)
+  return cached.empty(
+    config.model,
+    rows,
+    regions=shape.regions,
+    region_length=shape.region_length,
+    capacity=_capacity(config),
+  )
+
+
+def _batch(
+  config: config_lib.Config, rows: int, mesh: jax.sharding.Mesh
+) -> types.Batch:
+  """A `Batch` as the data pipeline makes it."""
+  shape = layout_lib.row_shape(config)
+  one = layout_lib.make_batch([layout_lib.lay_out([], shape)], None)
+  images = jax.eval_shape(
+    lambda: vision.blank(config.model.vision, 1, shape.tiles or shape.units)
+  )
+  place = shard.batch_sharding(mesh)
+  many = lambda x: jax.ShapeDtypeStruct(
+    (rows, *x.shape[1:]), x.dtype, sharding=place
+  )
+  return jax.tree.map(many, dataclasses.replace(one, images=images))
+
+
+def _rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  return shard.batch_sharding(mesh)
+
+
+def _row_numbers(rows: int, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=_rows(mesh))
+
+
+def _weights(
+  model: config_lib.ModelConfig, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """All parameters, matrices in the dtype of the computation."""
+  shapes, names = mllm.abstract(model)
+  narrow = dict(
+    vision=model.vision.dtype,
+    projector=model.decoder.dtype,
+    decoder=model.decoder.dtype,
+  )
+
+  def of(path, x, place):
+    keys = [k.key for k in path]
+    dtype = narrow[keys[0]] if keys[-1] in _MATRICES else np.float32
+    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=place)
+
+  places = rules.shardings(shapes, names, mesh)
+  return jax.tree_util.tree_map_with_path(of, shapes, places)
+
+
+def _laid(cache: types.DecodeCache, mesh: jax.sharding.Mesh) -> Any:
+  """A cache of all layers as it lies on a mesh: rows and heads are cut."""
+  heads, rows = (None, "batch", "attention_heads"), ("batch",)
+
+  def put(x, names):
+    if x is None:
+      return None
+    names = [*names, *[None] * (x.ndim - len(names))]
+    place = jax.sharding.NamedSharding(mesh, rules.spec(names, x.shape, mesh))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  visual = cache.visual
+  pages = {k: put(getattr(visual, k), heads) for k in ("k", "v", "descriptors")}
+  return types.DecodeCache(
+    visual=types.VisualCache(
+      **pages, valid=put(visual.valid, rows), unit=put(visual.unit, rows)
+    ),
+    k=put(cache.k, heads),
+    v=put(cache.v, heads),
+    length=put(cache.length, rows),
+    position=put(cache.position, rows),
+    frozen=put(cache.frozen, heads),
+  )

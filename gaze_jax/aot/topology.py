@@ -1,0 +1,142 @@
+"""Devices that are only described: the TPU compiler on a machine without TPUs.
+
+libtpu compiles for any slice that it knows by name, such as v5e:16x16. It can
+be installed beside the environment, in `sys.prefix`/aot (launch/test.sh): JAX
+would look for a TPU wherever it finds libtpu.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import os
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from gaze_jax import errors
+
+# Names that were seen to work; there are more.
+KNOWN = ("v5e:8x8", "v5e:16x16", "v5p:4x4x4", "v6e:8x8", "tpu7x:2x2x1")
+
+# Read when libtpu is loaded.
+_ENVIRONMENT = dict(
+  TPU_SKIP_MDS_QUERY="1",  # asks no metadata server what machine this is
+  TPU_ACCELERATOR_TYPE="v5litepod-4",  # or it warns that it does not know
+  TPU_WORKER_HOSTNAMES="localhost",
+  TPU_LOG_DIR="disabled",
+  TPU_STDERR_LOG_LEVEL="3",
+  ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # two commands side by side
+)
+# Of a program whose temporaries alone are too many, and of any other.
+_EXHAUSTED = re.compile(
+  r"RESOURCE_EXHAUSTED.*?"
+  r"(?:\(([\d.]+\w?)\) exceeds available HBM \(([\d.]+\w?)\)"
+  r"|Used ([\d.]+\w?) of ([\d.]+\w?) hbm)",
+  re.DOTALL,
+)
+
+
+class TopologyError(errors.GazeError):
+  """A topology that can't be compiled for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """A slice of TPUs.
+
+  Attributes:
+    name: as libtpu knows it.
+    devices: of JAX; each a chip, but on TPU7x half of one.
+    kind: of device, such as "TPU v5 lite".
+  """
+
+  name: str
+  devices: tuple[Any, ...]
+  kind: str
+
+
+def prepare() -> None:
+  """Makes this a process that compiles for TPUs and runs on the CPU.
+
+  To be called before anything is computed.
+
+  Raises:
+    TopologyError: libtpu is not installed.
+  """
+  os.environ.update(_ENVIRONMENT)
+  beside = os.path.join(sys.prefix, "aot")
+  if beside not in sys.path:
+    sys.path.append(beside)
+  if importlib.util.find_spec("libtpu") is None:
+    raise TopologyError(
+      "the TPU compiler, libtpu, is not installed: pip install"
+      f" 'jax[tpu]=={jax.__version__}', or run bash launch/test.sh once"
+    )
+  jax.config.update("jax_platforms", "cpu")
+  # Compile times are reported, and nothing of this is run again.
+  jax.config.update("jax_enable_compilation_cache", False)
+
+
+def describe(name: str, flag: str = "--topology") -> Topology:
+  """The devices of a topology.
+
+  Args:
+    name: such as "v5e:16x16".
+    flag: what it was given by; named in errors.
+
+  Raises:
+    TopologyError: there is no such topology.
+  """
+  try:
+    with contextlib.redirect_stderr(io.StringIO()):
+      found = topologies.get_topology_desc(name, platform="tpu")
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    raise TopologyError(
+      f"{flag}={name}: libtpu knows no such topology; such as"
+      f" {', '.join(KNOWN)}: {' '.join(str(error).split())[:300]}"
+    ) from error
+  devices = tuple(found.devices)
+  return Topology(name, devices, devices[0].device_kind)
+
+
+def hbm_limit(topology: Topology) -> int:
+  """Bytes of HBM that the compiler lets a program have on a device.
+
+  Less than the memory of the chip. It is in the error that a program meets
+  which wants too much: so one is made that wants 16 TiB.
+  """
+  place = jax.sharding.SingleDeviceSharding(topology.devices[0])
+  huge = jax.ShapeDtypeStruct((2**21, 2**20), jnp.float64, sharding=place)
+  try:
+    jax.jit(lambda x: x * 2).lower(huge).compile()
+  except jax.errors.JaxRuntimeError as error:
+    return exhausted(error).limit
+  raise AssertionError("16 TiB fit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhausted:
+  """Bytes that a program needs, and that there are."""
+
+  needed: int
+  limit: int
+
+
+def exhausted(error: Exception) -> Exhausted | None:
+  """What the compiler says of a program that does not fit; None for others."""
+  found = _EXHAUSTED.search(str(error))
+  if found is None:
+    return None
+  return Exhausted(*map(_bytes, filter(None, found.groups())))
+
+
+def _bytes(text: str) -> int:
+  """Such as 15.75G, of 2**30."""
+  number = text.rstrip("KMGTP")
+  unit = text[len(number) :] or " "
+  return round(float(number) * 2 ** (10 * " KMGTP".index(unit)))

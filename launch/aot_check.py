@@ -1,0 +1,56 @@
+"""Compiles a run for a TPU pod, on a machine without one; says what it takes.
+
+python launch/aot_check.py --config=configs/cambrian_4b.py \
+  --topology=v5e:16x16 [--json=FILE] [--train_only]
+python launch/aot_check.py --recipes [--only=4b-stage2] [--json=FILE]
+  [--table=FILE.md]
+
+A training step, and prefill and a decoding step of 8 and 36 images: memory of a
+chip against its limit, FLOPs, bytes, collectives, seconds of compilation. A
+step that does not fit is tried with other settings; exits with 1 if none does.
+--topology=gpu:8x80GB is arithmetic. --recipes is all of configs/recipes.py.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from gaze_jax import cli
+from gaze_jax.aot import check
+from gaze_jax.aot import table
+from gaze_jax.aot import topology as topology_lib
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "or gpu:8x80GB")
+_RECIPES = flags.DEFINE_bool("recipes", False, "all of configs/recipes.py")
+_ONLY = flags.DEFINE_string("only", "", "recipes whose name holds this")
+_TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "no prefill, no decoding")
+_JSON = flags.DEFINE_string("json", None, "a file for what was found")
+_TABLE = flags.DEFINE_string("table", None, "recipes: a file for the table")
+_LIMIT = flags.DEFINE_float("limit_gb", None, "HBM of a device; its own", 0)
+
+
+def main() -> int:
+  if not _TOPOLOGY.value.startswith("gpu:") or _RECIPES.value:
+    topology_lib.prepare()
+  options = dict(
+    serve=not _TRAIN_ONLY.value,
+    limit=_LIMIT.value and round(_LIMIT.value * 1e9),
+  )
+  if _RECIPES.value:
+    path = pathlib.Path(__file__).parent.parent / "configs/recipes.py"
+    known = cli.read_recipes(path).items()
+    wanted = {name: of for name, of in known if _ONLY.value in name}
+    found = check.recipes(wanted, **options)
+  else:
+    found = check.check(cli.read_shape(), _TOPOLOGY.value, **options)
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+  if _TABLE.value:
+    pathlib.Path(_TABLE.value).write_text(table.markdown(found))
+  return 0 if found["fits"] else 1
+
+
+if __name__ == "__main__":
+  cli.main(main, config="--recipes" not in sys.argv)
