@@ -190,25 +190,31 @@ def _define_config(argv: list[str]) -> list[str]:
 def _load(name: str) -> config_lib.Config:
   """A config file: one of configs/, or the JSON of a run or converted model.
 
-  Of FILE.py:NAME, the NAME is what the file's `get_config` is given.
+  FILE.py:NAME is one of several that a file has: those of its `names()`.
   """
   file, colon, argument = name.partition(".py:")
   path = pathlib.Path(f"{file}.py" if colon else name)
   if path.suffix == ".json" and path.is_file():
     return _load_json(path)
   module = _module(path)
-  try:
-    return config_lib.parse(module.get_config(*[argument] if colon else []))
-  except (KeyError, TypeError, ValueError) as error:
-    known = ", ".join(module.names()) if hasattr(module, "names") else ""
+  known = module.names() if hasattr(module, "names") else {}
+  if argument not in (known or {""}):
     raise errors.GazeError(
       f"{name}: "
       + (
-        f"there is no such recipe; known: {known}"
+        f"name one of its recipes, --config={path}:NAME; known:"
+        f" {', '.join(known)}"
         if known
-        else f"not a config file: {type(error).__name__}: {error}"
+        else "it has one config, which needs no name"
       )
+    )
+  try:
+    raw = module.get_config(argument) if argument else module.get_config()
+  except Exception as error:
+    raise errors.GazeError(
+      f"{path}: not a config file: {type(error).__name__}: {error}"
     ) from error
+  return config_lib.parse(raw)
 
 
 def _module(path: pathlib.Path) -> Any:

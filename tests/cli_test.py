@@ -151,7 +151,7 @@ def test_a_variant_imports_its_base(tmp_path):
   )
   variant = tmp_path / "variant.py"
   variant.write_text("from base_of_variant import get_config")
-  assert cli._load(variant).train.steps == 3
+  assert cli._load(str(variant)).train.steps == 3
 
 
 def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
@@ -162,10 +162,10 @@ def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
     {"config": config_lib.to_dict(config)},
   ):
     file.write_text(json.dumps(raw))
-    assert cli._load(file) == config
+    assert cli._load(str(file)) == config
   file.write_text("{")
   with pytest.raises(errors.GazeError, match="not JSON"):
-    cli._load(file)
+    cli._load(str(file))
 
 
 def test_whole_numbers():

@@ -173,8 +173,11 @@ def test_every_recipe_is_one_of_its_model_and_stage():
     assert topology.split(":")[0] == chips.split("-")[0].replace(
       "8x80GB", "gpu"
     )
-  with pytest.raises(errors.GazeError, match="no such recipe; known: cambrian"):
-    cli._load(f"{RECIPES}:cambrian_4b-stage3-v5e-64")
+  for name in (":cambrian_4b-stage3-v5e-64", ""):
+    with pytest.raises(errors.GazeError, match="known: cambrian_4b-stage1"):
+      cli._load(f"{RECIPES}{name}")
+  with pytest.raises(errors.GazeError, match="needs no name"):
+    cli._load(f"{CONFIGS[0]}:x")
 
 
 def test_the_papers_numbers_are_the_defaults():
