@@ -79,6 +79,11 @@ def wait_for(process, happened):
     time.sleep(0.001)
 
 
+def children(pid):
+  threads = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+  return {int(c) for path in threads for c in path.read_text().split()}
+
+
 def logged(workdir):
   """Lines of metrics.jsonl."""
   log = workdir / "metrics.jsonl"
@@ -147,9 +152,11 @@ def test_sigterm(runs, whole, tiny_config, tiny_config_file, tmp_path, capsys):
   process = start("-c", SLOW, *command)
   wait_for(process, lambda: logged(workdir) > 0)
   # To the data's worker as well, as a scheduler does, and twice.
+  workers = children(process.pid)
   for _ in range(2):
     os.killpg(process.pid, signal.SIGTERM)
     time.sleep(0.1)
+    assert workers and children(process.pid) == workers
   said, _ = process.communicate(timeout=100)
   assert process.returncode == 0, said
   step = committed(workdir)
@@ -338,8 +345,9 @@ def second(launcher):
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_one_of_two(runs, tiny_config_file, tmp_path, number):
-  done = two(tiny_config_file, tmp_path / "whole")
-  assert done.wait(300) == 0, done.stdout.read()
+  process = two(tiny_config_file, tmp_path / "whole")
+  said, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, said
   workdir = tmp_path / "run"
   process = two(tiny_config_file, workdir)
   wait_for(process, lambda: logged(workdir) > 2)
@@ -350,9 +358,9 @@ def test_a_signal_to_one_of_two(runs, tiny_config_file, tmp_path, number):
     step = committed(workdir)
     assert f"preempted: saved step {step}; run" in said
     assert 2 < step < 6
-    again = two(tiny_config_file, workdir)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said
+    process = two(tiny_config_file, workdir)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
     assert f"resuming {workdir} at step {step}\n" in said
   else:
     assert "all start again" in said

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from gaze_jax.data import pipeline
 from gaze_jax.data import sources
@@ -58,6 +59,25 @@ def test_interrupted_and_resumed(
     runs.stop_before(patch, step)
     with pytest.raises(runs.stopped):
       loop.train(tiny_config(), tmp_path)
+  loop.train(tiny_config(), tmp_path)
+  runs.assert_same(whole, tmp_path)
+
+
+def test_preempted(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
+  asked = []
+
+  def ask(step):
+    asked.append(step)
+    return step == 3
+
+  with monkeypatch.context() as patch:
+    patch.setattr(multihost_utils, "reached_preemption_sync_point", ask)
+    loop.train(tiny_config(), tmp_path)
+  # Once a step and in order, or the processes would not agree on one.
+  assert asked == [1, 2, 3]
+  assert runs.params(tmp_path)[0] == 3
+  said = "preempted: saved step 3; run the same command to go on\n"
+  assert capsys.readouterr().out == said
   loop.train(tiny_config(), tmp_path)
   runs.assert_same(whole, tmp_path)
 
