@@ -9,8 +9,8 @@ Bytes of a device on a mesh; every array is divided by how far it is cut:
   activations  of the n rows of a micro-batch that a device has:
     layers     n S w N (E + kept): inputs of the N layers and what remat keeps
     at work    n S w 2 (E + dots): one layer, forward again and backward
-    head       n A V 12: logits, their softmax and gradient in float32
-    table      V E (w + 4): gathered whole, and its gradient
+    head       n A (12 V + w E fsdp): logits, their softmax and gradient in
+               float32; rows that meet there, of all devices of an fsdp group
     tower      n M T 4 (F N' + 2 (8 F + F' + 2 T Q'')): with remat the inputs
                of the N' blocks and one at work; without it all of each block;
                nothing of a tower that does not train
@@ -28,6 +28,7 @@ programs differ: kernels and fusions decide what is there at once.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -91,7 +92,26 @@ def _state(
   config: config_lib.Config, sizes: dict[str, int]
 ) -> tuple[state_lib.TrainState, dict[str, Any]]:
   """The abstract state, and what is frozen, on a mesh of these sizes."""
-  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  model = config.model
+  # What changes no shape: so a search makes them once.
+  model = dataclasses.replace(
+    model,
+    decoder=dataclasses.replace(model.decoder, remat="none"),
+    vision=dataclasses.replace(model.vision, remat="none"),
+  )
+  train = dataclasses.replace(config.train, accumulation=1)
+  config = dataclasses.replace(
+    config, model=model, train=train, parallel=config_lib.ParallelConfig()
+  )
+  return _state_of(config, tuple(sizes.items()))
+
+
+@functools.cache
+def _state_of(
+  config: config_lib.Config, sizes: tuple[tuple[str, int], ...]
+) -> tuple[state_lib.TrainState, dict[str, Any]]:
+  names, counts = zip(*sizes, strict=True)
+  mesh = jax.sharding.AbstractMesh(counts, names)
   optimizer = optimizer_lib.make(config.train)
   return (
     state_lib.abstract(config, optimizer, mesh),
@@ -120,9 +140,9 @@ def _activations(
   kept = dict(full=0, attention=heads + c.width, dots=dots, none=2 * dots)
   layers = slots * w * c.depth * (c.width + kept[c.remat])
   work = slots * w * 2 * (c.width + dots)
-  head = rows * data.answer_slots * 12 * c.vocab_size / tensor
-  table = c.vocab_size / tensor * c.width * (w + 4)
-  return round(layers + work + head + table + _tower(config, rows, trains))
+  met = w * c.width * rules.ways("embed", sizes)
+  head = rows * data.answer_slots * (12 * c.vocab_size / tensor + met)
+  return round(layers + work + head + _tower(config, rows, trains))
 
 
 def _tower(config: config_lib.Config, rows: float, trains: Any) -> float:

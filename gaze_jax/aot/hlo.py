@@ -31,6 +31,7 @@ _FREE = {
   *("call", "conditional", "after-all", "partition-id", "replica-id"),
 }
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_UPDATE = "dynamic-update-slice"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,28 +112,29 @@ class Module:
       return 0
     if one.opcode in _SLICES:
       return 2 * size(one.shape)
-    inner = next((n for role, n in one.called() if role == "calls"), None)
-    if one.opcode == "dynamic-update-slice":
+    if one.opcode == _UPDATE:
       return 2 * size(self.shapes.get(one.operands[1], ""))
-    read, written = 0, size(one.shape)
-    of = self.computations.get(inner, []) if one.opcode == "fusion" else []
-    for i, operand in enumerate(one.operands):
-      whole = size(self.shapes.get(operand, ""))
-      part = self._used(of, i)
-      if part is None:
-        read += whole
-      else:
-        read += part
-        # What is updated in place is neither read nor written as a whole.
-        if part == 0 and whole and size(one.shape) >= whole:
-          written -= whole
-          root = next(x for x in of if x.root)
-          written += (
-            size(self.shapes.get(root.operands[1], ""))
-            if (root.opcode == "dynamic-update-slice")
-            else 0
-          )
-    return read + max(written, 0)
+    inner = []
+    if one.opcode == "fusion":
+      inner = self.computations.get(dict(one.called())["calls"], [])
+    read = 0
+    for number, operand in enumerate(one.operands):
+      part = self._used(inner, number)
+      read += size(self.shapes.get(operand, "")) if part is None else part
+    return read + self._written(one, inner)
+
+  def _written(self, one: Instruction, inner: list[Instruction]) -> int:
+    """Bytes of a result; of what is updated in place the update alone."""
+    by_name = {x.name: x for x in inner}
+    root = next((x for x in inner if x.root), one)
+    parts = root.operands if root.opcode == "tuple" else (root.name,)
+    total = 0
+    for name in parts:
+      part = by_name.get(name, root)
+      updates = part.opcode == _UPDATE
+      shape = self.shapes.get(part.operands[1], "") if updates else part.shape
+      total += size(shape)
+    return total
 
   def _used(self, of: list[Instruction], number: int) -> int | None:
     """Bytes of a fusion's operand that its slices read; None for all.
@@ -150,10 +152,9 @@ class Module:
     users = [x for x in of if name and name in x.operands]
     if not users:
       return None
-    if all(x.opcode in _SLICES for x in users):
+    if all(x.opcode in _SLICES and x.operands[0] == name for x in users):
       return sum(size(x.shape) for x in users)
-    updates = "dynamic-update-slice"
-    if all(x.opcode == updates and x.operands[0] == name for x in users):
+    if all(x.opcode == _UPDATE and x.operands[0] == name for x in users):
       return 0
     return None
 

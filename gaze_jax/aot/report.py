@@ -188,6 +188,6 @@ def text(report: Report) -> str:
   return "\n".join(lines)
 
 
-def gb(n: float) -> str:
+def gb(n: int | float) -> str:
   """Bytes, for people: in 10**9."""
   return f"{n / 1e9:.2f} GB"

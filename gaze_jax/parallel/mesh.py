@@ -18,6 +18,9 @@ import jax
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 
+# Where arrays lie can be said of a mesh without devices, too.
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 

@@ -94,7 +94,7 @@ def spec(
   return P(*out)
 
 
-def shardings(shapes: Any, names: Any, mesh: jax.sharding.Mesh) -> Any:
+def shardings(shapes: Any, names: Any, mesh: mesh_lib.AnyMesh) -> Any:
   """A `NamedSharding` for each leaf of a tree of parameters.
 
   Args:
@@ -122,7 +122,7 @@ def shardings(shapes: Any, names: Any, mesh: jax.sharding.Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(of, shapes)
 
 
-def of_state(params: Any, shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+def of_state(params: Any, shapes: Any, mesh: mesh_lib.AnyMesh) -> Any:
   """Shardings of a tree that holds copies of the parameters' tree.
 
   A leaf whose path ends with that of a parameter (a moment of the optimizer,

@@ -73,7 +73,7 @@ def _narrow(config: config_lib.Config, decoder_: dict[str, Any]) -> Any:
 
 
 def abstract(
-  config: config_lib.Config, mesh: jax.sharding.Mesh
+  config: config_lib.Config, mesh: mesh_lib.AnyMesh
 ) -> dict[str, dict[str, Any]]:
   """Shapes, dtypes and shardings of what `load` gives, without the arrays."""
   shapes, _ = mllm.abstract(config.model)
@@ -134,7 +134,7 @@ def source(
 
 
 def _places(
-  config: config_lib.Config, mesh: jax.sharding.Mesh | None
+  config: config_lib.Config, mesh: mesh_lib.AnyMesh | None
 ) -> dict[str, Any]:
   """A `NamedSharding` for each parameter of the model."""
   return rules.shardings(

@@ -62,7 +62,7 @@ def create(
 def abstract(
   config: config_lib.Config,
   optimizer: optax.GradientTransformation,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: mesh_lib.AnyMesh | None = None,
 ) -> TrainState:
   """Shapes, dtypes and shardings of a state, without the arrays.
 
@@ -75,7 +75,7 @@ def abstract(
 
 
 def shardings(
-  config: config_lib.Config, shapes: TrainState, mesh: jax.sharding.Mesh
+  config: config_lib.Config, shapes: TrainState, mesh: mesh_lib.AnyMesh
 ) -> TrainState:
   """Where each array of a state lies.
 

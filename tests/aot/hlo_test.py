@@ -1,0 +1,167 @@
+"""Literal programs, counted by hand."""
+
+import textwrap
+
+import pytest
+
+from gaze_jax.aot import collectives
+from gaze_jax.aot import hlo
+
+# 36 layers of 3 micro-batches, each with two gathers: one in three pieces that
+# share a channel (as the TPU compiler spreads it over fusions), one whole.
+PROGRAM = textwrap.dedent("""\
+  HloModule jit_step
+
+  %add (a: f32[], b: f32[]) -> f32[] {
+    %a = f32[] parameter(0)
+    %b = f32[] parameter(1)
+    ROOT %sum = f32[] add(%a, %b)
+  }
+
+  %piece.1 (p: bf16[10,4]) -> bf16[80,4] {
+    %p = bf16[10,4]{1,0} parameter(0)
+    ROOT %ag.1 = bf16[80,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, \
+replica_groups=mesh['a'=2,'b'=8] {'b'}, dimensions={0}
+  }
+
+  %piece.2 (p.2: bf16[10,4]) -> bf16[80,4] {
+    %p.2 = bf16[10,4]{1,0} parameter(0)
+    ROOT %ag.2 = bf16[80,4]{1,0} all-gather(%p.2), channel_id=7, \
+replica_groups=mesh['a'=2,'b'=8] {'b'}, dimensions={0}
+  }
+
+  %all-reduce-scatter (input: f32[64,4]) -> f32[8,4] {
+    %input = f32[64,4]{1,0} parameter(0)
+    %ar = f32[64,4]{1,0} all-reduce(%input), channel_id=9, \
+replica_groups={{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}, to_apply=%add
+    %zero = s32[] constant(0)
+    ROOT %cut = f32[8,4]{1,0} dynamic-slice(%ar, %zero, %zero), \
+dynamic_slice_sizes={8,4}
+  }
+
+  %layer (state: (s32[], bf16[36,10,4], bf16[10,4])) -> \
+(s32[], bf16[36,10,4], bf16[10,4]) {
+    %state = (s32[], bf16[36,10,4]{2,1,0}, bf16[10,4]{1,0}) parameter(0)
+    %i = s32[] get-tuple-element(%state), index=0
+    %stack = bf16[36,10,4]{2,1,0} get-tuple-element(%state), index=1
+    %x = bf16[10,4]{1,0} get-tuple-element(%state), index=2
+    %weight = bf16[10,4]{1,0} fusion(%stack, %i), kind=kLoop, calls=%slice_one
+    %start = bf16[80,4]{1,0} fusion(%weight), kind=kCustom, calls=%piece.1
+    %more = bf16[80,4]{1,0} fusion(%weight), kind=kCustom, calls=%piece.2
+    %whole = (bf16[10,4]{1,0}, bf16[20,4]{1,0}) all-gather-start(%x), \
+channel_id=8, replica_groups=[8,2]<=[16], dimensions={0}, \
+metadata={op_name="jit(step)/layers/gate"}
+    %done = bf16[20,4]{1,0} all-gather-done(%whole)
+    ROOT %next = (s32[], bf16[36,10,4], bf16[10,4]) tuple(%i, %stack, %x)
+  }
+
+  %slice_one (s: bf16[36,10,4], n: s32[]) -> bf16[10,4] {
+    %s = bf16[36,10,4]{2,1,0} parameter(0)
+    %n = s32[] parameter(1)
+    %one = bf16[1,10,4]{2,1,0} dynamic-slice(%s, %n), \
+dynamic_slice_sizes={1,10,4}
+    ROOT %flat = bf16[10,4]{1,0} bitcast(%one)
+  }
+
+  %fewer (c: (s32[], bf16[36,10,4], bf16[10,4])) -> pred[] {
+    %depth = s32[]{:T(128)} constant(36), metadata={op_name="while"}
+    %c = (s32[], bf16[36,10,4], bf16[10,4]) parameter(0)
+    %count = s32[] get-tuple-element(%c), index=0
+    ROOT %lt = pred[] compare(%count, %depth), direction=LT
+  }
+
+  %data (d: (s32[], bf16[36,10,4], bf16[10,4])) -> pred[] {
+    %d = (s32[], bf16[36,10,4], bf16[10,4]) parameter(0)
+    %at = s32[] get-tuple-element(%d), index=0
+    ROOT %lt.2 = pred[] compare(%at, %at), direction=LT
+  }
+
+  %micro (m: (s32[], bf16[36,10,4], bf16[10,4])) -> \
+(s32[], bf16[36,10,4], bf16[10,4]) {
+    %m = (s32[], bf16[36,10,4], bf16[10,4]) parameter(0)
+    ROOT %layers = (s32[], bf16[36,10,4], bf16[10,4]) while(%m), \
+condition=%fewer, body=%layer
+  }
+
+  %unknown (u: (s32[], bf16[36,10,4], bf16[10,4])) -> \
+(s32[], bf16[36,10,4], bf16[10,4]) {
+    %u = (s32[], bf16[36,10,4], bf16[10,4]) parameter(0)
+    %v = bf16[10,4]{1,0} get-tuple-element(%u), index=2
+    %swap = bf16[10,4]{1,0} collective-permute(%v), channel_id=11, \
+source_target_pairs={{0,1},{1,0}}
+    ROOT %same = (s32[], bf16[36,10,4], bf16[10,4]) tuple(%u)
+  }
+
+  ENTRY %main (arg: (s32[], bf16[36,10,4], bf16[10,4]), g: f32[64,4]) -> \
+f32[8,4] {
+    %arg = (s32[], bf16[36,10,4], bf16[10,4]) parameter(0)
+    %g = f32[64,4]{1,0} parameter(1)
+    %parts = (s32[], bf16[36,10,4], bf16[10,4]) while(%arg), \
+condition=%data, body=%micro, \
+backend_config={"known_trip_count":{"n":"3"}}
+    %loop = (s32[], bf16[36,10,4], bf16[10,4]) while(%parts), \
+condition=%data, body=%unknown
+    %norm = (f32[2]{0}, f32[4,4]{1,0}) all-reduce(%g, %g), channel_id=10, \
+to_apply=%add
+    ROOT %scattered = f32[8,4]{1,0} fusion(%g), kind=kCustom, \
+calls=%all-reduce-scatter
+  }
+  """)
+
+
+def test_collectives_of_loops_by_hand():
+  module = hlo.Module(PROGRAM)
+  assert module.runs["%micro"] == 3
+  assert module.runs["%layer"] == module.runs["%piece.2"] == 3 * 36
+  assert module.runs["%unknown"] == 1
+  found = collectives.read(module, devices=16)
+  totals = collectives.totals(found)
+  # Of 80 x 4 bf16 by 8 chips, and of 20 x 4 by 2: 7/8 and 1/2 are sent.
+  gathered = 108 * (640 * 7 // 8 + 160 // 2)
+  assert totals["all-gather"] == collectives.Total(2 * 108, gathered)
+  assert totals["reduce-scatter"] == collectives.Total(1, 1024 * 7 // 8)
+  # Two operands of 1,024 bytes, all 16 chips, there and back.
+  assert totals["all-reduce"] == collectives.Total(1, 2 * 2048 * 15 // 16)
+  assert totals["collective-permute"] == collectives.Total(1, 80)
+  assert found[0].runs == 108 and found[0].group == 8
+  (gate,) = (one for one in found if one.of)
+  assert gate.of == "jit(step)/layers/gate" and gate.shape == "bf16[20,4]"
+
+
+@pytest.mark.parametrize(
+  "attributes, group",
+  [
+    ("replica_groups=[2,128]<=[256], dimensions={0}", 128),
+    ("replica_groups=[2,128]<=[128,2]T(1,0)", 128),
+    ("replica_groups={{0,2},{1,3}}, to_apply=%add", 2),
+    ("replica_groups=mesh['x'=4,'y'=64] {'x','y'}, to_apply=%a", 256),
+    (
+      "replica_groups=mesh['axis_0'=1,'axis_1'=128,'axis_2'=2], "
+      "device_ids=([2,128]T(1,0)) {'axis_1'}, dimensions={0}",
+      128,
+    ),
+    ("channel_id=3, to_apply=%add", 16),
+  ],
+)
+def test_groups(attributes, group):
+  assert collectives._group(attributes, 16) == group
+
+
+def test_bytes_accessed_by_hand():
+  """A stack of weights is read one layer a turn, not whole."""
+  module = hlo.Module(PROGRAM)
+  weight = 80 + 4 + 80  # the slice, the counter, what is written
+  gathers = 2 * (80 + 640) + 80 + (80 + 160)
+  layer, condition = weight + gathers, 4 + 4 + 1
+  entry = 2048 + (8 + 64) + 1024 + 128
+  once = layer + 2 * condition + entry + (80 + 80)
+  assert module.bytes_accessed(loops=False) == once
+  # The condition of the layers, and those of the loops over data.
+  more = 107 * layer + (107 + 3) * condition
+  assert module.bytes_accessed() == once + more
+
+
+def test_sizes():
+  assert hlo.size("(f32[2,3]{1,0:T(8,128)}, /*index=1*/bf16[4], pred[])") == 33
+  assert hlo.size("u32[]{:S(2)}") == 4
+  assert hlo.arrays("(f32[2,3]{1,0}, s32[])") == ["f32[2,3]", "s32[]"]
