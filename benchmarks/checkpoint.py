@@ -31,7 +31,6 @@ from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.data import pipeline
-from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.train import checkpoint
 from gaze_jax.train import optimizer as optimizer_lib
 from gaze_jax.train import state as state_lib
@@ -88,7 +87,7 @@ class _Run:
   def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
     self.config = config
     optimizer = optimizer_lib.make(config.train)
-    self.state = state_lib.create(config, optimizer, mesh_lib.one_device())
+    self.state = state_lib.create(config, optimizer)
     self._step = step_lib.make(config, optimizer)
     vision = config.model.vision
     features = np.random.default_rng(0).normal(
@@ -112,7 +111,8 @@ class _Run:
 
   def save(self) -> None:
     self._number += 1
-    self.saved.save(self._number, self.state, self.config, loss=1.0)
+    position = checkpoint.Position(self._number)
+    self.saved.save(position, self.state, self.config, loss=1.0)
 
 
 def _measure(config: config_lib.Config) -> dict[str, Any]:

@@ -7,6 +7,9 @@
     --config.data.tokenizer=weights/cambrian_4b/hf/tokenizer.json \
     --config.data.path=mine.json --config.data.image_folder=images
 
+This trains everything: LLaVA's second stage. configs/cambrian_4b_stage1.py is
+the first, and what it made is where this one starts from.
+
 The sizes are those of the published config.json of both, from memory: a
 checkpoint that differs is refused with the field. Which hidden state of the
 tower the paper reads is not published; this is LLaVA's, the last but one.
@@ -31,6 +34,7 @@ def get_config() -> ConfigDict:
           activation="gelu_tanh",
           position_grid=24,
           hidden_state=-2,
+          remat="full",
           mean=(0.5, 0.5, 0.5),
           std=(0.5, 0.5, 0.5),
           resample="bilinear",

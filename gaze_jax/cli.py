@@ -24,6 +24,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 
 _PREFIX = "--config="
+_UNWIND_SECONDS = 30  # for an interrupted command to close what it has open
 
 
 def main(
@@ -189,25 +190,31 @@ def _define_config(argv: list[str]) -> list[str]:
 def _load(name: str) -> config_lib.Config:
   """A config file: one of configs/, or the JSON of a run or converted model.
 
-  Of FILE.py:NAME, the NAME is what the file's `get_config` is given.
+  FILE.py:NAME is one of several that a file has: those of its `names()`.
   """
   file, colon, argument = name.partition(".py:")
   path = pathlib.Path(f"{file}.py" if colon else name)
   if path.suffix == ".json" and path.is_file():
     return _load_json(path)
   module = _module(path)
-  try:
-    return config_lib.parse(module.get_config(*[argument] if colon else []))
-  except (KeyError, TypeError, ValueError) as error:
-    known = ", ".join(module.names()) if hasattr(module, "names") else ""
+  known = module.names() if hasattr(module, "names") else {}
+  if argument not in (known or {""}):
     raise errors.GazeError(
       f"{name}: "
       + (
-        f"there is no such recipe; known: {known}"
+        f"name one of its recipes, --config={path}:NAME; known:"
+        f" {', '.join(known)}"
         if known
-        else f"not a config file: {type(error).__name__}: {error}"
+        else "it has one config, which needs no name"
       )
+    )
+  try:
+    raw = module.get_config(argument) if argument else module.get_config()
+  except Exception as error:
+    raise errors.GazeError(
+      f"{path}: not a config file: {type(error).__name__}: {error}"
     ) from error
+  return config_lib.parse(raw)
 
 
 def _module(path: pathlib.Path) -> Any:
@@ -272,18 +279,56 @@ def _run(
   # ... or are never begun.
   warnings.filterwarnings("ignore", "coroutine .* was never awaited")
   try:
-    return function(rest[1:]) if command else function()
+    with _bounded_interrupt():
+      return function(rest[1:]) if command else function()
   except OSError as error:
     what = f"{error.filename or 'the disk'}: {error.strerror or error}"
     leave(f"error: {what}")
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    sys.stderr.flush()
+    _say_interrupted()
     code = 128 + signal.SIGINT
-    late = threading.Timer(10, os._exit, (code,))  # threads may hold exit up
-    late.daemon = True
-    late.start()
+    _later(10, lambda: os._exit(code))  # threads may hold exit up
     leave(code)
+
+
+@contextlib.contextmanager
+def _bounded_interrupt() -> Iterator[None]:
+  """Within it a Ctrl-C ends the process, however long what it unwinds takes.
+
+  An interrupt in the middle of a queue of tensorboardX leaves it so that
+  closing it waits forever.
+  """
+  late = []
+
+  def end():
+    _say_interrupted()
+    os._exit(128 + signal.SIGINT)
+
+  def handle(number, frame):
+    late.append(_later(_UNWIND_SECONDS, end))
+    signal.default_int_handler(number, frame)
+
+  before = signal.getsignal(signal.SIGINT)
+  if before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, handle)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+    for timer in late:
+      timer.cancel()
+
+
+def _later(seconds: float, function: Callable[[], None]) -> threading.Timer:
+  timer = threading.Timer(seconds, function)
+  timer.daemon = True
+  timer.start()
+  return timer
+
+
+def _say_interrupted() -> None:
+  sys.stderr.write("interrupted\n")
+  sys.stderr.flush()
 
 
 def _unraisable(what) -> None:

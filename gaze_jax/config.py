@@ -360,12 +360,14 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if not isinstance(value, (list, tuple)):
       raise ConfigError(f"config: {name} must be a list, got {value!r}")
     args = typing.get_args(hint)
-    item = args[0]
-    if Ellipsis not in args and len(value) != len(args):
+    if Ellipsis in args:
+      args = args[:1] * len(value)
+    if len(value) != len(args):
       raise ConfigError(
         f"config: {name} must have {len(args)} entries, got {value!r}"
       )
-    return tuple(_value(item, v, f"{name}[{i}]") for i, v in enumerate(value))
+    entries = enumerate(zip(args, value, strict=True))
+    return tuple(_value(of, v, f"{name}[{i}]") for i, (of, v) in entries)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint) or (

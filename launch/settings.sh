@@ -27,7 +27,7 @@ read_settings() {
       --dry-run) dry_run=1 ;;
       --*=*)
         name="${1%%=*}" name="${name#--}" value="${1#*=}"
-        # The name is checked before it is a subscript, which bash evaluates.
+        # Not each string can be a subscript.
         [[ "$name" =~ ^[a-z-]+$ && -n "${needed[$name]-}${setting[$name]+known}" ]] \
           || fail "--$name: no such setting; there are $(names)"
         [[ "$value" =~ ^(${pattern[$name]-.*})$ && "$value" != *$'\n'* ]] \

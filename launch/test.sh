@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the whole suite in its own virtual environment; arguments go to pytest.
 #
-#   bash launch/test.sh                                    everything but slow
+#   bash launch/test.sh                                    everything but these:
 #   bash launch/test.sh -m slow                            the slow checks
+#   bash launch/test.sh -m faults                          the long fault suite
 #   PYTHON=python3.12 GAZE_VENV=.venv312 bash launch/test.sh   newer JAX
 set -euo pipefail
 
@@ -15,5 +16,5 @@ echo "== ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 echo "== pytest"
-if [[ $# -eq 0 ]]; then set -- -m "not slow"; fi
+if [[ $# -eq 0 ]]; then set -- -m "not slow and not faults"; fi
 exec "$python" -m pytest -q --numprocesses=auto --dist=loadfile "$@"

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -149,7 +151,7 @@ def test_a_variant_imports_its_base(tmp_path):
   )
   variant = tmp_path / "variant.py"
   variant.write_text("from base_of_variant import get_config")
-  assert cli._load(variant).train.steps == 3
+  assert cli._load(str(variant)).train.steps == 3
 
 
 def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
@@ -160,10 +162,10 @@ def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
     {"config": config_lib.to_dict(config)},
   ):
     file.write_text(json.dumps(raw))
-    assert cli._load(file) == config
+    assert cli._load(str(file)) == config
   file.write_text("{")
   with pytest.raises(errors.GazeError, match="not JSON"):
-    cli._load(file)
+    cli._load(str(file))
 
 
 def test_whole_numbers():
@@ -176,3 +178,25 @@ def test_whole_numbers():
   own(["x", "--layers=0,a"])
   with pytest.raises(errors.GazeError, match="--layers=0,a: give whole"):
     cli.whole_numbers(flag)
+
+
+STUCK = """
+import signal, threading
+from gaze_jax import cli
+cli._UNWIND_SECONDS = 0.5
+
+def main():
+  try:
+    signal.raise_signal(signal.SIGINT)
+  finally:
+    threading.Event().wait()
+
+cli.main(main)
+"""
+
+
+def test_ctrl_c_ends_what_does_not_let_go():
+  done = subprocess.run(
+    [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=20
+  )
+  assert (done.returncode, done.stderr) == (130, "interrupted\n")

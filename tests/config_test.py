@@ -8,10 +8,12 @@ from ml_collections import config_dict
 
 from gaze_jax import cli
 from gaze_jax import config as config_lib
+from gaze_jax import errors
 
 CONFIGS = sorted(
   (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
 )
+RECIPES = CONFIGS.pop([path.stem for path in CONFIGS].index("recipes"))
 
 
 def read(**sections):
@@ -71,6 +73,14 @@ def test_there_and_back():
     ("train.optimizer", "sgd", "'sgd' is not one of 'adamw', 'muon'"),
     ("train.steps", 0, "train.steps = 0 is below 1"),
     ("train.save_every", 0, "train.save_every = 0 is below 1"),
+    ("train.accumulation", 0, "train.accumulation = 0 is below 1"),
+    ("train.accumulation", 3, "32 is not a multiple of train.accumulation = 3"),
+    ("train.ema", 1.0, "train.ema = 1.0 is a decay, 0 to below 1"),
+    ("train.z_loss", -0.1, "train.z_loss = -0.1 is below 0"),
+    ("train.peak_tflops", -1.0, "train.peak_tflops = -1.0 is below 0"),
+    ("train.groups", (("(", 1.0),), "'(' is no regular expression"),
+    ("train.groups", ((".*", -1.0),), "the share of '.*' is below 0"),
+    ("train.groups", ((".*", "a"),), "train.groups[0][1] must be float"),
     ("model.vision.patch_size", 0, "model.vision.patch_size = 0 is below 1"),
     ("model.decoder.kv_heads", 0, "model.decoder.kv_heads = 0 is below 1"),
     ("data.samples", -1, "data.samples = -1 is below 1"),
@@ -142,13 +152,32 @@ def test_what_is_refused(name, value, says):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_are_good_and_say_how_to_run_them(path):
-  raw = config_lib.to_dict(cli._load(path))
+  raw = config_lib.to_dict(cli._load(str(path)))
   if raw["data"]["source"] == "llava_json":
     with pytest.raises(config_lib.ConfigError, match="needs data.path"):
       config_lib.from_config_dict(raw)
     raw["data"]["path"] = "mine.json"  # the user's to give
   config_lib.from_config_dict(raw)
   assert f"--config=configs/{path.name}" in path.read_text()
+
+
+def test_every_recipe_is_one_of_its_model_and_stage():
+  recipes = cli.read_recipes(RECIPES)
+  assert len(recipes) == 20
+  for name, (config, topology) in recipes.items():
+    model, stage, chips = name.split("-", 2)
+    assert (
+      config.model.decoder.depth == dict(cambrian_4b=36, cambrian_7b=28)[model]
+    )
+    assert config.model.decoder.frozen == (stage == "stage1")
+    assert topology.split(":")[0] == chips.split("-")[0].replace(
+      "8x80GB", "gpu"
+    )
+  for name in (":cambrian_4b-stage3-v5e-64", ""):
+    with pytest.raises(errors.GazeError, match="known: cambrian_4b-stage1"):
+      cli._load(f"{RECIPES}{name}")
+  with pytest.raises(errors.GazeError, match="needs no name"):
+    cli._load(f"{CONFIGS[0]}:x")
 
 
 def test_the_papers_numbers_are_the_defaults():

@@ -296,6 +296,15 @@ def test_errors_of_train(tiny_config_file, tmp_path):
   for result, (_, says) in zip(results, cases, strict=True):
     assert says in one_line(result)
   assert not new.exists()
+  # Two processes make the same mistake: each is waited for, one tells.
+  two = ("launch/local.py", "--processes=2", "--devices=1", "--")
+  code, _, lines = run(
+    *two, sys.executable, *train(tiny_config_file, "/proc/x")
+  )
+  assert code == 1 and sum("waits for 1 other" in x for x in lines) == 2
+  assert [x for x in lines if "error" in x] == [
+    "error: /proc/x: No such file or directory"
+  ]
 
 
 # No file may grow past a size, as on a disk that is full then.

@@ -140,6 +140,7 @@ def test_what_is_missing_is_named_with_an_example(script):
   "script, argument, says",
   [
     ("tpu_vm.sh", "--nme=x", "--nme: no such setting; there are --directory"),
+    ("tpu_vm.sh", "--=x", "--: no such setting"),
     ("tpu_vm.sh", "name", "name: give settings as --name=value"),
     ("tpu_vm.sh", "--x[$(touch {})]=1", "no such setting"),
     ("tpu_vm.sh", "--name=$(touch {})", "it must be like"),

@@ -88,7 +88,7 @@ def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
   return Program(
     name="train",
     mesh=mesh,
-    function=step_lib.make(config, optimizer),
+    function=step_lib.make(config, optimizer, mesh),
     arguments=(state, batch, budget, frozen),
     parts=dict(
       parameters=(state.params, frozen),

@@ -9,6 +9,8 @@ section 4 lets them see. Three sets of keys, merged by log-sum-exp:
   CONTEXT    its own unit's   none            its own unit's, causal
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +22,7 @@ from gaze_jax.ops import masks
 from gaze_jax.ops import merge
 from gaze_jax.ops import paged
 from gaze_jax.ops import regions
+from gaze_jax.parallel import shard
 
 _PAGES = 32  # that a chunk attends to at a time
 
@@ -45,16 +48,38 @@ def attend(
     config: for `visual_attention`.
     layer: int32 scalar, which layer this is.
   """
-  nothing = jnp.zeros_like(cache.length)  # no region is chosen here
-  step = paged.Step(query, cache.visual, layer, nothing, config)
+  run = functools.partial(_attend, config)
+  new, old = shard.HEADS, shard.LAYERS
+  inputs = (new, new, new, shard.ROWS, paged.specs(old), (old, old))
+  inputs = (*inputs, shard.ROWS, shard.WHOLE)
+  return shard.local(run, inputs, new)(
+    *(query, key, value, layout),
+    *(cache.visual, (cache.k, cache.v), cache.length, layer),
+  )
+
+
+def _attend(
+  config: config_lib.GazeConfig,
+  query,
+  key,
+  value,
+  layout,
+  visual,
+  linear,
+  length,
+  layer,
+) -> types.Array:
+  """`attend` of the rows and heads that a device has."""
+  nothing = jnp.zeros_like(length)  # no region is chosen here
+  step = paged.Step(query, visual, layer, nothing, config)
   own_unit = config.visual_attention == "own_unit"
   is_visual = (layout.role == types.Role.VISUAL)[:, :, None]
-  own_page = layout.unit[:, :, None] == cache.visual.unit[:, None]  # [B, X, R]
+  own_page = layout.unit[:, :, None] == visual.unit[:, None]  # [B, X, R]
   seen_page = own_page if own_unit else own_page | is_visual
-  before = _before(step, seen_page & cache.visual.valid.any(-1)[:, None])
-  filled = jnp.arange(cache.k.shape[3]) < cache.length[:, None, None]
-  linear = (step.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v))
-  text = attention.attend(query, *linear, (is_visual & filled)[:, None])
+  before = _before(step, seen_page & visual.valid.any(-1)[:, None])
+  filled = jnp.arange(linear[0].shape[3]) < length[:, None, None]
+  k, v = (step.of_layer(x).transpose(0, 2, 1, 3) for x in linear)
+  text = attention.attend(query, k, v, (is_visual & filled)[:, None])
   slots = jnp.arange(query.shape[1])[None]
   inside = masks.visible(layout, layout, slots, slots, own_unit=own_unit)
   itself = attention.attend(query, key, value, inside[:, None])
@@ -108,6 +133,13 @@ def grow(
     chunk: `Chunk` of [B, X].
     config: static.
   """
+  run = functools.partial(_grow, config)
+  cache, new = paged.specs(shard.LAYERS), shard.NEW_OF_LAYERS
+  inputs = cache, new, new, shard.ROWS
+  return shard.local(run, inputs, cache)(visual, key, value, chunk)
+
+
+def _grow(config, visual, key, value, chunk) -> types.VisualCache:
   (b, r, l), d = visual.valid.shape, key.shape[-1]
   is_visual = chunk.layout.role == types.Role.VISUAL
   region = jnp.where(is_visual, chunk.layout.region, r)  # r is dropped

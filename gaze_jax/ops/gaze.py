@@ -42,12 +42,6 @@ from gaze_jax.ops import split
 from gaze_jax.ops import tracing
 from gaze_jax.parallel import shard
 
-# On a mesh each device has its rows and heads, and needs nothing of others.
-_WHOLE, _ROWS = shard.P(), shard.P("batch")
-_HEADS = shard.P("batch", None, "attention_heads")
-_CHOICES = shard.P("batch", "attention_heads")
-_PAGES_OF_ALL = shard.P(None, *_CHOICES)
-
 
 class ImplementationError(errors.GazeError):
   """An implementation that was asked for and can't serve."""
@@ -76,6 +70,8 @@ class Routed:
   dense: types.Leaf = None
 
 
+_ONE, _ROWS, _HEADS = shard.WHOLE, shard.ROWS, shard.HEADS
+_CHOICES = shard.HEADS_FIRST
 _RESULT = Routed(_HEADS, _HEADS, _CHOICES, _HEADS, _HEADS)
 
 
@@ -111,7 +107,7 @@ def parallel(
   static, dense = _static(dense)
   run = functools.partial(_parallel, config, static, unit_span)
   arguments = query, key, value, plan, budget, dense, override
-  specs = _HEADS, _HEADS, _HEADS, _ROWS, _ROWS, _WHOLE, _CHOICES
+  specs = _HEADS, _HEADS, _HEADS, _ROWS, _ROWS, _ONE, _CHOICES
   return shard.local(run, specs, _RESULT)(*arguments)
 
 
@@ -205,6 +201,12 @@ def store(
     plan: from `routing.plan`.
     config: static.
   """
+  run = functools.partial(_store, config)
+  specs = _HEADS, _HEADS, _ROWS
+  return shard.local(run, specs, paged.specs(_CHOICES))(key, value, plan)
+
+
+def _store(config, key, value, plan) -> types.VisualCache:
   cache = cache_ops.visual(key, value, plan, config)
   if _decode_form(config, 1, cache.k.shape, key.dtype) != "pallas":
     return cache
@@ -254,9 +256,8 @@ def decode(
   static, dense = _static(dense)
   run = functools.partial(_decode, config, static, k_max, trace)
   arguments = query, visual, text, budget, layer, dense, override, frozen
-  page = _CHOICES if layer is None else _PAGES_OF_ALL
-  cache = types.VisualCache(page, page, page, valid=_ROWS, unit=_ROWS)
-  specs = _HEADS, cache, _HEADS, _ROWS, _WHOLE, _WHOLE, _CHOICES, _CHOICES
+  pages = paged.specs(_CHOICES if layer is None else shard.LAYERS)
+  specs = _HEADS, pages, _HEADS, _ROWS, _ONE, _ONE, _CHOICES, _CHOICES
   return shard.local(run, specs, _RESULT)(*arguments)
 
 
@@ -394,6 +395,4 @@ def _take(field: str, asked: str, reason: str | None, otherwise: str) -> str:
   return form
 
 
-@functools.cache
-def _say(message: str) -> None:  # once
-  logging.info(message)
+_say = functools.cache(lambda message: logging.info(message))  # once

@@ -11,6 +11,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.ops import attention
 from gaze_jax.ops import routing
+from gaze_jax.parallel import shard
 
 # An eighth of the regions is few, if that is eight of them.
 _FEW = 8
@@ -254,3 +255,8 @@ def _in_place(step: Step, members: types.Array) -> types.Attended:
   mask = mask.reshape(*members.shape[:3], -1).transpose(0, 2, 1, 3)
   k, v = (in_order(step, x) for x in (step.visual.k, step.visual.v))
   return attention.attend(step.query, k, v, mask)
+
+
+def specs(page: shard.P) -> types.VisualCache:
+  """How a cache lies on a mesh, given how its pages do; see `shard.local`."""
+  return types.VisualCache(page, page, page, shard.ROWS, shard.ROWS)

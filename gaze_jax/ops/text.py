@@ -13,6 +13,7 @@ from gaze_jax import types
 from gaze_jax.ops import attention
 from gaze_jax.ops import gather
 from gaze_jax.ops import merge
+from gaze_jax.parallel import shard
 
 _PAGE = 16  # slots that XLA:CPU reads as a page
 
@@ -33,6 +34,13 @@ def attend(
     length: int32 [B], filled slots of Y.
     layer: int32 scalar.
   """
+  inputs = shard.HEADS, shard.LAYERS, shard.HEADS, shard.ROWS, shard.WHOLE
+  run = shard.local(_attend, inputs, shard.HEADS)
+  return run(query, old, new, length, layer)
+
+
+def _attend(query, old, new, length, layer) -> types.Attended:
+  """`attend` of the rows and heads that a device has."""
   x, q = query.shape[1:3]
   h, y = old[0].shape[2:4]
   copied = functools.partial(_copied, query, old, length, layer)

@@ -10,6 +10,14 @@ from gaze_jax.parallel import rules
 
 P = jax.sharding.PartitionSpec
 
+# How attention lies: each device has its rows and heads, and needs no others.
+WHOLE = P()
+ROWS = P("batch")  # [B, ...]
+HEADS = P("batch", None, "attention_heads")  # [B, X, Q or H, ...]
+HEADS_FIRST = P("batch", "attention_heads")  # [B, Q or H, ...]
+LAYERS = P(None, *HEADS_FIRST)  # [N, B, Q or H, ...]
+NEW_OF_LAYERS = P(None, *HEADS)  # [N, B, X, H, ...]
+
 
 def spread() -> bool:
   """Whether what is traced will run on more than one device."""

@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,20 +40,20 @@ class CheckpointError(errors.GazeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Restored:
-  """What a run goes on from.
+class Position:
+  """Where a run is in its data and its log.
 
   Attributes:
-    state: the newest state.
-    next_batch: number of the batch that comes first.
+    next_batch: number of the batch that comes first; steps done.
+    samples: of the training set, which decides what is in a batch.
+    sample_ids: digest of the ids of all samples so far; see `meter.Meter`.
     unlogged: numbers of steps whose mean has not been logged yet.
-    sample_ids: digest of the ids of all samples so far; see `loop`.
   """
 
-  state: state_lib.TrainState
   next_batch: int = 0
-  unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  samples: int = 0
   sample_ids: int = 0
+  unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
 class Checkpoints:
@@ -209,29 +209,25 @@ class Writer(Checkpoints):
 
   def save(
     self,
-    step: int,
+    position: Position,
     state: state_lib.TrainState,
     config: config_lib.Config,
-    unlogged: Sequence[dict[str, float]] = (),
     *,
-    sample_ids: int = 0,
     loss: float | None = None,
   ) -> None:
     """Starts saving; returns once the state has been copied.
 
     Args:
-      step: how many are done.
-      state: what they led to.
+      position: where the run goes on; the step is that of its `next_batch`.
+      state: what the steps led to.
       config: of the run.
-      unlogged: see `Restored`.
-      sample_ids: see `Restored`.
       loss: mean training loss since the save before, for `train.keep_best`.
 
     Raises:
       CheckpointError: this save, or the one before it, could not be written.
     """
     self._wait()
-    data = dict(next_batch=step, unlogged=list(unlogged), sample_ids=sample_ids)
+    step = position.next_batch
     meta = dict(config=config_lib.to_dict(config), code=self._code)
     params, rest = state_lib.apart(state)
     self._saving = (step, loss)
@@ -243,7 +239,7 @@ class Writer(Checkpoints):
         args=ocp.args.Composite(
           params=ocp.args.StandardSave(params),
           state=ocp.args.StandardSave(rest),
-          data=ocp.args.JsonSave(data),
+          data=ocp.args.JsonSave(dataclasses.asdict(position)),
           meta=ocp.args.JsonSave(meta),
         ),
         force=True,  # else it may choose not to, and says nothing
@@ -251,7 +247,7 @@ class Writer(Checkpoints):
 
   def restore(
     self, like: state_lib.TrainState, config: config_lib.Config
-  ) -> Restored:
+  ) -> tuple[state_lib.TrainState, Position]:
     """The newest state, and where the run goes on.
 
     Args:
@@ -282,16 +278,10 @@ class Writer(Checkpoints):
     state = state_lib.joined(
       self.params(params), rest, averaged=like.ema is not None
     )
-    data = self._json("data")
     code = provenance.changed(meta["code"], self._code)
     if code and jax.process_index() == 0:
       print(f"the code is another than at the checkpoint: {code}")
-    return Restored(
-      state,
-      int(data["next_batch"]),
-      list(data["unlogged"]),
-      int(data["sample_ids"]),
-    )
+    return state, Position(**self._json("data"))
 
   def close(self) -> None:
     """Waits until the last save is committed.

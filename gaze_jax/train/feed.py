@@ -33,6 +33,7 @@ class Feed:
     frozen: parameters from outside the run.
     batches: of the rows that this process's devices hold.
     held: numbers of these rows in a batch.
+    samples: of the training set.
   """
 
   config: config_lib.Config
@@ -40,6 +41,7 @@ class Feed:
   frozen: dict[str, Any]
   batches: pipeline.Batches
   held: np.ndarray
+  samples: int
 
   def next(
     self, step: int
@@ -63,11 +65,21 @@ class Feed:
 def open_feed(
   config: config_lib.Config,
   workdir: pathlib.Path,
-  start: checkpoint.Restored,
+  start: checkpoint.Position,
   mesh: jax.sharding.Mesh,
 ) -> Iterator[Feed]:
-  """Opens the data at the step that comes first."""
+  """Opens the data at the step that comes first.
+
+  Raises:
+    checkpoint.CheckpointError: the batches so far were of another set.
+  """
   source = sources.make(config, "train")
+  if start.next_batch and start.samples != len(source):
+    raise checkpoint.CheckpointError(
+      f"{workdir}: trained on {start.samples} samples, and there are"
+      f" {len(source)} now, so the batches would be others. Put the data back"
+      " as it was, or choose another --workdir"
+    )
   features = _features(config, source, workdir)
   frozen = frozen_lib.load(config, pixels=features is None, mesh=mesh)
   held = shard.local_rows(mesh, config.train.batch_size)
@@ -76,10 +88,10 @@ def open_feed(
     source=source,
     features=features,
     start_step=start.next_batch,
-    held=held,
+    held=held.tolist(),
   )
   with contextlib.closing(batches):
-    yield Feed(config, mesh, frozen, batches, held)
+    yield Feed(config, mesh, frozen, batches, held, len(source))
 
 
 def _features(

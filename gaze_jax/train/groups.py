@@ -47,11 +47,13 @@ def check(train: config_lib.TrainConfig, params: Params) -> None:
   }
   used = {pattern for matching in found.values() for pattern in matching}
   wrong = [
-    f"{path} is matched by {' and '.join(map(repr, matching)) or 'none'}"
+    f"{' and '.join(map(repr, matching))} match {path}"
     for path, matching in found.items()
-    if len(matching) != 1
+    if len(matching) > 1
   ]
   wrong += [f"{p!r} matches nothing" for p in patterns if p not in used]
+  if missing := [path for path, matching in found.items() if not matching]:
+    wrong.append(f"none matches {', '.join(missing)}")
   if wrong:
     raise GroupError(
       f"train.groups must match every parameter once: {'; '.join(wrong)}"

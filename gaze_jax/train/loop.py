@@ -47,7 +47,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   saved = checkpoint.Writer(workdir, config.train)
   with contextlib.ExitStack() as stack:
     stack.callback(saved.close)
-    start = _start(config, saved, mesh)
+    state, start = _start(config, saved, mesh)
     if first:
       if start.next_batch:
         print(f"resuming {workdir} at step {start.next_batch}")
@@ -68,10 +68,10 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
         disable=not first,
       )
     )
-    count = flops.count(config, feed.frozen, start.state.params)
+    count = flops.count(config, feed.frozen, state.params)
     meter = meter_lib.Meter(config.train, writer, saved, start, count)
     stack.enter_context(jax.set_mesh(mesh))
-    stopped = _run(config, start, feed, saved, meter, bar)
+    stopped = _run(config, state, start, feed, saved, meter, bar)
   if first and stopped is not None:
     print(f"preempted: saved step {stopped}; run the same command to go on")
 
@@ -80,22 +80,21 @@ def _start(
   config: config_lib.Config,
   saved: checkpoint.Writer,
   mesh: jax.sharding.Mesh,
-) -> checkpoint.Restored:
+) -> tuple[state_lib.TrainState, checkpoint.Position]:
   """The newest state of the workdir, or a new one."""
   optimizer = optimizer_lib.make(config.train)
   if saved.latest() is None:
-    return checkpoint.Restored(state_lib.create(config, optimizer, mesh))
+    return state_lib.create(config, optimizer, mesh), checkpoint.Position()
   return saved.restore(state_lib.abstract(config, optimizer, mesh), config)
 
 
-def _run(config, start, feed, saved, meter, bar) -> int | None:
+def _run(config, state, start, feed, saved, meter, bar) -> int | None:
   """Steps to the end, or to where it is told to stop, and returns that step.
 
   Reads a step's numbers one step late.
   """
-  c, state = config.train, start.state
-  places = jax.tree.map(lambda x: x.sharding, state)
-  step_of = step_lib.make(config, optimizer_lib.make(c), places)
+  c = config.train
+  step_of = step_lib.make(config, optimizer_lib.make(c), feed.mesh)
   pending: deque[meter_lib.Pending] = deque()
   for done in range(start.next_batch + 1, c.steps + 1):
     batch, budget, numbers, mine = feed.next(done - 1)
@@ -111,7 +110,8 @@ def _run(config, start, feed, saved, meter, bar) -> int | None:
       bar.set_postfix(meter.read(pending.popleft()), refresh=False)
       bar.update()
     if saving:
-      saved.save(done, state, config, **meter.for_save())
+      position = meter.position(done, feed.samples)
+      saved.save(position, state, config, loss=meter.loss_since_save())
     if stop:
       return done
   return None

@@ -60,7 +60,7 @@ class Meter:
     train: config_lib.TrainConfig,
     writer: metrics.Writer | None,
     saved: checkpoint.Checkpoints,
-    start: checkpoint.Restored,
+    start: checkpoint.Position,
     count: flops.Count,
   ):
     self._train, self._writer, self._saved = train, writer, saved
@@ -91,14 +91,16 @@ class Meter:
       self._write(pending.step)
     return dict(loss=f"{values['loss']:.3f}", k=f"{values['k']:.1f}")
 
-  def for_save(self) -> dict[str, Any]:
-    """What a checkpoint takes along, beside the state; see `Writer.save`."""
-    losses, self._losses = self._losses, []
-    return dict(
-      unlogged=self._unlogged,
-      sample_ids=self._sample_ids,
-      loss=sum(losses) / len(losses),
+  def position(self, step: int, samples: int) -> checkpoint.Position:
+    """Where a run over so many samples is, the numbers of `step` steps read."""
+    return checkpoint.Position(
+      step, samples, self._sample_ids, list(self._unlogged)
     )
+
+  def loss_since_save(self) -> float:
+    """Mean loss of the steps since this was asked last."""
+    losses, self._losses = self._losses, []
+    return sum(losses) / len(losses)
 
   def _write(self, step: int) -> None:
     steps = self._unlogged

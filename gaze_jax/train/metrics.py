@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 
@@ -22,17 +23,28 @@ class Writer:
     if path.exists():
       _cut(path, done)
     self._file = path.open("a", encoding="utf-8")
-    from metrax import logging  # imports torch where there is one: seconds
+    from tensorboardX import event_file_writer  # torch, if there: seconds
 
-    self._board = logging.TensorboardBackend(str(workdir / "tensorboard"))
+    # The library's usual writer is a thread with a queue; when a full disk or a
+    # clock set back ends that thread, a run waits for it for ever. Without it
+    # an error is one.
+    self._event = event_file_writer.event_pb2.Event
+    folder = workdir / "tensorboard"
+    folder.mkdir(exist_ok=True)
+    self._board = event_file_writer.EventsWriter(
+      str(folder / "events"), f".{os.getpid()}"
+    )
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Writes plain numbers, and strings to the file alone, by their names."""
     self._file.write(json.dumps(dict(step=step, **values)) + "\n")
     self._file.flush()
+    event = self._event(wall_time=time.time(), step=step)
     for name, value in values.items():
       if not isinstance(value, str):
-        self._board.log_scalar(name, value, step=step)
+        event.summary.value.add(tag=name, simple_value=value)
+    self._board.write_event(event)
+    self._board.flush()
 
   def close(self) -> None:
     self._file.close()

@@ -62,9 +62,13 @@ def create(
 def abstract(
   config: config_lib.Config,
   optimizer: optax.GradientTransformation,
-  mesh: mesh_lib.AnyMesh,
+  mesh: mesh_lib.AnyMesh | None = None,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of a state, without the arrays."""
+  """Shapes, dtypes and shardings of a state, without the arrays.
+
+  Arguments as in `create`.
+  """
+  mesh = mesh or mesh_lib.one_device()
   shapes = jax.eval_shape(lambda: _new(config, optimizer, {}))
   place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
   return jax.tree.map(place, shapes, shardings(config, shapes, mesh))

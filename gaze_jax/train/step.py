@@ -22,17 +22,19 @@ Sums = dict[str, jax.Array]
 def make(
   config: config_lib.Config,
   optimizer: optax.GradientTransformation,
-  places: state_lib.TrainState | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Step:
   """Compiles `step(state, batch, budget, frozen) -> (state, metrics)`.
 
   `budget` is int32 [B] and traced: K changes recompile nothing. `frozen` holds
   parameters that get no gradient ({} when features are cached). The state is
-  donated. Metrics are float32 scalars. `places` are the shardings of the state,
-  which it keeps; XLA's choice without.
+  donated, and stays where it lies on the mesh (one device by default). Metrics
+  are float32 scalars.
   """
 
   train = config.train
+  abstract = state_lib.abstract(config, optimizer, mesh)
+  places = jax.tree.map(lambda x: x.sharding, abstract)
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
   def step(
@@ -47,7 +49,7 @@ def make(
     def loss_of(trains, part):
       params = frozen | groups.merge(held, trains)
       sums = _sums(params, config, *part)
-      return sum(w * sums[k] / counts[k] for k, w in _weights(config)), sums
+      return _loss(config, sums, counts), sums
 
     gradient = functools.partial(jax.grad(loss_of, has_aux=True), trains)
     grads, sums = _add_up(gradient, (batch, budget), train.accumulation)
@@ -72,12 +74,12 @@ def make(
   return step
 
 
-def _weights(config: config_lib.Config) -> list[tuple[str, float]]:
-  """The parts of the loss, which are means, and what each is multiplied by."""
+def _loss(config: config_lib.Config, sums: Sums, counts: Sums) -> jax.Array:
+  """What is minimised: a weighted sum of means; of a micro-batch its share."""
   gaze, train = config.model.gaze, config.train
   router_loss = gaze.gradient_weight if gaze.gradient == "kl" else 0.0
   weights = dict(loss=1.0, z_loss=train.z_loss, router_loss=router_loss)
-  return [(name, weight) for name, weight in weights.items() if weight]
+  return sum(w * sums[k] / counts[k] for k, w in weights.items() if w)
 
 
 def _counts(config: config_lib.Config, batch: types.Batch) -> Sums:

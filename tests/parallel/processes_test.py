@@ -137,6 +137,12 @@ def test_what_both_have_to_say_process_0_says():
   code, said = run_two(FAIL, "it is full", "it is full")
   assert code == 1
   assert [x for x in said if not expected(x)] == ["error: it is full"]
+  code, said = run_two(FAIL, "no file", "it is full")
+  assert code == 1
+  assert sorted(x for x in said if not expected(x)) == [
+    "[1] process 1: error: it is full",
+    "error: no file",
+  ]
 
 
 def test_what_one_has_to_say_comes_with_its_number():

@@ -36,16 +36,15 @@ def saved(tmp_path):
 
 
 CONFIG = config_lib.Config()
+at = checkpoint.Position
 
 
 def test_what_is_saved_comes_back(saved, tmp_path, capsys):
-  more = dict(sample_ids=2**32 - 1, loss=0.1)
-  saved.save(3, state(0.1), CONFIG, [dict(loss=0.1, k=3.0)], **more)
-  back = saved.restore(jax.tree.map(jnp.zeros_like, state()), CONFIG)
-  jax.tree.map(np.testing.assert_array_equal, back.state, state(0.1))
-  assert back.next_batch == 3
-  assert back.unlogged == [dict(loss=0.1, k=3.0)]
-  assert back.sample_ids == 2**32 - 1
+  position = checkpoint.Position(3, 12, 2**32 - 1, [dict(loss=0.1, k=3.0)])
+  saved.save(position, state(0.1), CONFIG, loss=0.1)
+  back, where = saved.restore(jax.tree.map(jnp.zeros_like, state()), CONFIG)
+  jax.tree.map(np.testing.assert_array_equal, back, state(0.1))
+  assert where == position
   assert capsys.readouterr() == ("", "")
   # Who reads alone needs neither the optimizer nor the data's position.
   shutil.rmtree(tmp_path / "checkpoints" / "3" / "state")
@@ -67,12 +66,12 @@ def test_which_checkpoints_stay(tmp_path):
     saved = checkpoint.Writer(tmp_path, keep)
     for step in range(start, start + 4):
       assert saved.latest() == (step - 1 if step > 1 else None)
-      saved.save(step, state(float(step)), CONFIG, loss=losses[step])
+      saved.save(at(step), state(float(step)), CONFIG, loss=losses[step])
     saved.close()
     if start == 1:
       assert names() == {2, 3, 4}
       saved = checkpoint.Writer(tmp_path, keep)
-      saved.save(5, state(), CONFIG, loss=losses[5])
+      saved.save(at(5), state(), CONFIG, loss=losses[5])
       saved.close()
       assert names() == {4, 5}  # as good as 2, and newer
   assert names() == {4, 5, 8, 9}
@@ -80,7 +79,7 @@ def test_which_checkpoints_stay(tmp_path):
 
 
 def test_another_config_is_refused_with_the_difference(saved):
-  saved.save(1, state(), CONFIG)
+  saved.save(at(1), state(), CONFIG)
   other = dataclasses.replace(
     CONFIG,
     train=dataclasses.replace(CONFIG.train, learning_rate=0.5, steps=7),
@@ -98,7 +97,7 @@ def test_another_config_is_refused_with_the_difference(saved):
 
 
 def test_what_may_differ(saved, monkeypatch, capsys):
-  saved.save(1, state(), CONFIG)
+  saved.save(at(1), state(), CONFIG)
   new = dataclasses.replace
   other = new(
     CONFIG,
@@ -109,7 +108,7 @@ def test_what_may_differ(saved, monkeypatch, capsys):
   )
   code = provenance.code() | dict(jax="0.0.1")
   monkeypatch.setattr(saved, "_code", code)
-  assert saved.restore(state(), other).next_batch == 1
+  assert saved.restore(state(), other)[1] == at(1)
   said = f"checkpoint: jax {jax.__version__} -> 0.0.1\n"
   assert capsys.readouterr().out.endswith(said)
   # Neither a section that one of them does not know yet.
@@ -118,7 +117,7 @@ def test_what_may_differ(saved, monkeypatch, capsys):
 
 
 def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
-  saved.save(1, state(), CONFIG)
+  saved.save(at(1), state(), CONFIG)
   other = dataclasses.replace(
     state(), params={"layer": {"kernel": jnp.zeros((2, 4))}}
   )
@@ -131,7 +130,7 @@ def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
   later = checkpoint.Writer(tmp_path, CONFIG.train)
   with pytest.raises(checkpoint.CheckpointError, match="kernel"):
     later.restore(other, CONFIG)
-  assert later.restore(state(), CONFIG).next_batch == 1
+  assert later.restore(state(), CONFIG)[1] == at(1)
   later.close()
 
 
@@ -177,7 +176,7 @@ def test_nothing_is_dropped_for_a_checkpoint_that_could_not_be_sealed(
   tmp_path, monkeypatch
 ):
   saved = checkpoint.Writer(tmp_path, config_lib.TrainConfig(keep=1))
-  saved.save(1, state(), CONFIG)
+  saved.save(at(1), state(), CONFIG)
   assert saved.latest() == 1
 
   def full(*args):
@@ -185,7 +184,7 @@ def test_nothing_is_dropped_for_a_checkpoint_that_could_not_be_sealed(
 
   with monkeypatch.context() as patch:
     patch.setattr(manifest, "write", full)
-    saved.save(2, state(), CONFIG)
+    saved.save(at(2), state(), CONFIG)
     with pytest.raises(checkpoint.CheckpointError, match="No space left"):
       saved.close()
   folder = tmp_path / "checkpoints"
@@ -193,8 +192,8 @@ def test_nothing_is_dropped_for_a_checkpoint_that_could_not_be_sealed(
   assert {p.name for p in folder.iterdir()} == {"1", torn}
   assert checkpoint.Checkpoints(tmp_path).latest() == 1
   saved = checkpoint.Writer(tmp_path, config_lib.TrainConfig(keep=1))
-  assert saved.restore(state(), CONFIG).next_batch == 1
-  saved.save(3, state(), CONFIG)
+  assert saved.restore(state(), CONFIG)[1] == at(1)
+  saved.save(at(3), state(), CONFIG)
   saved.close()
   assert {p.name for p in folder.iterdir()} == {"3"}
 
@@ -225,8 +224,8 @@ def two(tmp_path_factory):
   """Checkpoints of steps 1 and 2."""
   workdir = tmp_path_factory.mktemp("two")
   saved = checkpoint.Writer(workdir, config_lib.TrainConfig(keep=9))
-  saved.save(1, state(1.0), CONFIG)
-  saved.save(2, state(2.0), CONFIG)
+  saved.save(at(1), state(1.0), CONFIG)
+  saved.save(at(2), state(2.0), CONFIG)
   saved.close()
   return workdir
 
@@ -253,10 +252,10 @@ def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
         assert str(folder) in err and part in err and "skipped" in err
       before = files(folder)
       saved = checkpoint.Writer(workdir, config_lib.TrainConfig(keep=1))
-      back = saved.restore(state(), CONFIG)
+      back, where = saved.restore(state(), CONFIG)
       saved.close()
-      assert back.next_batch == (1 if seen else 2), name
-      assert back.state.params["layer"]["kernel"][0, 0] == back.next_batch
+      assert where.next_batch == (1 if seen else 2), name
+      assert back.params["layer"]["kernel"][0, 0] == where.next_batch
       assert folder.exists() != seen
       if not seen:
         continue
@@ -294,7 +293,7 @@ def test_a_run_goes_on_beside_what_is_not_its_own(two, tmp_path, capsys):
     assert line.startswith(f"{folder / name}: "), line
     assert why in line and line.endswith(f"; set aside as {aside}"), line
   for step in (2, 3, 4, 5, 6):
-    saved.save(step, state(float(step)), CONFIG)
+    saved.save(at(step), state(float(step)), CONFIG)
   saved.close()
   assert {p.name for p in folder.iterdir()} == {
     *("6", "2.damaged", "2.damaged.2", "3.damaged", "4.damaged", "5.damaged"),
@@ -342,13 +341,14 @@ where = state_lib.TrainState(
 )
 saved = checkpoint.Writer(workdir, config_lib.TrainConfig())
 if what == "save":
-  saved.save(4, jax.device_put(values, where), config_lib.Config())
+  state = jax.device_put(values, where)
+  saved.save(checkpoint.Position(4), state, config_lib.Config())
 else:
   like = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     values, where,
   )
-  state = saved.restore(like, config_lib.Config()).state
+  state = saved.restore(like, config_lib.Config())[0]
   reader = checkpoint.Checkpoints(workdir)
   state.params["again"] = reader.params(like.params)["a"]
   values.params["again"], where.params["again"] = numbers, on("data")

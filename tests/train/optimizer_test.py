@@ -1,5 +1,7 @@
 """The optimizer: what it does, not how it is tuned."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,22 @@ def test_learning_rate_by_hand():
   # Half way down the cosine: the mean of 0.5 and 0.05.
   np.testing.assert_allclose(rate(55), 0.275, rtol=1e-5)
   np.testing.assert_allclose(rate(100), 0.05, rtol=1e-5)
+
+
+def test_other_schedules_by_hand():
+  rates = lambda kind: optimizer.learning_rate(
+    dataclasses.replace(TRAIN, schedule=kind)
+  )
+  # Up to 0.5 in ten steps; then to 0.05 in 90, or held.
+  linear, constant = rates("linear"), rates("constant")
+  at = [0, 5, 10, 55, 100, 120]
+  expected = [0, 0.25, 0.5, 0.275, 0.05, 0.05]
+  np.testing.assert_allclose([linear(s) for s in at], expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    [constant(s) for s in at], [0, 0.25, 0.5, 0.5, 0.5, 0.5], rtol=1e-6
+  )
+  at_once = dataclasses.replace(TRAIN, schedule="constant", warmup_steps=0)
+  assert optimizer.learning_rate(at_once)(0) == 0.5
 
 
 def test_warm_up_longer_than_the_run():
