@@ -28,12 +28,15 @@ _ONLY = flags.DEFINE_string("only", "", "recipes whose name holds this")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "no prefill, no decoding")
 _JSON = flags.DEFINE_string("json", None, "a file for what was found")
 _TABLE = flags.DEFINE_string("table", None, "recipes: a file for the table")
+_EFFORT = flags.DEFINE_float(
+  "effort", -1.0, "of the compiler; a run has 0, which takes longer", -1, 0
+)
 _LIMIT = flags.DEFINE_float("limit_gb", None, "HBM of a device; its own", 0)
 
 
 def main() -> int:
   if not _TOPOLOGY.value.startswith("gpu:") or _RECIPES.value:
-    topology_lib.prepare()
+    topology_lib.prepare(_EFFORT.value)
   options = dict(
     serve=not _TRAIN_ONLY.value,
     limit=_LIMIT.value and round(_LIMIT.value * 1e9),
