@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gaze_jax import types
 from gaze_jax.parallel import rules
 
 P = jax.sharding.PartitionSpec
@@ -24,7 +25,7 @@ def spread() -> bool:
   return jax.sharding.get_abstract_mesh().size > 1
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(x: types.Array, *names: str | None) -> types.Array:
   """Fixes how an array lies on the mesh, if there is one.
 
   Args:
