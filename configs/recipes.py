@@ -6,17 +6,24 @@
     --config.data.tokenizer=weights/cambrian_4b/hf/tokenizer.json \
     --config.data.path=captions.json --config.data.image_folder=images
 
-Stage 1 trains the projector and the context tokens beside a frozen tower and a
-frozen decoder; stage 2 all of it, from what launch/convert.py --from=out/stage1
-makes of stage 1. A slice is called as Google calls it: v5p-64 has 64 cores,
-which are 32 chips; of v5e and v6e a chip is a core. 8x80GB is one host of GPUs.
+The stages are those of configs/cambrian_4b.py and configs/cambrian_7b.py. A
+slice is called as Google calls it: v5p-64 has 64 cores, which are 32 chips; of
+v5e and v6e a chip is a core. 8x80GB is one host of GPUs.
 """
 
 import cambrian_4b
+import cambrian_4b_stage1
 import cambrian_7b
+import cambrian_7b_stage1
 from ml_collections import ConfigDict
 
-MODELS = dict(cambrian_4b=cambrian_4b, cambrian_7b=cambrian_7b)
+# And the rows of a step.
+STAGES = {
+  ("cambrian_4b", "stage1"): (cambrian_4b_stage1, 512),
+  ("cambrian_4b", "stage2"): (cambrian_4b, 256),
+  ("cambrian_7b", "stage1"): (cambrian_7b_stage1, 512),
+  ("cambrian_7b", "stage2"): (cambrian_7b, 256),
+}
 
 TOPOLOGIES = {
   "v5e-64": "v5e:8x8",
@@ -26,34 +33,29 @@ TOPOLOGIES = {
   "8x80GB": "gpu:8x80GB",
 }
 
-STAGES = dict(
-  stage1=dict(batch_size=512, learning_rate=1e-3, frozen=True),
-  stage2=dict(batch_size=256, learning_rate=1e-5, frozen=False),
-)
-
 # Model, stage, slice: size of fsdp, micro-batches, what the decoder and the
 # tower run again in the backward pass.
 RECIPES = {
-  ("cambrian_4b", "stage1", "v5e-64"): (32, 4, "full", "none"),
+  ("cambrian_4b", "stage1", "v5e-64"): (32, 2, "full", "none"),
   ("cambrian_4b", "stage1", "v5e-256"): (32, 1, "full", "none"),
-  ("cambrian_4b", "stage1", "v6e-64"): (32, 2, "full", "none"),
-  ("cambrian_4b", "stage1", "v5p-64"): (16, 2, "full", "none"),
-  ("cambrian_4b", "stage1", "8x80GB"): (8, 16, "full", "none"),
+  ("cambrian_4b", "stage1", "v6e-64"): (32, 1, "full", "none"),
+  ("cambrian_4b", "stage1", "v5p-64"): (32, 2, "full", "none"),
+  ("cambrian_4b", "stage1", "8x80GB"): (8, 8, "full", "none"),
   ("cambrian_4b", "stage2", "v5e-64"): (32, 4, "full", "full"),
   ("cambrian_4b", "stage2", "v5e-256"): (32, 1, "full", "full"),
   ("cambrian_4b", "stage2", "v6e-64"): (32, 2, "full", "full"),
-  ("cambrian_4b", "stage2", "v5p-64"): (16, 2, "full", "full"),
-  ("cambrian_4b", "stage2", "8x80GB"): (8, 16, "full", "full"),
-  ("cambrian_7b", "stage1", "v5e-64"): (32, 8, "full", "none"),
-  ("cambrian_7b", "stage1", "v5e-256"): (32, 2, "full", "none"),
-  ("cambrian_7b", "stage1", "v6e-64"): (32, 4, "full", "none"),
-  ("cambrian_7b", "stage1", "v5p-64"): (16, 4, "full", "none"),
-  ("cambrian_7b", "stage1", "8x80GB"): (8, 16, "full", "none"),
+  ("cambrian_4b", "stage2", "v5p-64"): (32, 1, "full", "full"),
+  ("cambrian_4b", "stage2", "8x80GB"): (8, 8, "full", "full"),
+  ("cambrian_7b", "stage1", "v5e-64"): (32, 4, "full", "none"),
+  ("cambrian_7b", "stage1", "v5e-256"): (32, 1, "full", "none"),
+  ("cambrian_7b", "stage1", "v6e-64"): (32, 2, "full", "none"),
+  ("cambrian_7b", "stage1", "v5p-64"): (32, 2, "full", "none"),
+  ("cambrian_7b", "stage1", "8x80GB"): (8, 8, "full", "none"),
   ("cambrian_7b", "stage2", "v5e-64"): (64, 4, "full", "full"),
   ("cambrian_7b", "stage2", "v5e-256"): (64, 1, "full", "full"),
-  ("cambrian_7b", "stage2", "v6e-64"): (32, 4, "full", "full"),
-  ("cambrian_7b", "stage2", "v5p-64"): (16, 4, "full", "full"),
-  ("cambrian_7b", "stage2", "8x80GB"): (8, 32, "full", "full"),
+  ("cambrian_7b", "stage2", "v6e-64"): (32, 2, "full", "full"),
+  ("cambrian_7b", "stage2", "v5p-64"): (32, 2, "full", "full"),
+  ("cambrian_7b", "stage2", "8x80GB"): (8, 8, "full", "full"),
 }
 
 
@@ -65,11 +67,10 @@ def names() -> dict[str, str]:
 def get_config(name: str) -> ConfigDict:
   model, stage, _ = key = tuple(name.split("-", 2))
   fsdp, accumulation, remat, vision_remat = RECIPES[key]
-  config = MODELS[model].get_config()
-  of = dict(STAGES[stage])
-  frozen = of.pop("frozen")
-  config.train.update(of, accumulation=accumulation)
-  config.model.decoder.update(remat=remat, frozen=frozen)
-  config.model.vision.update(remat=vision_remat, frozen=frozen)
+  module, rows = STAGES[model, stage]
+  config = module.get_config()
+  config.train.update(batch_size=rows, accumulation=accumulation)
+  config.model.decoder.remat = remat
+  config.model.vision.remat = vision_remat
   config.parallel = dict(data=-1, fsdp=fsdp)
   return config

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
@@ -67,11 +68,13 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(config, len(devices))
+  # An axis may be a part of a dimension of the torus: 32 of 8 x 8.
+  laid = mesh_utils.create_device_mesh(
+    tuple(sizes.values()), devices, allow_split_physical_axes=True
+  )
   # Explicit axes, the default, would turn constraints into checks.
   kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=kinds, devices=devices
-  )
+  return jax.sharding.Mesh(laid, AXES, axis_types=kinds)
 
 
 def one_device() -> jax.sharding.Mesh:
