@@ -1,0 +1,118 @@
+"""Weak scaling of a training step, in the compiled program: 8 to 256 chips.
+
+python benchmarks/scaling.py [--config=configs/cambrian_4b.py] [--json=FILE]
+    [--plot=FILE.png] [--chips=8,16,32,64,128,256]
+
+The same rows a chip on ever larger slices of v5e, each compiled by the TPU
+compiler on a machine without one: what a chip sends in a step, by kind of
+collective, and the arithmetic that it does. The time is a bound from the
+vendor's figures, not a measurement: bytes sent over the chip's links, FLOPs
+over its peak; whichever is larger bounds the step, if one hides the other.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import matplotlib
+from absl import flags
+
+from gaze_jax import cli
+from gaze_jax import config as config_lib
+from gaze_jax.aot import check
+from gaze_jax.aot import topology as topology_lib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_TOPOLOGIES = {
+  8: "v5e:2x4",
+  16: "v5e:4x4",
+  32: "v5e:4x8",
+  64: "v5e:8x8",
+  128: "v5e:8x16",
+  256: "v5e:16x16",
+}
+_FSDP = 8  # the same for all, so that a chip holds the same part of the model
+_ROWS = 1  # of a chip
+# Of a v5e chip, from its data sheet: bfloat16, and 1,600 Gbit/s of links.
+_PEAK_FLOPS, _LINK_BYTES = 197e12, 200e9
+
+_CHIPS = flags.DEFINE_list("chips", [str(n) for n in _TOPOLOGIES], "slices")
+_JSON = flags.DEFINE_string("json", None, "a file for the rows")
+_PLOT = flags.DEFINE_string("plot", None, "a file for the plot")
+
+
+def main() -> None:
+  topology_lib.prepare(effort=-1.0)
+  print("chips  rows  sent a chip  all-gather  reduce-scatter  all-reduce")
+  rows = []
+  for chips in cli.whole_numbers(_CHIPS):
+    rows.append(row(chips, cli.read_shape()))
+    print(text(rows[-1]), flush=True)
+  if _JSON.value:
+    found = json.dumps(dict(rows=rows), indent=1)
+    pathlib.Path(_JSON.value).write_text(found + "\n")
+  if _PLOT.value:
+    plot(rows, pathlib.Path(_PLOT.value))
+
+
+def row(chips: int, config: config_lib.Config) -> dict[str, Any]:
+  """What a chip of a slice sends and computes in a step."""
+  config = dataclasses.replace(
+    config,
+    train=dataclasses.replace(
+      config.train, batch_size=chips * _ROWS, accumulation=1
+    ),
+    parallel=config_lib.ParallelConfig(fsdp=_FSDP),
+  )
+  found = check.check(
+    config, _TOPOLOGIES[chips], serve=False, say=lambda line: None
+  )
+  train = found["programs"]["train"]
+  sent = {kind: c["bytes"] for kind, c in train["collectives"].items()}
+  return dict(
+    chips=chips,
+    rows=chips * _ROWS,
+    sent=sent,
+    sent_bytes=sum(sent.values()),
+    flops=train["flops"],
+    link_milliseconds=1e3 * sum(sent.values()) / _LINK_BYTES,
+    compute_milliseconds=1e3 * train["flops"] / _PEAK_FLOPS,
+  )
+
+
+def text(row: dict[str, Any]) -> str:
+  """A line of the table."""
+  kinds = ("all-gather", "reduce-scatter", "all-reduce")
+  of = [f"{row['sent'].get(kind, 0) / 1e9:10.2f} GB" for kind in kinds]
+  return (
+    f"{row['chips']:5}  {row['rows']:4}  {row['sent_bytes'] / 1e9:8.2f} GB"
+    f" {' '.join(of)}; links {row['link_milliseconds']:.0f} ms,"
+    f" arithmetic {row['compute_milliseconds']:.0f} ms"
+  )
+
+
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Bytes sent a chip, stacked by kind, over chips."""
+  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+  at, below = range(len(rows)), [0.0] * len(rows)
+  kinds = sorted({kind for row in rows for kind in row["sent"]})
+  for kind in kinds:
+    size = [row["sent"].get(kind, 0) / 1e9 for row in rows]
+    axes.bar(at, size, bottom=below, label=kind)
+    below = [a + b for a, b in zip(below, size, strict=True)]
+  axes.set_xticks(at, [str(row["chips"]) for row in rows])
+  axes.set_xlabel("v5e chips, one row of 2,048 slots each")
+  axes.set_ylabel("GB sent by a chip in a step")
+  equal = rows[0]["compute_milliseconds"] / 1e3 * _LINK_BYTES / 1e9
+  axes.axhline(equal, color="black", linestyle="--", linewidth=1)
+  axes.annotate("what the links move while a chip computes", (0, equal))
+  axes.legend(loc="lower right")
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
+
+
+if __name__ == "__main__":
+  cli.main(main, config=True)
