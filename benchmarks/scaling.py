@@ -13,18 +13,18 @@ over its peak; whichever is larger bounds the step, if one hides the other.
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
-import matplotlib
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 from absl import flags
 
+from benchmarks import chart
 from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax.aot import check
 from gaze_jax.aot import topology as topology_lib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 _TOPOLOGIES = {
   8: "v5e:2x4",
@@ -95,23 +95,18 @@ def text(row: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Bytes sent a chip, stacked by kind, over chips."""
-  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-  at, below = range(len(rows)), [0.0] * len(rows)
+  """GB that a chip sends, by kind of collective, over chips."""
   kinds = sorted({kind for row in rows for kind in row["sent"]})
-  for kind in kinds:
-    size = [row["sent"].get(kind, 0) / 1e9 for row in rows]
-    axes.bar(at, size, bottom=below, label=kind)
-    below = [a + b for a, b in zip(below, size, strict=True)]
-  axes.set_xticks(at, [str(row["chips"]) for row in rows])
-  axes.set_xlabel("v5e chips, one row of 2,048 slots each")
-  axes.set_ylabel("GB sent by a chip in a step")
-  equal = rows[0]["compute_milliseconds"] / 1e3 * _LINK_BYTES / 1e9
-  axes.axhline(equal, color="black", linestyle="--", linewidth=1)
-  axes.annotate("what the links move while a chip computes", (0, equal))
-  axes.legend(loc="lower right")
-  figure.savefig(path, dpi=120)
-  pyplot.close(figure)
+  of = lambda kind: [
+    (row["chips"], row["sent"][kind] / 1e9)
+    for row in rows
+    if kind in row["sent"]
+  ]
+  lines = {kind: of(kind) for kind in kinds}
+  lines["all"] = [(row["chips"], row["sent_bytes"] / 1e9) for row in rows]
+  title = "A training step of cambrian_4b, one row a chip: GB sent by a chip"
+  picture = chart.draw(title, lines, across="v5e chips", unit="GB")
+  picture.save(path)
 
 
 if __name__ == "__main__":
