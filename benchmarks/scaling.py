@@ -107,8 +107,9 @@ def _text(row: dict) -> str:
     + ", ".join(f"{kind} {of['bytes'] / 1e9:.2f}" for kind, of in kinds)
     + f"), {1e3 * row['seconds_of_sending']:.0f} ms at the least;"
     f" {row['flops'] / 1e12:.1f} TFLOP,"
-    f" {1e3 * row['seconds_of_arithmetic']:.0f} ms; {row['hbm_bytes'] / 1e9:.1f}"
-    f" GB of HBM; compiled in {row['compile_seconds']:.0f} s"
+    f" {1e3 * row['seconds_of_arithmetic']:.0f} ms;"
+    f" {row['hbm_bytes'] / 1e9:.1f} GB of HBM;"
+    f" compiled in {row['compile_seconds']:.0f} s"
   )
 
 
