@@ -1,4 +1,4 @@
-"""A chart of lines over numbers, both axes logarithmic."""
+"""A chart of milliseconds over visual tokens, both axes logarithmic."""
 
 import math
 from collections.abc import Sequence
@@ -12,20 +12,12 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 50, 200, 60
 _COLOURS = ("#8c8c8c", "#444444", "#1f6fb4", "#e08a00", "#9a5fb0", "#2a9d55")
 
 
-def draw(
-  title: str,
-  lines: dict[str, Sequence[tuple[float, float]]],
-  *,
-  unit: str = "ms",
-  over: str = "visual tokens",
-):
+def draw(title: str, lines: dict[str, Sequence[tuple[float, float]]]):
   """A line with dots for each method.
 
   Args:
     title: above the chart.
-    lines: (x, y) by method.
-    unit: of y.
-    over: what x is.
+    lines: (visual tokens, milliseconds) by method.
   """
   page = Image.new("RGB", _SIZE, "white")
   pen = ImageDraw.Draw(page)
@@ -46,13 +38,13 @@ def draw(
   for power in range(low, high + 1):
     y = place((min(xs), 10.0**power))[1]
     pen.line([(_LEFT, y), (_LEFT + width, y)], fill="#dddddd")
-    text = f"{10.0**power:g} {unit}"
+    text = f"{10.0**power:g} ms"
     pen.text((_LEFT - 8, y), text, fill="#666666", font=font, anchor="rm")
   for x in sorted(set(xs)):
     at = (place((x, 10.0**low))[0], _TOP + height + 8)
     pen.text(at, f"{x:,}", fill="#666666", font=font, anchor="mt")
   middle = (_LEFT + width / 2, _SIZE[1] - 18)
-  pen.text(middle, over, fill="#666666", font=font, anchor="mm")
+  pen.text(middle, "visual tokens", fill="#666666", font=font, anchor="mm")
   for i, (name, line) in enumerate(lines.items()):
     colour = _COLOURS[i % len(_COLOURS)]
     spots = [place(p) for p in sorted(line)]

@@ -1,39 +1,32 @@
-"""Weak scaling of a training step, from compiled programs.
+"""Weak scaling of a training step, in the compiled program: 8 to 256 chips.
 
-python benchmarks/scaling.py [--json=FILE] [--plot=FILE.png]
-    [--chips=8,16,32,64,128,256] [--effort=-1]
+python benchmarks/scaling.py [--config=configs/cambrian_4b.py] [--json=FILE]
+    [--plot=FILE.png] [--chips=8,16,32,64,128,256]
 
-The step of configs/cambrian_4b.py, one row of 2,048 slots a chip, is compiled
-for v5e slices of 8 to 256 chips: fsdp cuts the parameters over up to 32 chips,
-and data copies them to more. What a chip sends is counted in the program, loops
-turned, by kind of collective (`gaze_jax/aot/collectives.py`).
-
-What bounds a step: its arithmetic at 197 TFLOP/s, or what it sends at 200 GB/s,
-the four links of a chip one way (Google: 400 GB/s in both directions). Both are
-what the hardware could do at best, when they overlap, the longer one counts; a
-collective over one dimension of the torus has half of the links.
+The same rows a chip on ever larger slices of v5e, each compiled by the TPU
+compiler on a machine without one: what a chip sends in a step, by kind of
+collective, and the arithmetic that it does. The time is a bound from the
+vendor's figures, not a measurement: bytes sent over the chip's links, FLOPs
+over its peak; whichever is larger bounds the step, if one hides the other.
 """
 
 import dataclasses
 import json
 import pathlib
-import sys
+from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-import jax
+import matplotlib
 from absl import flags
 
-from benchmarks import chart
 from gaze_jax import cli
 from gaze_jax import config as config_lib
-from gaze_jax import errors
-from gaze_jax.aot import programs
-from gaze_jax.aot import report as report_lib
+from gaze_jax.aot import check
 from gaze_jax.aot import topology as topology_lib
-from gaze_jax.parallel import mesh as mesh_lib
 
-_SLICES = {
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_TOPOLOGIES = {
   8: "v5e:2x4",
   16: "v5e:4x4",
   32: "v5e:4x8",
@@ -41,92 +34,85 @@ _SLICES = {
   128: "v5e:8x16",
   256: "v5e:16x16",
 }
-_FSDP = 32  # at most
-_FLOPS, _BYTES = 197e12, 200e9  # a second, of a chip
-_CONFIG = pathlib.Path(__file__).parent.parent / "configs/cambrian_4b.py"
+_FSDP = 8  # the same for all, so that a chip holds the same part of the model
+_ROWS = 1  # of a chip
+# Of a v5e chip, from its data sheet: bfloat16, and 1,600 Gbit/s of links.
+_PEAK_FLOPS, _LINK_BYTES = 197e12, 200e9
 
-_CHIPS = flags.DEFINE_list("chips", list(map(str, _SLICES)), "slices' sizes")
+_CHIPS = flags.DEFINE_list("chips", [str(n) for n in _TOPOLOGIES], "slices")
 _JSON = flags.DEFINE_string("json", None, "a file for the rows")
-_PLOT = flags.DEFINE_string("plot", None, "a picture of bytes over chips")
-_EFFORT = flags.DEFINE_float("effort", -1.0, "as of launch/aot_check.py", -1, 0)
+_PLOT = flags.DEFINE_string("plot", None, "a file for the plot")
 
 
 def main() -> None:
-  topology_lib.prepare(_EFFORT.value)
-  chips = cli.whole_numbers(_CHIPS)
-  for n in chips:
-    if n not in _SLICES:
-      known = ", ".join(map(str, _SLICES))
-      raise errors.GazeError(f"--chips={n}: there are slices of {known}")
+  topology_lib.prepare(effort=-1.0)
+  print("chips  rows  sent a chip  all-gather  reduce-scatter  all-reduce")
   rows = []
-  for n in chips:
-    rows.append(_row(n))
-    print(_text(rows[-1]), flush=True)
+  for chips in cli.whole_numbers(_CHIPS):
+    rows.append(row(chips, cli.read_shape()))
+    print(text(rows[-1]), flush=True)
   if _JSON.value:
-    result = dict(jax=jax.__version__, effort=_EFFORT.value, rows=rows)
-    text = json.dumps(result, indent=1) + "\n"
-    pathlib.Path(_JSON.value).write_text(text)
+    found = json.dumps(dict(rows=rows), indent=1)
+    pathlib.Path(_JSON.value).write_text(found + "\n")
   if _PLOT.value:
-    chart.draw(
-      "sent by a chip in a step of cambrian_4b, one row a chip, v5e",
-      _lines(rows),
-      unit="GB",
-      over="chips",
-    ).save(_PLOT.value)
+    plot(rows, pathlib.Path(_PLOT.value))
 
 
-def _row(chips: int) -> dict:
-  """One slice: what is compiled for it, and what bounds it."""
-  config = cli.read_file(str(_CONFIG))
-  parallel = config_lib.ParallelConfig(fsdp=min(chips, _FSDP))
-  train = dataclasses.replace(config.train, batch_size=chips)
-  config = dataclasses.replace(config, parallel=parallel, train=train)
-  slice_ = topology_lib.describe(_SLICES[chips])
-  mesh = mesh_lib.make_mesh(parallel, slice_.devices)
-  limit = topology_lib.hbm_limit(slice_)
-  report = report_lib.compiled(programs.train(config, mesh), limit)
-  if not report.fits:
-    raise errors.GazeError(
-      f"{chips} chips: {report_lib.gb(report.hbm_bytes)} of"
-      f" {report_lib.gb(limit)} do not fit"
-    )
-  sent = sum(one.bytes for one in report.collectives.values())
+def row(chips: int, config: config_lib.Config) -> dict[str, Any]:
+  """What a chip of a slice sends and computes in a step."""
+  config = dataclasses.replace(
+    config,
+    train=dataclasses.replace(
+      config.train, batch_size=chips * _ROWS, accumulation=1
+    ),
+    parallel=config_lib.ParallelConfig(fsdp=_FSDP),
+  )
+  found = check.check(
+    config, _TOPOLOGIES[chips], serve=False, say=lambda line: None
+  )
+  train = found["programs"]["train"]
+  sent = {kind: c["bytes"] for kind, c in train["collectives"].items()}
   return dict(
-    dataclasses.asdict(report),
     chips=chips,
+    rows=chips * _ROWS,
     sent=sent,
-    seconds_of_arithmetic=report.flops / _FLOPS,
-    seconds_of_sending=sent / _BYTES,
+    sent_bytes=sum(sent.values()),
+    flops=train["flops"],
+    link_milliseconds=1e3 * sum(sent.values()) / _LINK_BYTES,
+    compute_milliseconds=1e3 * train["flops"] / _PEAK_FLOPS,
   )
 
 
-def _text(row: dict) -> str:
-  kinds = row["collectives"].items()
+def text(row: dict[str, Any]) -> str:
+  """A line of the table."""
+  kinds = ("all-gather", "reduce-scatter", "all-reduce")
+  of = [f"{row['sent'].get(kind, 0) / 1e9:10.2f} GB" for kind in kinds]
   return (
-    f"{row['chips']:4d} chips: {row['sent'] / 1e9:6.2f} GB sent a chip ("
-    + ", ".join(f"{kind} {of['bytes'] / 1e9:.2f}" for kind, of in kinds)
-    + f"), {1e3 * row['seconds_of_sending']:.0f} ms at the least;"
-    f" {row['flops'] / 1e12:.1f} TFLOP,"
-    f" {1e3 * row['seconds_of_arithmetic']:.0f} ms;"
-    f" {row['hbm_bytes'] / 1e9:.1f} GB of HBM;"
-    f" compiled in {row['compile_seconds']:.0f} s"
+    f"{row['chips']:5}  {row['rows']:4}  {row['sent_bytes'] / 1e9:8.2f} GB"
+    f" {' '.join(of)}; links {row['link_milliseconds']:.0f} ms,"
+    f" arithmetic {row['compute_milliseconds']:.0f} ms"
   )
 
 
-def _lines(rows: list[dict]) -> dict[str, list[tuple[float, float]]]:
-  """All together, and the kinds that are more than 0.1 GB somewhere."""
-  lines = {"all": [(row["chips"], row["sent"] / 1e9) for row in rows]}
-  kinds = sorted({kind for row in rows for kind in row["collectives"]})
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Bytes sent a chip, stacked by kind, over chips."""
+  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+  at, below = range(len(rows)), [0.0] * len(rows)
+  kinds = sorted({kind for row in rows for kind in row["sent"]})
   for kind in kinds:
-    of = [
-      (row["chips"], row["collectives"][kind]["bytes"] / 1e9)
-      for row in rows
-      if kind in row["collectives"]
-    ]
-    if max(y for _, y in of) > 0.1:
-      lines[kind] = [(x, max(y, 0.01)) for x, y in of]
-  return lines
+    size = [row["sent"].get(kind, 0) / 1e9 for row in rows]
+    axes.bar(at, size, bottom=below, label=kind)
+    below = [a + b for a, b in zip(below, size, strict=True)]
+  axes.set_xticks(at, [str(row["chips"]) for row in rows])
+  axes.set_xlabel("v5e chips, one row of 2,048 slots each")
+  axes.set_ylabel("GB sent by a chip in a step")
+  equal = rows[0]["compute_milliseconds"] / 1e3 * _LINK_BYTES / 1e9
+  axes.axhline(equal, color="black", linestyle="--", linewidth=1)
+  axes.annotate("what the links move while a chip computes", (0, equal))
+  axes.legend(loc="lower right")
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
 
 
 if __name__ == "__main__":
-  cli.main(main)
+  cli.main(main, config=True)
