@@ -70,6 +70,12 @@ def read_shape() -> config_lib.Config:
   return config_lib.from_config_dict(_without_data(raw))
 
 
+def read_file(name: str) -> config_lib.Config:
+  """As `read_shape`, of a file as `--config` names it."""
+  raw = config_lib.to_dict(_load(name))
+  return config_lib.from_config_dict(_without_data(raw))
+
+
 def read_recipes(
   path: pathlib.Path,
 ) -> dict[str, tuple[config_lib.Config, str]]:
@@ -78,13 +84,8 @@ def read_recipes(
   Args:
     path: a config file with `names()`, whose `get_config` takes a name.
   """
-  module = _module(path)
-
-  def config(name: str) -> config_lib.Config:
-    raw = config_lib.to_dict(config_lib.parse(module.get_config(name)))
-    return config_lib.from_config_dict(_without_data(raw))
-
-  return {name: (config(name), to) for name, to in module.names().items()}
+  names = _module(path).names()
+  return {name: (read_file(f"{path}:{name}"), to) for name, to in names.items()}
 
 
 def _without_data(raw: dict[str, Any]) -> dict[str, Any]:

@@ -57,3 +57,10 @@ def test_nothing_scored_is_zero():
   nothing = jnp.zeros((1, 2), bool)
   target = jnp.zeros((1, 2), jnp.int32)
   assert losses.next_token(logits, target, nothing) == 0.0
+
+
+def test_likeliest_is_the_first_of_the_largest():
+  logits = jnp.array([[[1.0, 3.0, 3.0, -1.0], [-2.0, -3.0, -4.0, -2.0]]])
+  found = losses.likeliest(logits)
+  assert found.tolist() == jnp.argmax(logits, -1).tolist() == [[1, 0]]
+  assert found.dtype == jnp.int32
