@@ -235,8 +235,8 @@ def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
   assert len(whole) > 15
   for number, (name, _) in enumerate(whole.items()):
     part = name.split("/")[0]
-    for says, damage in DAMAGES.items():
-      workdir = tmp_path / f"{number}-{says}"
+    for kind, (says, damage) in enumerate(DAMAGES.items()):
+      workdir = tmp_path / f"{number}-{kind}"
       shutil.copytree(two, workdir)
       folder = workdir / "checkpoints" / "2"
       damage(folder / name)
@@ -262,7 +262,7 @@ def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
       err = capsys.readouterr().err
       assert "2: " in err and "set aside as 2.damaged\n" in err
       if "/" in name:
-        assert f"{name} " in err and says in err
+        assert f": {name} " in err and says in err
       assert files(workdir / "checkpoints" / "2.damaged") == before
 
 

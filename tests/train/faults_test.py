@@ -80,8 +80,11 @@ def wait_for(process, happened):
 
 
 def children(pid):
+  """Processes that a process has started and that have not ended."""
   threads = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
-  return {int(c) for path in threads for c in path.read_text().split()}
+  pids = {int(c) for path in threads for c in path.read_text().split()}
+  state = lambda n: pathlib.Path(f"/proc/{n}/stat").read_text().split(") ")[1]
+  return {n for n in pids if not state(n).startswith("Z")}
 
 
 def logged(workdir):
@@ -294,13 +297,15 @@ def test_clock_jumps(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   now, now_ns = time.time, time.time_ns
   day = 24 * 3600
 
-  def jump(days):
+  def jump(days, saved=0):
+    while committed(tmp_path) < saved:
+      time.sleep(0.01)
     monkeypatch.setattr(time, "time", lambda: now() + days * day)
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() + days * day * 10**9)
 
   with monkeypatch.context() as patch:
     runs.before(patch, 2, lambda: jump(3))
-    runs.before(patch, 4, lambda: jump(-400))
+    runs.before(patch, 4, lambda: jump(-400, saved=2))
     runs.stop_before(patch, 6)
     with pytest.raises(runs.stopped):
       loop.train(tiny_config(), tmp_path)
