@@ -97,10 +97,10 @@ def text(row: dict[str, Any]) -> str:
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
   """GB that a chip sends, by kind of collective, over chips."""
   kinds = sorted({kind for row in rows for kind in row["sent"]})
-  of = lambda kind: [
+  of = lambda kind: [  # a MB or two is nothing
     (row["chips"], row["sent"][kind] / 1e9)
     for row in rows
-    if kind in row["sent"]
+    if row["sent"].get(kind, 0) > 1e7
   ]
   lines = {kind: of(kind) for kind in kinds}
   lines["all"] = [(row["chips"], row["sent_bytes"] / 1e9) for row in rows]
