@@ -413,7 +413,7 @@ PUBLISHED = {"cambrian_4b": (4.0e9, 3.6e9), "cambrian_7b": (7.61e9, 6.53e9)}
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_papers_models_have_the_published_sizes(name):
-  config = cli._load("configs", f"{name}.py")
+  config = cli._load(f"configs/{name}.py")
   shapes = families.shapes(config.model)
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   decoder = shapes["decoder"]
