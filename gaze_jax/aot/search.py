@@ -89,12 +89,10 @@ def difference(one: config_lib.Config, other: config_lib.Config) -> str:
 def _laid(config: config_lib.Config, devices: int) -> bool:
   """Whether a mesh and micro-batches can be cut so."""
   try:
-    sizes = mesh_lib.axis_sizes(config.parallel, devices)
-    rules.check(config, sizes)
+    rules.check(config, mesh_lib.axis_sizes(config.parallel, devices))
   except mesh_lib.MeshError:
     return False
-  rows, parts = config.train.batch_size, rules.ways("batch", sizes)
-  return rows % (config.train.accumulation * parts) == 0
+  return config.train.batch_size % config.train.accumulation == 0
 
 
 def _held(config: config_lib.Config, devices: int) -> int:

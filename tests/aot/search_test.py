@@ -85,8 +85,6 @@ def test_remat_then_accumulation():
     ("full", "full", 1),
     ("none", "none", 2),
   ]
-  # 16 rows on 8 devices are micro-batches of one row each, at the least.
-  assert not any(c.train.accumulation > 2 for c in tried)
   flags = search.difference(config, tried[-1])
   assert flags == "--config.train.accumulation=2"
 
@@ -111,6 +109,11 @@ def test_a_config_that_lies_on_no_mesh():
 def test_nothing_fits():
   reports = _find(_config(), lambda changed: False)
   assert len(reports) > 6 and not reports[-1].fits
+  # 16 rows on 8 devices are micro-batches of one row each, at the least.
+  assert {r.config.train.accumulation for r in reports} == {1, 2}
+  config = _config(train__batch_size=24)
+  reports = _find(config, lambda changed: False, devices=1)
+  assert {r.config.train.accumulation for r in reports} == {1, 2, 4, 8}
 
 
 def test_arithmetic_by_hand():
