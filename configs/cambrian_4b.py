@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
       ),
       train=dict(
         steps=10_000,
-        batch_size=128,
+        batch_size=256,
         learning_rate=1e-5,
         warmup_steps=300,
         weight_decay=0.0,
