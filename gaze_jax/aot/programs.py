@@ -8,6 +8,7 @@ the rest; weights in the dtype of the computation, as launch/convert.py
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import layout as layout_lib
 from gaze_jax import types
 from gaze_jax.aot import arithmetic
+from gaze_jax.kernels import support
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -126,7 +128,7 @@ def prefill(
     )
     return cache, logits
 
-  shapes = jax.eval_shape(lambda: _empty(config, rows))
+  shapes = _empty(config, rows)
   places = jax.tree.map(lambda x: x.sharding, _laid(shapes, mesh))
   return Program(
     name=f"prefill_{units * model.vision.tokens}",
@@ -149,7 +151,7 @@ def decode(
   config = _prompts(config, units)
   model, place = config.model, _rows(mesh)
   params = {"decoder": _weights(model, mesh)["decoder"]}
-  cache = _laid(jax.eval_shape(lambda: _empty(config, rows)), mesh)
+  cache = _laid(_empty(config, rows), mesh)
   linear = dataclasses.replace(cache, visual=None)
   tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=place)
   budget = _row_numbers(rows, mesh)
@@ -190,14 +192,18 @@ def _capacity(config: config_lib.Config) -> int:
 
 
 def _empty(config: config_lib.Config, rows: int) -> types.DecodeCache:
+  """An abstract cache; its pages are shaped for the TPU's kernel."""
   shape = layout_lib.row_shape(config)
-  return cached.empty(
+  empty = functools.partial(
+    cached.empty,
     config.model,
     rows,
     regions=shape.regions,
     region_length=shape.region_length,
     capacity=_capacity(config),
   )
+  with support.tracing_for("tpu"):
+    return jax.eval_shape(empty)
 
 
 def _batch(
