@@ -3,7 +3,7 @@
 #
 #   bash launch/test.sh                                    everything but these:
 #   bash launch/test.sh -m slow                            the slow checks
-#   bash launch/test.sh -m faults                          the long fault suite
+#   bash launch/test.sh -m '' tests/train/faults_test.py   the whole fault suite
 #   PYTHON=python3.12 GAZE_VENV=.venv312 bash launch/test.sh   newer JAX
 set -euo pipefail
 
