@@ -138,6 +138,10 @@ class Plan:
     routed: bool [B, S], the slots whose queries choose regions.
     source: int32 [B, S], the slot whose query chooses for each slot; None when
       every query chooses for itself.
+    order: int32 [B, S], slots of TEXT and CONTEXT in reading order, then the
+      rest.
+    rank: int32 [B, S], where each slot is in `order`.
+    place: int32 [B, S], where each slot of a region is among its slots.
   """
 
   layout: Layout
@@ -147,6 +151,9 @@ class Plan:
   unit: Leaf
   routed: Leaf
   source: Leaf
+  order: Leaf
+  rank: Leaf
+  place: Leaf
 
 
 @_pytree

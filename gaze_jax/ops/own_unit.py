@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from gaze_jax import types
 from gaze_jax.ops import attention
-from gaze_jax.ops import cache
 from gaze_jax.ops import masks
 from gaze_jax.ops import merge
 from gaze_jax.ops import rows
@@ -81,7 +80,7 @@ class _Linear:
 def _linear_keys(inputs: rows.Inputs, chunk: int) -> _Linear:
   layout = inputs.plan.layout
   b, s = layout.role.shape
-  slots = cache.linear_slots(layout, s)
+  slots = inputs.plan.order
   room = -s % chunk
 
   def cut(x):

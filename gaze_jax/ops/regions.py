@@ -130,6 +130,22 @@ def of_first_token(
   return jnp.where(first >= 0, found, -1)
 
 
+def places(
+  region: types.Int[types.Array, "B S"],
+  region_slots: types.Int[types.Array, "B R L"],
+) -> types.Int[types.Array, "B S"]:
+  """int32 [B, S], where a slot is among its region's; 0 outside every region.
+
+  Args:
+    region: int32 [B, S], -1 on slots outside every region.
+    region_slots: int32 [B, R, L], the same said the other way.
+  """
+  own = jnp.maximum(region, 0)[..., None]
+  own = jnp.take_along_axis(region_slots, own, axis=1)
+  slots = jnp.arange(region.shape[1])[:, None]
+  return (own == slots).argmax(axis=-1).astype(jnp.int32)
+
+
 def pages(
   x: types.Float[types.Array, "B S H D"],
   region_slots: types.Int[types.Array, "B R L"],

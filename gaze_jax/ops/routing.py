@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gaze_jax import config as config_lib
 from gaze_jax import layout as layout_lib
 from gaze_jax import types
+from gaze_jax.ops import cache
 from gaze_jax.ops import gather
 from gaze_jax.ops import regions
 
@@ -57,6 +58,7 @@ def plan(
       put = jax.vmap(lambda x, at, y: x.at[at].set(y, mode="drop"))
       # An answer's token takes the choice of the prompt's last token.
       source = put(source, jnp.where(scored, slots + 1, s), first)
+  order = cache.linear_slots(layout, s)
   return types.Plan(
     layout=layout,
     region_slots=region_slots,
@@ -65,6 +67,9 @@ def plan(
     unit=regions.of_first_token(layout.unit, region_slots),
     routed=routed,
     source=source,
+    order=order,
+    rank=jnp.argsort(order, axis=1),
+    place=regions.places(layout.region, region_slots),
   )
 
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from gaze_jax import types
 from gaze_jax.ops import attention
-from gaze_jax.ops import cache
 from gaze_jax.ops import masks
 from gaze_jax.ops import merge
 from gaze_jax.ops import regions
@@ -43,25 +42,49 @@ def attend(
     visual_rows: [B, S, Q, D] of `inputs`, of use at VISUAL slots.
   """
   plan = inputs.plan
-  s = plan.layout.role.shape[1]
-  slots = cache.linear_slots(plan.layout, s)
-  choice = rows.choose(inputs, slots)
+  choice = rows.choose(inputs, plan.order)
+  query, key, value = (
+    rows.permute(x, plan.order, plan.rank)
+    for x in (inputs.query, inputs.key, inputs.value)
+  )
   looked = _in_slabs(
     attend_regions,
-    rows.take(inputs.query, slots),
-    regions.pages(inputs.key, plan.region_slots),
-    regions.pages(inputs.value, plan.region_slots),
+    query,
+    _pages(inputs.key, plan),
+    _pages(inputs.value, plan),
     (plan.region_slots >= 0).sum(-1, dtype=jnp.int32),
-    _read(inputs, choice, slots),
+    _read(inputs, choice, plan.order),
   )
-  out = merge.merge(looked, _among_themselves(inputs, slots, chunk)).out
-  back = jnp.argsort(slots, axis=1)
+  near = _among_themselves(query, key, value, plan, chunk)
+  out = merge.merge(looked, near).out
+  back = rows.permute(out, plan.rank, plan.order)
   visual = (plan.layout.role == types.Role.VISUAL)[..., None, None]
   return rows.Rows(
-    out=jnp.where(visual, visual_rows(inputs), rows.take(out, back)),
-    members=rows.take(choice.members, back),
+    out=jnp.where(visual, visual_rows(inputs), back),
+    members=rows.take(choice.members, plan.rank),
     loss=rows.no_loss(inputs),
   )
+
+
+@jax.custom_vjp
+def _pages(x: types.Array, plan: types.Plan) -> types.Array:
+  """`regions.pages`, whose gradient is a gather as well; see `permute`."""
+  return regions.pages(x, plan.region_slots)
+
+
+def _pages_forward(x, plan):
+  return _pages(x, plan), plan
+
+
+def _pages_backward(plan, gradient):
+  b, h, r, l, d = gradient.shape
+  region = plan.layout.region
+  flat = gradient.transpose(0, 2, 3, 1, 4).reshape(b, r * l, h, d)
+  own = rows.take(flat, jnp.maximum(region * l + plan.place, 0))
+  return jnp.where((region >= 0)[..., None, None], own, 0), None
+
+
+_pages.defvjp(_pages_forward, _pages_backward)
 
 
 def _in_slabs(
@@ -111,7 +134,11 @@ def _read(
 
 
 def _among_themselves(
-  inputs: rows.Inputs, slots: types.Array, chunk: int
+  q: types.Array,
+  k: types.Array,
+  v: types.Array,
+  plan: types.Plan,
+  chunk: int,
 ) -> types.Attended:
   """Text and context rows, at their keys; chunks that have none are skipped.
 
@@ -119,12 +146,10 @@ def _among_themselves(
   One loop over chunks, each of which looks at all keys: a program of chunks
   that look at earlier keys alone would be as many times as large.
   """
-  layout = jax.tree.map(lambda x: rows.take(x, slots), inputs.plan.layout)
+  slots = plan.order
+  layout = jax.tree.map(lambda x: rows.take(x, slots), plan.layout)
   linear = (layout.role == types.Role.TEXT) | (
     layout.role == types.Role.CONTEXT
-  )
-  q, k, v = (
-    rows.take(x, slots) for x in (inputs.query, inputs.key, inputs.value)
   )
 
   @jax.checkpoint  # keeps no weights of rows x keys for the backward pass
