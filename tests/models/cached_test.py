@@ -125,18 +125,18 @@ def chunk_of(batch, spans):
   return types.Chunk(lay, taken(places(batch), spans, UNITS))
 
 
-def read(params, config, batch, trace=False):
+def read(params, config, batch, trace=False, pieces=PIECES, budget=BUDGET):
   """Piece by piece; the cache, and what the last text gave."""
   cache = cached.empty(
-    config, len(ROWS), regions=12, region_length=4, capacity=32
+    config, len(budget), regions=12, region_length=4, capacity=32
   )
   x = _embed(params, CONFIG, batch)
-  for text, spans in PIECES:
+  for text, spans in pieces:
     if text:
       count = np.array([stop - start for start, stop in spans], np.int32)
       tokens = taken(batch.tokens, spans, TEXT)
       cache, logits, traced = _read_text(
-        params, config, cache, tokens, count, BUDGET, trace=trace
+        params, config, cache, tokens, count, budget, trace=trace
       )
     else:
       some = jnp.asarray(taken(x, spans, UNITS))

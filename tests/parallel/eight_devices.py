@@ -4,14 +4,17 @@ It runs in a process of its own: a process has as many devices as it began with.
 """
 
 import dataclasses
+import functools
 import json
 import os
+import pathlib
 import re
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +32,9 @@ from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
 from gaze_jax.train import optimizer
 from gaze_jax.train import state as state_lib
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "models"))
+import cached_test
 
 MESHES = dict(
   cube=dict(data=2, fsdp=2, tensor=2), ulysses=dict(data=4, sequence=2)
@@ -128,6 +134,26 @@ def growing(config, mesh):
   return largest(there, alone), born(state, config, mesh)
 
 
+def in_pieces(mesh):
+  """Four rows read chunk by chunk; the gap to one device."""
+  add = lambda x: [*x, x[0]]
+  pieces = [(text, add(spans)) for text, spans in cached_test.PIECES]
+  budget = np.array(add(cached_test.BUDGET))
+  batch = cached_test.batch_of(add(cached_test.ROWS))
+  config = cached_test.CONFIG
+  read = functools.partial(
+    cached_test.read, config=config, batch=batch, pieces=pieces, budget=budget
+  )
+  boxed = mllm.init(config, jax.random.key(0))
+  params = nn.meta.unbox(boxed)
+  alone = read(params)
+  places = rules.shardings(*mllm.abstract(config), mesh)
+  with jax.set_mesh(mesh):
+    there = read(jax.device_put(params, places))
+  assert not there[0].visual.k.is_fully_replicated
+  return largest(there[:2], alone[:2])
+
+
 def born(state, config, mesh):
   """Parameters that are not as the table says, or whole on a device."""
   shapes, names = mllm.abstract(config.model)
@@ -151,7 +177,9 @@ def main():
   for name, sizes in MESHES.items():
     mesh = mesh_lib.make_mesh(config_lib.ParallelConfig(**sizes))
     gap, state = growing(config, mesh)
-    found[name] = attention(config, mesh) | dict(growing=gap, state=state)
+    found[name] = attention(config, mesh) | dict(
+      growing=gap, in_pieces=in_pieces(mesh), state=state
+    )
   regions = layout.row_shape(config).regions
   print(json.dumps(dict(regions=regions, **found)))
 

@@ -48,6 +48,11 @@ def test_prefill_and_decoding_give_the_same(found, mesh):
   assert found[mesh]["growing"] < 1e-5
 
 
+@pytest.mark.parametrize("mesh", ["cube", "ulysses"])
+def test_chunks_give_the_same(found, mesh):
+  assert found[mesh]["in_pieces"] < 1e-5
+
+
 def test_the_state_is_born_cut(found):
   assert found["cube"]["state"] == dict(wrong=[], embedding=[1024, 16])
   assert found["ulysses"]["state"] == dict(wrong=[], embedding=[2048, 32])
