@@ -34,7 +34,7 @@ def _of(eqn: Any) -> float:
     )
   if name == "cond":
     return max(of_jaxpr(b.jaxpr) for b in params["branches"])
-  inner = sum(map(of_jaxpr, _jaxprs(params)))
+  inner = sum(map(of_jaxpr, jaxprs(params)))
   if name == "scan":
     return inner * params["length"]
   if name == "shard_map":
@@ -44,7 +44,8 @@ def _of(eqn: Any) -> float:
   return inner
 
 
-def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+def jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+  """The jaxprs among an equation's parameters."""
   for value in params.values():
     for one in value if isinstance(value, tuple | list) else [value]:
       if hasattr(one, "eqns"):

@@ -1,12 +1,14 @@
 """What the TPU compiler says of a program: memory, FLOPs, communication."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
 import jax
 
 from gaze_jax import config as config_lib
+from gaze_jax.aot import activations
 from gaze_jax.aot import arithmetic
 from gaze_jax.aot import collectives as collectives_lib
 from gaze_jax.aot import flops
@@ -14,6 +16,7 @@ from gaze_jax.aot import hlo
 from gaze_jax.aot import programs
 from gaze_jax.aot import topology as topology_lib
 from gaze_jax.kernels import support
+from gaze_jax.parallel import rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +32,10 @@ class Report:
       temporaries and code; as far as the compiler says where it does not fit.
     hbm_limit_bytes: that the compiler lets it have.
     hbm: parts of it: what the arguments hold ("parameters", "optimizer",
-      "batch", "cache"), "padding" of these in memory, and "temporaries":
-      activations, gradients, results and code.
+      "batch", "cache"), "padding" of these in memory, "activations" that a
+      training step keeps for its backward pass (aot/activations.py; as if cut
+      by rows and slots alone), and "temporaries": gradients, what is at work,
+      results and code.
     flops: of matrix products, loops turned and remat run again (aot/flops.py).
     model_flops: of a training step, of the model alone (train/flops.py).
     flops_once: the compiler's count: no kernels, the body of each loop once.
@@ -107,13 +112,14 @@ def compiled(program: programs.Program, limit: int) -> Report:
     )
   seconds = time.perf_counter() - traced_at
   report = dataclasses.replace(report, compile_seconds=seconds)
-  return _measured(report, executable, held, devices)
+  sizes = dict(program.mesh.shape)
+  ways = rules.ways("batch", sizes) * rules.ways("slots", sizes)
+  kept = activations.of_jaxpr(traced.jaxpr.jaxpr) // ways
+  return _measured(report, executable, kept)
 
 
-def _measured(
-  report: Report, executable: Any, held: dict[str, int], devices: int
-) -> Report:
-  memory = executable.memory_analysis()
+def _measured(report: Report, executable: Any, kept: int) -> Report:
+  memory, held = executable.memory_analysis(), report.hbm
   arguments = memory.argument_size_in_bytes
   temporaries = (
     memory.temp_size_in_bytes
@@ -123,7 +129,7 @@ def _measured(
   )
   total = arguments + temporaries
   module = hlo.Module(executable.as_text())
-  found = collectives_lib.read(module, devices)
+  found = collectives_lib.read(module, math.prod(report.mesh.values()))
   cost = executable.cost_analysis()
   once = cost["bytes accessed"]
   loops = module.bytes_accessed() / module.bytes_accessed(loops=False)
@@ -134,7 +140,8 @@ def _measured(
     hbm=dict(
       held,
       padding=arguments - sum(held.values()),
-      temporaries=temporaries,
+      activations=kept,
+      temporaries=temporaries - kept,
     ),
     flops_once=cost["flops"],
     bytes_accessed=once * loops,

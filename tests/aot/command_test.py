@@ -20,7 +20,7 @@ def get_config():
                   class_token=False, layer_scale=False, position_grid=2,
                   frozen=True),
       decoder=dict(vocab_size=256, width=64, depth={DEPTH}, query_heads=2,
-                   kv_heads=2, head_dim=32, mlp_dim=128),
+                   kv_heads=2, head_dim=32, mlp_dim=128, remat="full"),
       gaze=dict(region=(1, 2), context_tokens=0, implementation="masked",
                 decode_implementation="masked")),
     data=dict(source="llava_json", sequence_length=64),
@@ -74,6 +74,8 @@ def test_what_is_said_of_a_run(config, tmp_path):
   cut = 2 * 64 * 64 + 64 + DEPTH * layer + 256 * 64 + 64
   trains = cut // 2 + 64 + DEPTH * 2 * 32
   assert 0 <= train["hbm"]["optimizer"] - 8 * trains <= 64
+  # With remat a layer keeps what comes in: 2 rows of 64 slots.
+  assert train["hbm"]["activations"] == DEPTH * 2 * 64 * 64 * 4
   # Each layer gathers its seven matrices at least forward and backward, and
   # scatters their gradients: loops are counted as they turn.
   kinds = train["collectives"]

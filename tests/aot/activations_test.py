@@ -1,0 +1,35 @@
+"""Activations of loops, by hand."""
+
+import jax
+import jax.numpy as jnp
+
+from gaze_jax.aot import activations
+
+
+def loop(x, turns):
+  # The cosine is kept, or with remat what the sine is taken of.
+  return jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, length=turns)[0]
+
+
+def kept(function):
+  return activations.of_jaxpr(jax.make_jaxpr(function)(jnp.ones(4)).jaxpr)
+
+
+def test_what_loops_keep_adds_up():
+  loss = lambda x: loop(loop(x, 3), 5).sum()
+  assert kept(loss) == 0  # nothing is run backwards
+  assert (
+    kept(jax.grad(loss)) == kept(jax.jit(jax.grad(loss))) == 4 * 4 * (3 + 5)
+  )
+
+
+def test_of_micro_batches_one_counts():
+  step = jax.grad(lambda x: loop(x, 3).sum())
+  parts = lambda x: jax.lax.scan(lambda c, _: (c + step(x), None), x, length=7)
+  assert kept(parts) == 4 * 4 * 3
+
+
+def test_of_branches_the_largest_counts():
+  step = lambda turns: jax.grad(lambda x: loop(x, turns).sum())
+  either = lambda x: jax.lax.cond(x[0] > 0, step(3), step(6), x)
+  assert kept(either) == 4 * 4 * 6
