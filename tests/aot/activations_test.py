@@ -33,3 +33,9 @@ def test_of_branches_the_largest_counts():
   step = lambda turns: jax.grad(lambda x: loop(x, turns).sum())
   either = lambda x: jax.lax.cond(x[0] > 0, step(3), step(6), x)
   assert kept(either) == 4 * 4 * 6
+
+
+def test_what_came_in_is_not_kept():
+  w = jnp.ones((3, 4))
+  run = lambda x: jax.lax.scan(lambda c, w: (c * w, None), x, w)[0].sum()
+  assert kept(jax.grad(run)) == 0
