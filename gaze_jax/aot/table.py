@@ -41,10 +41,17 @@ def _common(report: dict[str, Any]) -> list[str]:
     str(report["rows"]),
     f"{report['hbm_bytes'] / 1e9:.1f} GB",
     f"{report['hbm_limit_bytes'] / 1e9:.1f} GB",
-    f"{report['flops'] / 1e12:.3g}",
-    f"{sum(c['bytes'] for c in sent.values()) / 1e9:.3g} GB" if sent else "-",
+    _three(report["flops"] / 1e12),
+    f"{_three(sum(c['bytes'] for c in sent.values()) / 1e9)} GB"
+    if sent
+    else "-",
     f"{report['compile_seconds']:.0f} s" if sent else "arithmetic",
   ]
+
+
+def _three(x: float) -> str:
+  """Three digits, and no power of ten."""
+  return f"{float(f'{x:.3g}'):,g}"
 
 
 def _table(header: Any, rows: list[list[str]]) -> str:
