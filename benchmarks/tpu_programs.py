@@ -18,6 +18,7 @@ from gaze_jax.kernels import gaze_prefill
 from gaze_jax.kernels import visual
 from gaze_jax.ops import attention
 from gaze_jax.ops import gaze
+from gaze_jax.ops import routing
 
 _SIZES = (576, 4608, 20480, 65536)
 _HEADS = ((32, 8), (28, 4))
@@ -203,16 +204,9 @@ def _cache(case: Case, config: config_lib.GazeConfig) -> types.VisualCache:
 
 
 def _plan(case: Case, slots: int) -> types.Plan:
-  of_region = _ints(1, case.regions)
-  return types.Plan(
-    layout=_layout(slots),
-    region_slots=_ints(1, case.regions, _REGION),
-    segment=of_region,
-    end=of_region,
-    unit=of_region,
-    routed=_abstract((1, slots), jnp.bool_),
-    source=None,
-  )
+  make = functools.partial(routing.plan, config=config_lib.GazeConfig())
+  region_slots = _ints(1, case.regions, _REGION)
+  return jax.eval_shape(make, _layout(slots), region_slots)
 
 
 def _layout(slots: int) -> types.Layout:

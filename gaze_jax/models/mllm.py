@@ -83,9 +83,10 @@ class MLLM(nn.Module):
     x = jnp.where(role == types.Role.VISUAL, visual, x)
     if context.shape[0]:
       number = batch.feed if batch.blend is None else batch.feed[..., 0]
-      number = jax.nn.one_hot(number, context.shape[0])
-      # Not a lookup, whose gradient sums S rows one by one.
-      context = jnp.matmul(number, context, precision="highest")
+      with jax.named_scope("context"):
+        number = jax.nn.one_hot(number, context.shape[0])
+        # Not a lookup, whose gradient sums S rows one by one.
+        context = jnp.matmul(number, context, precision="highest")
       x = jnp.where(role == types.Role.CONTEXT, context, x)
     return jnp.where(role == types.Role.PAD, 0.0, x)
 
