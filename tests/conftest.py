@@ -150,3 +150,16 @@ def _few_programs():
 def _float32_matmuls():
   with jax.default_matmul_precision("float32"):
     yield
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+  """Compiles a module's programs without most of LLVM's passes.
+
+  For files that compile for far longer than they compute: a third of their
+  time. XLA's own passes, what is compared and how closely stay as they are.
+  """
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
