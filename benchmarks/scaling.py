@@ -23,6 +23,7 @@ from absl import flags
 from benchmarks import chart
 from gaze_jax import cli
 from gaze_jax import config as config_lib
+from gaze_jax import errors
 from gaze_jax.aot import check
 from gaze_jax.aot import topology as topology_lib
 
@@ -45,11 +46,17 @@ _PLOT = flags.DEFINE_string("plot", None, "a file for the plot")
 
 
 def main() -> None:
+  chips = cli.whole_numbers(_CHIPS)
+  if unknown := set(chips) - _TOPOLOGIES.keys():
+    raise errors.GazeError(
+      f"--chips={min(unknown)}: one of {', '.join(map(str, _TOPOLOGIES))}"
+    )
+  config = cli.read_shape()
   topology_lib.prepare(effort=-1.0)
   print("chips  rows  sent a chip  all-gather  reduce-scatter  all-reduce")
   rows = []
-  for chips in cli.whole_numbers(_CHIPS):
-    rows.append(row(chips, cli.read_shape()))
+  for n in chips:
+    rows.append(row(n, config))
     print(text(rows[-1]), flush=True)
   if _JSON.value:
     found = json.dumps(dict(rows=rows), indent=1)
@@ -70,6 +77,10 @@ def row(chips: int, config: config_lib.Config) -> dict[str, Any]:
   found = check.check(
     config, _TOPOLOGIES[chips], serve=False, say=lambda line: None
   )
+  if not found["fits"]:
+    raise errors.GazeError(
+      f"{chips} chips with {_ROWS} row each do not hold this model"
+    )
   train = found["programs"]["train"]
   sent = {kind: c["bytes"] for kind, c in train["collectives"].items()}
   return dict(
@@ -104,7 +115,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
   ]
   lines = {kind: of(kind) for kind in kinds}
   lines["all"] = [(row["chips"], row["sent_bytes"] / 1e9) for row in rows]
-  title = "A training step of cambrian_4b, one row a chip: GB sent by a chip"
+  title = "A training step, one row a chip: GB sent by a chip"
   picture = chart.draw(title, lines, across="v5e chips", unit="GB")
   picture.save(path)
 

@@ -22,5 +22,7 @@ def first_stage(config: ConfigDict) -> ConfigDict:
   """Freezes all but the projector, which is new, and learns faster."""
   config.model.vision.frozen = True
   config.model.decoder.frozen = True
-  config.train.update(learning_rate=1e-3, steps=4360, warmup_steps=130)
+  config.train.update(
+    batch_size=512, learning_rate=1e-3, steps=1090, warmup_steps=33
+  )
   return config

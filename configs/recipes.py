@@ -17,12 +17,11 @@ import cambrian_7b
 import cambrian_7b_stage1
 from ml_collections import ConfigDict
 
-# And the rows of a step.
 STAGES = {
-  ("cambrian_4b", "stage1"): (cambrian_4b_stage1, 512),
-  ("cambrian_4b", "stage2"): (cambrian_4b, 256),
-  ("cambrian_7b", "stage1"): (cambrian_7b_stage1, 512),
-  ("cambrian_7b", "stage2"): (cambrian_7b, 256),
+  ("cambrian_4b", "stage1"): cambrian_4b_stage1,
+  ("cambrian_4b", "stage2"): cambrian_4b,
+  ("cambrian_7b", "stage1"): cambrian_7b_stage1,
+  ("cambrian_7b", "stage2"): cambrian_7b,
 }
 
 TOPOLOGIES = {
@@ -67,9 +66,8 @@ def names() -> dict[str, str]:
 def get_config(name: str) -> ConfigDict:
   model, stage, _ = key = tuple(name.split("-", 2))
   fsdp, accumulation, remat, vision_remat = RECIPES[key]
-  module, rows = STAGES[model, stage]
-  config = module.get_config()
-  config.train.update(batch_size=rows, accumulation=accumulation)
+  config = STAGES[model, stage].get_config()
+  config.train.accumulation = accumulation
   config.model.decoder.remat = remat
   config.model.vision.remat = vision_remat
   config.parallel = dict(data=-1, fsdp=fsdp)

@@ -18,6 +18,7 @@ import sys
 from absl import flags
 
 from gaze_jax import cli
+from gaze_jax import errors
 from gaze_jax.aot import check
 from gaze_jax.aot import table
 from gaze_jax.aot import topology as topology_lib
@@ -45,6 +46,9 @@ def main() -> int:
     path = pathlib.Path(__file__).parent.parent / "configs/recipes.py"
     known = cli.read_recipes(path).items()
     wanted = {name: of for name, of in known if _ONLY.value in name}
+    if not wanted:
+      names = ", ".join(name for name, _ in known)
+      raise errors.GazeError(f"--only={_ONLY.value}: in none of {names}")
     found = check.recipes(wanted, **options)
   else:
     found = check.check(cli.read_shape(), _TOPOLOGY.value, **options)

@@ -37,6 +37,12 @@ def test_every_recipe_lies_on_its_slice():
     assert config.model.decoder.width == (2560 if "4b" in name else 3584)
 
 
+def test_the_first_stage_reads_its_captions_once():
+  for model in ("cambrian_4b", "cambrian_7b"):
+    train = cli.read_recipes(PATH)[f"{model}-stage1-v5e-64"][0].train
+    assert 0 <= 558_128 - train.steps * train.batch_size < train.batch_size
+
+
 def test_the_table():
   report = dict(
     mesh=dict(data=8, fsdp=32, tensor=1, sequence=1),
