@@ -232,13 +232,13 @@ def prefill(
     regions read there, bool [N, B, Q, R].
   """
   layout = batch.layout
-  slots = cache_ops.linear_slots(layout, capacity)
   filled = layout.role != types.Role.PAD
   last = filled.sum(axis=1, keepdims=True) - 1
   at_last = lambda x: jnp.take_along_axis(
     x, last.reshape(-1, *(1,) * (x.ndim - 1)), axis=1
   )
   plan = routing.plan(layout, batch.region_slots, config.gaze)
+  slots = plan.order[:, :capacity]
   route = _parallel(config, plan, budget, override)
 
   def attend(q, k, v, dense):

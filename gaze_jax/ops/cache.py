@@ -31,16 +31,10 @@ def visual(
   )
 
 
-def linear_slots(
-  layout: types.Layout, capacity: int
-) -> types.Int[types.Array, "B Y"]:
-  """Slots of TEXT and CONTEXT in reading order, then the rest.
-
-  Returns:
-    int32 [B, min(capacity, S)].
-  """
+def linear_slots(layout: types.Layout) -> types.Int[types.Array, "B S"]:
+  """Slots of TEXT and CONTEXT in reading order, then the rest; int32 [B, S]."""
   text = (layout.role == types.Role.TEXT) | (layout.role == types.Role.CONTEXT)
-  return jnp.argsort(~text, axis=1, stable=True)[:, :capacity]
+  return jnp.argsort(~text, axis=1, stable=True)
 
 
 def linear(

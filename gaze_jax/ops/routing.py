@@ -58,7 +58,7 @@ def plan(
       put = jax.vmap(lambda x, at, y: x.at[at].set(y, mode="drop"))
       # An answer's token takes the choice of the prompt's last token.
       source = put(source, jnp.where(scored, slots + 1, s), first)
-  order = cache.linear_slots(layout, s)
+  order = cache.linear_slots(layout)
   return types.Plan(
     layout=layout,
     region_slots=region_slots,

@@ -56,11 +56,11 @@ def attend(
     _read(inputs, choice, plan.order),
   )
   near = _among_themselves(query, key, value, plan, chunk)
-  out = merge.merge(looked, near).out
-  back = rows.permute(out, plan.rank, plan.order)
+  text = merge.merge(looked, near).out
+  text = rows.permute(text, plan.rank, plan.order)
   visual = (plan.layout.role == types.Role.VISUAL)[..., None, None]
   return rows.Rows(
-    out=jnp.where(visual, visual_rows(inputs), back),
+    out=jnp.where(visual, visual_rows(inputs), text),
     members=rows.take(choice.members, plan.rank),
     loss=rows.no_loss(inputs),
   )

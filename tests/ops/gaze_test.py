@@ -330,8 +330,8 @@ def _decode(
 
 @functools.partial(jax.jit, static_argnames=("k_max", "config"))
 def _decoded(query, key, value, batch, length, budget, frozen, k_max, config):
-  slots = cache.linear_slots(batch.layout, 64)
   plan = routing.plan(batch.layout, batch.region_slots, config)
+  slots = plan.order[:, :64]
   with _simulated(config.decode_implementation):
     routed = gaze.decode(
       query,
