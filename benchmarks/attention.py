@@ -44,8 +44,8 @@ _INSTALL_TORCH = (
 )
 
 _ONLY = flags.DEFINE_list("only", None, "sizes to run, such as 576,20480")
-_JSON = flags.DEFINE_string("json", None, "a file for the rows")
-_PLOT = flags.DEFINE_string("plot", None, "a picture for the decoding rows")
+_JSON = cli.define_file("json", "a file for the rows")
+_PLOT = cli.define_file("plot", "a picture for the decoding rows")
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "calls of each method, at most", 1)
 _KINDS = flags.DEFINE_list("dtypes", list(_DTYPES), "of the decoding rows")
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "of a line's rounds, about", 0.0)

@@ -52,7 +52,7 @@ _SIZES = {
 }
 
 _ONLY = flags.DEFINE_list("only", None, "sizes to run, such as emoji_tiny")
-_JSON = flags.DEFINE_string("json", None, "a file for the rows")
+_JSON = cli.define_file("json", "a file for the rows")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "of two blocks", 1)
 _STEPS = flags.DEFINE_integer("steps", 20, "of a block", 1)
 _SAVES = flags.DEFINE_integer("saves", 50, "for the memory", _SETTLED + 1)

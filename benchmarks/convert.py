@@ -46,7 +46,7 @@ _SHRINK = flags.DEFINE_enum(
 )
 _EXPORT = flags.DEFINE_bool("export", False, "also time the way back")
 _FOLDER = flags.DEFINE_string("folder", tempfile.gettempdir(), "where to write")
-_JSON = flags.DEFINE_string("json", None, "a file for the rows")
+_JSON = cli.define_file("json", "a file for the rows")
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _RANDOM = 2**25  # elements that are drawn; tensors are made of windows of them

@@ -51,8 +51,8 @@ _INSTALL = (
 
 _ONLY = flags.DEFINE_list("only", None, "visual tokens, such as 576,20480")
 _BATCHES = flags.DEFINE_list("batches", None, "rows, such as 1")
-_JSON = flags.DEFINE_string("json", None, "a file for the rows")
-_PLOT = flags.DEFINE_string("plot", None, "a picture of one row's steps")
+_JSON = cli.define_file("json", "a file for the rows")
+_PLOT = cli.define_file("plot", "a picture of one row's steps")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "calls of each method, at most", 1)
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "of a case's rounds, about", 0.0)
 _SHAPE = flags.DEFINE_enum(

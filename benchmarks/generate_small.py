@@ -370,7 +370,7 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
     images=integer("images", 8, "of 576 visual tokens", 1),
     new_tokens=integer("new_tokens", 32, "of an answer", 2),
     rounds=integer("rounds", 3, "calls of each method", 1),
-    json=flags.DEFINE_string("json", None, "a file for the rows"),
+    json=cli.define_file("json", "a file for the rows"),
   )
 
 

@@ -41,8 +41,8 @@ _ROWS = 1  # of a chip
 _PEAK_FLOPS, _LINK_BYTES = 197e12, 200e9
 
 _CHIPS = flags.DEFINE_list("chips", [str(n) for n in _TOPOLOGIES], "slices")
-_JSON = flags.DEFINE_string("json", None, "a file for the rows")
-_PLOT = flags.DEFINE_string("plot", None, "a file for the plot")
+_JSON = cli.define_file("json", "a file for the rows")
+_PLOT = cli.define_file("plot", "a file for the plot")
 
 
 def main() -> None:

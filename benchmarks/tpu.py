@@ -64,7 +64,7 @@ _HEADER = (
 
 _WANTED = flags.DEFINE_list("topologies", list(_TOPOLOGIES), "to compile for")
 _NAMES = flags.DEFINE_list("programs", list(tpu_programs.NAMES), "to compile")
-_JSON = flags.DEFINE_string("json", None, "a file for the rows")
+_JSON = cli.define_file("json", "a file for the rows")
 _QUICK = flags.DEFINE_bool("quick", False, "a subset, in a minute or two")
 
 

@@ -70,12 +70,6 @@ def read_shape() -> config_lib.Config:
   return config_lib.from_config_dict(_without_data(raw))
 
 
-def read_file(name: str) -> config_lib.Config:
-  """As `read_shape`, of a file as `--config` names it."""
-  raw = config_lib.to_dict(_load(name))
-  return config_lib.from_config_dict(_without_data(raw))
-
-
 def read_recipes(
   path: pathlib.Path,
 ) -> dict[str, tuple[config_lib.Config, str]]:
@@ -84,8 +78,14 @@ def read_recipes(
   Args:
     path: a config file with `names()`, whose `get_config` takes a name.
   """
-  names = _module(path).names()
-  return {name: (read_file(f"{path}:{name}"), to) for name, to in names.items()}
+
+  def config(name: str) -> config_lib.Config:
+    raw = config_lib.to_dict(_load(f"{path}:{name}"))
+    return config_lib.from_config_dict(_without_data(raw))
+
+  return {
+    name: (config(name), to) for name, to in _module(path).names().items()
+  }
 
 
 def _without_data(raw: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +109,14 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int] | None:
     raise errors.GazeError(
       f"--{flag.name}={','.join(flag.value)}: give whole numbers, such as 0,2"
     ) from None
+
+
+def define_file(name: str, what: str) -> flags.FlagHolder:
+  """Defines a flag for a file to write, whose folder must be there already."""
+  holder = flags.DEFINE_string(name, None, what)
+  there = lambda path: path is None or errors.check_folder(path) is None
+  flags.register_validator(name, there)
+  return holder
 
 
 def define_options() -> Callable[[], dict[str, Any]]:
@@ -296,8 +304,7 @@ def _run(
 def _bounded_interrupt() -> Iterator[None]:
   """Within it a Ctrl-C ends the process, however long what it unwinds takes.
 
-  An interrupt in the middle of a queue of tensorboardX leaves it so that
-  closing it waits forever.
+  What unwinds waits for saves that are being written, and for threads.
   """
   late = []
 

@@ -27,8 +27,8 @@ _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "or gpu:8x80GB")
 _RECIPES = flags.DEFINE_bool("recipes", False, "all of configs/recipes.py")
 _ONLY = flags.DEFINE_string("only", "", "recipes whose name holds this")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "no prefill, no decoding")
-_JSON = flags.DEFINE_string("json", None, "a file for what was found")
-_TABLE = flags.DEFINE_string("table", None, "recipes: a file for the table")
+_JSON = cli.define_file("json", "a file for what was found")
+_TABLE = cli.define_file("table", "recipes: a file for the table")
 _EFFORT = flags.DEFINE_float(
   "effort", -1.0, "of the compiler; a run has 0, which takes longer", -1, 0
 )

@@ -46,8 +46,8 @@ class Outputs:
       overlay.check_name(self.animation, animation=True)
     if self.html:
       viewer.check_name(self.html)
-    if self.json and not (folder := pathlib.Path(self.json).parent).is_dir():
-      raise errors.GazeError(f"{self.json}: there is no folder {folder}")
+    if self.json:
+      errors.check_folder(self.json)
 
   def check_model(self, model: model_lib.Model) -> None:
     """Refuses layers and heads that a model does not have.

@@ -35,8 +35,7 @@ def check_name(path: str, *, animation: bool = False) -> None:
   Raises:
     errors.GazeError: its ending names no format, or its folder is not there.
   """
-  if not (folder := pathlib.Path(path).parent).is_dir():
-    raise errors.GazeError(f"{path}: there is no folder {folder}")
+  errors.check_folder(path)
   ending = pathlib.Path(path).suffix.lower()
   endings = ANIMATIONS if animation else PICTURES
   if ending not in endings:

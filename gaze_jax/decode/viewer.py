@@ -60,8 +60,7 @@ def check_name(path: str) -> None:
   Raises:
     errors.GazeError: its ending is another, or its folder is not there.
   """
-  if not (folder := pathlib.Path(path).parent).is_dir():
-    raise errors.GazeError(f"{path}: there is no folder {folder}")
+  errors.check_folder(path)
   if pathlib.Path(path).suffix.lower() not in (".html", ".htm"):
     raise errors.GazeError(f"{path}: the viewer is a page; name it .html")
 

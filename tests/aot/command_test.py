@@ -110,10 +110,20 @@ def test_nothing_fits(config, tmp_path):
       ["--topology=gpu:8x80GB", "--config.train.batch_size=9"],
       "parallel: data 2 x fsdp 2 x tensor 1 x sequence 1 is a mesh of 4",
     ),
+    (["--json=no/found.json"], "no/found.json: there is no folder no"),
   ],
 )
 def test_a_mistake_is_one_line(config, arguments, says):
-  result = _run(config, *arguments)
+  _is_one_line(config, *arguments, says=says)
+
+
+def test_a_recipe_that_there_is_not():
+  says = "--only=9b: in none of cambrian_4b-stage1-v5e-64, "
+  _is_one_line("--recipes", "--only=9b", says=says)
+
+
+def _is_one_line(*arguments, says):
+  result = _run(*arguments)
   assert result.returncode == 1, result.stdout
   (line,) = result.stderr.strip().splitlines()
   assert line.startswith("error: ") and says in line, line
