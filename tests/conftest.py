@@ -18,6 +18,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# And without most of LLVM's passes: tests compile for longer than they compute.
+# XLA's own passes, what is compared and how closely stay as they are.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import hypothesis
 import jax
 import numpy as np
@@ -153,13 +157,19 @@ def _float32_matmuls():
 
 
 @pytest.fixture(scope="module")
-def quick_compiles():
-  """Compiles a module's programs without most of LLVM's passes.
+def optimized():
+  """Compiles a module's programs with all of LLVM's passes.
 
-  For files that compile for far longer than they compute: a third of their
-  time. XLA's own passes, what is compared and how closely stay as they are.
+  For files that compute for longer than they compile. Programs in memory go
+  before and after: JAX keeps them by arguments, not by how they were compiled,
+  and a test that compares two runs to the bit would get one of each.
   """
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  option = "jax_disable_most_optimizations"
+  before = jax.config.read(option)
+  jax.clear_caches()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(option.upper(), "0")  # for subprocesses
+    jax.config.update(option, False)
+    yield
+  jax.config.update(option, before)
+  jax.clear_caches()

@@ -22,6 +22,7 @@ from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 
+pytestmark = pytest.mark.usefixtures("optimized")
 DECODER = config_lib.DecoderConfig(
   vocab_size=49152,
   width=576,

@@ -13,8 +13,6 @@ from gaze_jax.decode import engine
 from gaze_jax.decode import programs
 from gaze_jax.decode import reading
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 UNIT = layout.Unit(5, 5)
 # What each row begins with; every one ends in text, as a chat does.
 PROMPTS = {

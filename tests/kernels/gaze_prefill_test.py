@@ -19,8 +19,6 @@ from gaze_jax.kernels import gaze_prefill
 from gaze_jax.ops import attention
 from gaze_jax.ops import merge
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def oracle(query, k, v, length, members):
   """`attend_regions` in plain jnp: every page, under a mask."""

@@ -14,8 +14,6 @@ from gaze_jax import types
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CONFIG = config_lib.ModelConfig(
   vision=config_lib.VisionConfig(
     image_size=70,

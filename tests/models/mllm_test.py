@@ -15,8 +15,6 @@ from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.models import projector
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CONFIG = config_lib.ModelConfig(
   vision=config_lib.VisionConfig(
     image_size=70,

@@ -29,8 +29,6 @@ from gaze_jax.ops import routing
 from gaze_jax.ops import split
 from gaze_jax.ops import usage
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FORMS = {
   "masked": dict(implementation="masked"),
   "chunked": dict(implementation="chunked", chunk=26),

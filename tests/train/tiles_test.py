@@ -23,8 +23,6 @@ from gaze_jax.train import loop
 from gaze_jax.train import optimizer
 from gaze_jax.train import state as state_lib
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TOKENIZER = tokenizer_lib.Tokenizer.load()
 BOS, EOS, USER, ASSISTANT = 1, 2, 3, 4
 ANSWER = "a red fox"
