@@ -16,5 +16,5 @@ echo "== ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 echo "== pytest"
-if [[ $# -eq 0 ]]; then set -- -m "not slow and not faults"; fi
+if [[ $# -eq 0 ]]; then set -- -m "not nightly and not slow and not faults"; fi
 exec "$python" -m pytest -q --numprocesses=auto --dist=loadfile "$@"
