@@ -18,6 +18,7 @@ from gaze_jax import layout
 from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import samples
+from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
 
 IMAGE, VIDEO = "<image>", "<video>"
@@ -41,7 +42,7 @@ class Request:
 
 
 def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
-  """Reads a tokenizer.json, or that of a directory, as it is.
+  """Reads a tokenizer.json, or that of a directory (`tokenizer.parse`).
 
   Raises:
     samples.DataError: it is missing or broken.
@@ -49,11 +50,12 @@ def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
   file = pathlib.Path(path)
   file = file / "tokenizer.json" if file.is_dir() else file
   try:
-    return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-  except Exception as error:  # the package raises a bare Exception
+    text = file.read_text(encoding="utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
     raise samples.DataError(
       f"{file} can't be read as a tokenizer.json: {error}"
     ) from None
+  return tokenizer_lib.parse(text, str(file))
 
 
 def make(

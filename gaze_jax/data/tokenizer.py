@@ -126,18 +126,12 @@ class Tokenizer:
       return cls(tokenizer, source, template)
     file = pathlib.Path(source) if source else SHIPPED
     try:
-      text = file.read_text(encoding="utf-8")
+      text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
       raise samples.DataError(
         f"can't read the tokenizer {file}: {error}"
       ) from None
-    try:
-      tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the package raises a bare Exception
-      raise samples.DataError(
-        f"{file} is not a tokenizer.json: {error}"
-      ) from None
-    return cls(tokenizer, str(file), _template_beside(file))
+    return cls(parse(text, str(file)), str(file), _template_beside(file))
 
   def __reduce__(self):
     return _restore, (self._tokenizer.to_str(), self._template)
@@ -170,7 +164,8 @@ class Tokenizer:
   def _encode(self, text: str) -> tuple[int, ...]:
     if not text:
       return ()
-    return tuple(self._tokenizer.encode(self.chat.space + text).ids)
+    text = self.chat.space + text
+    return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids up to the end of an answer, without special tokens."""
@@ -179,6 +174,30 @@ class Tokenizer:
       ids = ids[: ids.index(self.eos)]
     text = self._tokenizer.decode(ids, skip_special_tokens=True)
     return text.removeprefix(self.chat.space)
+
+
+def parse(text: str, name: str) -> tokenizers.Tokenizer:
+  """A tokenizer.json without what it may store of one use of it.
+
+  Truncation and padding are how somebody called it last; texts here are as
+  long as they are.
+
+  Args:
+    text: the file's content.
+    name: what errors call it.
+
+  Raises:
+    samples.DataError: it is no tokenizer.json.
+  """
+  try:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+  except Exception as error:  # the package raises a bare Exception
+    raise samples.DataError(
+      f"{name} is not a tokenizer.json: {error}"
+    ) from None
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  return tokenizer
 
 
 def _restore(text: str, template: str) -> Tokenizer:
@@ -230,11 +249,11 @@ def _template_beside(file: pathlib.Path) -> str:
   try:
     beside = file.with_name("chat_template.jinja")
     if beside.is_file():
-      return beside.read_text(encoding="utf-8")
+      return beside.read_text(encoding="utf-8-sig")
     settings = file.with_name("tokenizer_config.json")
     if not settings.is_file():
       return ""
-    template = json.loads(settings.read_text(encoding="utf-8"))
+    template = json.loads(settings.read_text(encoding="utf-8-sig"))
   except (OSError, ValueError) as error:
     raise samples.DataError(
       f"can't read the chat template beside {file}: {error}"

@@ -11,11 +11,13 @@ from hypothesis import example
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
+from tokenizers import processors
 
 from gaze_jax import packages
 from gaze_jax.data import emoji
 from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import questions
+from gaze_jax.data import requests
 from gaze_jax.data import samples
 from gaze_jax.data import scenes
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -283,3 +285,54 @@ def test_a_gguf_file_without_a_known_tokenizer_is_refused(tmp_path):
   writer.close()
   with pytest.raises(samples.DataError, match="gpt2/qwen2"):
     gguf_tokenizer.read(tmp_path / "y.gguf")
+
+
+def _stored(change, tmp_path):
+  """Our vocabulary in ChatML's clothes, as it is and with `change` stored."""
+  save_chatml(tmp_path)
+  plain = tmp_path / "tokenizer.json"
+  changed = tokenizers.Tokenizer.from_file(str(plain))
+  change(changed)
+  (tmp_path / "changed").mkdir()
+  changed.save(str(tmp_path / "changed" / "tokenizer.json"))
+  return plain, tmp_path / "changed" / "tokenizer.json"
+
+
+def _begin(tokenizer):
+  tokenizer.add_special_tokens(["<s>"])
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+  )
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda t: t.enable_truncation(8),
+    lambda t: t.enable_padding(length=16),
+    lambda t: t.enable_padding(direction="left", pad_to_multiple_of=64),
+    _begin,
+  ],
+)
+def test_what_a_tokenizer_json_stores_of_its_last_use_does_not_act(
+  change, tmp_path
+):
+  files = _stored(change, tmp_path)
+  for text in ("", "hi", "hello there " * 40):
+    got = [tokenizer_lib.Tokenizer.load(str(f)).encode(text) for f in files]
+    assert got[0] == got[1]
+    raw = [requests.read_tokenizer(f) for f in files]
+    ids = [t.encode(text, add_special_tokens=False).ids for t in raw]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_no_content(name, tmp_path):
+  settings = json.dumps(dict(chat_template=QWEN2))
+  want = save_chatml(tmp_path, tokenizer_config__json=settings)
+  file = tmp_path / name
+  file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+  got = tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
+  assert got.encode("a fox") == want.encode("a fox")
+  assert got.start() == want.start()
+  assert requests.read_tokenizer(tmp_path).get_vocab_size() == got.size
