@@ -200,7 +200,7 @@ def members(
   """The chosen regions as a mask.
 
   By rank with a stable tie rule (the lower id first), so that exactly
-  min(k, available) regions are chosen.
+  min(k, available) regions are chosen, whatever the scores are; see `_ranks`.
 
   Args:
     score: float32 [B, X, n, R].
@@ -213,7 +213,7 @@ def members(
   """
   r = score.shape[-1]
   open_, k = available_[:, :, None, :], k[:, :, None, None]
-  score = jax.lax.stop_gradient(jnp.where(open_, score, -jnp.inf))
+  score = _ranks(score, open_)
   if r <= _PAIRWISE_REGIONS:
     ids = jnp.arange(r)
     mine, other = score[..., :, None], score[..., None, :]
@@ -246,13 +246,26 @@ def select(
   Returns:
     `Selection` of [B, X, n, min(k_max, R)].
   """
-  open_ = available_[:, :, None, :]
-  score = jax.lax.stop_gradient(jnp.where(open_, score, -jnp.inf))
+  score = _ranks(score, available_[:, :, None, :])
   k_max = min(k_max, score.shape[-1])
   _, ids = _top_k(score, k_max)
   count = jnp.minimum(available_.sum(axis=-1), k)
   valid = jnp.arange(k_max) < count[:, :, None, None]
   return types.Selection(ids=ids, valid=jnp.broadcast_to(valid, ids.shape))
+
+
+def _ranks(score: types.Array, open_: types.Array) -> types.Array:
+  """Scores that a comparison and a sort put in the same order.
+
+  They differ over -0 and +0, over numbers so small that some machines take
+  them for 0, and over NaN: the first become 0, and NaN comes last, with -inf.
+  What is not available comes behind that.
+  """
+  score = jax.lax.stop_gradient(score)
+  small = jnp.finfo(jnp.float32)
+  score = jnp.where(jnp.abs(score) < small.tiny, 0.0, score)
+  score = jnp.where(score >= small.min, score, small.min)
+  return jnp.where(open_, score, -jnp.inf)
 
 
 def _top_k(score: types.Array, k: int) -> tuple[types.Array, types.Array]:

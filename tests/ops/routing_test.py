@@ -74,6 +74,40 @@ def test_both_forms_choose_as_a_stable_sort_does(scores, k, data):
   assert np.asarray(chosen.ids)[0, 0, 0][valid].tolist() == want
 
 
+# Each with others that a comparison and a sort order differently.
+ODD = (-0.0, 0.0, 1e-45, -1e-45, 1e-39, np.nan, -np.nan, np.inf, -np.inf, -1, 1)
+
+
+@pytest.mark.parametrize("r", [11, 65])  # by pairs, and by a sort
+@pytest.mark.parametrize("most", [3, 65])
+def test_odd_scores_are_chosen_alike_by_every_form(r, most):
+  """Zeros are one, and so is what is too small to be told from them.
+
+  NaN and -inf come last of what is available.
+  """
+  rng = np.random.default_rng(r)
+  rows = [np.roll(ODD, i)[:9] for i in range(len(ODD))]
+  score = np.stack([rng.permutation(np.resize(x, r)) for x in rows])
+  open_ = rng.random((len(rows), 1, r)) < 0.8
+  open_ = np.repeat(open_, 7, axis=1)
+  budget = np.broadcast_to([0, 1, 2, 3, 9, 40, 65], (len(rows), 7))
+  budget = np.minimum(budget, most).astype(np.int32)
+  score = np.float32(score)[:, None, None]
+  score = np.broadcast_to(score, (len(rows), 7, 1, r))
+  members = np.asarray(routing.members(score, open_, budget, most))
+  chosen = routing.select(score, open_, budget, most)
+  ids, valid = np.asarray(chosen.ids), np.asarray(chosen.valid)
+  worth = lambda x: 0 if abs(x) < 1e-38 else max(x, -9) if x == x else -9
+  for row, x in np.ndindex(*budget.shape):
+    at = row, x, 0
+    ranked = sorted(
+      np.flatnonzero(open_[row, x]), key=lambda i: -worth(score[at][i])
+    )
+    want = ranked[: budget[row, x]]
+    assert np.flatnonzero(members[at]).tolist() == sorted(want)
+    assert ids[at][valid[at]].tolist() == want
+
+
 def test_each_row_has_its_own_budget():
   score = np.broadcast_to(SCORE, (2, 1, 1, 5))
   open_ = np.broadcast_to(OPEN, (2, 1, 5))
