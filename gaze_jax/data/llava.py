@@ -4,13 +4,14 @@
       {"from": "human", "value": "<image>\\nWhat is this?"},
       {"from": "gpt", "value": "A fox."}]}, ...]
 
-`image` (one name or a list) or `images` (a list) are relative to the image
-folder, and `<image>` in what the human says stands for each in turn. Neither
-key: text alone. Turns alternate, the human begins. (LLaVA,
-docs/Finetune_Custom_Data.md.)
+`image` or `images` (a name or a list) are relative to the image folder, and
+`<image>` in what the human says stands for each in turn. Neither key: text
+alone. Turns alternate, the human begins; a system turn may come first. (LLaVA,
+docs/Finetune_Custom_Data.md.) OpenAI's words are known too: `messages`, `role`,
+`content`, user and assistant. A file of JSON Lines has one sample a line.
 
-A sample that can't be used is named in the log and skipped; too many of them
-are an error.
+A sample that can't be used is skipped and counted, the first of each kind of
+reason is named in the log, and too many of them are an error.
 """
 
 import collections
@@ -18,11 +19,10 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
+import mimetypes
 import os
-import pathlib
+import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -31,21 +31,17 @@ from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import tiling
 from gaze_jax.data import images
+from gaze_jax.data import json_rows
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import turns
 from gaze_jax.data import units
 
 _EXAMPLES = 5  # skipped samples named in an error
 _GOOD, _BAD = 1, 2  # what is known of a sample; 0: nothing yet
-
-
-class _Skip(Exception):
-  """A sample that can't be used."""
-
-  def __init__(self, reason: str, detail: str):
-    super().__init__(detail)
-    self.reason = reason
+_BLOCKS, _BLOCK = 4, 4096  # what is hashed of a picture, evenly spread
+_LINE = 1000  # characters of a reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,27 +87,26 @@ class LlavaJson:
     self._path, self._max_pixels = path, max_pixels
     self._max_skipped, self._fits = max_skipped, fits
     self._folder = os.path.abspath(image_folder or os.path.dirname(path) or ".")
-    raw = _read(path)
+    rows = json_rows.read(path)
     if not os.path.isdir(self._folder):
       raise samples.DataError(f"{self._folder}: no such folder of images")
-    self._total = len(raw)
+    self._total = len(rows)
     self._skipped: dict[str, str] = {}  # which sample: "reason: detail"
+    self._reasons: collections.Counter[str] = collections.Counter()
     self._records: list[_Record] = []
-    digest = hashlib.sha256()
-    for number, entry in enumerate(raw):
-      name = _name_of(entry, number)
+    digest = _Digest()
+    for row in rows:
       try:
-        record = self._checked(name, entry)
-        self._check_fits(record.sample, record.sizes)
-      except _Skip as skip:
-        self._skip(name, skip)
+        record = self._checked(row)
+      except turns.SkipError as skip:
+        self._skip(_name_of(row), skip)
         continue
       self._records.append(record)
-      stats = [os.stat(p) for p in record.paths]
-      key = (entry, [(s.st_size, s.st_mtime_ns) for s in stats])
-      digest.update(json.dumps(key, sort_keys=True).encode())
-    self._digest = digest.hexdigest()
+      digest.add(record)
+    self._digest = digest.summary()
     self._state = bytearray(len(self._records))
+    if self._skipped:
+      logging.warning("%s: %s", path, self._told())
     self._check_share()
 
   def __len__(self) -> int:
@@ -133,19 +128,23 @@ class LlavaJson:
     return self.sample(index).images
 
   def fingerprint(self) -> str:
-    """Everything that decides the images: entries, file sizes and times."""
+    """Everything that decides the images, whatever their names and times."""
     return (
-      f"llava_json path={os.path.abspath(self._path)} folder={self._folder}"
-      f" samples={len(self)} sha256={self._digest}"
+      f"llava_json samples={len(self)} pictures={self._digest['pictures']}"
       f" pillow={importlib.metadata.version('pillow')}"
     )
+
+  def content(self) -> dict[str, int | str]:
+    """What tells the samples that are used, in their order, from others.
+
+    Texts are hashed whole, of a picture what `_picture` reads.
+    """
+    return dict(samples=len(self), **self._digest)
 
   @property
   def skipped(self) -> dict[str, int]:
     """How many samples were skipped so far, by reason."""
-    return dict(
-      collections.Counter(why.split(":")[0] for why in self._skipped.values())
-    )
+    return dict(self._reasons)
 
   def _resolve(self, index: int, *, pixels: bool) -> samples.Sample:
     if not 0 <= index < len(self):
@@ -159,7 +158,7 @@ class LlavaJson:
         return record.sample
       try:
         decoded = self._decoded(record)
-      except _Skip as skip:
+      except turns.SkipError as skip:
         self._state[i] = _BAD
         self._skip(record.name, skip)
         self._check_share()
@@ -172,7 +171,7 @@ class LlavaJson:
     try:
       out = tuple(images.decode(p, self._max_pixels) for p in record.paths)
     except images.ImageError as error:
-      raise _Skip("corrupt image", str(error)) from None
+      raise turns.SkipError("corrupt image", str(error)) from None
     sizes = tuple(image.shape[:2] for image in out)
     if sizes != record.sizes:  # a header does not tell all
       self._check_fits(record.sample, sizes)
@@ -185,62 +184,127 @@ class LlavaJson:
       if self._fits is not None:
         self._fits(sample, sizes)
     except layout.LayoutError as error:
-      raise _Skip("too long", str(error)) from None
+      raise turns.SkipError("too long", str(error)) from None
+    except samples.DataError as error:
+      raise turns.SkipError("'system' turn", str(error)) from None
 
-  def _skip(self, name: str, skip: _Skip) -> None:
-    self._skipped[name] = f"{skip.reason}: {skip}"
-    logging.warning(
-      "%s: skipped %s: %s: %s", self._path, name, skip.reason, skip
+  def _skip(self, name: str, skip: turns.SkipError) -> None:
+    first = not self._reasons[skip.reason]
+    self._reasons[skip.reason] += 1
+    self._skipped[name] = _one_line(f"{skip.reason}: {skip}")
+    say = logging.warning if first else logging.info
+    say("%s: skipped %s: %s", self._path, name, self._skipped[name])
+
+  def _told(self) -> str:
+    counts = ", ".join(f"{n} {why}" for why, n in self.skipped.items())
+    return (
+      f"{len(self._skipped)} of {self._total} samples can't be used ({counts})"
     )
 
   def _check_share(self) -> None:
     bad = len(self._skipped)
     if bad <= self._max_skipped * self._total and bad < self._total:
       return
-    counts = ", ".join(f"{n} {why}" for why, n in self.skipped.items())
     first = "; ".join(
       f"{name}: {why}" for name, why in list(self._skipped.items())[:_EXAMPLES]
     )
     raise samples.DataError(
-      f"{self._path}: {bad} of {self._total} samples can't be used ({counts}),"
-      f" more than data.max_skipped = {self._max_skipped} allows; first:"
-      f" {first}"
+      f"{self._path}: {self._told()}, more than data.max_skipped ="
+      f" {self._max_skipped} allows; first: {first}"
     )
 
-  def _checked(self, name: str, entry: Any) -> _Record:
-    if not isinstance(entry, dict):
-      raise _Skip(
-        "not an object", f"{type(entry).__name__} instead of an object"
-      )
-    turns = _turns(entry)
-    names = _image_names(entry)
-    marks = sum(t.question.count(tokenizer_lib.IMAGE) for t in turns)
-    if marks != len(names):
-      raise _Skip(
-        "image count", f"{marks} <image> in the text for {len(names)} images"
-      )
-    sample = samples.Sample((), conversation=turns)
-    found = [self._image(n) for n in names]
+  def _checked(self, row: json_rows.Row) -> _Record:
+    if row.error:
+      raise turns.SkipError("not JSON", row.error)
+    try:
+      talk = turns.read(row.value)
+    except RecursionError:
+      raise turns.SkipError("not JSON", "it is nested too deep") from None
+    sample = samples.Sample((), conversation=talk.turns, system=talk.system)
+    found = [self._image(name) for name in talk.images]
     paths, sizes = zip(*found, strict=True) if found else ((), ())
-    return _Record(name, paths, sizes, sample)
+    self._check_fits(sample, sizes)
+    return _Record(_name_of(row), paths, sizes, sample)
 
   def _image(self, name: str) -> tuple[str, tiling.Size]:
     """Path of an image, and its height and width."""
-    # Links inside the folder are the user's own; ".." in the JSON is not.
-    path = os.path.normpath(os.path.join(self._folder, name))
-    if os.path.commonpath([path, self._folder]) != self._folder:
-      raise _Skip(
-        "image outside the folder", f"{name} leads out of {self._folder}"
-      )
-    if not os.path.isfile(path):
-      raise _Skip("missing image", path)
+    path = self._path_of(name)
     try:
       return path, images.check(path, self._max_pixels)
     except images.ImageError as error:
       large = "the limit is" in str(error)
-      raise _Skip(
+      kind = str(mimetypes.guess_type(path)[0]).split("/")[0]
+      if not large and kind in ("video", "audio"):
+        raise turns.SkipError(kind, f"{path} is named as an image") from None
+      raise turns.SkipError(
         "image too large" if large else "corrupt image", str(error)
       ) from None
+
+  def _path_of(self, name: str) -> str:
+    """The file of a name that may have been written on another system.
+
+    macOS takes accents apart, Windows parts folders by backslashes.
+    """
+    other = name.replace("\\", "/")
+    forms = [
+      unicodedata.normalize(form, one)
+      for one in (name, other)
+      for form in ("NFC", "NFD")
+    ]
+    for one in dict.fromkeys([name, other, *forms]):
+      # Links inside the folder are the user's own; ".." in the JSON is not.
+      path = os.path.normpath(os.path.join(self._folder, one))
+      if os.path.commonpath([path, self._folder]) != self._folder:
+        raise turns.SkipError(
+          "image outside the folder", f"{name} leads out of {self._folder}"
+        )
+      if os.path.isfile(path):
+        return path
+    path = os.path.join(self._folder, name)
+    raise turns.SkipError(
+      "missing image", f"{path} is a folder" if os.path.isdir(path) else path
+    )
+
+
+class _Digest:
+  """Hashes of the records of a file: what they say, and show, in order."""
+
+  def __init__(self):
+    self._texts, self._pictures = hashlib.sha256(), hashlib.sha256()
+    self._any_order = 0
+
+  def add(self, record: _Record) -> None:
+    said = (record.sample.system, *record.sample.conversation)
+    text = hashlib.sha256(repr(said).encode()).digest()
+    shown = b"".join(map(_picture, record.paths))
+    picture = hashlib.sha256(shown).digest()
+    self._texts.update(text)
+    self._pictures.update(picture)
+    both = hashlib.sha256(text + picture).digest()
+    self._any_order += int.from_bytes(both[:16])
+
+  def summary(self) -> dict[str, str]:
+    return dict(
+      texts=self._texts.hexdigest()[:32],
+      pictures=self._pictures.hexdigest()[:32],
+      any_order=f"{self._any_order % 2**128:032x}",
+    )
+
+
+def _picture(path: str) -> bytes:
+  """A hash of a file's size and of `_BLOCKS` pieces of it.
+
+  All of a small file: a run over millions of pictures reads 16 KiB of each.
+  """
+  out = hashlib.sha256()
+  with open(path, "rb", buffering=0) as file:
+    size = os.fstat(file.fileno()).st_size
+    out.update(b"%d" % size)
+    last = max(size - _BLOCK, 0)
+    for i in range(_BLOCKS):
+      file.seek(last * i // (_BLOCKS - 1))
+      out.update(file.read(_BLOCK))
+  return out.digest()
 
 
 def from_config(config: config_lib.Config, split: str) -> LlavaJson:
@@ -274,66 +338,17 @@ def _check_row(
   sample: samples.Sample,
   sizes: Sequence[tiling.Size],
 ) -> None:
-  packing.pack(sample, tokenizer, shape, units.of_sizes(sizes, model))
+  seen = units.of_sizes(sizes, model, packing.together(sample))
+  packing.pack(sample, tokenizer, shape, seen)
 
 
-def _read(path: str) -> list[Any]:
-  try:
-    raw = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-  except OSError as error:
-    raise samples.DataError(f"can't read {path}: {error.strerror}") from None
-  except ValueError as error:  # JSON or UTF-8
-    raise samples.DataError(f"{path} is not JSON: {error}") from None
-  if not isinstance(raw, list):
-    raise samples.DataError(
-      f"{path}: a list of samples is needed, got {type(raw).__name__}"
-    )
-  if not raw:
-    raise samples.DataError(f"{path}: the list of samples is empty")
-  return raw
+def _name_of(row: json_rows.Row) -> str:
+  given = row.value.get("id") if isinstance(row.value, dict) else None
+  # The place keeps names apart when ids repeat.
+  return row.place if given is None else _one_line(f"{row.place} (id {given})")
 
 
-def _name_of(entry: Any, number: int) -> str:
-  given = entry.get("id") if isinstance(entry, dict) else None
-  # The number keeps names apart when ids repeat.
-  return f"sample {number}" + (f" (id {given})" if given is not None else "")
-
-
-def _turns(entry: dict[str, Any]) -> tuple[samples.Turn, ...]:
-  said = entry.get("conversations")
-  if said is None:
-    raise _Skip("absent key", "no conversations")
-  if not isinstance(said, list) or not said or len(said) % 2:
-    raise _Skip("odd turns", "conversations is not a list of pairs of turns")
-  texts = []
-  for i, one in enumerate(said):
-    who = ("human", "gpt")[i % 2]
-    if not isinstance(one, dict):
-      raise _Skip("not an object", f"turn {i} is not an object")
-    for key in ("from", "value"):
-      if key not in one:
-        raise _Skip("absent key", f"turn {i} has no {key!r}")
-    if one["from"] != who:
-      raise _Skip("odd turns", f"turn {i} is from {one['from']!r}, not {who!r}")
-    text = one["value"]
-    if not isinstance(text, str):
-      raise _Skip("not a text", f"the value of turn {i} is not a text")
-    if not text.replace(tokenizer_lib.IMAGE, "").strip():
-      raise _Skip("empty turn", f"turn {i} says nothing")
-    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-      raise _Skip("not a text", f"turn {i} holds half a surrogate pair")
-    texts.append(text)
-  pairs = zip(texts[::2], texts[1::2], strict=True)
-  return tuple(samples.Turn(q, a.strip()) for q, a in pairs)
-
-
-def _image_names(entry: dict[str, Any]) -> list[str]:
-  names = entry.get("image", entry.get("images"))
-  if names is None:
-    return []
-  names = [names] if isinstance(names, str) else names
-  if not isinstance(names, list) or not all(
-    isinstance(n, str) and n for n in names
-  ):
-    raise _Skip("not a text", "image is neither a name nor a list of names")
-  return names
+def _one_line(text: str) -> str:
+  """Whatever a file says, as one line that can be printed."""
+  text = " ".join(text[:_LINE].split())
+  return text.encode("utf-8", "backslashreplace").decode()

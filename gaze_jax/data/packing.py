@@ -141,10 +141,11 @@ def pack(
 
   Raises:
     layout.LayoutError: the sample does not fit the row.
-    samples.DataError: its turns have more or fewer `<image>` than images.
+    samples.DataError: its turns have more or fewer `<image>` than images, or
+      the chat format has no system turn for its system text.
   """
   if sample.conversation:
-    parts, left = _trunk(tokenizer, ()), list(images)
+    parts, left = _trunk(tokenizer, (), sample.system), list(images)
     for i, t in enumerate(sample.conversation):
       count = t.question.count(tokenizer_lib.IMAGE)
       mine, left = left[:count], left[count:]
@@ -156,6 +157,14 @@ def pack(
     for i, q in enumerate(sample.questions):
       parts += turn(tokenizer, q.text, q.answer, branch=i + 1, number=i)
   return layout.lay_out(parts, shape)
+
+
+def together(sample: samples.Sample) -> tuple[int, ...] | None:
+  """How many images each turn of a conversation brings; None without turns."""
+  if not sample.conversation:
+    return None
+  said = (turn.question for turn in sample.conversation)
+  return tuple(text.count(tokenizer_lib.IMAGE) for text in said)
 
 
 def empty(shape: layout.RowShape) -> dict[str, np.ndarray]:

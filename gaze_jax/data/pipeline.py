@@ -147,7 +147,8 @@ class Rows:
     model = self.config.model
     if self.features is None:
       sample = self.source.sample(index, epoch)
-      seen = units_lib.of_images(sample.images, model)
+      together = packing.together(sample)
+      seen = units_lib.of_images(sample.images, model, together)
       pixels = units_lib.join([one.pixels for one in seen], model)
       return sample, [one.units for one in seen], pixels
     sample, cached = self.source.text(index, epoch), self.features[index]

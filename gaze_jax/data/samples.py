@@ -67,12 +67,14 @@ class Sample:
     questions: asked apart from each other, a branch each.
     things: the named things of the first image, for routing accuracy.
     conversation: turns that see each other; either this or `questions`.
+    system: the system text of a conversation; None for that of the chat format.
   """
 
   images: tuple[np.ndarray, ...]
   questions: tuple[Question, ...] = ()
   things: tuple[Thing, ...] = ()
   conversation: tuple[Turn, ...] = ()
+  system: str | None = None
 
 
 @typing.runtime_checkable

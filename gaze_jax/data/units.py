@@ -35,42 +35,59 @@ class Seen:
 
 
 def of_images(
-  images: Sequence[Picture], model: config_lib.ModelConfig
+  images: Sequence[Picture],
+  model: config_lib.ModelConfig,
+  together: Sequence[int] | None = None,
 ) -> list[Seen]:
   """The images of one sample, one for one.
 
   Without tiling each is a unit, with NaFlex of its own grid. With AnyRes an
-  image alone is a unit as a whole and a unit in tiles; each of several is a
-  square and a newline.
+  image alone in its turn is a unit as a whole and a unit in tiles; each of
+  several is a square and a newline. (What a later turn brings can't change what
+  was read, so turns are apart in training as well. A processor of transformers
+  that is given all turns at once makes squares of them.)
 
   Args:
     images: uint8 [h, w, 3] each, or RGB images of PIL.
     model: the model.
+    together: how many of them come in each turn; all at once by default.
 
   Raises:
     images.ImageError: an image is something else.
   """
   arrays = [_checked(image) for image in images]
-  units = of_sizes([a.shape[:2] for a in arrays], model)
-  if model.tiling.kind == "none":
-    pixels = [_whole(a, model) for a in arrays]
-  elif len(arrays) > 1:
-    pixels = [anyres.padded_square(a, model) for a in arrays]
-  else:  # one whose tiles make no grid is the whole alone
-    tiles = [sum(u.tiles for u in us) for us in units]
-    cut = zip(arrays, tiles, strict=True)
-    pixels = [anyres.squares(a, model)[:n] for a, n in cut]
+  units = of_sizes([a.shape[:2] for a in arrays], model, together)
+  pixels = []
+  for array, its, alone in zip(
+    arrays, units, _alone(len(arrays), together), strict=True
+  ):
+    if model.tiling.kind == "none":
+      pixels.append(_whole(array, model))
+    elif alone:  # one whose tiles make no grid is the whole alone
+      tiles = sum(u.tiles for u in its)
+      pixels.append(anyres.squares(array, model)[:tiles])
+    else:
+      pixels.append(anyres.padded_square(array, model))
   return [Seen(p, us) for p, us in zip(pixels, units, strict=True)]
 
 
+def _alone(images: int, together: Sequence[int] | None) -> list[bool]:
+  """Whether each image is the only one of its turn."""
+  turns = (images,) if together is None else together
+  return [n == 1 for n in turns for _ in range(n)]
+
+
 def of_sizes(
-  sizes: Sequence[tiling.Size], model: config_lib.ModelConfig
+  sizes: Sequence[tiling.Size],
+  model: config_lib.ModelConfig,
+  together: Sequence[int] | None = None,
 ) -> list[tuple[layout.Unit, ...]]:
   """The units of the images of one sample, one for one, as in `of_images`.
 
   Args:
     sizes: height and width of each image.
     model: the model.
+    together: as in `of_images`.
   """
   vision, side = model.vision, model.vision.grid
   whole = layout.Unit(side, side)
@@ -79,10 +96,12 @@ def of_sizes(
     return [(layout.Unit(*grid),) for grid in grids]
   if model.tiling.kind == "none":
     return [(whole,)] * len(sizes)
-  if len(sizes) > 1:
-    return [(layout.Unit(side, side, tail=1),)] * len(sizes)
-  grids = [anyres.grid_unit(size, model) for size in sizes]
-  return [(whole,) if grid is None else (whole, grid) for grid in grids]
+  out = []
+  for size, alone in zip(sizes, _alone(len(sizes), together), strict=True):
+    grid = anyres.grid_unit(size, model) if alone else None
+    square = whole if alone else layout.Unit(side, side, tail=1)
+    out.append((square,) if grid is None else (square, grid))
+  return out
 
 
 def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:

@@ -1,15 +1,19 @@
 """How a question is put: its budget, its marks, and the ids of each turn."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gaze_jax import api
 from gaze_jax import packages
 from gaze_jax import types
 from gaze_jax.api import ask as ask_lib
 from gaze_jax.data import gguf_tokenizer
+from gaze_jax.data import pipeline
+from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
 
@@ -239,3 +243,44 @@ def test_views_have_the_numbers_of_their_row(ours):
   assert first == list(range(9)) and second == list(range(9, 18))
   none = ask_lib.prepare(api.Ask(Q), ours.model.config, ours.tokenizer)
   assert (none.regions, none.most, none.views) == (0, 0, ())
+
+
+def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
+  """With tiles a picture alone in its turn is tiled, in a row as when asked."""
+  rng = np.random.default_rng(0)
+  pictures = [
+    rng.integers(0, 256, size, np.uint8) for size in ((60, 150, 3), (90, 40, 3))
+  ]
+  said = []
+  for i, picture in enumerate(pictures):
+    Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    said.append({"from": "human", "value": f"<image>\n{Q}"})
+    said.append({"from": "gpt", "value": "a fox"})
+  row = dict(images=["0.png", "1.png"], conversations=said)
+  (tmp_path / "data.json").write_text(json.dumps([row]))
+  config = tiny_config(
+    model__tiling=dict(kind="anyres", pinpoints=[[70, 140], [140, 70]]),
+    data__source="llava_json",
+    data__path=str(tmp_path / "data.json"),
+    data__max_units=4,
+    data__sequence_length=400,
+    train__features="none",
+  )
+  rows = pipeline.Rows(config, sources.make(config, "train"))
+  trained = rows.batch([(0, 0)], rows=1).batch
+  tokenizer = tokenizer_lib.Tokenizer.load()
+  answered = context_lib.empty(config.model)
+  answered = dataclasses.replace(answered, turns=1)
+  asked = [
+    ask_lib.prepare(api.Ask(Q, after, images=[p]), config, tokenizer).batch
+    for p, after in zip(pictures, (None, answered), strict=True)
+  ]
+
+  def tokens(batch):
+    units = batch.layout.unit[0][batch.layout.role[0] == types.Role.VISUAL]
+    return np.unique(units, return_counts=True)[1].tolist()
+
+  assert tokens(trained) == [*tokens(asked[0]), *tokens(asked[1])]
+  assert len(tokens(trained)) == 4
+  pixels = np.concatenate([batch.images[0] for batch in asked])
+  np.testing.assert_array_equal(trained.images[0][: len(pixels)], pixels)

@@ -236,6 +236,17 @@ def test_images_become_units():
   assert seen.pixels.shape[0] == sum(u.tiles for u in seen.units)
 
 
+def test_images_of_a_turn_are_together():
+  one, two = picture((30, 60)), picture((60, 30), 1)
+  alone = [units.of_images([x], SMALL)[0] for x in (one, two)]
+  pair = units.of_images([one, two], SMALL)
+  got = units.of_images([one, one, two, two], SMALL, (1, 2, 0, 1))
+  for seen, want in zip(got, [alone[0], *pair, alone[1]], strict=True):
+    assert seen.units == want.units
+    np.testing.assert_array_equal(seen.pixels, want.pixels)
+  assert alone[0].units != pair[0].units
+
+
 @pytest.mark.parametrize(
   "image",
   [

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def folder(tmp_path):
     array = rng.integers(0, 256, (40, 30, 3), np.uint8)
     Image.fromarray(array).save(inside / name)
   Image.fromarray(array).save(tmp_path / "outside.png")
-  (inside / "text.png").write_text("hello")
+  for name in ("text.png", "film.mp4", "talk.mp3"):
+    (inside / name).write_text("hello")
+  (inside / "sub").mkdir()
   Image.fromarray(np.zeros((200, 200), np.uint8)).save(inside / "large.png")
   whole = (inside / "a.png").read_bytes()
   (inside / "short.png").write_bytes(whole[: len(whole) // 2])
@@ -114,9 +117,21 @@ BAD = {
   "absent key ": entry(conversations=[human("<image> a"), {"from": "gpt"}]),
   "absent key  ": entry(conversations=[{"value": "<image>"}, gpt("x")]),
   "empty turn": entry(conversations=[human("<image> a"), gpt("  ")]),
-  "empty turn ": entry(conversations=[human("<image>\n"), gpt("a")]),
+  "empty turn ": entry(image=..., conversations=[human("\n"), gpt("a")]),
   "image outside the folder": entry(image="../outside.png"),
   "image outside the folder ": entry(image="/etc/hostname"),
+  "image outside the folder  ": entry(image="..\\outside.png"),
+  "missing image ": entry(image="sub"),
+  "missing image  ": entry(image="\udcff\x00.png"),
+  "video": entry(image="film.mp4"),
+  "audio": entry(image="talk.mp3"),
+  "two keys": entry(images=["b.png"]),
+  "'system' turn": entry(
+    conversations=[
+      {"from": "system", "value": "Be brief."},
+      *entry()["conversations"],
+    ]
+  ),
   "image count": entry(conversations=[human("no mark"), gpt("x")]),
   "image count ": entry(image=...),
   "image count  ": entry(image=["a.png", "b.png"]),
@@ -142,6 +157,62 @@ def test_a_bad_sample_is_counted_and_named(folder, caplog, reason):
   assert s.skipped == {reason.strip(): 1}
   assert len(s) == 1 and s[0].conversation
   assert "sample 1" in caplog.text and reason.strip() in caplog.text
+
+
+def test_the_log_names_the_first_of_each_kind_and_counts_all(folder, caplog):
+  bad = [BAD["missing image"]] * 3 + [BAD["image count"]] * 2
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    make(folder, [*bad, *[entry()] * 5])
+  said = [
+    r.getMessage().removeprefix(f"{folder}/data.json: ") for r in caplog.records
+  ]
+  assert len(said) == 3
+  assert said[0].startswith("skipped sample 0 (id x): missing image: ")
+  assert said[1].startswith("skipped sample 3 (id x): image count: ")
+  assert said[2] == (
+    "5 of 10 samples can't be used (3 missing image, 2 image count)"
+  )
+
+
+def test_lines_are_named_by_their_number(folder, caplog):
+  good = json.dumps(entry())
+  path = folder / "data.jsonl"
+  path.write_text(f"{good}\n{good[:20]}\n\n{good}\n[1]\n")
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    s = llava.LlavaJson(
+      str(path),
+      image_folder=f"{folder}/images",
+      max_skipped=0.5,
+      max_pixels=9999,
+    )
+  assert len(s) == 2 and s.skipped == {"not JSON": 1, "not an object": 1}
+  assert "skipped line 2: not JSON: " in caplog.text
+  assert "skipped line 5: not an object: " in caplog.text
+
+
+@pytest.mark.parametrize(
+  "there, named",
+  [
+    ("caf\u00e9.png", "cafe\u0301.png"),
+    ("cafe\u0301.png", "caf\u00e9.png"),
+    ("sub/d.png", "sub\\d.png"),
+    ("sub/caf\u00e9.png", ".\\sub\\cafe\u0301.png"),
+    ("a\\b.png", "a\\b.png"),  # a name of this system with a backslash in it
+  ],
+)
+def test_names_of_other_systems(folder, there, named):
+  picture = (folder / "images" / "a.png").read_bytes()
+  (folder / "images" / there).write_bytes(picture)
+  s = make(folder, [entry(image=named)])
+  assert s.skipped == {} and s[0].images[0].shape == (40, 30, 3)
+
+
+def test_whatever_a_row_is_called_is_one_line(folder):
+  bad = entry(id="a\nb\ud800", image="n\n\ud800.png")
+  with pytest.raises(samples.DataError) as error:
+    make(folder, [bad])
+  text = str(error.value)
+  assert "\n" not in text and text.encode() and "(id a b\\ud800)" in text
 
 
 # Squares of 2 x 2 tokens. 28 x 56 pixels become 4 + 2 x 5 and two context
@@ -242,24 +313,6 @@ def test_broken_bodies_count_towards_the_share(folder):
     s.sample(1)
 
 
-@pytest.mark.parametrize(
-  "text, words",
-  [
-    ("{", "not JSON"),
-    ("{}", "a list of samples is needed, got dict"),
-    ("[]", "is empty"),
-    ("\udcff", "not JSON"),
-  ],
-)
-def test_a_file_that_is_no_list_of_samples(tmp_path, text, words):
-  path = tmp_path / "x.json"
-  path.write_bytes(text.encode("utf-8", "surrogateescape"))
-  with pytest.raises(samples.DataError, match=words):
-    llava.LlavaJson(
-      str(path), image_folder="", max_skipped=1.0, max_pixels=1000
-    )
-
-
 def test_missing_file_and_folder(tmp_path):
   with pytest.raises(samples.DataError, match="can't read .*none.json: No"):
     llava.LlavaJson(
@@ -287,10 +340,50 @@ def test_splits(folder):
   assert len(make(folder, [entry()], config=config, split="new")) == 1
 
 
-def test_the_fingerprint_changes_with_json_and_images(folder):
-  base = make(folder, [entry()]).fingerprint()
-  assert make(folder, [entry()]).fingerprint() == base
-  other = [entry(conversations=[human("<image> b"), gpt("c")])]
-  assert make(folder, other).fingerprint() != base
-  os.utime(folder / "images" / "a.png", (1, 1))
-  assert make(folder, [entry()]).fingerprint() != base
+def test_what_tells_the_samples_from_others(folder):
+  other = [human("<image> b"), gpt("c")]
+  rows = [
+    entry(),
+    entry(image="b.png"),
+    entry(image="c.png", conversations=other),
+  ]
+  base = make(folder, rows)
+  moved = folder / "moved"
+  shutil.copytree(folder / "images", moved)
+  os.utime(moved / "a.png", (1, 1))
+  renamed = json.loads(json.dumps(rows))
+  (moved / "b.png").rename(moved / "d.png")
+  renamed[1] |= dict(image="d.png", id="y", source="elsewhere")
+  same = make(folder, renamed, config=dict(image_folder=str(moved)))
+  assert same.content() == base.content() and len(base.content()) == 4
+  assert same.fingerprint() == base.fingerprint()
+
+  def differs(rows):
+    one = make(folder, rows).content()
+    return {key for key in one if one[key] != base.content()[key]}
+
+  assert differs(rows[::-1]) == {"texts", "pictures"}
+  assert differs([rows[1], rows[0], rows[2]]) == {"pictures"}
+  said = [human("<image> b"), gpt("d")]
+  answered = [*rows[:2], entry(image="c.png", conversations=said)]
+  assert differs(answered) == {"texts", "any_order"}
+  assert differs(rows[:2]) == {"samples", "texts", "pictures", "any_order"}
+  assert differs([BAD["missing image"], *rows]) == set()
+  content = bytearray((folder / "images" / "a.png").read_bytes())
+  content[-20] ^= 1
+  (folder / "images" / "a.png").write_bytes(content)
+  assert differs(rows) == {"pictures", "any_order"}
+  assert make(folder, rows).fingerprint() != base.fingerprint()
+
+
+def test_a_large_picture_is_told_by_pieces_of_it(tmp_path):
+  file = tmp_path / "x"
+  file.write_bytes(bytes(10**6))
+  base = llava._picture(str(file))
+  for at in (0, 333_000, 666_000, 10**6 - 1):
+    content = bytearray(10**6)
+    content[at] = 1
+    file.write_bytes(content)
+    assert llava._picture(str(file)) != base
+  file.write_bytes(bytes(10**6 - 1))
+  assert llava._picture(str(file)) != base

@@ -115,6 +115,18 @@ def test_images_are_as_many_as_their_marks(given, says):
     packing.pack(sample, TOKENIZER, SHAPE, given)
 
 
+def test_a_caption_asks_with_its_image_alone():
+  turns = tuple(samples.Turn(q, "no") for q in ("<image>", "<image>\n", "is?"))
+  sample = samples.Sample((), conversation=turns[:1])
+  assert packing.together(sample) == (1,)
+  row = packing.pack(sample, TOKENIZER, SHAPE, ONE)
+  image = [0] * 3
+  assert used(row, "tokens") == [1, *image, 3, 4, *ids("no"), 2]
+  sample = samples.Sample((), conversation=turns)
+  assert packing.together(sample) == (1, 1, 0)
+  assert packing.together(samples.Sample((IMAGE,))) is None
+
+
 def test_text_only_conversation():
   sample = samples.Sample((), conversation=(samples.Turn("hello", "you"),))
   row = packing.pack(sample, TOKENIZER, SHAPE, [])
@@ -223,6 +235,18 @@ def test_chatml_questions_share_the_turn_that_holds_the_image(smollm2):
   scored = row["answer_slots"][row["answer_slots"] >= 0]
   said = [*smollm2.encode("top left"), 2, *smollm2.encode("fox"), 2]
   assert row["tokens"][scored + 1].tolist() == said
+
+
+def test_chatml_conversation_with_a_system_text(smollm2):
+  turns = (samples.Turn("hello", "you"),)
+  sample = samples.Sample((), conversation=turns, system="Be brief.")
+  row = packing.pack(sample, smollm2, WIDE, [])
+  assert texts(smollm2, row) == {
+    0: "<|im_start|>system|Be brief.<|im_end|>|<|im_start|>user|"
+    f"hello{ASKED}you<|im_end|>"
+  }
+  with pytest.raises(samples.DataError, match="no system turn"):
+    packing.pack(sample, TOKENIZER, SHAPE, [])
 
 
 def test_chatml_conversation(smollm2):
