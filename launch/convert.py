@@ -1,7 +1,7 @@
 """Converts weights between transformers' format and ours.
 
 python launch/convert.py --from=HF_DIR --to=DIR        in (or from a WORKDIR)
-python launch/convert.py --from=DIR --export=HF_DIR    out
+python launch/convert.py --from=DIR --export=HF_DIR    out (or from a WORKDIR)
 python launch/convert.py --from=DIR --verify=HF_DIR    same numbers?
 python launch/convert.py --inspect=DIR                 what is in it
 python launch/convert.py --from=HF_DIR --vision=VISION_HF_DIR \
@@ -16,7 +16,6 @@ from absl import flags
 from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax.convert import convert
-from gaze_jax.convert import export
 from gaze_jax.evals import weights
 
 # Only a model that is made of two needs a config.
@@ -49,7 +48,7 @@ def main() -> None:
   elif to:
     weights.take_in(source, to, dtype=dtype, dry=dry)
   if out:
-    export.to_hf(source, None if dry else out, dtype=dtype)
+    weights.give_out(source, out, dtype=dtype, dry=dry)
   for place in filter(None, (to, out)):
     print(f"{source} {'fits' if dry else 'is now in'} {place}")
   if reference:

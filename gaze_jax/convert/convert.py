@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ def assemble(
       )
     hf.refuse_other(checkpoint.directory, checkpoint.model, model, part)
     parts += [p for p in leaves(checkpoint, dtype) if p.path[0] == part]
-  parts += _new(model, None, dtype or "float32")
+  parts += _new(model, dtype or "float32")
   if to is None:
     return
   with writer_lib.destination(to) as directory:
@@ -128,37 +128,36 @@ def leaves(c: hf.Checkpoint, dtype: str | None = None) -> list[store.Leaf]:
     kind = np.dtype(dtype) if dtype else found.pop()
     part = functools.partial(entry.read, read=c.source.read)
     out.append(store.Leaf(entry.path, entry.shape, kind, part))
-  if "projector" in c.parts:
-    out += _context(c, out[0].dtype)
-  return out
+  return out + (_context(c) if "projector" in c.parts else [])
 
 
-def _context(c: hf.Checkpoint, dtype: np.dtype) -> list[store.Leaf]:
-  """Context tokens: those that `export.to_hf` put beside, or new ones."""
-  beside = c.directory / hf.GAZE_FILE
-  if beside.exists():
-    found = store.leaves_of(tensors.Source(beside))
-    want = {
-      "projector/context": (c.model.gaze.context_tokens, c.model.decoder.width)
-    }
-    got = {leaf.name: leaf.shape for leaf in found}
-    if problems := keys.differences(want, got):
-      raise errors.ConversionError(
-        f"{beside}: not the context tokens of this model: {'; '.join(problems)}"
-      )
-    return found
-  return _new(c.model, hf.NEW["projector"], dtype)
+def _context(c: hf.Checkpoint) -> list[store.Leaf]:
+  """Context tokens, which `export.write` put beside; a model may have none."""
+  beside, count = c.directory / hf.GAZE_FILE, c.model.gaze.context_tokens
+  if not beside.exists() and not count:
+    return []
+  if not beside.exists():
+    raise errors.ConversionError(
+      f"{beside}: no such file, and config.json has {hf.GAZE_KEY} ="
+      f" {{context_tokens: {count}, ...}}; copy it from where the checkpoint"
+      " was written"
+    )
+  found = store.leaves_of(tensors.Source(beside))
+  want = {"projector/context": (count, c.model.decoder.width)} if count else {}
+  got = {leaf.name: leaf.shape for leaf in found}
+  if problems := keys.differences(want, got):
+    raise errors.ConversionError(
+      f"{beside}: not the context tokens of this model: {'; '.join(problems)}"
+    )
+  return found
 
 
-def _new(
-  model: config_lib.ModelConfig, names: Iterable[str] | None, dtype: Any
-) -> list[store.Leaf]:
-  """New leaves of the projector, from seed 0; all of them by default."""
+def _new(model: config_lib.ModelConfig, dtype: Any) -> list[store.Leaf]:
+  """New leaves of the projector, from seed 0."""
 
   @jax.jit  # what is not returned is not computed
   def init():
-    new = nn.meta.unbox(mllm.init(model, jax.random.key(0)))["projector"]
-    return {k: v for k, v in new.items() if names is None or k in names}
+    return nn.meta.unbox(mllm.init(model, jax.random.key(0)))["projector"]
 
   cast = jax.tree.map(lambda x: np.asarray(x).astype(dtype), init())
   return store.from_params({"projector": cast})
@@ -192,12 +191,12 @@ def inspect(directory: pathlib.Path) -> str:
   if store.is_stored(directory):
     stored = store.open_stored(directory)
     what, model, parts = "ours", stored.config.model, stored.parts
-    found, rest = stored.source.tensors, ()
+    used, rest = stored.leaves, ()
   else:
     c = hf.open_checkpoint(directory)
     what = f"transformers, {c.raw['model_type']}, layout of names {c.layout}"
-    model, parts, found, rest = c.model, c.parts, c.source.tensors, c.unused
-  used = [t for name, t in found.items() if name not in rest]
+    model, parts, rest = c.model, c.parts, c.unused
+    used = [t for name, t in c.source.tensors.items() if name not in rest]
   kinds = collections.Counter(t.dtype.name for t in used)
   size = sum(t.bytes for t in used)
   return "\n".join(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
 from gaze_jax.convert import hf
@@ -24,6 +25,27 @@ from gaze_jax.convert import writer as writer_lib
 def to_hf(
   source: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
 ) -> None:
+  """Writes a directory of ours as a checkpoint that transformers loads.
+
+  Args:
+    source: a directory of `convert.to_ours` or `convert.assemble`.
+    to: as in `write`.
+    dtype: likewise.
+
+  Raises:
+    ConversionError: as in `write`; or it is no such directory.
+  """
+  if not store.is_stored(source):
+    raise errors.ConversionError(
+      f"{source}: not a directory of ours nor a workdir of launch/train.py;"
+      " make one with --to, from a checkpoint of transformers"
+    )
+  write(store.open_stored(source), to, dtype=dtype)
+
+
+def write(
+  stored: store.Stored, to: pathlib.Path | None, *, dtype: str | None = None
+) -> None:
   """Writes weights of ours as a checkpoint that transformers loads.
 
   What came from such a checkpoint goes back bitwise, under its own names.
@@ -31,7 +53,7 @@ def to_hf(
   beside the model, where `convert.to_ours` finds them again.
 
   Args:
-    source: a directory of `convert.to_ours` or `convert.assemble`.
+    stored: the weights.
     to: a directory that does not exist yet, or is empty; None checks
       everything and writes nothing.
     dtype: "float32", "bfloat16" or "float16"; as stored by default.
@@ -40,21 +62,14 @@ def to_hf(
     ConversionError: no family of transformers computes this model; nothing is
       left at `to`.
   """
-  if not store.is_stored(source):
-    raise errors.ConversionError(
-      f"{source}: not a directory of ours; make one with --to, from a workdir"
-      " of launch/train.py or a checkpoint of transformers"
-    )
-  stored = store.open_stored(source)
   model, origin = stored.config.model, stored.origin
-  files = source / store.SOURCE
+  files = stored.directory / store.SOURCE
   kept = (files / "config.json").exists()
   raw = hf.read_json(files / "config.json") if kept else _config(stored)
   family = families.find(raw)
   layout = family.layouts[origin.layout or family.written]
-  if kept:
-    _refuse_changed(files, stored)
-  by_path = {leaf.path: leaf for leaf in stored.leaves()}
+  described = _described(files, stored) if kept else family.model(raw, None)
+  by_path = {leaf.path: leaf for leaf in stored.leaves}
   out = []
   for entry in hf.bind(model, stored.parts, raw, layout):
     leaf = by_path.pop(entry.path)
@@ -62,17 +77,18 @@ def to_hf(
     if entry.path == hf.EMBEDDING and origin.alias:
       head = dataclasses.replace(entry, sources=(origin.alias,))
       out += _torch_leaves(head, leaf, dtype)
-  new = [leaf for leaf in by_path.values() if leaf.shape[0]]
+  new = list(by_path.values())
   if to is None:
     return
   with writer_lib.destination(to) as directory:
-    rest = _unused(source, dtype) if kept else _filler(stored, raw, layout)
+    rest = _unused(stored, dtype) if kept else _filler(stored, raw, layout)
     store.write_leaves(directory, out + rest)
     hf.keep_files(files, directory, hf.FILES)
     changed = {k: dtype for k in ("dtype", "torch_dtype") if dtype and k in raw}
     if new:
       store.write_leaves(directory / hf.GAZE_FILE, new)
-      changed[hf.GAZE_KEY] = dataclasses.asdict(model.gaze)
+    if model.gaze != described.gaze:
+      changed[hf.GAZE_KEY] = hf.gaze_to_json(model.gaze)
     if changed or not kept:
       _write_json(directory / "config.json", raw | changed)
     pictures = directory / "preprocessor_config.json"
@@ -80,12 +96,19 @@ def to_hf(
       _write_json(pictures, llava.preprocessor_to_hf(model))
 
 
-def _refuse_changed(files: pathlib.Path, stored: store.Stored) -> None:
-  """The model must still be the one that the kept config.json describes."""
+def _described(
+  files: pathlib.Path, stored: store.Stored
+) -> config_lib.ModelConfig:
+  """The model of the kept config.json, which must still be this one.
+
+  Raises:
+    ConversionError: naming each field that differs.
+  """
   _, _, found = hf.read_configs(files)
   # A newline that a run without tiles has dropped would be missing there.
   for part in (*stored.parts, "tiling"):
     hf.refuse_other(files, found, stored.config.model, part)
+  return found
 
 
 def _torch_leaves(
@@ -109,9 +132,9 @@ def _torch_leaves(
     )
 
 
-def _unused(source: pathlib.Path, dtype: str | None) -> list[store.Leaf]:
+def _unused(stored: store.Stored, dtype: str | None) -> list[store.Leaf]:
   """What the source had and nothing here computes with."""
-  path = source / store.UNUSED
+  path = stored.directory / store.UNUSED
   kept = store.leaves_of(tensors.Source(path)) if path.exists() else []
   if not dtype:
     return kept

@@ -17,6 +17,7 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
+from gaze_jax import schema as schema_lib
 from gaze_jax import tiling
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
@@ -27,7 +28,7 @@ _HEAD = "head.weight"
 EMBEDDING = ("decoder", "embedding")
 # Context tokens in a directory of transformers, and their options in its
 # config.json: ours, and ignored by it.
-GAZE_FILE, GAZE_KEY = "gaze.safetensors", "gaze"
+GAZE_FILE, GAZE_KEY, _SCHEMA = "gaze.safetensors", "gaze", 1
 # Files of a checkpoint that are kept as they are.
 CONFIGS = ("config.json", "generation_config.json")
 PICTURES = (
@@ -152,7 +153,7 @@ def read_configs(
   try:
     model = family.model(raw, preprocessor)
     if GAZE_KEY in raw:
-      gaze = config_lib.read(config_lib.GazeConfig, raw[GAZE_KEY], GAZE_KEY)
+      gaze = _gaze(directory / "config.json", raw[GAZE_KEY])
       model = dataclasses.replace(model, gaze=gaze)
     config_lib.from_config_dict(config_lib.to_dict(config_for(model)))
   except errors.ConversionError:
@@ -164,6 +165,18 @@ def read_configs(
       f"{directory}/config.json: a value is of a kind that it can't be: {error}"
     ) from None
   return raw, family, model
+
+
+def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:
+  """What stands under `GAZE_KEY` in a config.json."""
+  return {schema_lib.KEY: _SCHEMA} | config_lib.to_dict(gaze)
+
+
+def _gaze(where: pathlib.Path, said: Any) -> config_lib.GazeConfig:
+  if isinstance(said, Mapping):
+    schema_lib.read(said, f"{where}: {GAZE_KEY}", _SCHEMA)
+    said = {k: v for k, v in said.items() if k != schema_lib.KEY}
+  return config_lib.read(config_lib.GazeConfig, said, GAZE_KEY)
 
 
 def config_for(model: config_lib.ModelConfig) -> config_lib.Config:

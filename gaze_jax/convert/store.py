@@ -13,6 +13,7 @@ device reads its own part of a leaf and no more.
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import tqdm
 
 from gaze_jax import config as config_lib
+from gaze_jax import schema as schema_lib
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
 from gaze_jax.convert import hf
@@ -30,7 +32,8 @@ from gaze_jax.convert import tensors
 from gaze_jax.convert import writer as writer_lib
 
 NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
-_VERSION = 1
+# 1 could hold leaves without elements: context tokens of a model without any.
+_SCHEMA = 2
 _SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
 
@@ -71,6 +74,11 @@ class Leaf:
   def name(self) -> str:
     return "/".join(self.path)
 
+  @property
+  def bytes(self) -> int:
+    """On disk."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
   def blocks(self) -> Iterator[np.ndarray]:
     """The leaf in pieces along its leading axes, in order, in its dtype.
 
@@ -93,25 +101,24 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """An opened directory.
+  """Weights in our format, unread: a directory, or what would be one.
 
   Attributes:
-    directory: where it is.
+    directory: where the files are that came with them, for the way back.
     config: the config that goes with the weights.
-    parts: the keys of the parameters that are here.
+    leaves: every leaf that is here.
     origin: where they came from.
-    source: its tensors.
   """
 
   directory: pathlib.Path
   config: config_lib.Config
-  parts: tuple[str, ...]
+  leaves: tuple[Leaf, ...]
   origin: Origin
-  source: tensors.Source
 
-  def leaves(self) -> list[Leaf]:
-    """Every leaf that is here, unread."""
-    return leaves_of(self.source)
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """The keys of the parameters that are here."""
+    return tuple(sorted({leaf.path[0] for leaf in self.leaves}))
 
 
 def leaves_of(source: tensors.Source) -> list[Leaf]:
@@ -132,47 +139,40 @@ def is_stored(directory: pathlib.Path) -> bool:
   return (directory / NAME).is_file()
 
 
-def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-  """The content of gaze.json.
-
-  Raises:
-    ConversionError: it is missing, broken, or of a version that is not known.
-  """
-  manifest = hf.read_json(directory / NAME)
-  absent = {"version", "config", "parts", "origin"} - manifest.keys()
-  if absent or manifest["version"] != _VERSION:
-    raise errors.ConversionError(
-      f"{directory / NAME}: not written by this version of launch/convert.py;"
-      " convert the checkpoint again"
-    )
-  return manifest
-
-
 def open_stored(directory: pathlib.Path) -> Stored:
   """Opens a directory that `write` has written; reads no tensor.
 
   Raises:
     ConversionError: it is none, or its leaves are not those of its config;
       the message lists every difference.
+    SchemaError: it is of a schema that is not known.
   """
-  manifest = read_manifest(directory)
+  manifest = hf.read_json(directory / NAME)
+  schema = schema_lib.read(manifest, directory / NAME, _SCHEMA)
+  if absent := {"config", "parts", "origin"} - manifest.keys():
+    raise errors.ConversionError(
+      f"{directory / NAME}: has no {', '.join(sorted(absent))}; convert the"
+      " checkpoint again"
+    )
   config = config_lib.from_config_dict(manifest["config"])
-  parts = tuple(manifest["parts"])
-  source = tensors.Source(directory)
+  parts = manifest["parts"]
+  leaves = leaves_of(tensors.Source(directory))
+  if schema < 2:
+    leaves = [leaf for leaf in leaves if leaf.bytes]
   want = {
     "/".join((part, *path)): tuple(leaf.shape)
     for part, tree in families.shapes(config.model).items()
     if part in parts
     for path, leaf in keys.flatten(tree)
   }
-  got = {name: t.shape for name, t in source.tensors.items()}
+  got = {leaf.name: leaf.shape for leaf in leaves}
   problems = keys.differences(want, got)
   if problems:
     raise errors.ConversionError(
       f"{directory}: the weights do not fit {NAME}:\n  " + "\n  ".join(problems)
     )
   origin = Origin(**manifest["origin"])
-  return Stored(directory, config, parts, origin, source)
+  return Stored(directory, config, tuple(leaves), origin)
 
 
 def write(
@@ -193,7 +193,7 @@ def write(
   leaves = list(leaves)
   write_leaves(directory, leaves)
   manifest = dict(
-    version=_VERSION,
+    schema=_SCHEMA,
     config=config_lib.to_dict(config),
     parts=sorted({leaf.path[0] for leaf in leaves}),
     origin=dataclasses.asdict(origin),

@@ -95,7 +95,8 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
     )
   results = {}
   for name, split_config in splits.items():
-    results[name] = _split(params, split_config, name, workdir)
+    features = workdir / "features" if cached else None
+    results[name] = _split(params, split_config, name, config, features)
   main = results["new"]["conditions"]
   return dict(
     seconds=time.perf_counter() - start,
@@ -115,12 +116,13 @@ def _split(
   params: mllm.Params,
   config: config_lib.Config,
   split: str,
-  workdir: pathlib.Path,
+  run: config_lib.Config,
+  kept: pathlib.Path | None,
 ) -> dict[str, Any]:
-  source = sources.make(config, split)
-  features = None
-  if config.train.features == "cached":
-    features = features_lib.cached(config, source, workdir / "features")
+  """One split, with features of the run's tower if they are to be kept."""
+  source, features = sources.make(config, split), None
+  if kept:
+    features = features_lib.cached(config, source, kept, run=run)
   conditions = tasks.conditions(config)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()

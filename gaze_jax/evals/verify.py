@@ -192,9 +192,7 @@ def _whole(
   # Context tokens are ours alone.
   gaze = dataclasses.replace(config.gaze, context_tokens=0)
   config = dataclasses.replace(config, gaze=gaze)
-  projector = params["projector"] | {
-    "context": params["projector"]["context"][:0]
-  }
+  projector = {k: v for k, v in params["projector"].items() if k != "context"}
   rng = np.random.default_rng(0)
   side = config.vision.image_size
   picture = rng.integers(0, 256, (side, 2 * side - 5, 3), np.uint8)

@@ -10,6 +10,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.convert import convert
+from gaze_jax.convert import export
 from gaze_jax.convert import hf
 from gaze_jax.convert import store
 from gaze_jax.convert import writer
@@ -46,7 +47,7 @@ def load(
   if store.is_stored(directory):
     stored = store.open_stored(directory)
     config = _with_tokenizer(stored.config, directory / store.SOURCE)
-    return config, store.load(stored.leaves())
+    return config, store.load(stored.leaves)
   if is_run(directory):
     saved = checkpoint.Checkpoints(directory)
     config, params = saved.config(), saved.params()
@@ -92,7 +93,9 @@ def take_in(
   """
   place = None if dry else to
   if is_run(source):
-    _keep_run(source, place, dtype)
+    run = _of_run(source, dtype)
+    if place:
+      _keep(run, place)
   elif store.is_stored(source):
     raise errors.GazeError(
       f"{source}: in our format already; --export=DIR writes that of"
@@ -137,28 +140,56 @@ def compare(ours: pathlib.Path, reference: pathlib.Path) -> str:
   return "\n".join(map(str, verify.verify(ours, reference)))
 
 
-def _keep_run(
-  run: pathlib.Path, to: pathlib.Path | None, dtype: str | None
+def give_out(
+  source: pathlib.Path,
+  to: pathlib.Path,
+  *,
+  dtype: str | None = None,
+  dry: bool = False,
 ) -> None:
-  """Writes the newest checkpoint of a run, whole.
+  """Writes a model of ours in transformers' format.
+
+  Args:
+    source: a directory of launch/convert.py, or a workdir of launch/train.py.
+    to: a new directory.
+    dtype: of the weights; as in the source by default.
+    dry: check everything, write nothing.
+
+  Raises:
+    errors.GazeError: no family of transformers computes it, or `to` is taken.
+  """
+  place = None if dry else to
+  if is_run(source):
+    export.write(_of_run(source), place, dtype=dtype)
+  else:
+    export.to_hf(source, place, dtype=dtype)
+
+
+def _of_run(run: pathlib.Path, dtype: str | None = None) -> store.Stored:
+  """The newest checkpoint of a run, whole.
 
   What the weights that it started from (train.init_from) brought along for
-  the way back is taken over, so that it can be exported.
+  the way back belongs to it, so that it can be exported.
   """
   config, params = load(run)
   kind = np.dtype(dtype or "float32")
-  leaves = [
+  leaves = tuple(
     dataclasses.replace(leaf, dtype=kind) for leaf in store.from_params(params)
-  ]
-  origin, start = store.Origin(), None
-  if config.train.init_from:
-    start = pathlib.Path(config.train.init_from)
-    origin = store.open_stored(start).origin
-  if to is None:
-    return
+  )
+  if not config.train.init_from:
+    return store.Stored(run, config, leaves, store.Origin())
+  start = store.open_stored(pathlib.Path(config.train.init_from))
+  return dataclasses.replace(start, config=config, leaves=leaves)
+
+
+def _keep(stored: store.Stored, to: pathlib.Path) -> None:
+  """Writes weights in our format, and what came with them."""
+  source, unused = (
+    stored.directory / name for name in (store.SOURCE, store.UNUSED)
+  )
   with writer.destination(to) as directory:
-    store.write(directory, config, leaves, origin)
-    if start and (start / store.SOURCE).is_dir():
-      shutil.copytree(start / store.SOURCE, directory / store.SOURCE)
-    if start and (start / store.UNUSED).exists():
-      shutil.copyfile(start / store.UNUSED, directory / store.UNUSED)
+    store.write(directory, stored.config, stored.leaves, stored.origin)
+    if source.is_dir():
+      shutil.copytree(source, directory / store.SOURCE)
+    if unused.exists():
+      shutil.copyfile(unused, directory / store.UNUSED)

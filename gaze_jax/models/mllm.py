@@ -77,11 +77,11 @@ class MLLM(nn.Module):
     visual, context, newline = self.projector(features)
     visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
     visual = shard.constrain(visual, "batch", None, None)
-    context = shard.constrain(context, None, None)
     visual = shard.constrain(_gather(visual, newline, batch), *decoder.SLOTS)
     x = shard.constrain(self.decoder.embed(batch.tokens), *decoder.SLOTS)
     x = jnp.where(role == types.Role.VISUAL, visual, x)
-    if context.shape[0]:
+    if context is not None:
+      context = shard.constrain(context, None, None)
       number = batch.feed if batch.blend is None else batch.feed[..., 0]
       with jax.named_scope("context"):
         number = jax.nn.one_hot(number, context.shape[0])

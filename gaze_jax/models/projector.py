@@ -15,7 +15,7 @@ class Projector(nn.Module):
     config: `ProjectorConfig`.
     width: E, width of the decoder.
     grid: visual tokens a side that the position tables are made for.
-    context_tokens: C.
+    context_tokens: C; with 0 there is no such parameter.
     newline: whether there is a learned newline token.
   """
 
@@ -28,15 +28,15 @@ class Projector(nn.Module):
   @nn.compact
   def __call__(
     self, features: types.Array
-  ) -> tuple[types.Array, types.Array, types.Array | None]:
+  ) -> tuple[types.Array, types.Array | None, types.Array | None]:
     """Projects the features of square units.
 
     Args:
       features: float [B, M, T, F].
 
     Returns:
-      Visual embeddings float32 [B, M, T, E], context embeddings [C, E], and
-      the newline [E] or None.
+      Visual embeddings float32 [B, M, T, E], context embeddings [C, E] or
+      None, and the newline [E] or None.
     """
     x = features.astype(jnp.float32)
     if self.config.input_norm:
@@ -53,15 +53,15 @@ class Projector(nn.Module):
       x += self._positions(int(features.shape[2] ** 0.5))
     x *= self.config.output_scale
     small = nn.initializers.normal(0.02)
-    context = self.param(
-      "context",
-      _named(
-        nn.initializers.normal(self.config.context_std), "context", "embed"
-      ),
-      (self.context_tokens, self.width),
-      jnp.float32,
-    )
-    newline = None
+    context = newline = None
+    if self.context_tokens:
+      spread = nn.initializers.normal(self.config.context_std)
+      context = self.param(
+        "context",
+        _named(spread, "context", "embed"),
+        (self.context_tokens, self.width),
+        jnp.float32,
+      )
     if self.newline:
       newline = self.param(
         "newline", _named(small, "embed"), (self.width,), jnp.float32

@@ -59,6 +59,8 @@ def cached(
   config: config_lib.Config,
   source: samples.Source,
   directory: pathlib.Path,
+  *,
+  run: config_lib.Config | None = None,
 ) -> np.ndarray:
   """Features of every canvas of a source, computed if they are not on disk.
 
@@ -66,6 +68,7 @@ def cached(
     config: names the tower, and the dtype on disk.
     source: its `canvas` and `fingerprint` are used.
     directory: where the file is, or will be.
+    run: whose tower it is, where the pictures are larger than the run's.
 
   Returns:
     A read-only memory map [samples, T, F], or [samples, M, T, F] where a
@@ -77,7 +80,7 @@ def cached(
   path = directory / f"{_key(config, source)}.npy"
   if not path.exists():
     directory.mkdir(parents=True, exist_ok=True)
-    _build(config, source, path)
+    _build(config, source, path, frozen.tower(run or config))
   return np.load(path, mmap_mode="r")
 
 
@@ -96,10 +99,13 @@ def _key(config: config_lib.Config, source: samples.Source) -> str:
 
 
 def _build(
-  config: config_lib.Config, source: samples.Source, path: pathlib.Path
+  config: config_lib.Config,
+  source: samples.Source,
+  path: pathlib.Path,
+  tower: dict[str, Any],
 ) -> None:
   c, units = config.model.vision, config.data.max_units
-  encode = Encoder(c, frozen.tower(config))
+  encode = Encoder(c, tower)
   shape: tuple[int, ...] = (len(source), units, c.tokens, c.width)
   if units == 1:
     shape = (len(source), c.tokens, c.width)

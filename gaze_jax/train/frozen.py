@@ -162,17 +162,15 @@ def _converted(
   if name not in stored.parts:
     return None
   hf.refuse_other(directory, stored.config.model, config.model, name)
-  leaves = [leaf for leaf in stored.leaves() if leaf.path[0] == name]
+  leaves = [leaf for leaf in stored.leaves if leaf.path[0] == name]
   there, here = (
     c.gaze.context_tokens for c in (stored.config.model, config.model)
   )
-  if name == "projector" and there != here:
-    if there:
-      raise errors.GazeError(
-        f"{directory}: {there} context tokens, and the config wants {here};"
-        f" set model.gaze.context_tokens = {there}"
-      )
-    leaves = [leaf for leaf in leaves if leaf.path[1] != "context"]
+  if name == "projector" and there and there != here:
+    raise errors.GazeError(
+      f"{directory}: {there} context tokens, and the config wants {here};"
+      f" set model.gaze.context_tokens = {there}"
+    )
   if name == "projector" and config.model.tiling.kind == "none":
     leaves = [leaf for leaf in leaves if leaf.path[1] != "newline"]
   at = lambda path: functools.reduce(operator.getitem, path, places)

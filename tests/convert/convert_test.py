@@ -236,7 +236,7 @@ def test_a_dtype_can_be_chosen_and_must_hold_the_values(saved, tmp_path):
   path = saved("qwen2")
   convert.to_ours(path, tmp_path / "narrow", dtype="bfloat16")
   stored = store.open_stored(tmp_path / "narrow")
-  assert {leaf.dtype.name for leaf in stored.leaves()} == {"bfloat16"}
+  assert {leaf.dtype.name for leaf in stored.leaves} == {"bfloat16"}
   export.to_hf(tmp_path / "narrow", tmp_path / "wide", dtype="float32")
   want = tensors_of(path)
   for name, tensor in tensors_of(tmp_path / "wide").items():
@@ -264,7 +264,7 @@ def test_a_model_that_lost_its_newline_is_no_onevision(saved, tmp_path):
     stored.config.model, tiling=config_lib.TilingConfig()
   )
   with writer.destination(tmp_path / "plain") as directory:
-    leaves = [x for x in stored.leaves() if x.path[-1] != "newline"]
+    leaves = [x for x in stored.leaves if x.path[-1] != "newline"]
     store.write(directory, hf.config_for(plain), leaves, stored.origin)
     kept = directory / store.SOURCE
     shutil.copytree(tmp_path / "ours" / store.SOURCE, kept)
@@ -388,6 +388,79 @@ def test_other_context_tokens_are_refused(saved, joined, tmp_path):
   safetensors.numpy.save_file(wrong, tmp_path / "back" / "gaze.safetensors")
   with pytest.raises(errors.ConversionError, match="not the context tokens"):
     convert.to_ours(tmp_path / "back", tmp_path / "again")
+  beside = tmp_path / "back" / hf.GAZE_FILE
+  beside.unlink()
+  with pytest.raises(errors.ConversionError, match="no such file, and config"):
+    convert.to_ours(tmp_path / "back", tmp_path / "again")
+  shutil.copytree(saved("llava"), tmp_path / "plain")
+  safetensors.numpy.save_file(wrong, tmp_path / "plain" / hf.GAZE_FILE)
+  with pytest.raises(errors.ConversionError, match="not the context tokens"):
+    convert.to_ours(tmp_path / "plain", tmp_path / "again")
+
+
+def test_a_budget_of_its_own_goes_there_and_back(saved, tmp_path):
+  convert.to_ours(saved("llava"), tmp_path / "ours")
+  stored = store.open_stored(tmp_path / "ours")
+  model = stored.config.model
+  gaze = dataclasses.replace(model.gaze, budget="fixed", top_k=3, region=(2, 2))
+  assert gaze.context_tokens == 0
+  config = hf.config_for(dataclasses.replace(model, gaze=gaze))
+  sparse = dataclasses.replace(stored, config=config)
+  export.write(sparse, tmp_path / "back")
+  assert not (tmp_path / "back" / hf.GAZE_FILE).exists()
+  again, params = weights.load(tmp_path / "back")
+  assert again.model.gaze == gaze and "context" not in params["projector"]
+  file = tmp_path / "back" / "config.json"
+  raw = json.loads(file.read_text())
+  assert raw[hf.GAZE_KEY]["schema"] == 1
+  raw[hf.GAZE_KEY]["schema"] = 2
+  file.write_text(json.dumps(raw))
+  with pytest.raises(errors_lib.GazeError, match="gaze: written as schema 2"):
+    weights.load(tmp_path / "back")
+
+
+def manifest_of(directory, **changes):
+  """Rewrites gaze.json with other values; `...` takes a key away."""
+  file = directory / store.NAME
+  raw = json.loads(file.read_text()) | changes
+  kept = {k: v for k, v in raw.items() if v is not ...}
+  file.write_text(json.dumps(kept))
+
+
+def test_what_was_converted_before_there_were_schemas_is_read(saved, tmp_path):
+  """It had `version`, and a leaf without elements for no context tokens."""
+  convert.to_ours(saved("llava"), tmp_path / "ours")
+  stored = store.open_stored(tmp_path / "ours")
+  none = {"projector": {"context": np.zeros((0, 32), np.float32)}}
+  old = tmp_path / "old"
+  with writer.destination(old) as directory:
+    leaves = [*stored.leaves, *store.from_params(none)]
+    store.write(directory, stored.config, leaves, stored.origin)
+  with pytest.raises(errors.ConversionError, match="unexpected: proj"):
+    store.open_stored(old)
+  manifest_of(old, version=1, schema=...)
+  assert store.open_stored(old).config == stored.config
+  _, params = weights.load(old)
+  _, want = weights.load(tmp_path / "ours")
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+@pytest.mark.parametrize(
+  "changes, says",
+  [
+    (dict(schema=3), "schema 3 by a newer gaze_jax; this one reads up to 2"),
+    (dict(schema="2"), "schema = '2' is no version"),
+    (dict(schema=True), "schema = True is no version"),
+    (dict(schema=0), "schema = 0 is no version"),
+    (dict(origin=...), "has no origin; convert the checkpoint again"),
+  ],
+)
+def test_a_manifest_that_is_not_read(saved, tmp_path, changes, says):
+  convert.to_ours(saved("qwen3"), tmp_path / "ours")
+  manifest_of(tmp_path / "ours", **changes)
+  with pytest.raises(errors_lib.GazeError, match=says) as caught:
+    weights.load(tmp_path / "ours")
+  assert str(tmp_path / "ours" / store.NAME) in str(caught.value)
 
 
 def test_what_transformers_can_not_run_is_said(saved, tmp_path):

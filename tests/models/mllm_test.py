@@ -345,6 +345,17 @@ def test_every_parameter_has_a_logical_name_for_each_axis():
   assert layers.names == ("layers", "embed", "heads", "head_dim")
 
 
+def test_without_context_tokens_there_is_no_such_parameter():
+  none = dataclasses.replace(CONFIG.gaze, context_tokens=0)
+  shapes, names = mllm.abstract(dataclasses.replace(CONFIG, gaze=none))
+  some, _ = mllm.abstract(CONFIG)
+  rest = {k: v for k, v in some["projector"].items() if k != "context"}
+  assert some["projector"]["context"].shape == (3, 32)
+  assert shapes == some | dict(projector=rest)
+  assert "context" not in names["projector"]
+  assert all(x.size for x in jax.tree.leaves(shapes))
+
+
 def test_untied_head_has_its_own_weights():
   make = jax.jit(mllm.init, static_argnums=0)
   untied = nn.meta.unbox(make(_variant(tied=False), jax.random.key(0)))
