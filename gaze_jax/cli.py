@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import fields
 
 _PREFIX = "--config="
 _UNWIND_SECONDS = 30  # for an interrupted command to close what it has open
@@ -188,7 +189,7 @@ def _define_config(argv: list[str]) -> list[str]:
     if not arg.startswith("-") or not name.startswith("config."):
       continue
     if (key := name.removeprefix("config.")) not in known:
-      config_lib.refuse_unknown(key, known)
+      fields.refuse_unknown(key, known)
   rest = [a for a in argv if a not in files]
   config_flags.DEFINE_config_dict(
     "config", config_dict.ConfigDict(merged), sys_argv=rest

