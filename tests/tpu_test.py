@@ -124,6 +124,17 @@ gaze_decode.fetched_bytes = lambda *a, tokens, **k: count(
   assert result.stdout.count("FAILED: moves 1.") == 12
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["highest", "bfloat16"])
+def test_kernels_compile_whatever_precision_is_set(precision):
+  result = _run(
+    "--topologies=v5e:2x2",
+    "--quick",
+    JAX_DEFAULT_MATMUL_PRECISION=precision,
+  )
+  assert result.returncode == 0, result.stderr
+
+
 def _is_one_line(result, says):
   assert result.returncode == 1, result.stdout
   lines = result.stderr.strip().splitlines()

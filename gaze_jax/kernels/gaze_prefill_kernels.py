@@ -22,12 +22,13 @@ _LOWEST = -1e30  # a finite start of the running maximum: no inf - inf
 
 def _dot(a, b, contract):
   """float32 matmul; float32 inputs are not rounded to bfloat16 on the MXU."""
+  # Stated for both, as in gaze_decode.
   exact = a.dtype == jnp.float32
   return jax.lax.dot_general(
     a,
     b,
     (((contract[0],), (contract[1],)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST if exact else None,
+    precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
     preferred_element_type=jnp.float32,
   )
 

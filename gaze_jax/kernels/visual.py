@@ -40,12 +40,54 @@ def attend_visual(
   ready = lambda x: jnp.pad(
     x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, room), (0, lanes))
   )
-  kernel = _kernel(s + room, q, interpret)
   # Every row sees its own key, so that no row is empty.
-  out = jax.vmap(
-    lambda q, k, v, i: kernel(q, k, v, splash.SegmentIds(q=i, kv=i))
-  )(ready(query * d**-0.5), ready(key), ready(value), ids)
+  out = _attend(
+    interpret, ready(query * d**-0.5), ready(key), ready(value), ids
+  )
   return out[:, :, :s, :d].transpose(0, 2, 1, 3).astype(value.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(interpret, query, key, value, ids):
+  """[B, Q, S, D] by [B, H, S, D] of each; ids int32 [B, S]."""
+  with _exactly(query.dtype):
+    return _of_jax(interpret, ids)(query, key, value)
+
+
+def _attend_forward(interpret, query, key, value, ids):
+  with _exactly(query.dtype):
+    return jax.vjp(_of_jax(interpret, ids), query, key, value)
+
+
+def _attend_backward(interpret, pull, gradient):
+  del interpret
+  with _exactly(gradient.dtype):
+    return *pull(gradient), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _of_jax(interpret, ids):
+  """JAX's kernel, of rows with these segments."""
+
+  def attend(query, key, value):
+    kernel = _kernel(query.shape[2], query.shape[1], interpret)
+    one = lambda q, k, v, i: kernel(q, k, v, splash.SegmentIds(q=i, kv=i))
+    return jax.vmap(one)(query, key, value, ids)
+
+  return attend
+
+
+def _exactly(dtype):
+  """Products of float32 that are not rounded, and of bfloat16 as they are.
+
+  JAX's kernels take the precision that a process has set as its default, which
+  Mosaic refuses for bfloat16.
+  """
+  return jax.default_matmul_precision(
+    "highest" if dtype == jnp.float32 else "default"
+  )
 
 
 @functools.lru_cache(maxsize=16)
