@@ -17,8 +17,11 @@ def budget(
 
   progressive: dense for the first `dense_until` of the steps, then log-linear
   down to `final` at `final_at`, then held. constant: `final`. random: as
-  progressive down to `final_at`; from there on every other row draws its K
-  anew from 1 .. `dense`, so that one checkpoint serves every budget.
+  progressive down to `final_at`; from there on one of each two rows draws its
+  K anew from 1 .. `dense`, so that one checkpoint serves every budget. Which of
+  the two is tossed at each step, so a batch of one row draws at every other
+  step. A row's K depends on seed, step and row, and not on how many rows there
+  are.
 
   Args:
     step: 0 .. train.steps - 1.
@@ -43,5 +46,6 @@ def budget(
   out = np.full(rows, k, np.int32)
   if schedule.kind == "random" and share == 1.0:
     rng = np.random.default_rng((train.seed, step))
-    out[1::2] = rng.integers(1, dense + 1, len(out[1::2]))
+    draws = (np.arange(rows) + rng.integers(2)) % 2 == 1
+    out = np.where(draws, rng.integers(1, dense + 1, rows, np.int32), out)
   return out

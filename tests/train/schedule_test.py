@@ -77,10 +77,31 @@ def test_random_is_a_pure_function_of_step_and_seed(random_budget):
 
 
 def test_random_covers_every_budget_in_every_other_row(random_budget):
-  drawn = random_budget(70)
-  assert set(drawn[::2].tolist()) == {4}  # every other row keeps to final
-  assert set(drawn[1::2].tolist()) == set(range(1, 17))
-  assert abs(drawn[1::2].mean() - 8.5) < 1
+  kept = set()
+  for step in range(60, 70):
+    rows = random_budget(step)
+    held, drawn = sorted((rows[::2], rows[1::2]), key=np.ptp)
+    assert set(held.tolist()) == {4}  # every other row keeps to final
+    assert set(drawn.tolist()) == set(range(1, 17))
+    assert abs(drawn.mean() - 8.5) < 1
+    kept.add(int(np.ptp(rows[::2]) > 0))
+  assert kept == {0, 1}  # now the one half, now the other
+
+
+def test_random_draws_for_a_single_row(random_budget):
+  steps = range(3000, 5000)
+  alone = np.array([random_budget(s, rows=1, steps=5000)[0] for s in steps])
+  assert set(alone.tolist()) == set(range(1, 17))
+  assert abs(np.mean(alone != 4) - 15 / 16 / 2) < 0.03
+  seeds = {int(random_budget(70, rows=1, seed=n)[0]) for n in range(200)}
+  assert seeds == set(range(1, 17))
+
+
+def test_random_rows_do_not_depend_on_how_many_there_are(random_budget):
+  for step in range(60, 80):
+    many = random_budget(step, rows=64)
+    for rows in (1, 2, 3, 7, 63):
+      np.testing.assert_array_equal(random_budget(step, rows=rows), many[:rows])
 
 
 def test_random_is_progressive_until_it_draws(random_budget):
