@@ -113,25 +113,6 @@ def row_shape(config: config_lib.Config) -> RowShape:
   )
 
 
-# A `ratio` budget comes in this many parts of the regions in sight.
-RATIO_PARTS = 1000
-
-
-def budgets(config: config_lib.Config) -> tuple[int, int]:
-  """The budget that reads every region, and the one that is trained.
-
-  Both in the unit of `model.gaze.budget`: regions ("fixed"), regions for each
-  unit in sight ("per_unit"), or thousandths of the regions ("ratio").
-  """
-  gaze = config.model.gaze
-  if gaze.budget == "ratio":
-    return RATIO_PARTS, max(round(gaze.ratio * RATIO_PARTS), 1)
-  regions = row_shape(config).regions
-  if gaze.budget == "per_unit":
-    regions //= config.data.max_units
-  return regions, min(gaze.top_k, regions)
-
-
 def balanced_edges(length: int, size: int) -> np.ndarray:
   """Edges that split `length` into parts of at most `size`.
 

@@ -121,23 +121,30 @@ def pages(rows: int, columns: int, tail: int, region: Size) -> tuple[int, int]:
   return parts[0] * parts[1], longest[0] * longest[1] + tail
 
 
-def room(model: config_lib.ModelConfig, units: int) -> dict[str, int]:
-  """What so many units of a row need at most: fields of `layout.RowShape`.
+def unit_regions(model: config_lib.ModelConfig, units: int) -> list[int]:
+  """Regions of each unit of the largest row of so many units.
 
   A tiled image is two units, the whole as one square and the grid.
   """
   region = model.gaze.region
-  needs = [pages(*grid, region) for grid in unit_grids(model)]
-  most = max(count for count, _ in needs)
-  regions, tiles = units * most, 0
+  most = max(pages(*grid, region)[0] for grid in unit_grids(model))
+  if model.tiling.kind == "none":
+    return [most] * units
+  square, _ = pages(model.vision.grid, model.vision.grid, 0, region)
+  pairs, rest = divmod(units, 2)
+  return [square, most] * pairs + [square] * rest
+
+
+def room(model: config_lib.ModelConfig, units: int) -> dict[str, int]:
+  """What so many units of a row need at most: fields of `layout.RowShape`."""
+  tiles = 0
   if model.tiling.kind == "anyres":
-    square, _ = pages(model.vision.grid, model.vision.grid, 0, region)
     pairs, rest = divmod(units, 2)
-    regions = pairs * (square + most) + rest * square
     tiles = max(pairs * (most_tiles(model) + 1) + rest, units)
+  lengths = [pages(*grid, model.gaze.region)[1] for grid in unit_grids(model)]
   return dict(
-    regions=regions,
-    region_length=max(length for _, length in needs),
+    regions=sum(unit_regions(model, units)),
+    region_length=max(lengths),
     tiles=tiles,
     largest_unit=largest_unit(model),
   )

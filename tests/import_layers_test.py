@@ -15,7 +15,7 @@ FILES = sorted(
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "config_rules", "layout", "tiling", "errors"),
-  *("packages", "schema", "fields"),
+  *("packages", "schema", "fields", "budgets"),
 }
 # A room, and the other rooms that it may import.
 ARROWS = {

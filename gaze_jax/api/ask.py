@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-import math
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import layout
@@ -50,8 +50,9 @@ class Ask:
     images: pictures that the question brings along.
     videos: files, or the frames of each.
     frames: how many frames are taken of a video file.
-    top_k: K, in the unit of `model.gaze.budget`; None for the trained one. A
-      K above all regions reads them all, and 0 reads context tokens alone.
+    top_k: K regions, or with a budget per unit K for each; None for the budget
+      that was trained. A K above all regions reads them all, and 0 reads
+      context tokens alone.
     share: the share of the regions to read, 0 to 1, in place of `top_k`.
     max_tokens: at most so many tokens.
     stop: strings that end the answer where they appear; they are cut off.
@@ -84,14 +85,12 @@ class Prepared:
   Attributes:
     batch: `Batch` of one row.
     views: what its units show, in the batch's own numbers of regions.
-    regions: how many regions they have.
-    most: regions of the largest unit.
+    regions: of each unit, how many it has.
   """
 
   batch: types.Batch
   views: tuple[trace.View, ...]
-  regions: int
-  most: int
+  regions: tuple[int, ...]
 
 
 def check(ask: Ask) -> None:
@@ -119,22 +118,20 @@ def check(ask: Ask) -> None:
     raise AskError("a stop string is empty")
 
 
-def budget(ask: Ask, config: config_lib.Config, regions: int, most: int) -> int:
+def budget(ask: Ask, config: config_lib.Config, regions: Sequence[int]) -> int:
   """K of a question, in the unit of `model.gaze.budget`.
 
   Args:
     ask: for `top_k` or `share`.
     config: of the model.
-    regions: regions of the whole row.
-    most: regions of its largest unit.
+    regions: of each unit of the whole row, in reading order.
   """
+  gaze = config.model.gaze
   if ask.top_k is not None:
-    return min(ask.top_k, _ALL)
-  if ask.share is None:
-    return layout.budgets(config)[1]
-  of = dict(fixed=regions, per_unit=most, ratio=layout.RATIO_PARTS)
-  # What rounding adds to a product is no region.
-  return math.ceil(round(ask.share * of[config.model.gaze.budget], 6))
+    return budgets.of_count(gaze, min(ask.top_k, _ALL), regions)
+  if ask.share is not None:
+    return budgets.of_share(gaze, ask.share, regions)
+  return budgets.of_config(config)[1]
 
 
 def prepare_units(
@@ -310,6 +307,5 @@ def _prepared(
       trace.View(v.picture, v.regions + start)
       for v, start in zip(views, starts, strict=False)
     ),
-    regions=int(starts[-1]),
-    most=max(counts, default=0),
+    regions=tuple(counts),
   )

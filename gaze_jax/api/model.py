@@ -193,13 +193,8 @@ class Model(answer_lib.Asked):
   ) -> engine.Row:
     model = self.config.model
     before = ask.after or context_lib.empty(model)
-    most = [before.units.count(u) for u in set(before.units)]
-    budget = ask_lib.budget(
-      ask,
-      self.config,
-      len(before.sizes) + prepared.regions,
-      max([*most, prepared.most]),
-    )
+    units = map(before.units.count, range(before.unit_count))
+    budget = ask_lib.budget(ask, self.config, (*units, *prepared.regions))
     read = reading.read(
       self.params,
       model,

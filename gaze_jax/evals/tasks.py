@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import pipeline
 
@@ -35,15 +37,23 @@ class Condition:
 
 def conditions(config: config_lib.Config) -> list[Condition]:
   """The trained budget beside its controls, then the other budgets."""
-  regions, k = layout.budgets(config)
-  others = sorted({b for b in config.eval.budgets if b not in (k, regions)})
+  every, k = budgets.of_config(config)
+  regions = tiling.unit_regions(config.model, config.data.max_units)
+  others = {
+    b: budgets.of_count(config.model.gaze, b, regions)
+    for b in sorted(set(config.eval.budgets))
+  }
   return [
     Condition("gaze", k),
-    Condition("dense", regions),
-    Condition("blind", regions, image=False),
+    Condition("dense", every),
+    Condition("blind", every, image=False),
     Condition("random_regions", k, "random"),
     Condition("centre_regions", k, "centre"),
-    *(Condition(f"gaze_k{b}", b) for b in others if b < regions),
+    *(
+      Condition(f"gaze_k{b}", other)
+      for b, other in others.items()
+      if other != k and other < every
+    ),
   ]
 
 

@@ -8,8 +8,8 @@ choices over the query heads.
 import jax
 import jax.numpy as jnp
 
+from gaze_jax import budgets
 from gaze_jax import config as config_lib
-from gaze_jax import layout as layout_lib
 from gaze_jax import types
 from gaze_jax.ops import cache
 from gaze_jax.ops import gather
@@ -182,9 +182,12 @@ def allowed(
     dense: True where the layer reads every region.
   """
   count = available_.sum(axis=-1, dtype=jnp.int32)
-  k = jnp.broadcast_to(budget[:, None], count.shape)
+  # What is more than all is all, lest a product overflow.
+  parts = budgets.RATIO_PARTS
+  most = parts if config.budget == "ratio" else available_.shape[-1]
+  k = jnp.broadcast_to(jnp.minimum(budget, most)[:, None], count.shape)
   if config.budget == "ratio":
-    k = -(-count * k // layout_lib.RATIO_PARTS)
+    k = -(-count * k // parts)
   elif config.budget == "per_unit":
     first = jnp.diff(unit, axis=1, prepend=-1) != 0
     k *= (available_ & first[:, None]).sum(axis=-1, dtype=jnp.int32)

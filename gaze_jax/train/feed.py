@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gaze_jax import budgets
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
@@ -51,7 +51,7 @@ class Feed:
     The numbers of this process's own samples, on the host, come last.
     """
     rows = self.config.train.batch_size
-    dense, trained = layout.budgets(self.config)
+    dense, trained = budgets.of_config(self.config)
     budget = schedule.budget(
       step, rows, dense=dense, final=trained, train=self.config.train
     )

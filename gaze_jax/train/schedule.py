@@ -26,7 +26,7 @@ def budget(
   Args:
     step: 0 .. train.steps - 1.
     rows: B.
-    dense: the K that reads every region; see `layout.budgets`.
+    dense: the K that reads every region; see `budgets.of_config`.
     final: the K that is trained.
     train: for the schedule, the number of steps and the seed.
 

@@ -20,34 +20,27 @@ from gaze_jax.decode import context as context_lib
 Q = "what is it?"
 
 
-def budget_of(config, regions=18, most=9, **budget):
-  return ask_lib.budget(api.Ask(Q, **budget), config, regions, most)
+def budget_of(config, regions=(9, 9), **budget):
+  return ask_lib.budget(api.Ask(Q, **budget), config, regions)
 
 
 @pytest.mark.parametrize(
-  "unit, trained, quarter, all_",
+  "unit, trained, quarter, all_, three",
   [
-    ("fixed", 2, 5, 18),  # of 18 regions: 4.5, rounded up
-    ("per_unit", 2, 3, 9),  # of the 9 of the largest unit: 2.25
-    ("ratio", 250, 250, 1000),  # in thousandths
+    ("fixed", 2, 5, 18, 3),  # of 18 regions: 4.5, rounded up
+    ("per_unit", 2, 3, 9, 3),  # of the 9 of each unit: 2.25
+    ("ratio", 250, 250, 1000, 166),  # in thousandths; 3 are 166.7 of 18
   ],
 )
-def test_budgets_by_hand(model, unit, trained, quarter, all_):
+def test_budgets_by_hand(model, unit, trained, quarter, all_, three):
   config = model(budget=unit, ratio=0.25).config
   assert budget_of(config) == trained
   assert budget_of(config, share=0.25) == quarter
   assert budget_of(config, share=1.0) == all_
   assert budget_of(config, share=0.0) == 0 == budget_of(config, top_k=0)
-  assert budget_of(config, top_k=3) == 3  # in the unit, whichever it is
-  assert budget_of(config, top_k=10**15) == 2**30  # an int32
-
-
-def test_what_rounding_adds_to_a_share_is_no_region(model):
-  config = model().config
-  assert 0.07 * 100 > 7
-  assert budget_of(config, regions=100, share=0.07) == 7
-  assert budget_of(config, regions=0, share=0.5) == 0
-  assert budget_of(config, regions=100, share=0.0701) == 8
+  assert budget_of(config, top_k=3) == three
+  least = dict(ratio=1000).get(unit, 18)
+  assert least <= budget_of(config, top_k=10**15) < 2**31  # an int32
 
 
 def test_a_question_without_images_counts_the_largest_unit_read(model):
@@ -238,11 +231,11 @@ def test_marks_of_images_and_videos(ours):
 def test_views_have_the_numbers_of_their_row(ours):
   ask = api.Ask(Q, images=[shade(1), shade(2)])
   got = ask_lib.prepare(ask, ours.model.config, ours.tokenizer)
-  assert (got.regions, got.most) == (18, 9)
+  assert got.regions == (9, 9)
   first, second = (np.unique(v.regions).tolist() for v in got.views)
   assert first == list(range(9)) and second == list(range(9, 18))
   none = ask_lib.prepare(api.Ask(Q), ours.model.config, ours.tokenizer)
-  assert (none.regions, none.most, none.views) == (0, 0, ())
+  assert (none.regions, none.views) == ((), ())
 
 
 def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gaze_jax import api
+from gaze_jax import budgets
 from gaze_jax import errors
 from gaze_jax.models import decoder
 
@@ -160,7 +161,30 @@ def test_budgets_of_all_units(model, picture):
   assert read(plain, top_k=10**12) == {18} == read(plain, share=1.0)
   assert read(plain, share=0.25) == {5}  # of 18, rounded up
   assert read(model(budget="ratio"), share=0.25) == {5}
+  assert read(model(budget="ratio", ratio=1.0), top_k=4) == {4}
   assert read(model(budget="per_unit"), share=0.25) == {6}  # 3 of 9, twice
+
+
+def test_budgets_of_a_tiled_picture(model, picture):
+  """It is two units, of which the grid has more regions than the square."""
+
+  shown = dict(images=[picture(0, (70, 140))], **FEW)
+
+  def read(**budget):
+    reply = ours.generate(Q, trace=True, **shown, **budget)
+    (count,) = {int(n) for s in reply.said.steps for n in s.chosen.sum(-1).flat}
+    return count
+
+  ours = model("tiles", budget="per_unit")
+  dense, trained = budgets.of_config(ours.config)
+  regions = len(ours.generate(Q, **shown).context.sizes)
+  assert regions % 2  # half of it, twice, would be one short
+  assert read(share=1.0) == read(top_k=dense) == read(top_k=10**12) == regions
+  assert read() == read(top_k=trained) == 2 * trained
+  half = -(-dense // 2)
+  assert read(share=0.5) == 2 * half
+  seen = ours.encode_image(*shown["images"])
+  assert ours.generate(Q, seen, share=0.5, max_tokens=1).budget == half
 
 
 def test_what_can_not_be_asked_is_said_in_one_line(model, picture, tmp_path):

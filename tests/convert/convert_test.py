@@ -15,10 +15,10 @@ import safetensors.numpy
 import torch
 import transformers
 
+from gaze_jax import budgets
 from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
-from gaze_jax import layout
 from gaze_jax.convert import convert
 from gaze_jax.convert import errors
 from gaze_jax.convert import export
@@ -496,5 +496,5 @@ def test_the_papers_models_have_the_published_sizes(name):
   np.testing.assert_allclose(size(decoder) - tables, inner, rtol=0.011)
   assert config.model.vision.tokens == 576
   assert shapes["vision"]["blocks"]["mlp"]["up"]["kernel"].shape[0] == 26
-  regions, trained = layout.budgets(config)
+  regions, trained = budgets.of_config(config)
   assert (regions, trained) == (16, 4)

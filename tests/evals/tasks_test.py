@@ -38,6 +38,16 @@ def test_budgets_past_all_regions_are_left_out(tiny_config):
   assert names["gaze_k1"] == 1 and "gaze_k9" not in names
 
 
+def test_budgets_are_regions_in_any_unit(tiny_config):
+  """As thousandths of nine regions, 0, 2 and 4 of them."""
+  gaze = dict(model__gaze__budget="ratio", model__gaze__ratio=1.0)
+  names = {c.name: c.top_k for c in tasks.conditions(tiny_config(**gaze))}
+  assert names["gaze"] == names["dense"] == 1000
+  assert {k: v for k, v in names.items() if k.startswith("gaze_k")} == dict(
+    gaze_k0=0, gaze_k2=222, gaze_k4=444
+  )
+
+
 UNITS = (layout.Unit(5, 5),), ()
 
 
