@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fields
+from gaze_jax import schema
 
 _PREFIX = "--config="
 _UNWIND_SECONDS = 30  # for an interrupted command to close what it has open
@@ -249,7 +250,13 @@ def _load_json(path: pathlib.Path) -> config_lib.Config:
     raw = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise errors.GazeError(f"{path}: not JSON: {error}") from None
-  return config_lib.parse(raw.get("config", raw))  # gaze.json holds more
+  if not isinstance(raw, dict):
+    raise errors.GazeError(f"{path}: not a table of keys")
+  if "config" in raw:  # gaze.json holds more
+    schema.read(raw, path, "model")
+    return config_lib.parse(raw["config"])
+  schema.read(raw, path, "run")
+  return config_lib.parse({k: v for k, v in raw.items() if k != schema.KEY})
 
 
 def _paths(table: dict, path: str = "") -> set[str]:

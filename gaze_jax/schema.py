@@ -2,9 +2,11 @@
 
 Each such file holds a number, `schema`, beside what it says; files from before
 there were such numbers are of schema 1. A reader takes the forms that it knows
-how to read and refuses the others by their number.
+how to read and refuses the others by their number. (Cached features need none:
+their form is part of the file's name, see train/features.py.)
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,37 +20,61 @@ class SchemaError(errors.GazeError):
   """A file of a form that is not read here; names the form and the remedy."""
 
 
-def read(
-  said: Mapping[str, Any],
-  where: str | os.PathLike,
-  newest: int,
-  *,
-  oldest: int = 1,
-  again: str = "",
-) -> int:
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """What is written today, and what is read.
+
+  Attributes:
+    newest: what is written.
+    oldest: what is still read.
+    again: how to make a file that is older than that anew.
+  """
+
+  newest: int
+  oldest: int = 1
+  again: str = ""
+
+
+FORMS = {
+  "run": Form(1),  # config.json of a workdir (train/loop.py)
+  "checkpoint": Form(1),  # manifest.json (train/manifest.py)
+  # gaze.json (convert/store.py). 1 could hold leaves without elements, the
+  # context tokens of a model without any.
+  "model": Form(2),
+  "gaze": Form(1),  # our options in a config.json of transformers (convert/hf)
+  # context.json (api/store.py). 1 knew its model by every option that there
+  # was, so that a new one made it another model's.
+  "context": Form(2, oldest=2, again="Read the images again"),
+}
+
+
+def mark(kind: str) -> dict[str, int]:
+  """What a file of a kind in `FORMS` says of its form."""
+  return {KEY: FORMS[kind].newest}
+
+
+def read(said: Mapping[str, Any], where: str | os.PathLike, kind: str) -> int:
   """The schema of a file.
 
   Args:
     said: what the file holds.
     where: names it in errors.
-    newest: what is written today.
-    oldest: what is still read.
-    again: how to make a file that is older than that anew.
+    kind: of `FORMS`.
 
   Raises:
-    SchemaError: it is older or newer, or no number.
+    SchemaError: it is older or newer than what is read, or no number.
   """
-  found = said.get(KEY, 1)
+  found, form = said.get(KEY, 1), FORMS[kind]
   if type(found) is not int or found < 1:
     raise SchemaError(f"{where}: {KEY} = {found!r} is no version; it is broken")
-  if found > newest:
+  if found > form.newest:
     raise SchemaError(
       f"{where}: written as schema {found} by a newer gaze_jax; this one reads"
-      f" up to {newest}. Update gaze_jax"
+      f" up to {form.newest}. Update gaze_jax"
     )
-  if found < oldest:
+  if found < form.oldest:
     raise SchemaError(
       f"{where}: written as schema {found} by an older gaze_jax; this one reads"
-      f" {oldest} to {newest}. {again}"
+      f" from {form.oldest} on. {form.again}"
     )
   return found

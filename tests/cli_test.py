@@ -159,13 +159,21 @@ def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
   file = tmp_path / "config.json"
   for raw in (
     config_lib.to_dict(config),
+    {"schema": 1} | config_lib.to_dict(config),
     {"config": config_lib.to_dict(config)},
+    {"schema": 2, "config": config_lib.to_dict(config)},
   ):
     file.write_text(json.dumps(raw))
     assert cli._load(str(file)) == config
-  file.write_text("{")
-  with pytest.raises(errors.GazeError, match="not JSON"):
-    cli._load(str(file))
+  for text, says in (
+    ("{", "not JSON"),
+    ("[1]", "not a table of keys"),
+    ('{"schema": 2, "train": {}}', "schema 2 by a newer gaze_jax"),
+    ('{"schema": 3, "config": {}}', "schema 3 by a newer gaze_jax"),
+  ):
+    file.write_text(text)
+    with pytest.raises(errors.GazeError, match=says):
+      cli._load(str(file))
 
 
 def test_whole_numbers():

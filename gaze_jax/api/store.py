@@ -20,6 +20,7 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import schema
 from gaze_jax import types
 from gaze_jax.api import model as model_lib
 from gaze_jax.convert import hf
@@ -31,7 +32,9 @@ from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import trace
 from gaze_jax.models import cached
 
-_NAME, _VERSION = "context.json", 1
+_NAME = "context.json"
+# Fields of a config that change no number beyond the order of sums.
+_FREE = ("implementation", "decode_implementation", "chunk")
 _COUNTS = ("length", "position", "sizes", "units", "pending", "turns")
 
 
@@ -55,8 +58,7 @@ def save_context(
     for number, view in enumerate(context.views):
       Image.fromarray(view.picture).save(folder / _view(number))
     about = {name: getattr(context, name) for name in _COUNTS}
-    about |= dict(
-      version=_VERSION,
+    about |= schema.mark("context") | dict(
       model=_fingerprint(model),
       views=[view.regions.tolist() for view in context.views],
     )
@@ -73,16 +75,18 @@ def load_context(
     model: the model that read it.
 
   Raises:
-    errors.GazeError: there is none, it is broken, or another model's.
+    errors.GazeError: there is none, it is broken, another model's, or of a
+      schema that is not read here.
   """
   folder = pathlib.Path(directory)
   if not (folder / _NAME).is_file():
     raise errors.GazeError(f"{folder}: no {_NAME} here; keep a context first")
   about = hf.read_json(folder / _NAME)
-  wanted = {"version", "model", "views", *_COUNTS}
-  if wanted - about.keys() or about["version"] != _VERSION:
+  schema.read(about, folder / _NAME, "context")
+  if absent := {"model", "views", *_COUNTS} - about.keys():
     raise errors.GazeError(
-      f"{folder / _NAME}: not written by this version; read the images again"
+      f"{folder / _NAME}: has no {', '.join(sorted(absent))}; read the images"
+      " again"
     )
   if about["model"] != _fingerprint(model):
     raise errors.GazeError(
@@ -173,14 +177,27 @@ def _view(number: int) -> str:
 
 def _fingerprint(model: model_lib.Model) -> str:
   """Of the config and of every bit of the weights that made the cache."""
-  config = dataclasses.asdict(model.config.model)
-  for part in ("implementation", "decode_implementation", "chunk"):
-    del config["gaze"][part]
+  config = _chosen(model.config.model)
   digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   for name, leaf in sorted(_tensors(model.params), key=lambda pair: pair[0]):
     digest.update(name.encode())
     digest.update(int(_bits(leaf)).to_bytes(4, "little"))
   return digest.hexdigest()
+
+
+def _chosen(config: Any) -> dict[str, Any]:
+  """What a config says that the defaults do not, and that changes numbers.
+
+  A default stands for what was there before its field: so a context outlives a
+  new option.
+  """
+  out = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value != field.default and field.name not in _FREE:
+      deeper = dataclasses.is_dataclass(value)
+      out[field.name] = _chosen(value) if deeper else value
+  return out
 
 
 def _tensors(params: Any) -> Iterator[tuple[str, jax.Array]]:

@@ -29,7 +29,7 @@ _HEAD = "head.weight"
 EMBEDDING = ("decoder", "embedding")
 # Context tokens in a directory of transformers, and their options in its
 # config.json: ours, and ignored by it.
-GAZE_FILE, GAZE_KEY, _SCHEMA = "gaze.safetensors", "gaze", 1
+GAZE_FILE, GAZE_KEY = "gaze.safetensors", "gaze"
 # Files of a checkpoint that are kept as they are.
 CONFIGS = ("config.json", "generation_config.json")
 PICTURES = (
@@ -170,12 +170,12 @@ def read_configs(
 
 def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:
   """What stands under `GAZE_KEY` in a config.json."""
-  return {schema_lib.KEY: _SCHEMA} | config_lib.to_dict(gaze)
+  return schema_lib.mark("gaze") | config_lib.to_dict(gaze)
 
 
 def _gaze(where: pathlib.Path, said: Any) -> config_lib.GazeConfig:
   if isinstance(said, Mapping):
-    schema_lib.read(said, f"{where}: {GAZE_KEY}", _SCHEMA)
+    schema_lib.read(said, f"{where}: {GAZE_KEY}", "gaze")
     said = {k: v for k, v in said.items() if k != schema_lib.KEY}
   return fields.read(config_lib.GazeConfig, said, GAZE_KEY)
 

@@ -32,8 +32,6 @@ from gaze_jax.convert import tensors
 from gaze_jax.convert import writer as writer_lib
 
 NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
-# 1 could hold leaves without elements: context tokens of a model without any.
-_SCHEMA = 2
 _SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
 
@@ -148,7 +146,7 @@ def open_stored(directory: pathlib.Path) -> Stored:
     SchemaError: it is of a schema that is not known.
   """
   manifest = hf.read_json(directory / NAME)
-  schema = schema_lib.read(manifest, directory / NAME, _SCHEMA)
+  schema = schema_lib.read(manifest, directory / NAME, "model")
   if absent := {"config", "parts", "origin"} - manifest.keys():
     raise errors.ConversionError(
       f"{directory / NAME}: has no {', '.join(sorted(absent))}; convert the"
@@ -192,8 +190,7 @@ def write(
   """
   leaves = list(leaves)
   write_leaves(directory, leaves)
-  manifest = dict(
-    schema=_SCHEMA,
+  manifest = schema_lib.mark("model") | dict(
     config=config_lib.to_dict(config),
     parts=sorted({leaf.path[0] for leaf in leaves}),
     origin=dataclasses.asdict(origin),

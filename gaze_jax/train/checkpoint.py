@@ -27,12 +27,13 @@ from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import schema
 from gaze_jax.train import manifest
 from gaze_jax.train import provenance
 from gaze_jax.train import retention
 from gaze_jax.train import state as state_lib
 
-_NONE, _ALL_DAMAGED = -1, -2  # in place of a step
+_NONE, _REFUSED = -1, -2  # in place of a step
 
 
 class CheckpointError(errors.GazeError):
@@ -82,7 +83,7 @@ class Checkpoints:
     """The newest step that is whole; None if there is no step at all.
 
     Raises:
-      CheckpointError: there are steps, but none is whole.
+      CheckpointError: none is whole, or one is of a schema unknown here.
     """
     if self._latest is None:
       self._latest = self._find()
@@ -133,20 +134,20 @@ class Checkpoints:
 
   def _find(self) -> int | None:
     """Looks for the newest whole step; process 0 does it for all."""
-    found, reasons = _NONE, []
+    found, reason = _NONE, "process 0 says why"
     if jax.process_index() == 0:
-      found, reasons = self._scan()
+      try:
+        found = self._scan()
+      except errors.GazeError as error:
+        found, reason = _REFUSED, str(error)
     if jax.process_count() > 1:
       found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-    if found == _ALL_DAMAGED:
-      raise CheckpointError(
-        f"{self._path}: no checkpoint is whole:"
-        f" {'; '.join(reasons) or 'process 0 says why'}. Put a copy back, or"
-        " move this directory away to start anew"
-      )
+    if found == _REFUSED:
+      raise CheckpointError(f"{self._path}: {reason}")
     return None if found == _NONE else found
 
-  def _scan(self) -> tuple[int, list[str]]:
+  def _scan(self) -> int:
+    """The newest whole step, or `_NONE`; raises a `GazeError` if none is."""
     damaged: dict[int, str] = {}
     for step in self._steps():
       try:
@@ -157,9 +158,14 @@ class Checkpoints:
       for bad, reason in damaged.items():
         told = self._pass_over(self._path / str(bad))
         print(f"{self._path / str(bad)}: {reason}; {told}", file=sys.stderr)
-      return step, []
-    reasons = [f"{step}: {reason}" for step, reason in damaged.items()]
-    return (_ALL_DAMAGED if damaged else _NONE), reasons
+      return step
+    if damaged:
+      reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+      raise CheckpointError(
+        f"no checkpoint is whole: {reasons}. Put a copy back, or move this"
+        " directory away to start anew"
+      )
+    return _NONE
 
   def _pass_over(self, folder: pathlib.Path) -> str:
     """Deals with a step that is not whole; says how."""
@@ -318,7 +324,7 @@ class Writer(Checkpoints):
   def _losses(self) -> dict[int, float]:
     losses = {}
     for step in self._steps():
-      with contextlib.suppress(manifest.DamagedError):
+      with contextlib.suppress(manifest.DamagedError, schema.SchemaError):
         losses[step] = manifest.read(self._path / str(step)).loss
     return {step: loss for step, loss in losses.items() if loss is not None}
 

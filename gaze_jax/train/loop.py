@@ -14,6 +14,7 @@ import tqdm
 from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
+from gaze_jax import schema
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import checkpoint
@@ -52,7 +53,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
       if start.next_batch:
         print(f"resuming {workdir} at step {start.next_batch}")
       (workdir / "config.json").write_text(
-        json.dumps(config_lib.to_dict(config), indent=2), encoding="utf-8"
+        json.dumps(schema.mark("run") | config_lib.to_dict(config), indent=2),
+        encoding="utf-8",
       )
     feed = stack.enter_context(feed_lib.open_feed(config, workdir, start, mesh))
     writer = metrics.Writer(workdir, start.next_batch) if first else None

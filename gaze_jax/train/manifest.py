@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from gaze_jax import schema
+
 NAME = "manifest.json"
-_FORMAT = 1
 _BLOCK = 4 * 2**20
 _THREADS = 4  # a crc32 takes 4 GB a second, a disk may be faster
 
@@ -53,7 +54,7 @@ def write(directory: pathlib.Path, step: int, loss: float | None) -> None:
     file.relative_to(directory).as_posix(): _sum(file, sync=True)
     for file in files
   }
-  said = dict(format=_FORMAT, step=step, loss=loss, files=sums)
+  said = schema.mark("checkpoint") | dict(step=step, loss=loss, files=sums)
   text = json.dumps(said, sort_keys=True)
   partial = directory / f"{NAME}.partial"
   with partial.open("w", encoding="utf-8") as file:
@@ -67,7 +68,8 @@ def read(directory: pathlib.Path) -> Manifest:
   """The manifest of a step's directory.
 
   Raises:
-    DamagedError: it is not there, damaged, of another step or another format.
+    DamagedError: it is not there, damaged, or of another step.
+    schema.SchemaError: the directory is of a form that is not read here.
   """
   try:
     text = (directory / NAME).read_text(encoding="utf-8")
@@ -81,10 +83,7 @@ def read(directory: pathlib.Path) -> Manifest:
   if check != f"{zlib.crc32(said.encode()):08x}\n":
     raise DamagedError(f"{NAME} is damaged")
   values: dict[str, Any] = json.loads(said)
-  if values["format"] != _FORMAT:
-    raise DamagedError(
-      f"format {values['format']}, and this gaze_jax reads {_FORMAT}"
-    )
+  schema.read(values, f"step {directory.name}", "checkpoint")
   if str(values["step"]) != directory.name:
     raise DamagedError(f"holds step {values['step']}")
   files = {name: tuple(facts) for name, facts in values["files"].items()}
@@ -96,6 +95,7 @@ def check(directory: pathlib.Path, parts: Sequence[str]) -> None:
 
   Raises:
     DamagedError: naming the first file that is not as it was written.
+    schema.SchemaError: as `read`.
   """
   files = read(directory).files
   names = [name for name in files if name.split("/")[0] in parts]

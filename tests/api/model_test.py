@@ -306,9 +306,16 @@ def test_contexts_that_can_not_be_used_are_refused(model, picture, tmp_path):
   with pytest.raises(errors.GazeError, match="no context.json here"):
     api.load_context(tmp_path, ours)
   about = (kept / "context.json").read_text()
-  (kept / "context.json").write_text(about.replace('"version": 1', '"v": 1'))
-  with pytest.raises(errors.GazeError, match="not written by this version"):
-    api.load_context(kept, ours)
+  for old, new, says in (
+    ('"schema": 2', '"version": 1', "schema 1 by an older.*Read the images"),
+    ('"schema": 2', '"schema": 3', "schema 3 by a newer.*Update gaze_jax"),
+    ('"schema": 2', '"schema": null', "schema = None is no version"),
+    ('"views"', '"seen"', "has no views; read the images again"),
+  ):
+    assert old in about
+    (kept / "context.json").write_text(about.replace(old, new))
+    with pytest.raises(errors.GazeError, match=says):
+      api.load_context(kept, ours)
   (kept / "context.json").write_text(about)
   weights = kept / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-100])

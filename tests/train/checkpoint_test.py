@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -321,6 +323,41 @@ def test_no_checkpoint_is_whole(two, tmp_path):
     assert "1: meta/metadata has another checksum" in text
     assert "\n" not in text
   assert files(folder) == before
+
+
+def rewrite(folder, **changes):
+  """Gives a step's manifest other values, sound; `...` takes a key away."""
+  file = folder / manifest.NAME
+  raw = json.loads(file.read_text().splitlines()[0]) | changes
+  text = json.dumps({k: v for k, v in raw.items() if v is not ...})
+  file.write_text(f"{text}\n{zlib.crc32(text.encode()):08x}\n")
+
+
+def test_a_checkpoint_from_before_there_were_schemas_is_read(two, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  rewrite(workdir / "checkpoints" / "2", schema=..., format=1)
+  assert checkpoint.Checkpoints(workdir).latest() == 2
+
+
+def test_a_newer_schema_is_refused_and_nothing_is_set_aside(two, tmp_path):
+  """It is no damage: a run that went on beside it would lose what is there."""
+  workdir = tmp_path / "run"
+  shutil.copytree(two, workdir)
+  folder = workdir / "checkpoints"
+  rewrite(folder / "2", schema=2)
+  before = files(folder)
+  for make in (
+    lambda: checkpoint.Checkpoints(workdir).config(),
+    lambda: checkpoint.Writer(workdir, CONFIG.train),
+  ):
+    with pytest.raises(checkpoint.CheckpointError, match="by a newer gaze_jax"):
+      make()
+  assert files(folder) == before
+  rewrite(folder / "1", schema=2)
+  shutil.rmtree(folder / "2")
+  with pytest.raises(checkpoint.CheckpointError, match="step 1: .* schema 2"):
+    checkpoint.Checkpoints(workdir).params()
 
 
 MOVED = """
