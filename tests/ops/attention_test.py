@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import types
 from gaze_jax.ops import attention
 from gaze_jax.ops import merge
@@ -49,7 +50,7 @@ def test_query_head_reads_its_own_kv_head(heads):
       h.v[:, :, head // 2 : head // 2 + 1],
       mask,
     ).out
-    np.testing.assert_allclose(got[:, :, head], alone[:, :, 0], atol=1e-6)
+    compare.close(got[:, :, head], alone[:, :, 0])
 
 
 def test_softmax_is_float32_under_bfloat16(heads):
@@ -61,7 +62,7 @@ def test_softmax_is_float32_under_bfloat16(heads):
   exact = attention.attend(
     *[x.astype(jnp.float32) for x in half], np.ones((1, 1, 64, 64), bool)
   )
-  np.testing.assert_allclose(got.lse, exact.lse, atol=1e-5)
+  compare.close(got.lse, exact.lse)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 7, 8])
@@ -74,8 +75,7 @@ def test_merge_of_any_split_is_the_whole(heads, cut):
     for inside in (np.arange(8) < cut, np.arange(8) >= cut)
   ]
   got = merge.merge(*parts)
-  np.testing.assert_allclose(got.out, whole.out, atol=1e-6)
-  np.testing.assert_allclose(got.lse, whole.lse, atol=1e-6)
+  compare.close(got, whole)
 
 
 def test_merge_of_nothing_is_zero():

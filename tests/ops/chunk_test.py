@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import layout as layout_lib
 from gaze_jax import types
@@ -137,9 +138,7 @@ def test_chunks_see_what_the_mask_of_the_row_lets_them_see(
       cache = add_text(cache, k, v, np.array([stop - start, 0]))
       continue
     out, cache = add_units(cache, q, k, v, chunk_of(batch, start, stop))
-    np.testing.assert_allclose(
-      out[0, : stop - start], want[0, start:stop], atol=1e-5
-    )
+    compare.close(out[0, : stop - start], want[0, start:stop])
     # Padding sees nothing, and it is no NaN.
     assert not out[0, stop - start :].any() and not out[1].any()
   check_grown(cache, batch, h, config)
@@ -156,7 +155,7 @@ def check_grown(cache, batch, h, config):
     np.testing.assert_array_equal(got[0, :1], pages)
     assert not got[0, 1].any()
   want = regions.descriptors(h.k[:1], batch.layout.region, slots, config)
-  np.testing.assert_allclose(visual.descriptors[0, :1], want, atol=1e-6)
+  compare.close(visual.descriptors[0, :1], want)
   assert not visual.valid[1].any() and (visual.unit[1] == -1).all()
   # Text and context in reading order: t t c c t c c c c.
   order = [0, 1, 11, 12, 13, 20, 21, 24, 25]

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
@@ -108,7 +109,7 @@ def test_the_oracle_equals_a_plain_loop(
   h = heads(len(SAMPLES), small_shape.slots)
   got = _run(h, batch, BUDGETS, "masked", **options)
   want = plain(h, batch, BUDGETS, _config("masked", **options))
-  np.testing.assert_allclose(got.out, want, atol=1e-5)
+  compare.close(got.out, want)
 
 
 @pytest.mark.parametrize("form", ["chunked", "pallas"])
@@ -130,11 +131,10 @@ def test_forms_agree_with_the_oracle_in_value_and_gradient(
 
   (_, (out, members)), grads = run(h.q, h.k, h.v, form)
   (_, (want, want_members)), want_grads = run(h.q, h.k, h.v, "masked")
-  np.testing.assert_allclose(out, want, atol=1e-5)
+  compare.close(out, want)
   np.testing.assert_array_equal(members, want_members)
-  for got, expected in zip(grads, want_grads, strict=True):
-    assert np.isfinite(got).all()
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+  assert all(np.isfinite(x).all() for x in grads)
+  compare.close(grads, want_grads)
 
 
 ANSWERED = (
@@ -177,7 +177,7 @@ def test_options_equal_a_plain_loop(
   h = heads(len(samples), small_shape.slots)
   got = _run(h, batch, k, form, **options).out
   want = plain(h, batch, k, _config(form, **options))
-  np.testing.assert_allclose(got, want, atol=1e-5)
+  compare.close(got, want)
   without = plain(h, batch, k, _config(form))
   assert np.abs(want - without).max() > 1e-2  # the option does something
 
@@ -194,7 +194,7 @@ def test_all_regions_without_context_is_dense_attention(
   mask = (causal & real[:, None] & real[:, :, None])[:, None]
   want = attention.attend(h.q, h.k, h.v, mask).out
   got = _run(h, batch, shape.regions, form).out
-  np.testing.assert_allclose(got, want, atol=1e-6)
+  compare.close(got, want)
 
 
 @form
@@ -245,7 +245,7 @@ def test_a_row_does_not_depend_on_its_neighbours(heads, small_shape, form):
       v=h.v[row : row + 1],
     )
     got = _run(alone, _batch(small_shape, sample), k, form).out
-    np.testing.assert_allclose(got[0], together[row], atol=1e-6)
+    compare.close(got[0], together[row])
 
 
 @form
@@ -270,12 +270,12 @@ def test_packing_and_branches_change_nothing(heads, small_shape, form):
     return np.asarray(_run(part, one, 1, form).out)[0, : len(slots)]
 
   a = np.arange(29)  # 25 visual, 2 context, 2 text
-  np.testing.assert_allclose(alone(first, a), got[a], atol=1e-6)
+  compare.close(alone(first, a), got[a])
   trunk = 29 + np.arange(11)  # 9 visual, 2 context
   for text, slots in (([1], [40]), ([2, 3], [41, 42])):
     row = layout.lay_out([layout.Unit(3, 3), layout.Text(text)], small_shape)
     mine = np.concatenate([trunk, slots])
-    np.testing.assert_allclose(alone(row, mine)[11:], got[slots], atol=1e-6)
+    compare.close(alone(row, mine)[11:], got[slots])
 
 
 @form
@@ -292,7 +292,7 @@ def test_renaming_regions_permutes_their_ids_alone(heads, small_shape, form):
     region_slots=batch.region_slots[:, np.argsort(rename)],
   )
   base, got = _run(h, batch, 2, form), _run(h, renamed, 2, form)
-  np.testing.assert_allclose(got.out, base.out, atol=1e-6)
+  compare.close(got.out, base.out)
   np.testing.assert_array_equal(
     np.asarray(got.members)[..., rename], base.members
   )
@@ -371,7 +371,7 @@ def test_decode_is_the_parallel_form_under_every_option(
   want = _run(h, batch, 2, "masked", **options)
   got = _decode(h, batch, new, 2, 3, form, **options)
   last = slice(used - new, used)
-  np.testing.assert_allclose(got.out, want.out[:, last], atol=1e-5)
+  compare.close(got.out, want.out[:, last])
   np.testing.assert_array_equal(got.members, want.members[:, last])
 
 
@@ -389,7 +389,7 @@ def test_decode_knows_every_kind_of_budget(
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, k, "masked", **options)
   got = _decode(h, batch, 1, k, 4, form, **options)
-  np.testing.assert_allclose(got.out, want.out[:, used - 1 : used], atol=1e-5)
+  compare.close(got.out, want.out[:, used - 1 : used])
 
 
 @pytest.mark.parametrize("sample", [TWO_IMAGES, ONE_IMAGE, TEXT_ONLY])
@@ -401,7 +401,7 @@ def test_decode_is_the_parallel_form(heads, small_shape, sample, k, k_max):
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, min(k, k_max or k), "masked")
   got = _decode(h, batch, 2, k, k_max)
-  np.testing.assert_allclose(got.out, want.out[:, used - 2 : used], atol=1e-5)
+  compare.close(got.out, want.out[:, used - 2 : used])
   np.testing.assert_array_equal(got.members, want.members[:, used - 2 : used])
 
 
@@ -427,9 +427,9 @@ def test_forms_agree_on_any_layout(
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, k, "masked")
   got = _run(h, batch, k, "chunked").out
-  np.testing.assert_allclose(got, want.out, atol=1e-5)
+  compare.close(got, want.out)
   got = _decode(h, batch, 3, k, None)
-  np.testing.assert_allclose(got.out, want.out[:, used - 3 : used], atol=1e-5)
+  compare.close(got.out, want.out[:, used - 3 : used])
 
 
 def test_usage_by_hand(small_shape):
@@ -593,7 +593,7 @@ def _decode_by_hand(form, query):
 def test_more_rows_than_a_list_has_bits_for():
   query = jnp.linspace(-1, 1, 33).reshape(1, 33, 1, 1)
   want = _decode_by_hand("masked", query)
-  np.testing.assert_allclose(_decode_by_hand("auto", query), want, atol=1e-6)
+  compare.close(_decode_by_hand("auto", query), want)
   with pytest.raises(gaze.ImplementationError, match="33 query rows"):
     _decode_by_hand("gather", query)
   with support.tracing_for("tpu"):
@@ -624,8 +624,7 @@ def test_routed_rows_come_in_slabs(monkeypatch, heads, small_shape):
       _run(dataclasses.replace(h, q=q), batch, 2, form).out * weight
     ).sum()
   )(jnp.array(h.q))
-  for got, want in zip(run("pallas"), run("masked"), strict=True):
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  compare.close(run("pallas"), run("masked"))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "cpu"])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.ops import gaze
@@ -52,8 +53,7 @@ def _look(pages, step, **options):
 
 def _same(got, want):
   np.testing.assert_array_equal(got[1], want[1])
-  np.testing.assert_allclose(got[0].out, want[0].out, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(got[0].lse, want[0].lse, rtol=1e-5, atol=1e-5)
+  compare.close(got[0], want[0])
 
 
 @pytest.mark.parametrize("granularity", ["query_head", "kv_group", "layer"])

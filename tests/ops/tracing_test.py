@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.kernels import gaze_decode
@@ -72,7 +73,7 @@ def test_dense_share_by_hand(case, text):
   assert got.shape == (B, X, Q, 3)
   for row, x, head in np.ndindex(B, X, Q):
     want = share_by_hand(case, row, x, head, text)
-    np.testing.assert_allclose(got[row, x, head], want, atol=1e-6)
+    compare.close(got[row, x, head], want)
   # Of a row with text alone, or with nothing at all, regions get nothing.
   assert not got[1].any() and not got[0, ..., 2].any()
   if not text:
@@ -94,7 +95,7 @@ def test_scores_are_each_heads_own_whatever_is_shared(case):
       page = case.keys[row, head // 2, r, : SIZES[row, r]]
       mean = page.mean(0) if len(page) else np.zeros(D)
       want = case.query[row, x, head] @ mean / np.sqrt(D)
-      np.testing.assert_allclose(got[row, x, head, r], want, atol=1e-5)
+      compare.close(got[row, x, head, r], want)
 
 
 def test_a_layer_of_a_stack_in_tiles(case):
@@ -112,7 +113,7 @@ def test_a_layer_of_a_stack_in_tiles(case):
   )
   step = dataclasses.replace(case.step, visual=stacked, layer=jnp.int32(1))
   for see in (tracing.scores, lambda s: tracing.dense_share(s, case.linear())):
-    np.testing.assert_allclose(see(step), see(case.step), atol=1e-6)
+    compare.close(see(step), see(case.step))
 
 
 def test_under_jit(case):
@@ -122,4 +123,4 @@ def test_under_jit(case):
     )
   )
   want = tracing.dense_share(case.step, case.linear())
-  np.testing.assert_allclose(see(case.query), want, atol=1e-6)
+  compare.close(see(case.query), want)
