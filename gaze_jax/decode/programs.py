@@ -1,11 +1,46 @@
-"""Sizes in few steps, and a count of the programs compiled for them."""
+"""Sizes in few steps; a count of and a bound on the programs for them."""
 
+import functools
+import gc
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from absl import logging
+
+# Linux lets a process have 65,530 mappings (vm.max_map_count) and its compiler
+# aborts at the next one. A program takes 10 to 500 of them, for as long as JAX
+# keeps it, which is for ever.
+MOST_MAPPINGS = 20_000
+_MAPS = pathlib.Path("/proc/self/maps")
+
+
+def mappings() -> int:
+  """How many this process has; 0 where the system does not tell."""
+  return _MAPS.read_bytes().count(b"\n") if _MAPS.exists() else 0
+
+
+def _bound() -> None:
+  """Drops all compiled programs once they take more than `MOST_MAPPINGS`.
+
+  What is called again is compiled again, or read from JAX's cache on disk. If
+  most mappings are of something else, programs get half as many beside it.
+  """
+  global _left
+  if mappings() > max(MOST_MAPPINGS, _left + MOST_MAPPINGS // 2):
+    _say(
+      "the compiled programs are dropped whenever there are more than "
+      f"{MOST_MAPPINGS} mappings, of which Linux allows a process 65,530"
+    )
+    jax.clear_caches()
+    gc.collect()
+    _left = mappings()
+
+
+_left = 0  # when programs were last dropped
+_say = functools.cache(lambda message: logging.info(message))  # once
 
 
 def up(size: int, least: int) -> int:
@@ -22,7 +57,7 @@ def up(size: int, least: int) -> int:
 
 
 class Program:
-  """A jitted function that counts and logs what is compiled for it.
+  """A jitted function that counts, logs and bounds what is compiled for it.
 
   Args:
     function: to be jitted; "config" is static.
@@ -47,24 +82,22 @@ class Program:
       donate_argnames=tuple(donate),
     )
     self._name = name
+    self.count = 0  # of the programs compiled for this function, ever
     self._all.append(self)
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    before, start = self.count, time.perf_counter()
+    before, start = self._jitted._cache_size(), time.perf_counter()
     out = self._jitted(*args, **kwargs)
-    if self.count > before:
+    if self._jitted._cache_size() > before:
+      self.count += 1
       logging.info(
         "program %d: %s, %.1f s",
         compiled(),
         self._name,
         time.perf_counter() - start,
       )
+      _bound()
     return out
-
-  @property
-  def count(self) -> int:
-    """Programs compiled for this function."""
-    return self._jitted._cache_size()
 
 
 def compiled() -> int:
