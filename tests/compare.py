@@ -33,14 +33,55 @@ def close(got, want, tolerance: float = 1e-5) -> None:
   got_leaves, got_tree = jax.tree.flatten(got)
   want_leaves, want_tree = jax.tree.flatten_with_path(want)
   assert got_tree == want_tree, f"{got_tree} is not {want_tree}"
-  for one, (path, other) in zip(got_leaves, want_leaves, strict=True):
-    _close(one, other, tolerance, jax.tree_util.keystr(path) or "the array")
+  off = [
+    _off(one, other, tolerance, jax.tree_util.keystr(path) or "the array")
+    for one, (path, other) in zip(got_leaves, want_leaves, strict=True)
+  ]
+  assert not any(off), "\n".join(filter(None, off))
 
 
-def _close(got, want, tolerance: float, name: str) -> None:
+def joined(gradients):
+  """A model's gradients, with the biases of query, key and value as one array.
+
+  Softmax takes away what all keys have in common, so the gradient of a key's
+  bias is 0, and what a program finds instead is how its sums were rounded. As
+  one array it is held to the size of what was added up.
+  """
+  if not isinstance(gradients, dict):
+    return gradients
+  tree = {name: joined(part) for name, part in gradients.items()}
+  if "bias" in tree.get("key", ()):
+    names = ("query", "key", "value")
+    biases = [np.ravel(tree[name].pop("bias")) for name in names]
+    tree["bias"] = np.concatenate(biases)
+  return tree
+
+
+def decided(logits, tolerance: float = 1e-4) -> None:
+  """Holds that no choice of the largest hangs on how a sum was rounded.
+
+  Two programs say the same tokens only where the first choice is ahead of the
+  second by more than both may be off: elsewhere another CPU may say another.
+
+  Args:
+    logits: [..., V].
+    tolerance: the least lead, of the largest value: ten times `close`'s.
+  """
+  logits = np.asarray(logits).astype(np.float64)
+  top = np.sort(logits)[..., -2:]
+  lead, least = (
+    (top[..., 1] - top[..., 0]).min(),
+    tolerance * np.abs(logits).max(),
+  )
+  assert lead > least, f"a choice leads by {lead:.3g}, less than {least:.3g}"
+
+
+def _off(got, want, tolerance: float, name: str) -> str:
+  """What is to be said of an array; nothing if it is close."""
   got = np.asarray(got).astype(np.float64)
   want = np.asarray(want).astype(np.float64)
-  assert got.shape == want.shape, f"{name}: {got.shape} is not {want.shape}"
+  if got.shape != want.shape:
+    return f"{name}: {got.shape} is not {want.shape}"
   finite = np.isfinite(want)
   largest = np.abs(want[finite]).max(initial=0.0)
   with np.errstate(invalid="ignore"):  # inf - inf
@@ -48,9 +89,9 @@ def _close(got, want, tolerance: float, name: str) -> None:
   error = np.where(np.isnan(error), np.inf, error)
   error = np.where(~finite & _same(got, want), 0, error)
   if (error <= tolerance * largest).all():
-    return
+    return ""
   at = np.unravel_index(error.argmax(), error.shape)
-  raise AssertionError(
+  return (
     f"{name}: {(error > tolerance * largest).sum()} of {error.size} are off by "
     f"more than {tolerance:g} of the largest value, {largest:g}; most at "
     f"{tuple(map(int, at))}: {got[at]:.9g}, not {want[at]:.9g}"

@@ -51,6 +51,30 @@ def test_each_array_of_a_tree_has_its_own_bar():
     compare.close(want | {"small": small + 1e-6}, want)
 
 
+def test_all_that_is_off_is_named():
+  want = {"a": np.ones(2), "b": np.ones(1), "c": np.ones(1)}
+  with pytest.raises(AssertionError, match=r"\['a'\]: 2 of 2(.|\n)*\['c'\]: 1"):
+    compare.close({"a": np.zeros(2), "b": np.ones(1), "c": np.zeros(1)}, want)
+
+
+def test_a_bias_of_keys_is_held_to_the_size_of_the_others():
+  bias = lambda key: {
+    "layer": {
+      "query": {"bias": np.ones((2, 1))},
+      "key": {"bias": np.full((1, 1), key), "weight": np.ones(1)},
+      "value": {"bias": np.ones((1, 1))},
+    },
+    "up": {"bias": np.ones(1)},
+  }
+  got, want = bias(1e-7), bias(-1e-8)
+  with pytest.raises(AssertionError, match="'key'"):
+    compare.close(got, want)
+  compare.close(compare.joined(got), compare.joined(want))
+  with pytest.raises(AssertionError, match=r"\['bias'\]: 1 of 4"):
+    compare.close(compare.joined(bias(1e-3)), compare.joined(want))
+  assert "bias" in got["layer"]["key"]  # as it was
+
+
 def test_trees_have_the_same_arrays():
   with pytest.raises(AssertionError, match="is not PyTreeDef"):
     compare.close({"a": np.ones(2)}, {"a": np.ones(2), "b": np.ones(2)})
@@ -64,3 +88,9 @@ def test_bfloat16_against_float32():
   compare.close(rounded, exact, tolerance=2**-8)
   with pytest.raises(AssertionError):
     compare.close(rounded, exact)
+
+
+def test_a_choice_that_hangs_on_the_last_bit_is_none():
+  compare.decided([[-5, 1, 2], [3, 2.999, 0]])
+  with pytest.raises(AssertionError, match="leads by 0.0004, less than 0.0005"):
+    compare.decided([[-5, 1, 2], [3, 2.9996, 0]])

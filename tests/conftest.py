@@ -4,7 +4,6 @@ import atexit
 import dataclasses
 import gc
 import os
-import pathlib
 import shutil
 import signal
 import tempfile
@@ -29,6 +28,7 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax.decode import programs
 
 # A suite in the background of a shell is told to ignore Ctrl-C, and so would be
 # the programs that tests press it in.
@@ -137,17 +137,20 @@ def tiny_config_file(tmp_path):
   return path
 
 
-# Linux lets a process have 65,530 mappings, and a compiled program is several.
-_MAPS, _MANY_MAPPINGS = pathlib.Path("/proc/self/maps"), 20_000
+# Of the 65,530 mappings that Linux lets a process have. A test that leaves more
+# than many behind has its programs dropped, and none may come near the end.
+_MANY_MAPPINGS, _MOST_MAPPINGS = 15_000, 30_000
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _few_programs():
   """Forgets compiled programs before there are too many to map another."""
   yield
-  if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPPINGS:
+  mappings = programs.mappings()
+  if mappings > _MANY_MAPPINGS:
     jax.clear_caches()
     gc.collect()
+  assert mappings <= _MOST_MAPPINGS, f"a test left {mappings} mappings"
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import pathlib
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from gaze_jax import layout
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
+from gaze_jax.decode import programs
 from gaze_jax.evals import metrics
 from gaze_jax.evals import tasks
 from gaze_jax.models import mllm
@@ -146,12 +146,14 @@ def _split(
   )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _forward(params, config, batch, budget, override):
+def _look(params, config, batch, budget, override):
   """Right answer slots, usage and regions read at them."""
   out = mllm.apply(params, config, batch, budget, override=override)
   target, scored = losses.targets(batch)
   return (out.logits.argmax(-1) == target) & scored, out.usage, out.chosen
+
+
+_forward = programs.Program(_look, "a batch of questions")
 
 
 def _condition(

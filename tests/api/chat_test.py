@@ -126,6 +126,7 @@ def test_an_interrupted_answer_is_gone_on_from(talk, model):
   assert after == f"{then.text}  [interrupted]\n"
 
 
+@pytest.mark.nightly
 def test_the_budget_changes_from_now_on(talk, files, tmp_path):
   tell = talk()
 
@@ -155,6 +156,7 @@ def test_costs_pages_and_help(talk, files, tmp_path):
     assert f"/{command} " in told
 
 
+@pytest.mark.nightly
 def test_a_conversation_is_kept_and_taken_up(talk, files, tmp_path):
   tell = talk()
   tell(f"/image {files[0]}", Q)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiers
 from gaze_jax import api
 from gaze_jax import budgets
 from gaze_jax import errors
@@ -16,7 +17,9 @@ Q = "what is it?"
 FEW = dict(max_tokens=4)
 
 
-@pytest.mark.parametrize("kind", ["plain", "crop", "tiles", "patches"])
+@pytest.mark.parametrize(
+  "kind", tiers.few(2, ["plain", "crop", "tiles", "patches"])
+)
 def test_an_answer_its_cost_its_picture_and_its_page(model, picture, kind):
   ours = model(kind)
   reply = ours.generate(Q, images=[picture()], trace=True, **FEW)
@@ -148,6 +151,7 @@ def test_a_conversation_goes_on_and_later_images_append_regions(model, picture):
   assert again.tokens == second.tokens
 
 
+@pytest.mark.nightly
 def test_budgets_of_all_units(model, picture):
   def read(ours, **budget):
     reply = ours.generate(
@@ -251,6 +255,7 @@ def test_a_video_is_its_frames(model, picture):
   assert ours.generate(Q, seen, **FEW).tokens == video.tokens
 
 
+@pytest.mark.nightly
 def test_a_context_comes_back_from_disk(model, picture, tmp_path):
   ours = model()
   seen = ours.encode_image(picture(0), picture(1))

@@ -20,6 +20,8 @@ from transformers.models.llava_onevision import (
   image_processing_pil_llava_onevision as image_processing,
 )
 
+import compare
+import tiers
 from gaze_jax import config as config_lib
 from gaze_jax.convert import convert
 from gaze_jax.convert import hf
@@ -87,14 +89,17 @@ class Pair:
     if "attention_mask" not in inputs:
       inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
-      ids = self.theirs.generate(
+      said = self.theirs.generate(
         **inputs,
         max_new_tokens=count,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
       )
-    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+    compare.decided(torch.stack(said.logits))
+    return said.sequences[0, inputs["input_ids"].shape[1] :].tolist()
 
   def agree(self, prompt, inputs, images=()):
     """The same text, and no dull one."""
@@ -219,10 +224,13 @@ def picture(height, width, seed=0):
 
 @pytest.mark.parametrize(
   "prompt, sizes",
-  [
-    ("see <image>\nwhat?", [(40, 83)]),  # tiles of one row
-    ("<image> and <image>?", [(30, 61), (28, 28)]),
-  ],
+  tiers.few(
+    1,
+    [
+      ("see <image>\nwhat?", [(40, 83)]),  # tiles of one row
+      ("<image> and <image>?", [(30, 61), (28, 28)]),
+    ],
+  ),
   ids=["one wide image", "two images"],
 )
 def test_onevision_says_what_transformers_says(onevision, prompt, sizes):
@@ -242,6 +250,7 @@ def test_onevision_says_what_transformers_says(onevision, prompt, sizes):
   assert onevision.ours(prompt, others) != said
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [(28, 28), (33, 90)])
 def test_llava_says_what_transformers_says(llava, size):
   processor = transformers.LlavaProcessor(

@@ -55,7 +55,8 @@ def ask(model, picture):
 
 @pytest.fixture(scope="module")
 def compiled(ask):
-  """How many programs all kinds of questions took."""
+  """How many programs all kinds of questions took, beginning with none."""
+  jax.clear_caches()
   before = programs.compiled()
   for how in HOW:
     for kind in SPREAD:
@@ -63,10 +64,12 @@ def compiled(ask):
   return programs.compiled() - before
 
 
+@pytest.mark.nightly
 def test_all_kinds_of_questions_take_few_programs(compiled):
   assert 0 < compiled <= MOST
 
 
+@pytest.mark.nightly
 def test_budgets_seeds_and_lengths_compile_nothing(compiled, ask):
   del compiled  # everything is
   before = programs.compiled()

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import packages
 from gaze_jax.convert import errors
@@ -88,14 +89,12 @@ def test_hidden_state_matches_onnx(want, size, hidden_state):
   got = _got(config, size)
   assert got.shape == (2, size[0] * size[1] // 14**2, 384)
   # Up to 12 blocks deep, and values up to 27: 4e-5 is seen.
-  np.testing.assert_allclose(
-    got, want(STATES[hidden_state], size), atol=1e-4, rtol=0
-  )
+  compare.close(got, want(STATES[hidden_state], size))
 
 
 def test_final_norm_matches_onnx(want):
   got = _got(dataclasses.replace(VIT, final_norm=True), (168, 168))
-  np.testing.assert_allclose(got, want(NORM, (168, 168)), atol=1e-4, rtol=0)
+  compare.close(got, want(NORM, (168, 168)))
 
 
 def test_bfloat16_keeps_the_direction_of_every_feature(want):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+import compare
 from gaze_jax.convert import convert
 from gaze_jax.convert import errors
 from gaze_jax.convert import hf
@@ -79,7 +80,7 @@ def test_logits_and_hidden_states(saved, family, tied):
   with torch.no_grad():
     out = model(torch.tensor(tokens[None]), output_hidden_states=True)
   got = verify.text_logits(params, config, tokens)
-  np.testing.assert_allclose(got, out.logits[0, :-1].numpy(), atol=1e-5)
+  compare.close(got, out.logits[0, :-1].numpy())
   # A decoder cut after n layers gives its hidden state through an identity.
   for depth in range(1, 3):
     cut = dataclasses.replace(config.decoder, depth=depth, tied=False)
@@ -96,7 +97,7 @@ def test_logits_and_hidden_states(saved, family, tied):
     )
     want = out.hidden_states[depth][0, :-1].numpy()
     norm = np.sqrt((want**2).mean(-1, keepdims=True) + config.decoder.norm_eps)
-    np.testing.assert_allclose(got[:, :32], want / norm, atol=1e-5)
+    compare.close(got[:, :32], want / norm)
 
 
 def test_both_styles_of_rope(saved, tmp_path):

@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors import numpy as safetensors
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.convert import errors
@@ -179,12 +180,12 @@ def test_every_hidden_state_matches(saved, name, size, interpolate):
   for state in (0, 1, 3):
     c = dataclasses.replace(config, hidden_state=state)
     got = _apply(c, _params(c, kind, tensors), images)
-    np.testing.assert_allclose(got, want[state][:, first:], atol=1e-5)
+    compare.close(got, want[state][:, first:])
   if kind == "clip_vision_model":  # its closing norm is for the pooled token
     return
   c = dataclasses.replace(config, final_norm=True)
   got = _apply(c, _params(c, kind, tensors), images)
-  np.testing.assert_allclose(got, last[:, first:], atol=1e-5)
+  compare.close(got, last[:, first:])
 
 
 @pytest.mark.parametrize("name", ["siglip2_vision_model", "siglip2"])
@@ -208,10 +209,10 @@ def test_every_hidden_state_of_naflex_matches(saved, name):
   for state in (0, 1, 3):
     c = dataclasses.replace(config, hidden_state=state)
     got = _apply(c, _params(c, kind, tensors), patches)
-    np.testing.assert_allclose(got[mask], want[state][mask], atol=1e-5)
+    compare.close(got[mask], want[state][mask])
   c = dataclasses.replace(config, final_norm=True)
   got = _apply(c, _params(c, kind, tensors), patches)
-  np.testing.assert_allclose(got[mask], last[mask], atol=1e-5)
+  compare.close(got[mask], last[mask])
 
 
 ALL = (
@@ -295,7 +296,7 @@ def test_a_tower_of_ours_is_read_by_transformers(saved, name, tmp_path):
   )
   got = _apply(config, params, images)
   want = states[-1][:, int(config.class_token) :]
-  np.testing.assert_allclose(got, want, atol=1e-5)
+  compare.close(got, want)
 
 
 @pytest.mark.parametrize("name", ALL[:4])

@@ -16,6 +16,7 @@ from transformers.models.llava_onevision import (
   modeling_llava_onevision as modeling,
 )
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import tiling
@@ -74,7 +75,7 @@ def pixels_of(processed) -> np.ndarray:
 def test_tiles_are_theirs_pixel_for_pixel(theirs, size):
   image = picture(size)
   want = pixels_of(theirs([[Image.fromarray(image)]], return_tensors="np"))
-  np.testing.assert_allclose(anyres.squares(image, SMALL), want, atol=1e-5)
+  compare.close(anyres.squares(image, SMALL), want)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -83,7 +84,7 @@ def test_one_of_several_images_is_theirs_pixel_for_pixel(theirs, size):
   two = [[Image.fromarray(image)] * 2]
   want = pixels_of(theirs(two, return_tensors="np"))
   got = anyres.padded_square(image, SMALL)
-  np.testing.assert_allclose(got, want, atol=1e-5)
+  compare.close(got, want)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_grids_hold_what_they_pack(size):
   if unit is not None:
     got = np.concatenate([got, fed(unit, tokens[4:], newline)])
     assert unit.tokens == unit.rows * unit.columns == len(unit.feed)
-  np.testing.assert_allclose(got, want[0].numpy(), atol=1e-6)
+  compare.close(got, want[0].numpy())
 
 
 def test_these_sizes_show_every_case():
@@ -193,7 +194,7 @@ def test_shrinking_is_torchs_bilinear(old, new):
   numbers = np.arange(values.size).reshape(values.shape)
   feed, blend = anyres.shrink(numbers, (new, new + 1))
   got = (values.ravel()[feed] * blend).sum(-1)
-  np.testing.assert_allclose(got, want, atol=1e-6)
+  compare.close(got, want)
 
 
 def test_a_shrunk_line_by_hand():

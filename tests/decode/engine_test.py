@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import tiers
 from gaze_jax import errors
 from gaze_jax import layout
 from gaze_jax.decode import context
@@ -139,7 +140,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", tiers.few(1, OPTIONS), ids=str)
 def test_turns_go_on_from_what_was_said(
   read, decode, oracle, tiny, options, monkeypatch
 ):

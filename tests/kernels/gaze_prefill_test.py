@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from jax._src import effects
 from jax.experimental.pallas import tpu as pltpu
 
+import compare
 from gaze_jax import types
 from gaze_jax.kernels import gaze_prefill
 from gaze_jax.ops import attention
@@ -87,16 +89,6 @@ def value_and_gradient(attend, qkv, plan):
   return got, gradient
 
 
-def assert_close(got, want, tolerance=1e-5):
-  jax.tree.map(
-    functools.partial(
-      np.testing.assert_allclose, rtol=tolerance, atol=tolerance
-    ),
-    got,
-    want,
-  )
-
-
 @pytest.mark.parametrize(
   "case, tile",
   [
@@ -119,7 +111,7 @@ def test_value_and_gradient(case, tile):
   qkv, plan = case.draw()
   got = value_and_gradient(kernel(**tile), qkv, plan)
   want = value_and_gradient(oracle, qkv, plan)
-  assert_close(got, want)
+  compare.close(got, want)
 
 
 def test_bfloat16():
@@ -132,7 +124,7 @@ def test_bfloat16():
   # lse is float32 throughout. Elsewhere the weights (or ds) and the result
   # are rounded to 8 bits, each by up to 2**-9 of itself.
   assert got[0].lse.dtype == jnp.float32
-  assert_close(got[0].lse, want[0].lse)
+  compare.close(got[0].lse, want[0].lse)
   for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
     seen = np.isfinite(b)
     size = lambda array, seen=seen: np.sqrt(np.mean(array[seen] ** 2))
@@ -193,7 +185,7 @@ def test_cotangent_of_nothing():
   got, want = gradient(kernel(), qkv), gradient(oracle, qkv)
   assert np.isinf(want[0]).any()
   assert not np.isnan(want[1][0]).any()
-  assert_close(got, want)
+  compare.close(got, want)
 
 
 def test_all_read_is_dense():
@@ -202,7 +194,7 @@ def test_all_read_is_dense():
   got = jax.jit(kernel(rows=16))(query, k, v, length, members)
   flat = lambda page: page.reshape(1, 2, -1, 8).transpose(0, 2, 1, 3)
   mask = jnp.ones((1, 1, 1, 1), bool)
-  assert_close(got, attention.attend(query, flat(k), flat(v), mask))
+  compare.close(got, attention.attend(query, flat(k), flat(v), mask))
 
 
 def test_merge_with_text():
@@ -222,7 +214,7 @@ def test_merge_with_text():
     value_and_gradient(functools.partial(merged, attend), (query, k, v), plan)
     for attend in (kernel(), oracle)
   )
-  assert_close(got, want)
+  compare.close(got, want)
   assert not any(np.isnan(a).any() for a in jax.tree.leaves(got))
 
 
@@ -248,7 +240,7 @@ def test_scan_and_remat(monkeypatch):
     value_and_gradient(functools.partial(two_layers, attend), qkv, plan)
     for attend in (kernel(), oracle)
   )
-  assert_close(got, want)
+  compare.close(got, want)
 
 
 def test_remat_can_keep_what_the_backward_pass_reads(capsys):
@@ -282,6 +274,7 @@ def test_lowers():
 
 
 _TWO_DEVICES = """
+import compare
 import jax
 from jax.sharding import AxisType, PartitionSpec as P
 import gaze_prefill_test as t
@@ -306,15 +299,17 @@ got = t.value_and_gradient(split, (query, k, v), plan)
 want = t.value_and_gradient(
   lambda *a: shared(t.oracle, *a), (query, k, v), plan
 )
-t.assert_close(got, want)
+compare.close(got, want)
 assert got[0].out.sharding.spec[0] == "data", got[0].out.sharding
 """
 
 
 def test_shard_map():
   """Split over two devices, in a process that has two."""
-  code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})"
-  flags = "--xla_force_host_platform_device_count=2"
+  here = pathlib.Path(__file__).parent
+  code = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]"
+  flags = os.environ.get("XLA_FLAGS", "")
+  flags += " --xla_force_host_platform_device_count=2"
   subprocess.run(
     [sys.executable, "-W", "error", "-c", code + _TWO_DEVICES],
     env=os.environ | {"XLA_FLAGS": flags},

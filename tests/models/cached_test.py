@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
+import tiers
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
@@ -153,7 +155,7 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=OPTIONS)
+@pytest.fixture(params=tiers.few(1, OPTIONS))
 def config(request):
   gaze = dataclasses.replace(CONFIG.gaze, **OPTIONS[request.param])
   return dataclasses.replace(CONFIG, gaze=gaze)
@@ -163,14 +165,14 @@ def same_text(got, want, length):
   """Filled slots of two linear caches are the same."""
   for row, n in enumerate(length):
     for a, b in ((got.k, want.k), (got.v, want.v)):
-      np.testing.assert_allclose(a[:, row, :, :n], b[:, row, :, :n], atol=1e-5)
+      compare.close(a[:, row, :, :n], b[:, row, :, :n])
 
 
 def test_rows_read_in_pieces_are_whole_rows_read_at_once(params, config):
   batch = batch_of(ROWS)
   want, logits, chosen = _prefill(params, config, batch, BUDGET, capacity=32)
   got, last, traced = read(params, config, batch)
-  np.testing.assert_allclose(last, logits, atol=1e-5)
+  compare.close(last, logits)
   if config.gaze.route_prompt:
     np.testing.assert_array_equal(traced.chosen[:, :, 0], chosen)
   assert traced.scores is None is traced.dense
@@ -182,7 +184,7 @@ def test_rows_read_in_pieces_are_whole_rows_read_at_once(params, config):
   np.testing.assert_array_equal(got.visual.unit, want.visual.unit)
   for name in ("k", "v", "descriptors"):
     a, b = getattr(got.visual, name), getattr(want.visual, name)
-    np.testing.assert_allclose(a, b, atol=1e-5)
+    compare.close(a, b)
   if config.gaze.refresh == "question":
     np.testing.assert_array_equal(got.frozen, want.frozen)
 
@@ -194,7 +196,7 @@ def test_answers_go_on_as_in_the_parallel_form(params, config):
   ]
   want = _apply(params, config, batch_of(whole), BUDGET)
   cache, first, _ = read(params, config, batch_of(ROWS))
-  np.testing.assert_allclose(first, want.logits[:, 0], atol=1e-5)
+  compare.close(first, want.logits[:, 0])
   # Row 1 says its one token while the others say two, and row 0 waits once.
   said = np.zeros(3, int)
   for counts in ([1, 0, 1], [0, 1, 1], [1, 0, 0]):
@@ -209,9 +211,7 @@ def test_answers_go_on_as_in_the_parallel_form(params, config):
     said += counts
     for row in np.flatnonzero(counts):
       at = said[row]
-      np.testing.assert_allclose(
-        logits[row, 0], want.logits[row, at], atol=1e-5
-      )
+      compare.close(logits[row, 0], want.logits[row, at])
       np.testing.assert_array_equal(
         traced.chosen[:, row, 0], want.chosen[:, row, at]
       )
@@ -234,16 +234,16 @@ def test_several_tokens_at_once_and_some_of_them_padding(params):
   grown, logits, _ = _extend(
     params, CONFIG, cache, tokens, BUDGET, count=counts
   )
-  np.testing.assert_allclose(logits[0], want.logits[0, 1:3], atol=1e-5)
-  np.testing.assert_allclose(logits[1, 0], want.logits[1, 1], atol=1e-5)
+  compare.close(logits[0], want.logits[0, 1:3])
+  compare.close(logits[1, 0], want.logits[1, 1])
   assert (grown.length - cache.length).tolist() == [2, 1, 0]
   # What was padding is written over by what comes next.
   _, logits, _ = _extend(
     params, CONFIG, grown, np.array([[22], [24], [25]], np.int32), BUDGET
   )
-  np.testing.assert_allclose(logits[0, 0], want.logits[0, 3], atol=1e-5)
-  np.testing.assert_allclose(logits[1, 0], want.logits[1, 2], atol=1e-5)
-  np.testing.assert_allclose(logits[2, 0], want.logits[2, 1], atol=1e-5)
+  compare.close(logits[0, 0], want.logits[0, 3])
+  compare.close(logits[1, 0], want.logits[1, 2])
+  compare.close(logits[2, 0], want.logits[2, 1])
 
 
 def test_a_trace_of_a_prompt_is_of_its_last_token(params):

@@ -1,6 +1,7 @@
 """The decoder's families: which leaves they have, and where a bias goes."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax.models import decoder
 
@@ -23,6 +25,8 @@ CONFIG = config_lib.DecoderConfig(
 QWEN3 = dict(qk_norm=True)
 QWEN2 = dict(qk_norm=False, qkv_bias=True)
 LLAMA = dict(qk_norm=False)
+
+_init = jax.jit(decoder.init, static_argnums=0)
 
 
 def names(tree):
@@ -51,7 +55,7 @@ def test_the_leaves_of_a_family(family, more):
     *(f"layers/mlp/{n}/weight" for n in ("gate", "up", "down")),
   }
   assert names(shapes) == common | more
-  made = decoder.init(config, jax.random.key(0))
+  made = _init(config, jax.random.key(0))
   like = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert like(made) == like(shapes)
 
@@ -72,7 +76,7 @@ def test_biases_are_named_and_stacked():
 def test_a_bias_is_added_before_rope():
   """With weights of 0 the heads are the biases, turned by the position."""
   config = dataclasses.replace(CONFIG, depth=1, **QWEN2)
-  params = jax.tree.map(jnp.zeros_like, decoder.init(config, jax.random.key(0)))
+  params = jax.tree.map(jnp.zeros_like, _init(config, jax.random.key(0)))
   ones = lambda heads: jnp.ones((1, heads, 2))
   for name, heads in (("query", 4), ("key", 2), ("value", 2)):
     params["layers"][name]["bias"] = ones(heads)
@@ -91,6 +95,7 @@ def test_a_bias_is_added_before_rope():
   np.testing.assert_array_equal(v, jnp.ones_like(v))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _run(config, params, x):
   """All layers, with an attention that remembers the layer it is in."""
   attend = lambda q, k, v, layer: (q + layer, (k, v))
@@ -104,15 +109,14 @@ def _run(config, params, x):
 @pytest.mark.parametrize("family", [QWEN3, QWEN2])
 def test_split_parameters_compute_the_same(family):
   config = dataclasses.replace(CONFIG, depth=3, **family)
-  stacked = decoder.init(config, jax.random.key(0))
+  stacked = _init(config, jax.random.key(0))
   noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)
   stacked = jax.tree.map(noise, stacked)
   split = decoder.split(stacked)
   assert len(split["layers"]["mlp"]["up"]["weight"]) == 3
   x = jax.random.normal(jax.random.key(2), (2, 4, config.width))
   want, got = (_run(config, p, x) for p in (stacked, split))
-  same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-  jax.tree.map(same, got, want)
+  compare.close(got, want)
   logits = lambda p: decoder.Decoder(config).apply(
     {"params": p}, want[0], method="logits"
   )
@@ -122,7 +126,7 @@ def test_split_parameters_compute_the_same(family):
 def test_split_weights_are_not_copied():
   """A step's temporaries are smaller than any weight of a layer."""
   config = dataclasses.replace(CONFIG, width=512, mlp_dim=512)
-  params = decoder.init(config, jax.random.key(0))
+  params = _init(config, jax.random.key(0))
   run = jax.jit(lambda params, x: _run(config, params, x)[0])
   size = lambda params: (
     run.lower(params, jnp.ones((1, 1, 512)))

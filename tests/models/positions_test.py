@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+import compare
 from gaze_jax.models import positions
 
 
@@ -34,7 +35,7 @@ def test_cubic_matrix_matches_onnx_resize(sizes):
   size, new_size = sizes
   rows = positions.cubic_matrix(size, new_size)
   np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
-  np.testing.assert_allclose(rows, _onnx_resize(size, new_size), atol=1e-5)
+  compare.close(rows, _onnx_resize(size, new_size))
 
 
 def test_positions_follow_a_picture_that_is_not_square():
@@ -42,7 +43,7 @@ def test_positions_follow_a_picture_that_is_not_square():
   got = positions.resize(jnp.asarray(table), 3, 5).reshape(3, 5, 4)
   rows = positions.cubic_matrix(5, 3)
   want = np.stack([rows @ table.reshape(5, 5, 4)[:, j] for j in range(5)], 1)
-  np.testing.assert_allclose(got, want, atol=1e-6)
+  compare.close(got, want)
   tall = positions.resize(jnp.asarray(table), 5, 3)
   assert tall.shape == (15, 4)
   same = positions.resize(jnp.asarray(table), 5, 5)
@@ -92,7 +93,7 @@ def test_every_unit_gets_its_own_grid(side):
   square = torch.from_numpy(table.reshape(side, side, 5)).permute(2, 0, 1)
   for unit, (rows, columns) in enumerate(grid.tolist()):
     want = _torch_resize(square, rows, columns).reshape(-1, 5)
-    np.testing.assert_allclose(got[unit, : len(want)], want, atol=1e-5)
+    compare.close(got[unit, : len(want)], want)
   before = _resize_each._cache_size()
   _resize_each(jnp.asarray(table), grid[::-1].copy())
   assert _resize_each._cache_size() == before  # no program for each grid

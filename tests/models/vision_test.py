@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.models import positions
@@ -127,7 +128,7 @@ def test_matches_flax_layers(change):
   got = _apply(config, params, _images())
   want = _reference(config, params, _images())
   assert got.shape == (2, 9, 16) and got.dtype == jnp.float32
-  np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+  compare.close(got, want)
 
 
 def test_only_the_blocks_used_are_parameters():
@@ -191,7 +192,7 @@ def test_units_do_not_see_each_other():
   np.testing.assert_array_equal(together[2], changed[2])
   assert not np.allclose(together[1], changed[1])
   alone = _apply(TINY, params, images[1:2])
-  np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+  compare.close(together[1:2], alone)
 
 
 def test_patches_are_row_major():
@@ -241,7 +242,7 @@ def test_patches_are_what_pictures_are():
   square = dataclasses.replace(config, max_patches=0)
   want = _apply(square, params, _images(1))
   assert got.shape == (1, 12, 16)
-  np.testing.assert_allclose(got[:, :9], want, atol=1e-5)
+  compare.close(got[:, :9], want)
 
 
 def test_what_lies_past_the_grid_is_not_seen():
@@ -251,13 +252,9 @@ def test_what_lies_past_the_grid_is_not_seen():
   noisy[1, 6:], noisy[2, 1:] = 100, -100
   again = _apply(NAFLEX, params, types.Patches(noisy, patches.grid))
   for unit, count in enumerate((12, 6, 1)):
-    np.testing.assert_allclose(
-      got[unit, :count], again[unit, :count], atol=1e-5
-    )
+    compare.close(got[unit, :count], again[unit, :count])
     alone = jax.tree.map(lambda a, u=unit: a[u : u + 1], patches)
-    np.testing.assert_allclose(
-      got[unit, :count], _apply(NAFLEX, params, alone)[0, :count], atol=1e-5
-    )
+    compare.close(got[unit, :count], _apply(NAFLEX, params, alone)[0, :count])
   noisy[1, 5] = 100
   seen = _apply(NAFLEX, params, types.Patches(noisy, patches.grid))
   assert not np.allclose(got[1, 0], seen[1, 0])
@@ -305,9 +302,7 @@ def test_heads_of_72():
   params = jax.tree.map(lambda a: a / 4, _params(config))
   got = _apply(config, params, _images())
   assert params["blocks"]["attention"]["query"]["kernel"].shape[-1] == 72
-  np.testing.assert_allclose(
-    got, _reference(config, params, _images()), atol=1e-5, rtol=1e-5
-  )
+  compare.close(got, _reference(config, params, _images()))
 
 
 def test_quick_gelu_by_hand():

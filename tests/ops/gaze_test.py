@@ -35,7 +35,10 @@ FORMS = {
   "chunked": dict(implementation="chunked", chunk=26),
   "pallas": dict(implementation="pallas", chunk=26),
 }
-form = pytest.mark.parametrize("form", FORMS)
+# The simulated kernels take most of the time: a few of their cases are enough
+# to see that they are joined to the rest, and tests/kernels has their own.
+slow_pallas = pytest.param("pallas", marks=pytest.mark.nightly)
+form = pytest.mark.parametrize("form", ["masked", "chunked", slow_pallas])
 GRANULARITIES = ("query_head", "kv_group", "layer")
 DESCRIPTORS = ("mean", "submean", "minmax")
 routing_options = lambda test: pytest.mark.parametrize(
@@ -112,8 +115,20 @@ def test_the_oracle_equals_a_plain_loop(
   compare.close(got.out, want)
 
 
-@pytest.mark.parametrize("form", ["chunked", "pallas"])
-@routing_options
+@pytest.mark.parametrize(
+  "form, granularity, descriptor",
+  [
+    pytest.param(form, granularity, descriptor, marks=marks)
+    for form in ("chunked", "pallas")
+    for granularity in GRANULARITIES
+    for descriptor in DESCRIPTORS
+    for marks in [
+      ()
+      if form == "chunked" or (granularity, descriptor) == ("layer", "minmax")
+      else pytest.mark.nightly
+    ]
+  ],
+)
 def test_forms_agree_with_the_oracle_in_value_and_gradient(
   heads, small_shape, form, granularity, descriptor
 ):
@@ -353,7 +368,7 @@ def _text(query, key, value, length):
   return attention.attend(query, k, v, seen[:, None])
 
 
-decode_form = pytest.mark.parametrize("form", ["masked", "gather", "pallas"])
+decode_form = pytest.mark.parametrize("form", ["masked", "gather", slow_pallas])
 
 
 @decode_form
@@ -375,7 +390,7 @@ def test_decode_is_the_parallel_form_under_every_option(
   np.testing.assert_array_equal(got.members, want.members[:, last])
 
 
-@decode_form
+@pytest.mark.parametrize("form", ["masked", "gather", "pallas"])
 @pytest.mark.parametrize(
   "options, k",
   [(dict(budget="ratio"), 500), (dict(budget="per_unit"), 1)],

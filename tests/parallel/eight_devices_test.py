@@ -10,6 +10,7 @@ import pytest
 
 from gaze_jax import config as config_lib
 
+pytestmark = pytest.mark.nightly
 HERE = pathlib.Path(__file__).parent
 
 
@@ -40,17 +41,17 @@ def found(tiny_config):
 @pytest.mark.parametrize("form", ["parallel", "decode"])
 def test_attention_needs_nothing_of_other_devices(found, mesh, form):
   assert found[mesh][form]["collectives"] == []
-  assert found[mesh][form]["gap"] < 1e-5
+  assert found[mesh][form]["differs"] == ""
 
 
 @pytest.mark.parametrize("mesh", ["cube", "ulysses"])
 def test_prefill_and_decoding_give_the_same(found, mesh):
-  assert found[mesh]["growing"] < 1e-5
+  assert found[mesh]["growing"] == ""
 
 
 @pytest.mark.parametrize("mesh", ["cube", "ulysses"])
 def test_chunks_give_the_same(found, mesh):
-  assert found[mesh]["in_pieces"] < 1e-5
+  assert found[mesh]["in_pieces"] == ""
 
 
 def test_the_state_is_born_cut(found):

@@ -400,7 +400,8 @@ saved.close()
 
 def test_it_moves_to_other_devices(tmp_path):
   for what, devices in (("save", 8), ("restore", 2), ("restore", 1)):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
       [sys.executable, "-c", MOVED, what, str(tmp_path)],
       env=os.environ | dict(XLA_FLAGS=flags),

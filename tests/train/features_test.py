@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+import compare
 from gaze_jax import errors
 from gaze_jax.data import images
 from gaze_jax.data import samples
@@ -54,9 +55,7 @@ def test_features_are_those_of_the_tower(config, tmp_path):
   assert not cached.flags.writeable
   encode = features.Encoder(config.model.vision, frozen.tower(config))
   for i in (0, 4):
-    np.testing.assert_allclose(
-      cached[i], encode(list(source.canvas(i)))[0], atol=1e-5
-    )
+    compare.close(cached[i], encode(list(source.canvas(i)))[0])
 
 
 def test_encoder_sees_the_preprocessed_picture(config):
@@ -67,7 +66,7 @@ def test_encoder_sees_the_preprocessed_picture(config):
   expected = features.vision.ViT(config.model.vision).apply(
     {"params": params}, pixels
   )
-  np.testing.assert_allclose(encode([picture]), expected, atol=1e-5)
+  compare.close(encode([picture]), expected)
 
 
 def test_more_pictures_than_one_batch_of_the_encoder(config, tmp_path):

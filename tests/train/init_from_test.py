@@ -20,12 +20,14 @@ from gaze_jax.train import loop
 from gaze_jax.train import optimizer
 from gaze_jax.train import state as state_lib
 
+_init = jax.jit(mllm.init, static_argnums=0)
+
 
 @pytest.fixture(scope="module")
 def converted(tiny_config, tmp_path_factory):
   """A directory as launch/convert.py leaves it, without context tokens."""
   config = tiny_config(model__gaze__context_tokens=0)
-  params = nn.meta.unbox(mllm.init(config.model, jax.random.key(7)))
+  params = nn.meta.unbox(_init(config.model, jax.random.key(7)))
   path = tmp_path_factory.mktemp("converted") / "ours"
   with writer.destination(path) as directory:
     kept = config_lib.Config(model=config.model)
@@ -61,7 +63,7 @@ def test_whole_squares_drop_the_newline_of_tiles(tiny_config, tmp_path):
     data__sequence_length=200,
     train__features="none",
   )
-  params = nn.meta.unbox(mllm.init(tiled.model, jax.random.key(7)))
+  params = nn.meta.unbox(_init(tiled.model, jax.random.key(7)))
   tmp_path.joinpath("ours").mkdir()
   leaves = store.from_params(params)
   store.write(tmp_path / "ours", tiled, leaves)
