@@ -29,15 +29,16 @@ _ONLY = flags.DEFINE_string("only", "", "recipes whose name holds this")
 _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "no prefill, no decoding")
 _JSON = cli.define_file("json", "a file for what was found")
 _TABLE = cli.define_file("table", "recipes: a file for the table")
-_EFFORT = flags.DEFINE_float(
-  "effort", -1.0, "of the compiler; a run has 0, which takes longer", -1, 0
+_LEVEL = flags.DEFINE_enum(
+  *("optimization_level", "O1", topology_lib.LEVELS),
+  "of the compiler; a run has UNKNOWN, which takes longer",
 )
 _LIMIT = flags.DEFINE_float("limit_gb", None, "HBM of a device; its own", 0)
 
 
 def main() -> int:
   if not _TOPOLOGY.value.startswith("gpu:") or _RECIPES.value:
-    topology_lib.prepare(_EFFORT.value)
+    topology_lib.prepare(_LEVEL.value)
   options = dict(
     serve=not _TRAIN_ONLY.value,
     limit=_LIMIT.value and round(_LIMIT.value * 1e9),

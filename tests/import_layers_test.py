@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -11,6 +12,8 @@ FILES = sorted(
   for folder in ("gaze_jax", "launch", "configs")
   for path in (ROOT / folder).rglob("*.py")
 )
+
+PROGRAMS = ("launch", "configs", "benchmarks")
 
 # Any room may import these files of the top level.
 SHARED = {
@@ -101,6 +104,23 @@ def local_imports(tree: ast.AST, source: str) -> list[str]:
   return out
 
 
+# Names that come and go with JAX's versions, without notice.
+_PRIVATE = re.compile(
+  r"(jax|jaxlib|flax|orbax)(\.\w+)*\._\w|jax\.(core|interpreters)\b"
+)
+KNOWS_PRIVATE = "gaze_jax/parallel/private.py"
+
+
+def private_names(tree: ast.AST) -> list[str]:
+  """What is imported, or written with dots, of JAX's own inside."""
+  named = imports(tree) + [
+    (node.lineno, ast.unparse(node))
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute) and not node.attr.startswith("__")
+  ]
+  return [f"line {n}: {name}" for n, name in named if _PRIVATE.match(name)]
+
+
 def too_long(tree: ast.AST, source: str, room: str) -> list[str]:
   limit = LONGEST_KERNEL if room == "kernels" else LONGEST_FUNCTION
   out = [
@@ -124,6 +144,34 @@ def functions(tree: ast.AST) -> list[ast.FunctionDef]:
 @pytest.mark.parametrize("path", FILES)
 def test_a_file_keeps_to_its_room(path):
   assert violations(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("folder", ["gaze_jax", *PROGRAMS, "tests"])
+def test_nothing_reaches_into_jax(folder):
+  found = {}
+  for path in (ROOT / folder).rglob("*.py"):
+    name = str(path.relative_to(ROOT))
+    names = private_names(ast.parse(path.read_text(encoding="utf-8")))
+    if names and name != KNOWS_PRIVATE:
+      found[name] = names
+  assert not found
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "from jax._src import effects",
+    "import jax._src.core",
+    "jax.core.jaxprs_in_params(x)",
+    "from jax import core\n\njax._src.x",
+    "from jax.core import Tracer",
+    "import orbax.checkpoint._src",
+  ],
+)
+def test_the_test_sees_a_private_name(line):
+  assert private_names(ast.parse(line))
+  fine = "from jax.extend import core\njax.__version__\njax.extend.core.Jaxpr"
+  assert not private_names(ast.parse(fine))
 
 
 def test_every_room_has_its_arrows():

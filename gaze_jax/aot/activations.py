@@ -9,23 +9,28 @@ is there at once, and its temporaries hold all of it.
 import math
 from typing import Any
 
-from gaze_jax.aot import flops
+from jax.extend import core
 
 
 def of_jaxpr(jaxpr: Any) -> int:
   """Bytes on all devices together; of micro-batches, those of one."""
   stacked, kept, deepest = set(), 0, 0
   for eqn in jaxpr.eqns:
+    inner = list(core.jaxprs_in_params(eqn.params))
     if eqn.primitive.name == "scan":
-      params = eqn.params
-      if params["reverse"]:
-        read = eqn.invars[params["num_consts"] + params["num_carry"] :]
+      if eqn.params["reverse"]:
+        read = _stacks(eqn.invars, inner[0].invars)
         kept += sum(_bytes(x) for x in read if id(x) in stacked)
       else:
-        stacked |= set(map(id, eqn.outvars[params["num_carry"] :]))
-    inner = map(of_jaxpr, flops.jaxprs(eqn.params))
-    deepest = max(deepest, *inner, 0)
+        stacked |= set(map(id, _stacks(eqn.outvars, inner[0].outvars)))
+    deepest = max(deepest, *map(of_jaxpr, inner), 0)
   return kept + deepest
+
+
+def _stacks(outside: list[Any], inside: list[Any]) -> list[Any]:
+  """What a scan takes, or returns, by its turns: one axis more outside."""
+  pairs = zip(outside, inside, strict=True)
+  return [x for x, part in pairs if x.aval.ndim > part.aval.ndim]
 
 
 def _bytes(x: Any) -> int:

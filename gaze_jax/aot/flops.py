@@ -8,8 +8,9 @@ whose bound is data one turn; of a condition the dearest branch.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
+
+from jax.extend import core
 
 
 def of_jaxpr(jaxpr: Any) -> float:
@@ -33,8 +34,8 @@ def _of(eqn: Any) -> float:
       * (math.prod(kernel) / features)
     )
   if name == "cond":
-    return max(of_jaxpr(b.jaxpr) for b in params["branches"])
-  inner = sum(map(of_jaxpr, jaxprs(params)))
+    return max(map(of_jaxpr, core.jaxprs_in_params(params)))
+  inner = sum(map(of_jaxpr, core.jaxprs_in_params(params)))
   if name == "scan":
     return inner * params["length"]
   if name == "shard_map":
@@ -42,13 +43,3 @@ def _of(eqn: Any) -> float:
   if name == "pallas_call":
     return inner * math.prod(params["grid_mapping"].grid)
   return inner
-
-
-def jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-  """The jaxprs among an equation's parameters."""
-  for value in params.values():
-    for one in value if isinstance(value, tuple | list) else [value]:
-      if hasattr(one, "eqns"):
-        yield one
-      elif hasattr(one, "jaxpr") and hasattr(one.jaxpr, "eqns"):
-        yield one.jaxpr

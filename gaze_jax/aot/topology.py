@@ -23,6 +23,8 @@ from gaze_jax import errors
 # Names that were seen to work; there are more.
 KNOWN = ("v5e:8x8", "v5e:16x16", "v5p:4x4x4", "v6e:8x8", "tpu7x:2x2x1")
 
+LEVELS = ("O0", "O1", "O2", "O3", "UNKNOWN")
+
 # Read when libtpu is loaded.
 _ENVIRONMENT = dict(
   TPU_SKIP_MDS_QUERY="1",  # asks no metadata server what machine this is
@@ -60,14 +62,15 @@ class Topology:
   kind: str
 
 
-def prepare(effort: float = 0.0) -> None:
+def prepare(level: str = "UNKNOWN") -> None:
   """Makes this a process that compiles for TPUs and runs on the CPU.
 
   To be called before anything is computed.
 
   Args:
-    effort: of the compiler, -1 to 0; a run has 0. With -1 a training step of
-      cambrian_4b compiles in a quarter of the time, and takes less memory.
+    level: JAX's `jax_optimization_level`, one of LEVELS; a run has "UNKNOWN".
+      With "O1" a training step of cambrian_4b compiles in a quarter of the
+      time, and takes less memory.
 
   Raises:
     TopologyError: libtpu is not installed.
@@ -82,7 +85,7 @@ def prepare(effort: float = 0.0) -> None:
       f" 'jax[tpu]=={jax.__version__}', or run bash launch/test.sh once"
     )
   jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_exec_time_optimization_effort", effort)
+  jax.config.update("jax_optimization_level", level)
   # Compile times are reported, and nothing of this is run again.
   jax.config.update("jax_enable_compilation_cache", False)
 
@@ -116,7 +119,7 @@ def hbm_limit(topology: Topology) -> int:
   which wants too much: so one is made that wants 16 TiB.
   """
   place = jax.sharding.SingleDeviceSharding(topology.devices[0])
-  huge = jax.ShapeDtypeStruct((2**21, 2**20), jnp.float64, sharding=place)
+  huge = jax.ShapeDtypeStruct((2**21, 2**21), jnp.float32, sharding=place)
   try:
     jax.jit(lambda x: x * 2).lower(huge).compile()
   except jax.errors.JaxRuntimeError as error:

@@ -186,9 +186,10 @@ def dkdv(reads, lanes, kv, dk_ref, dv_ref, *, scale, rows):
   """dv = p^T do and dk = ds^T q of a page, over the tiles that read it."""
   list_ref, length_ref, words_ref = reads
   _, _, pages, l, d = dk_ref.shape
+  first = pl.program_id(2) * GROUP
 
   def of_page(p, _):
-    page = pl.program_id(2) * GROUP + p
+    page = first + p
     filled = [length_ref[0, 0, page]]
     k, v = (_clean(ref[0, 0, pl.ds(p, 1)], filled) for ref in kv)
 

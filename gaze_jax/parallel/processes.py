@@ -16,16 +16,14 @@ import sys
 import time
 import types
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
-from jax._src import clusters  # no public name tells before JAX waits
-from jax._src import distributed
-from jax._src import xla_bridge
-from jax._src.lib import _jax
+from jax.extend import backend
 
 from gaze_jax import errors
 from gaze_jax.parallel import ports
+from gaze_jax.parallel import private
 
 # The exit code of JAX's abort when another process is gone: start all again.
 LOST = 134
@@ -54,6 +52,10 @@ class _Place:
     return host in ("127.0.0.1", "localhost", "[::1]")
 
 
+# What `initialize` found this process to be; None before.
+_joined: _Place | None = None
+
+
 def initialize(timeout: int = 300) -> None:
   """Joins the processes of a run; call it before anything touches a device.
 
@@ -68,8 +70,13 @@ def initialize(timeout: int = 300) -> None:
   Raises:
     ProcessesError: the environment says half of it, or contradicts itself.
   """
+  global _joined
   with contextlib.ExitStack() as stack:
     place = _find(timeout)
+    if place is None and private.CLUSTER is None:
+      _joined = _left_to_jax(timeout)
+      if _joined is not None:
+        return
     if place is None or place.processes == 1:
       place = _Place(0, 1, stack.enter_context(ports.hold()), None)
     else:
@@ -97,12 +104,8 @@ def initialize(timeout: int = 300) -> None:
         f"process 0 cannot listen at {place.coordinator}: {error}; is another"
         " run on that port? JAX_COORDINATOR_ADDRESS names one"
       ) from error
+  _joined = place
   _set_collectives(place)
-
-
-def first() -> bool:
-  """Whether this is process 0, the one that prints and logs."""
-  return distributed.global_state.process_id == 0
 
 
 def leave(what: str | int) -> NoReturn:
@@ -165,11 +168,13 @@ def _whole_number(name: str) -> int | None:
 
 def _detect(place: tuple, timeout: int) -> tuple:
   """Fills in what the cluster says, if this is one that JAX knows."""
+  if private.CLUSTER is None:
+    return place
   with warnings.catch_warnings():
     # In Kubernetes JAX asks for a package; what it would find is checked below.
     warnings.simplefilter("ignore")
     try:
-      found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      found = private.CLUSTER.auto_detect_unset_distributed_params(
         *place, None, timeout
       )
     except Exception as error:  # whatever a cluster's services answer
@@ -177,44 +182,61 @@ def _detect(place: tuple, timeout: int) -> tuple:
         f"cannot tell which process this is: {error}; set"
         f" {', '.join(_VARIABLES)}"
       ) from error
-  if None in found[:3] and "JOB_COMPLETION_INDEX" in os.environ:
+  if None in found[:3]:
+    _refuse_a_pod()
+  return found
+
+
+def _left_to_jax(timeout: int) -> _Place | None:
+  """JAX finds and joins the others itself, and nothing is said before."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # as above
+      jax.distributed.initialize(initialization_timeout=timeout)
+  except ValueError:  # it knows no such cluster
+    _refuse_a_pod()
+    return None
+  sys.excepthook = _leave_after_a_bug
+  return _Place(jax.process_index(), jax.process_count(), "", None)
+
+
+def _refuse_a_pod() -> None:
+  if "JOB_COMPLETION_INDEX" in os.environ:
     raise ProcessesError(
       "a pod of an indexed Job: which process of how many? set"
       f" {', '.join(_VARIABLES)}"
     )
-  return found
 
 
 def _set_collectives(place: _Place) -> None:
   """Keeps what carries data between processes on CPU off the network.
 
   JAX has it listen wherever the machine's name leads, and fails if it leads
-  nowhere; nobody else is there if all processes are on one machine.
+  nowhere; nobody else is there if all processes are on one machine. A JAX whose
+  private names are others is left to that.
   """
+  made_of = private.STATE, private.MAKE_CPU_CLIENT, private.MAKE_GLOO
   if place.processes == 1:
     jax.config.update("jax_cpu_collectives_implementation", None)
-  elif place.one_machine:
-    make = lambda: xla_bridge.make_cpu_client(
-      _jax.make_gloo_tcp_collectives(
-        distributed_client=distributed.global_state.client,
-        hostname="127.0.0.1",
-      )
+  elif place.one_machine and None not in made_of:
+    make = lambda: private.MAKE_CPU_CLIENT(
+      private.MAKE_GLOO(distributed_client=_client(), hostname="127.0.0.1")
     )
-    xla_bridge.register_backend_factory("cpu", make, fail_quietly=False)
+    backend.register_backend_factory("cpu", make, fail_quietly=False)
 
 
 def _number() -> tuple[int, int]:
   """This process and how many there are, before `initialize` as well."""
-  if jax.distributed.is_initialized():
-    return (
-      distributed.global_state.process_id,
-      distributed.global_state.num_processes,
-    )
-  try:
-    place = _find(timeout=1)
-  except ProcessesError:  # which is what it is about to say
-    place = None
+  place = _joined
+  if place is None:
+    with contextlib.suppress(ProcessesError):  # it is about to say that
+      place = _find(timeout=1)
   return (0, 1) if place is None else (place.process, place.processes)
+
+
+def _client() -> Any | None:
+  """JAX's client of process 0's table; None before it, or out of reach."""
+  return getattr(private.STATE, "client", None)
 
 
 def _say(line: str) -> None:
@@ -226,16 +248,18 @@ def _say(line: str) -> None:
 def _tell(message: str) -> None:
   """Says it as process 0, and gives the others time to hear it."""
   _say(message)
-  if client := distributed.global_state.client:
+  if client := _client():
     client.key_value_set(_MESSAGE_KEY, message)
+  if jax.distributed.is_initialized():
     time.sleep(_PATIENCE)  # they abort when process 0 goes
 
 
 def _told(message: str) -> bool:
   """Whether process 0 says the same."""
-  client = distributed.global_state.client
-  if client is None:  # a launcher ends this process if process 0 fails too
-    time.sleep(_PATIENCE)
+  client = _client()
+  if client is None:
+    if not jax.distributed.is_initialized():
+      time.sleep(_PATIENCE)  # a launcher ends it if process 0 fails too
     return False
   try:
     said = client.blocking_key_value_get(_MESSAGE_KEY, _PATIENCE * 1000)

@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from gaze_jax.parallel import private
 from gaze_jax.parallel import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -49,7 +51,8 @@ for name in ("tcp", "tcp6"):
   with open(f"/proc/self/net/{name}") as table:
     rows = [row.split() for row in table.read().splitlines()[1:]]
   ports += [r[1] for r in rows if r[3] == "0A" and f"socket:[{r[9]}]" in mine]
-said = f"first {processes.first()}: {float(total[0])} at {' '.join(ports)}"
+first = jax.process_index() == 0
+said = f"first {first}: {float(total[0])} at {' '.join(ports)}"
 print(said, file=sys.stderr)
 """
 # Fails as its arguments say, process by process; the rest waits for it.
@@ -80,6 +83,28 @@ def main():
 
 cli.main(main, leave=processes.leave)
 """
+
+
+# The same before anybody meets, on a JAX without its private names.
+FAIL_ALONE = """
+import sys
+
+from gaze_jax import cli
+from gaze_jax import errors
+from gaze_jax.parallel import private
+from gaze_jax.parallel import processes
+
+private.CLUSTER = private.STATE = None
+private.MAKE_CPU_CLIENT = private.MAKE_GLOO = None
+says = sys.argv.pop()
+
+def main():
+  processes.initialize(timeout=60)
+  raise errors.GazeError(says)
+
+cli.main(main, leave=processes.leave)
+"""
+NAMES = ("CLUSTER", "STATE", "MAKE_CPU_CLIENT", "MAKE_GLOO")
 
 
 def run(*arguments, **variables):
@@ -204,19 +229,78 @@ def test_who_a_process_is(environment):
   assert not place.one_machine
   environment(**given, JAX_LOCAL_DEVICE_IDS="1,2")
   assert processes._find(1).local_devices == [1, 2]
-  slurm = dict(
-    SLURM_JOB_ID="61440",
-    SLURM_STEP_NODELIST="node[7-9]",
-    SLURM_NTASKS="3",
-    SLURM_PROCID="2",
-    SLURM_LOCALID="0",
-  )
-  environment(**slurm)
+  environment(**SLURM)
   assert processes._find(1) == processes._Place(2, 3, "node7:61440", [0])
-  environment(**slurm, JAX_LOCAL_DEVICE_IDS="0,1")
+  environment(**SLURM, JAX_LOCAL_DEVICE_IDS="0,1")
   assert processes._find(1).local_devices == [0, 1]
-  environment(**slurm | given)  # ours go before the cluster's
+  environment(**SLURM | given)  # ours go before the cluster's
   assert processes._find(1) == place
+
+
+SLURM = dict(
+  SLURM_JOB_ID="61440",
+  SLURM_STEP_NODELIST="node[7-9]",
+  SLURM_NTASKS="3",
+  SLURM_PROCID="2",
+  SLURM_LOCALID="0",
+)
+
+
+def test_this_jax_has_its_private_names():
+  assert all(getattr(private, name) is not None for name in NAMES)
+  assert private._name("clusters", "Gone") is None
+  assert private._name("gone", "ClusterEnv") is None
+
+
+@pytest.fixture
+def without_names(monkeypatch):
+  for name in NAMES:
+    monkeypatch.setattr(private, name, None)
+  monkeypatch.setattr(processes, "_joined", None)
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def test_without_the_names_jax_itself_finds_the_others(
+  environment, without_names, monkeypatch
+):
+  asked = []
+  joined = lambda *a, **k: asked.append((a, k))
+  monkeypatch.setattr(jax.distributed, "initialize", joined)
+  environment(**SLURM)
+  assert processes._find(1) is None
+  processes.initialize(timeout=7)
+  assert asked == [((), dict(initialization_timeout=7))]
+  assert processes._number() == (0, 1)
+
+
+def test_without_the_names_it_is_alone_where_jax_finds_nobody(
+  environment, without_names, monkeypatch
+):
+  asked = []
+
+  def initialize(*given, **more):
+    asked.append(given)
+    if not given:
+      raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  monkeypatch.setattr(processes, "_set_collectives", lambda place: None)
+  environment()
+  processes.initialize()
+  assert [len(given) for given in asked] == [0, 3]
+  assert asked[1][1:] == (1, 0)
+  environment(JOB_COMPLETION_INDEX="0")
+  with pytest.raises(processes.ProcessesError, match="a pod of an indexed Job"):
+    processes.initialize()
+
+
+def test_without_the_names_each_says_what_it_has_to_say():
+  code, said = run_two(FAIL_ALONE, "it is full")
+  assert code == 1
+  assert sorted(x for x in said if not expected(x)) == [
+    "[1] process 1: error: it is full",
+    "error: it is full",
+  ]
 
 
 @pytest.mark.parametrize(

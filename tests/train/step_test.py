@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend import core
 
 import compare
 from gaze_jax import layout
@@ -189,11 +190,10 @@ def _dots(jaxpr):
       _, (batch, _) = eqn.params["dimension_numbers"]
       dtypes = {str(x.aval.dtype) for x in eqn.invars}
       yield dtypes, bool(batch), str(eqn.source_info.name_stack)
-    for inner in jax.core.jaxprs_in_params(eqn.params):
+    for inner in core.jaxprs_in_params(eqn.params):
       yield from _dots(inner)
 
 
-@pytest.mark.filterwarnings("ignore:jax.core.jaxprs_in_params")
 def test_bfloat16_products_between_float32_states(tiny_config):
   config = tiny_config(
     train__features="none",
