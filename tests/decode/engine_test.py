@@ -238,7 +238,7 @@ def test_prompts_of_many_lengths_share_programs(read, decode):
   before = programs.compiled()
   for length in (4, 7, 8):
     ask(length, 1)
-  for length in (9, 10, 11):
+  for length in (10, 11):  # with 9, all of the prompt fits 64 slots
     ask(length, 2)
   assert programs.compiled() == before
 
