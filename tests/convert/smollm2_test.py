@@ -215,7 +215,7 @@ def row_of(ours, question):
 
 
 @pytest.mark.parametrize(
-  "tokens", [8, pytest.param(24, marks=pytest.mark.slow)]
+  "tokens", [8, pytest.param(24, marks=pytest.mark.nightly)]
 )
 def test_ten_answers_and_their_logits_are_those_of_transformers(
   reference, params, ours, tokens

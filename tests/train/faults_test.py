@@ -136,7 +136,7 @@ def kill(process, workdir, seed):
 
 @pytest.mark.parametrize(
   "seed",
-  [1] + [pytest.param(n, marks=pytest.mark.faults) for n in range(2, 21)],
+  [1] + [pytest.param(n, marks=pytest.mark.nightly) for n in range(2, 21)],
 )
 def test_sigkill_anywhere(
   runs, whole, tiny_config, tiny_config_file, tmp_path, capsys, seed
@@ -345,7 +345,7 @@ def second(launcher):
   raise AssertionError("there is no process 1")
 
 
-@pytest.mark.faults
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_one_of_two(runs, tiny_config_file, tmp_path, number):
   # Notices take a second or two: time for them to come before the last step.
