@@ -184,16 +184,19 @@ def finish(
   last = said.tokens[-1] if said.tokens else None
   if text.stopped:
     reason = "stop string"
-  elif last == asked.tokenizer.eos:
+  elif last in asked.tokenizer.ends:
     reason = "stop"
   else:
     reason = "length" if decoding.ended(row) else "interrupted"
+  context = said.context
+  if reason == "stop":  # the next turn finds it ended as the template ends it
+    context = dataclasses.replace(context, pending=(asked.tokenizer.eos,))
   return Answer(
     question=question,
     text=text.text,
     reason=reason,
     tokens=said.tokens,
-    context=said.context,
+    context=context,
     budget=budget,
     said=said,
     model=asked,

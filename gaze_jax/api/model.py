@@ -209,9 +209,8 @@ class Model(answer_lib.Asked):
     return engine.Row(read, budget, max_tokens=ask.max_tokens, **_sampling(ask))
 
   def _decode(self, rows: Sequence[engine.Row], trace: bool) -> engine.Decoding:
-    stop = (self.tokenizer.eos,)
-    model = self.config.model
-    return engine.Decoding(self.params, model, rows, stop=stop, trace=trace)
+    ends, model = self.tokenizer.ends, self.config.model
+    return engine.Decoding(self.params, model, rows, stop=ends, trace=trace)
 
   def _check_sees(self) -> None:
     if missing := {"vision", "projector"} - self.params.keys():
@@ -259,6 +258,7 @@ def load(
   if jax.default_backend() == "cpu":
     params |= dict(decoder=decoder.split(params["decoder"]))
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
+  tokenizer.check_rows(config.model.decoder.vocab_size)
   return Model(config, params, tokenizer, limits)
 
 

@@ -93,11 +93,7 @@ class Rows:
     self.config, self.source, self.features = config, source, features
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
     self.shape = layout.row_shape(config)
-    if self.tokenizer.size > config.model.decoder.vocab_size:
-      raise config_lib.ConfigError(
-        f"config: model.decoder.vocab_size = {config.model.decoder.vocab_size}"
-        f" is below the tokenizer's {self.tokenizer.size} ids"
-      )
+    self.tokenizer.check_rows(config.model.decoder.vocab_size)
     if scenes_only:
       packing.check_scenes_fit(config, self.tokenizer)
     if features is not None and len(features) < len(source):

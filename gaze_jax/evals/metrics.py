@@ -4,6 +4,25 @@ import math
 
 import numpy as np
 
+from gaze_jax import types
+
+
+def right(
+  said: types.Array, target: types.Array, ends: types.Array
+) -> types.Array:
+  """Where what is said is what should be; at the end, any id that ends.
+
+  Args:
+    said: int [B, A], the likeliest token at each slot.
+    target: int [B, A], the reference's.
+    ends: int [Z], ids that end an answer.
+
+  Returns:
+    bool [B, A].
+  """
+  end = lambda ids: (ids[..., None] == ends).any(-1)
+  return (said == target) | (end(said) & end(target))
+
 
 def exact_match(
   right: np.ndarray, answer_of: np.ndarray, questions: int

@@ -17,6 +17,7 @@ from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.decode import programs
+from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.evals import metrics
 from gaze_jax.evals import tasks
 from gaze_jax.models import mllm
@@ -93,10 +94,11 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
     raise errors.GazeError(
       f"{workdir}: nothing to evaluate on; train with data.eval_path set"
     )
+  ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   results = {}
   for name, split_config in splits.items():
     features = workdir / "features" if cached else None
-    results[name] = _split(params, split_config, name, config, features)
+    results[name] = _split(params, split_config, ends, name, config, features)
   main = results["new"]["conditions"]
   return dict(
     seconds=time.perf_counter() - start,
@@ -115,6 +117,7 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
 def _split(
   params: mllm.Params,
   config: config_lib.Config,
+  ends: np.ndarray,
   split: str,
   run: config_lib.Config,
   kept: pathlib.Path | None,
@@ -133,7 +136,7 @@ def _split(
   total = -(-len(source) // config.eval.batch_size)
   for batch in tqdm.tqdm(batches, f"eval {split}", total, mininterval=5):
     for condition in conditions:
-      _condition(params, config, condition, batch, source, scores)
+      _condition(params, config, ends, condition, batch, source, scores)
     _score_prior(prior, batch.samples, scores["prior"])
   gaze = scores["gaze"]
   return dict(
@@ -146,11 +149,12 @@ def _split(
   )
 
 
-def _look(params, config, batch, budget, override):
+def _look(params, config, ends, batch, budget, override):
   """Right answer slots, usage and regions read at them."""
   out = mllm.apply(params, config, batch, budget, override=override)
   target, scored = losses.targets(batch)
-  return (out.logits.argmax(-1) == target) & scored, out.usage, out.chosen
+  right = metrics.right(out.logits.argmax(-1), target, ends) & scored
+  return right, out.usage, out.chosen
 
 
 _forward = programs.Program(_look, "a batch of questions")
@@ -159,6 +163,7 @@ _forward = programs.Program(_look, "a batch of questions")
 def _condition(
   params: mllm.Params,
   config: config_lib.Config,
+  ends: np.ndarray,
   condition: tasks.Condition,
   batch: pipeline.EvalBatch,
   source: samples.Source,
@@ -170,7 +175,7 @@ def _condition(
   override = tasks.override(condition, batch, config.model)
   budget = np.full(len(batch.indices), condition.top_k, np.int32)
   right, usage, chosen = jax.device_get(
-    _forward(params, config.model, shown, budget, override)
+    _forward(params, config.model, ends, shown, budget, override)
   )
   exact = metrics.exact_match(
     right, batch.batch.answer_of, batch.kinds.shape[1]

@@ -106,7 +106,7 @@ def test_the_end_is_said_unless_the_model_ended(talk, model, monkeypatch):
   stop = free.text[len(free.text) // 2 :][:2]
   cut = free.text[: free.text.index(stop)]
   assert talk(max_tokens=8, stop=[stop])(Q) == [f"{cut}  [stop string]\n"]
-  monkeypatch.setattr(ours.tokenizer, "eos", free.tokens[4])
+  monkeypatch.setattr(ours.tokenizer, "ends", (free.tokens[4],))
   ended = ours.generate(Q, max_tokens=8)
   assert ended.reason == "stop" and len(ended.tokens) <= 5
   assert talk(max_tokens=8)(Q) == [f"{ended.text}\n"]

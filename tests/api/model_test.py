@@ -11,6 +11,7 @@ import tiers
 from gaze_jax import api
 from gaze_jax import budgets
 from gaze_jax import errors
+from gaze_jax.evals import weights
 from gaze_jax.models import decoder
 
 Q = "what is it?"
@@ -135,6 +136,36 @@ def test_stop_strings_end_and_are_cut_off(model, picture):
     ]
   )
   assert both[0].text == free.text[:first] and both[1].text == free.text
+
+
+def test_every_end_id_ends_an_answer(model, monkeypatch):
+  ours = model()
+  free = ours.generate(Q, max_tokens=8)
+  at = next(n for n in range(1, 8) if free.tokens[n] not in free.tokens[:n])
+  other = free.tokens[at]
+  end = ours.tokenizer.eos
+  monkeypatch.setattr(ours.tokenizer, "ends", (end, other))
+  stream = ours.stream(Q, max_tokens=8)
+  text = "".join(stream)
+  for reply in (ours.generate(Q, max_tokens=8), stream.answer):
+    assert reply.tokens == free.tokens[: at + 1] and reply.reason == "stop"
+    assert reply.text == text and free.text.startswith(text)
+    # The next turn finds the answer ended as the chat format ends it.
+    assert reply.context.pending == (end,)
+
+
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(
+  tmp_path, monkeypatch, model
+):
+  ours = model()
+  config = ours.config
+  decoder = dataclasses.replace(config.model.decoder, vocab_size=2047)
+  config = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, decoder=decoder)
+  )
+  monkeypatch.setattr(weights, "load", lambda path: (config, ours.params))
+  with pytest.raises(errors.GazeError, match="= 2047 are beyond"):
+    api.load(tmp_path)
 
 
 def test_a_conversation_goes_on_and_later_images_append_regions(model, picture):

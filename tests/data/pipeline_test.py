@@ -160,7 +160,7 @@ def test_what_cannot_work_is_refused():
   c = dataclasses.replace(
     c, model=dataclasses.replace(c.model, decoder=decoder)
   )
-  with pytest.raises(config_lib.ConfigError, match="vocab_size = 100"):
+  with pytest.raises(samples.DataError, match="vocab_size = 100"):
     pipeline.make_iterator(c)
 
 

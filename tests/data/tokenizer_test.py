@@ -69,6 +69,30 @@ def test_decode_leaves_special_tokens_out():
   assert TOKENIZER.decode(ids) == "a fox"
 
 
+def test_ids_beyond_the_embedding_are_refused_by_token_and_id():
+  TOKENIZER.check_rows(2048)
+  TOKENIZER.check_rows(2112)  # padded
+  last = TOKENIZER.decode([2047])
+  with pytest.raises(samples.DataError) as caught:
+    TOKENIZER.check_rows(2047)
+  assert f"{last.strip()}' = 2047 are beyond" in str(caught.value)
+  assert "rows 0 to 2046 (model.decoder.vocab_size = 2047)" in str(caught.value)
+  with pytest.raises(samples.DataError, match="'<eos>' = 2, .* and 2043 more"):
+    TOKENIZER.check_rows(2)
+
+
+def test_it_is_the_largest_id_that_counts_not_how_many(tmp_path):
+  raw = json.loads(tokenizer_lib.SHIPPED.read_text())
+  vocabulary = raw["model"]["vocab"]
+  word = max(vocabulary, key=vocabulary.get)
+  vocabulary[word] = 5000
+  (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+  t = tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
+  assert t.size == 5001
+  with pytest.raises(samples.DataError, match=f"'{word}' = 5000 are beyond"):
+    t.check_rows(2048)
+
+
 def test_pickles():
   again = pickle.loads(pickle.dumps(TOKENIZER))
   assert again.encode("<bos> a fox") == TOKENIZER.encode("<bos> a fox")

@@ -168,7 +168,14 @@ def scored(model, source, top_k):
   for batch in pipeline.eval_batches(config, "new", source=source):
     budget = np.full(len(batch.indices), top_k, np.int32)
     right, _, _ = jax.device_get(
-      run._forward(model.params, config.model, batch.batch, budget, None)
+      run._forward(
+        model.params,
+        config.model,
+        np.array(model.tokenizer.ends),
+        batch.batch,
+        budget,
+        None,
+      )
     )
     exact = metrics.exact_match(
       right, batch.batch.answer_of, batch.kinds.shape[1]
@@ -202,7 +209,12 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
       [layout.lay_out(parts, shape)], pixels[None, None]
     )
     right, _, _ = run._forward(
-      model.params, config.model, batch, np.full(1, top_k, np.int32), None
+      model.params,
+      config.model,
+      np.array(tokenizer.ends),
+      batch,
+      np.full(1, top_k, np.int32),
+      None,
     )
     exact = metrics.exact_match(np.asarray(right), batch.answer_of, 2)
     assert exact.tolist() == [[True, False]]
