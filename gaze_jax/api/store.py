@@ -23,7 +23,7 @@ from gaze_jax import errors
 from gaze_jax import schema
 from gaze_jax import types
 from gaze_jax.api import model as model_lib
-from gaze_jax.convert import hf
+from gaze_jax.convert import json_file
 from gaze_jax.convert import store
 from gaze_jax.convert import tensors
 from gaze_jax.convert import writer
@@ -81,7 +81,7 @@ def load_context(
   folder = pathlib.Path(directory)
   if not (folder / _NAME).is_file():
     raise errors.GazeError(f"{folder}: no {_NAME} here; keep a context first")
-  about = hf.read_json(folder / _NAME)
+  about = json_file.read(folder / _NAME)
   schema.read(about, folder / _NAME, "context")
   if absent := {"model", "views", *_COUNTS} - about.keys():
     raise errors.GazeError(

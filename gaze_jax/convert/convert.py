@@ -7,8 +7,9 @@ tensor is read and written at a time.
 import collections
 import dataclasses
 import functools
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +22,12 @@ from gaze_jax.convert import hf
 from gaze_jax.convert import keys
 from gaze_jax.convert import store
 from gaze_jax.convert import tensors
+from gaze_jax.convert import vision_pixels
 from gaze_jax.convert import writer as writer_lib
 from gaze_jax.models import mllm
 
 # How a tower is looked through, which its checkpoint does not decide, and what
-# it is shown, which a preprocessor_config.json does.
+# it is shown, which its image processor does.
 _VIEW = ("hidden_state", "final_norm", "image_size")
 _PIXELS = ("resize", "shorter_side", "resample", "mean", "std")
 
@@ -82,7 +84,7 @@ def assemble(
     ConfigError: the model makes no sense.
   """
   config = config_lib.from_config_dict(config_lib.to_dict(hf.config_for(model)))
-  said = (vision_source / "preprocessor_config.json").exists()
+  said = vision_pixels.find(vision_source)
   fields = _VIEW if said else _VIEW + _PIXELS
   view = functools.partial(_with_view, wanted=model, fields=fields)
   decoder = hf.open_checkpoint(text_source)
@@ -101,8 +103,9 @@ def assemble(
     return
   with writer_lib.destination(to) as directory:
     store.write(directory, config, parts)
-    hf.keep_files(text_source, directory / store.SOURCE, hf.TEXTS)
-    hf.keep_files(vision_source, directory / store.SOURCE, hf.PICTURES)
+    kept = directory / store.SOURCE
+    hf.keep_files(text_source, kept, hf.TEXTS)
+    _keep_ends(decoder.raw, kept)
 
 
 def leaves(c: hf.Checkpoint, dtype: str | None = None) -> list[store.Leaf]:
@@ -172,6 +175,16 @@ def _with_view(
   view = {name: getattr(wanted.vision, name) for name in fields}
   tower = dataclasses.replace(model.vision, **view)
   return dataclasses.replace(model, vision=tower)
+
+
+def _keep_ends(raw: Mapping[str, Any], kept: pathlib.Path) -> None:
+  """Writes the ids that end an answer where config.json alone says them."""
+  ends = raw.get("eos_token_id")
+  file = kept / hf.GENERATION
+  if ends is not None and not file.exists():
+    kept.mkdir(exist_ok=True)
+    text = json.dumps({"eos_token_id": ends})
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _keep_unused(c: hf.Checkpoint, directory: pathlib.Path) -> None:

@@ -13,12 +13,14 @@ from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
 from gaze_jax.convert import hf
+from gaze_jax.convert import json_file
 from gaze_jax.convert import keys
 from gaze_jax.convert import llava
 from gaze_jax.convert import store
 from gaze_jax.convert import tensors
 from gaze_jax.convert import text
 from gaze_jax.convert import vision
+from gaze_jax.convert import vision_pixels
 from gaze_jax.convert import writer as writer_lib
 
 
@@ -65,7 +67,7 @@ def write(
   model, origin = stored.config.model, stored.origin
   files = stored.directory / store.SOURCE
   kept = (files / "config.json").exists()
-  raw = hf.read_json(files / "config.json") if kept else _config(stored)
+  raw = json_file.read(files / "config.json") if kept else _config(stored)
   family = families.find(raw)
   layout = family.layouts[origin.layout or family.written]
   described = _described(files, stored) if kept else family.model(raw, None)
@@ -83,7 +85,8 @@ def write(
   with writer_lib.destination(to) as directory:
     rest = _unused(stored, dtype) if kept else _filler(stored, raw, layout)
     store.write_leaves(directory, out + rest)
-    hf.keep_files(files, directory, hf.FILES)
+    # The pictures of a joined model are its own, not those of its tower.
+    hf.keep_files(files, directory, hf.FILES if kept else hf.TEXTS)
     changed = {k: dtype for k in ("dtype", "torch_dtype") if dtype and k in raw}
     if new:
       store.write_leaves(directory / hf.GAZE_FILE, new)
@@ -91,8 +94,8 @@ def write(
       changed[hf.GAZE_KEY] = hf.gaze_to_json(model.gaze)
     if changed or not kept:
       _write_json(directory / "config.json", raw | changed)
-    pictures = directory / "preprocessor_config.json"
-    if "vision" in stored.parts and not pictures.exists():
+    if "vision" in stored.parts and not vision_pixels.find(directory):
+      pictures = directory / vision_pixels.ALONE
       _write_json(pictures, llava.preprocessor_to_hf(model))
 
 

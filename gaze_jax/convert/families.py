@@ -27,7 +27,7 @@ class Family:
 
   Attributes:
     parts: the keys of our parameters that such a checkpoint fills.
-    model: (config.json, preprocessor_config.json or None) -> ModelConfig.
+    model: (config.json, image processor or None) -> ModelConfig.
     layouts: name -> token -> prefix, all that are found in the wild.
     written: the layout that a new checkpoint gets.
     unused: (ModelConfig, config.json) -> what the file may hold and nothing

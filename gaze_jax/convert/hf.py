@@ -6,7 +6,6 @@ all of it, against the layout of names that came nearest.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 import shutil
@@ -22,8 +21,10 @@ from gaze_jax import schema as schema_lib
 from gaze_jax import tiling
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
+from gaze_jax.convert import json_file
 from gaze_jax.convert import keys
 from gaze_jax.convert import tensors
+from gaze_jax.convert import vision_pixels
 
 _HEAD = "head.weight"
 EMBEDDING = ("decoder", "embedding")
@@ -31,13 +32,14 @@ EMBEDDING = ("decoder", "embedding")
 # config.json: ours, and ignored by it.
 GAZE_FILE, GAZE_KEY = "gaze.safetensors", "gaze"
 # Files of a checkpoint that are kept as they are.
-CONFIGS = ("config.json", "generation_config.json")
+GENERATION = "generation_config.json"
 PICTURES = (
-  "preprocessor_config.json",
-  "processor_config.json",
+  vision_pixels.ALONE,
+  vision_pixels.NESTED,
   "video_preprocessor_config.json",
 )
 TEXTS = (
+  GENERATION,
   "tokenizer.json",
   "tokenizer_config.json",
   "tokenizer.model",
@@ -48,7 +50,7 @@ TEXTS = (
   "chat_template.jinja",
   "chat_template.json",
 )
-FILES = (*CONFIGS, *PICTURES, *TEXTS)
+FILES = ("config.json", *PICTURES, *TEXTS)
 # What may differ in two configs of one architecture.
 _FREE = {
   *("weights", "frozen", "scan", "remat", "dtype"),
@@ -146,17 +148,19 @@ def read_configs(
   Raises:
     ConversionError: it is missing, or asks for what is not computed here.
   """
-  raw = read_json(directory / "config.json")
+  raw = json_file.read(directory / "config.json")
   family = families.find(raw)
-  preprocessor = None
-  if (directory / "preprocessor_config.json").exists():
-    preprocessor = read_json(directory / "preprocessor_config.json")
+  found = vision_pixels.find(directory) if "vision" in family.parts else None
+  file, preprocessor = found or ("", None)
   try:
     model = family.model(raw, preprocessor)
     if GAZE_KEY in raw:
       gaze = _gaze(directory / "config.json", raw[GAZE_KEY])
       model = dataclasses.replace(model, gaze=gaze)
     config_lib.from_config_dict(config_lib.to_dict(config_for(model)))
+  except vision_pixels.PixelsError as error:
+    where = directory / (file or "config.json")
+    raise errors.ConversionError(f"{where}: {error}") from None
   except errors.ConversionError:
     raise
   except errors_lib.GazeError as error:
@@ -221,25 +225,6 @@ def keep_files(
     if (source / name).is_file():
       to.mkdir(exist_ok=True)
       shutil.copyfile(source / name, to / name)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object in a file.
-
-  Raises:
-    ConversionError: it is not there, or no JSON object.
-  """
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise errors.ConversionError(
-      f"{path}: no such file; a checkpoint of transformers has one"
-    ) from None
-  except (OSError, ValueError) as error:
-    raise errors.ConversionError(f"{path}: can't be read: {error}") from None
-  if not isinstance(value, dict):
-    raise errors.ConversionError(f"{path}: not a JSON object")
-  return value
 
 
 def bind(

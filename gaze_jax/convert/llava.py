@@ -102,6 +102,11 @@ _DEFAULTS: Mapping[str, dict[str, Any]] = {
     ),
   ),
 }
+# The image processor of a file that does not name one.
+_PROCESSORS = {
+  "llava_onevision": "LlavaOnevisionImageProcessor",
+  "llava": "LlavaImageProcessor",
+}
 _SHARED = dict(projector_hidden_act="gelu", multimodal_projector_bias=True)
 
 
@@ -110,7 +115,7 @@ def config(raw: Raw, preprocessor: Raw | None = None) -> config_lib.ModelConfig:
 
   Args:
     raw: the parsed JSON, nested or flat.
-    preprocessor: the parsed preprocessor_config.json; None when there is none.
+    preprocessor: the parsed image processor; None when there is none.
 
   Raises:
     ConversionError: it is no family that is known, or asks for something that
@@ -118,13 +123,16 @@ def config(raw: Raw, preprocessor: Raw | None = None) -> config_lib.ModelConfig:
   """
   value = _filled(raw)
   inner = value["vision_config"]
-  tower = vision.config(inner, preprocessor or None)
+  if preprocessor is not None and not llava_flat.is_flat(raw):
+    kind = _PROCESSORS[value["model_type"]]
+    preprocessor = vision_pixels.with_type(preprocessor, kind)
+  tower = vision.config(inner, preprocessor)
   _refuse_unknown_math(value, tower)
   sized = vision.config(inner)
   if tower.image_size != sized.image_size:
-    raise errors.ConversionError(
-      f"preprocessor_config.json: squares of {tower.image_size} pixels, and"
-      f" config.json has image_size = {sized.image_size}; set one to the other"
+    raise vision_pixels.PixelsError(
+      f"squares of {tower.image_size} pixels, and config.json has image_size ="
+      f" {sized.image_size}; set one to the other"
     )
   top = bool(raw.get("tie_word_embeddings"))
   decoder = text.config(value["text_config"], nested=True)
@@ -280,9 +288,8 @@ def _tiling(
   pinpoints = [list(p) for p in value["image_grid_pinpoints"]]
   other = preprocessor.get("image_grid_pinpoints") or pinpoints
   if [list(p) for p in other] != pinpoints:
-    raise errors.ConversionError(
-      "preprocessor_config.json: image_grid_pinpoints are not those of"
-      " config.json; set one to the other"
+    raise vision_pixels.PixelsError(
+      "image_grid_pinpoints are not those of config.json; set one to the other"
     )
   side = tower.image_size
   whole = lambda n: isinstance(n, int) and n > 0 and n % side == 0

@@ -26,7 +26,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import schema as schema_lib
 from gaze_jax.convert import errors
 from gaze_jax.convert import families
-from gaze_jax.convert import hf
+from gaze_jax.convert import json_file
 from gaze_jax.convert import keys
 from gaze_jax.convert import tensors
 from gaze_jax.convert import writer as writer_lib
@@ -145,7 +145,7 @@ def open_stored(directory: pathlib.Path) -> Stored:
       the message lists every difference.
     SchemaError: it is of a schema that is not known.
   """
-  manifest = hf.read_json(directory / NAME)
+  manifest = json_file.read(directory / NAME)
   schema = schema_lib.read(manifest, directory / NAME, "model")
   if absent := {"config", "parts", "origin"} - manifest.keys():
     raise errors.ConversionError(

@@ -73,7 +73,7 @@ def config(
 
   Args:
     raw: the parsed JSON, or the vision_config of another.
-    preprocessor: the parsed preprocessor_config.json; without it, pictures of
+    preprocessor: the parsed image processor; without it, pictures of
       the tower's size, with the mean and std that its family was trained with.
 
   Raises:

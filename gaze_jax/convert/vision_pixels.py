@@ -1,15 +1,23 @@
-"""What a preprocessor_config.json says of the pixels that a tower is fed."""
+"""What an image processor of transformers does to pixels, by its JSON.
+
+What it asks for is done, or refused by name; a key that its class does not know
+is ignored there too.
+"""
 
 import dataclasses
+import math
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
+from gaze_jax.convert import json_file
 
 Raw = Mapping[str, Any]
 
-_FILE = "preprocessor_config.json"
+# Of the whole processor, in transformers 5, and of its image processor alone.
+NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -66,7 +74,37 @@ _DEFAULTS: Mapping[str, dict[str, Any]] = {
   ),
 }
 _TILED = ("LlavaOnevisionImageProcessor",)
-_KNOWN = dict(do_resize=True, do_rescale=True, do_normalize=True, do_pad=False)
+# Transparency is laid over white and grey made RGB in any case, so
+# do_convert_rgb changes nothing.
+_KNOWN = dict(do_resize=True, do_pad=False, use_square_size=False)
+# What folds into mean and std, but for the padding between tiles.
+_AFFINE = dict(do_rescale=True, rescale_factor=1 / 255, do_normalize=True)
+
+
+class PixelsError(errors.ConversionError):
+  """An image processor that makes other pixels than ours; names the key."""
+
+
+def find(directory: pathlib.Path) -> tuple[str, dict[str, Any]] | None:
+  """The image processor of a checkpoint: the file that says it, and its JSON.
+
+  As in transformers that of processor_config.json goes first, where it is
+  there; None where neither file has one.
+
+  Raises:
+    ConversionError: a file can't be read.
+  """
+  if (directory / NESTED).exists():
+    inner = json_file.read(directory / NESTED).get("image_processor")
+    if isinstance(inner, dict):
+      return NESTED, inner
+    if inner is not None:
+      raise errors.ConversionError(
+        f"{directory / NESTED}: image_processor is not a JSON object"
+      )
+  if (directory / ALONE).exists():
+    return ALONE, json_file.read(directory / ALONE)
+  return None
 
 
 def read(
@@ -77,10 +115,11 @@ def read(
   Args:
     c: the tower; `image_size` is that of its position table.
     model_type: of the tower.
-    preprocessor: the parsed file; None takes what the family was trained with.
+    preprocessor: as `find` gives it; None takes what the family was trained
+      with.
 
   Raises:
-    ConversionError: it asks for pixels that we don't make; names the key.
+    PixelsError: it asks for pixels that we don't make; names the key.
   """
   if preprocessor is None:
     mean, std = _TRAINED[model_type]
@@ -91,15 +130,17 @@ def read(
     )
   name, value = _with_defaults(preprocessor, model_type)
   _refuse_unknown_math(name, value)
-  c = dataclasses.replace(
-    c,
-    mean=_three(value, "image_mean"),
-    std=_three(value, "image_std"),
-    resample=_resample(value),
-  )
+  mean, std = _mean_and_std(name, value)
+  c = dataclasses.replace(c, mean=mean, std=std, resample=_resample(value))
   if c.max_patches:
     return _naflex(c, name, value)
   return dataclasses.replace(c, **_size(name, value))
+
+
+def with_type(preprocessor: Raw, name: str) -> dict[str, Any]:
+  """An image processor of this class, if it does not name its own."""
+  named = _name(preprocessor)
+  return dict(preprocessor) | ({} if named else {"image_processor_type": name})
 
 
 def write(c: config_lib.VisionConfig) -> dict[str, Any]:
@@ -135,70 +176,103 @@ def square(value: Any, name: str) -> int:
   """The side of a square that is written as a number, a list or a table.
 
   Raises:
-    ConversionError: it is none.
+    PixelsError: it is none.
   """
   sides = value
   if isinstance(value, Mapping):
-    sides = [value.get("height"), value.get("width")]
+    other = value.keys() - {"height", "width"}
+    sides = None if other else [value.get("height"), value.get("width")]
   if not isinstance(sides, Sequence):
     sides = [sides, sides]
   one = sides[0] if len(sides) == 2 and sides[0] == sides[1] else None
   if not isinstance(one, int) or isinstance(one, bool) or one < 1:
-    raise errors.ConversionError(
+    raise PixelsError(
       f"{name} = {value!r} is no square of whole pixels, and only squares are"
       " computed here"
     )
   return one
 
 
+def _name(raw: Raw) -> Any:
+  return raw.get("image_processor_type") or raw.get("feature_extractor_type")
+
+
 def _with_defaults(raw: Raw, model_type: str) -> tuple[str, dict[str, Any]]:
   given = {k: v for k, v in raw.items() if v is not None}
-  name = given.get("image_processor_type", given.get("feature_extractor_type"))
-  name = name or _OF_FAMILY[model_type]
+  name = str(_name(raw) or _OF_FAMILY[model_type])
   name = name.removesuffix("Fast").removesuffix("Pil")
   name = name.replace("FeatureExtractor", "ImageProcessor")
   if name not in _DEFAULTS:
-    raise errors.ConversionError(
-      f"{_FILE}: image_processor_type = {name!r} is not known here; known are"
+    raise PixelsError(
+      f"image_processor_type = {name!r} is not known here; known are"
       f" {', '.join(_DEFAULTS)}"
     )
   return name, _DEFAULTS[name] | given
 
 
 def _refuse_unknown_math(name: str, value: Raw) -> None:
-  for key, known in _KNOWN.items():
-    if key == "do_pad" and name in _TILED:
-      continue
-    if (got := value.get(key, known)) != known:
-      raise errors.ConversionError(
-        f"{_FILE}: {key} = {got!r} is not computed here, {known} is; change it,"
-        " or train with what we compute"
+  known = _KNOWN
+  if name in _TILED:  # whose padding evens a batch, and changes no pixel
+    known = {k: v for k, v in _KNOWN.items() if k != "do_pad"} | _AFFINE
+  for key, wanted in known.items():
+    got = value.get(key, wanted)
+    close = _number(got) and math.isclose(got, wanted, rel_tol=1e-6)
+    if got != wanted and not close:
+      raise PixelsError(
+        f"{key} = {got!r} is not computed here, {wanted} is; change it, or"
+        " train with what we compute"
       )
-  factor = value.get("rescale_factor", 1 / 255)
-  if abs(factor * 255 - 1) > 1e-6:
-    raise errors.ConversionError(
-      f"{_FILE}: rescale_factor = {factor} is not computed here, 1/255 is;"
-      " fold it into image_mean and image_std"
-    )
+
+
+def _mean_and_std(
+  name: str, value: Raw
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Of pixels from 0 to 1; another scale, or none, folds into them."""
+  scale = 1 / 255
+  if not value.get("do_rescale", True):
+    scale = 1.0
+  elif name not in _TILED and "rescale_factor" in value:
+    scale = value["rescale_factor"]
+  if not _number(scale) or scale <= 0:
+    raise PixelsError(f"rescale_factor = {scale!r} is no number above 0")
+  mean, std = (0.0,) * 3, (1.0,) * 3
+  if value.get("do_normalize", True):
+    mean, std = _three(value, "image_mean"), _three(value, "image_std")
+  if min(std) <= 0:
+    raise PixelsError(f"image_std = {value['image_std']!r} is not above 0")
+  if math.isclose(scale, 1 / 255, rel_tol=1e-6):
+    return mean, std
+  fold = lambda numbers: tuple(x / (255 * scale) for x in numbers)
+  return fold(mean), fold(std)
+
+
+def _number(value: Any) -> bool:
+  plain = isinstance(value, int | float) and not isinstance(value, bool)
+  return plain and math.isfinite(value)
 
 
 def _resample(value: Raw) -> str:
-  if (got := value["resample"]) not in _RESAMPLE:
+  got = value["resample"]
+  if not _number(got) or got not in _RESAMPLE:
     names = ", ".join(f"{n} ({name})" for n, name in _RESAMPLE.items())
-    raise errors.ConversionError(
-      f"{_FILE}: resample = {got} is not computed here, {names} are; change it"
+    raise PixelsError(
+      f"resample = {got!r} is not computed here, {names} are; change it"
       " if the difference is acceptable"
     )
   return _RESAMPLE[got]
 
 
 def _three(value: Raw, key: str) -> tuple[float, ...]:
-  numbers = value[key]
-  if isinstance(numbers, int | float):
+  given = numbers = value[key]
+  if _number(numbers):
     numbers = [numbers] * 3
-  if len(numbers) != 3:
-    raise errors.ConversionError(
-      f"{_FILE}: {key} = {numbers!r} must have three numbers, one a channel"
+  if (
+    not isinstance(numbers, list | tuple)
+    or len(numbers) != 3
+    or not all(map(_number, numbers))
+  ):
+    raise PixelsError(
+      f"{key} = {given!r} must have three numbers, one a channel"
     )
   return tuple(map(float, numbers))
 
@@ -207,13 +281,13 @@ def _naflex(
   c: config_lib.VisionConfig, name: str, value: Raw
 ) -> config_lib.VisionConfig:
   if name != "Siglip2ImageProcessor":
-    raise errors.ConversionError(
-      f"{_FILE}: image_processor_type = {name!r} makes no patches, which this"
+    raise PixelsError(
+      f"image_processor_type = {name!r} makes no patches, which this"
       " tower reads; take the file of its own checkpoint"
     )
   if value["patch_size"] != c.patch_size:
-    raise errors.ConversionError(
-      f"{_FILE}: patch_size = {value['patch_size']} is not that of config.json,"
+    raise PixelsError(
+      f"patch_size = {value['patch_size']} is not that of config.json,"
       f" {c.patch_size}"
     )
   return dataclasses.replace(c, max_patches=value["max_num_patches"])
@@ -222,25 +296,32 @@ def _naflex(
 def _size(name: str, value: Raw) -> dict[str, Any]:
   """How a picture is fitted, and to which side, as fields of a config."""
   if "size" not in value:
-    raise errors.ConversionError(
-      f"{_FILE}: image_processor_type = {name!r} makes patches, and this tower"
+    raise PixelsError(
+      f"image_processor_type = {name!r} makes patches, and this tower"
       " reads squares; take the file of its own checkpoint"
     )
-  size = value["size"]
-  crop = None
+  size, crop = value["size"], None
   if value.get("do_center_crop"):
-    crop = square(value.get("crop_size"), f"{_FILE}: crop_size")
-  if isinstance(size, int) and "shortest_edge" in _DEFAULTS[name]["size"]:
+    crop = square(value.get("crop_size"), "crop_size")
+  if isinstance(size, int):
     size = {"shortest_edge": size}  # as old files say it
-  edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
-  side = square(size if edge is None else edge, f"{_FILE}: size")
-  if edge is None and crop in (None, side):
+  if isinstance(size, Mapping):
+    size = {k: v for k, v in size.items() if v is not None}
+  edge = None
+  if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+    edge = square(size["shortest_edge"], "size: shortest_edge")
+  side = edge or square(size, "size")
+  if name in _TILED:  # the base picture and the tiles, all of them squares
+    tile = value.get("crop_size")
+    if square(side if tile is None else tile, "crop_size") == side:
+      return dict(resize="square", image_size=side)
+  elif edge is None and crop in (None, side):
     return dict(resize="square", image_size=side)
-  if edge is not None and crop is not None and crop <= edge:
+  elif edge is not None and crop is not None and crop <= edge:
     shorter = 0 if crop == edge else edge
     return dict(resize="crop", image_size=crop, shorter_side=shorter)
-  raise errors.ConversionError(
-    f"{_FILE}: size = {value['size']} with crop_size = {crop or 'none'} is not"
-    " computed here; a square without do_center_crop is, or a shortest_edge"
-    " with a crop_size that is no larger"
+  raise PixelsError(
+    f"size = {value['size']} with crop_size = {crop or 'none'} is not computed"
+    " here; a square without do_center_crop is, or a shortest_edge with a"
+    " crop_size that is no larger"
   )

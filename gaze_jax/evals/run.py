@@ -16,8 +16,8 @@ from gaze_jax import layout
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
-from gaze_jax.decode import programs
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.decode import programs
 from gaze_jax.evals import metrics
 from gaze_jax.evals import tasks
 from gaze_jax.models import mllm

@@ -138,16 +138,17 @@ def test_stop_strings_end_and_are_cut_off(model, picture):
   assert both[0].text == free.text[:first] and both[1].text == free.text
 
 
-def test_every_end_id_ends_an_answer(model, monkeypatch):
+def test_every_end_id_ends_an_answer(model, picture, monkeypatch):
   ours = model()
-  free = ours.generate(Q, max_tokens=8)
-  at = next(n for n in range(1, 8) if free.tokens[n] not in free.tokens[:n])
+  seen = ours.encode_image(picture())
+  free = ours.generate(Q, seen, max_tokens=24)
+  at = next(n for n in range(1, 24) if free.tokens[n] not in free.tokens[:n])
   other = free.tokens[at]
   end = ours.tokenizer.eos
   monkeypatch.setattr(ours.tokenizer, "ends", (end, other))
-  stream = ours.stream(Q, max_tokens=8)
+  stream = ours.stream(Q, seen, max_tokens=24)
   text = "".join(stream)
-  for reply in (ours.generate(Q, max_tokens=8), stream.answer):
+  for reply in (ours.generate(Q, seen, max_tokens=24), stream.answer):
     assert reply.tokens == free.tokens[: at + 1] and reply.reason == "stop"
     assert reply.text == text and free.text.startswith(text)
     # The next turn finds the answer ended as the chat format ends it.

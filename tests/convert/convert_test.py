@@ -1,5 +1,6 @@
 """The whole way: transformers -> ours -> transformers, and two into one."""
 
+import codecs
 import dataclasses
 import json
 import os
@@ -24,8 +25,11 @@ from gaze_jax.convert import errors
 from gaze_jax.convert import export
 from gaze_jax.convert import families
 from gaze_jax.convert import hf
+from gaze_jax.convert import json_file
 from gaze_jax.convert import store
+from gaze_jax.convert import vision_pixels
 from gaze_jax.convert import writer
+from gaze_jax.data import ends
 from gaze_jax.evals import verify
 from gaze_jax.evals import weights
 
@@ -329,6 +333,83 @@ def test_two_towers_into_one_model(saved, joined, tmp_path):
   assert again.model.gaze == config.model.gaze
   context = other["projector"]["context"]
   np.testing.assert_array_equal(context, params["projector"]["context"])
+
+
+def test_a_nested_image_processor_goes_in_and_out(saved, tmp_path):
+  shutil.copytree(saved("llava"), tmp_path / "hf")
+  inner = dict(
+    image_processor_type="LlavaImageProcessor",
+    image_mean=[0.1, 0.2, 0.3],
+    image_std=[0.4, 0.5, 0.6],
+    size=28,
+    crop_size=28,
+  )
+  whole = dict(processor_class="LlavaProcessor", image_processor=inner)
+  (tmp_path / "hf/processor_config.json").write_text(json.dumps(whole))
+  convert.to_ours(tmp_path / "hf", tmp_path / "ours")
+  tower = store.open_stored(tmp_path / "ours").config.model.vision
+  assert (tower.mean, tower.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  assert vision_pixels.find(tmp_path / "back") == (vision_pixels.NESTED, inner)
+  assert not (tmp_path / "back" / vision_pixels.ALONE).exists()
+  inner |= dict(size=56, crop_size=56)
+  (tmp_path / "hf/processor_config.json").write_text(json.dumps(whole))
+  with pytest.raises(errors.ConversionError, match="squares of 56") as caught:
+    hf.read_configs(tmp_path / "hf")
+  assert "hf/processor_config.json: " in str(caught.value)
+
+
+def test_an_image_processor_beside_text_alone_is_not_read(saved, tmp_path):
+  shutil.copytree(saved("qwen2"), tmp_path / "hf")
+  (tmp_path / "hf/processor_config.json").write_text("{")
+  assert "qwen2" in convert.inspect(tmp_path / "hf")
+
+
+def test_a_byte_order_mark_before_config_json(saved, tmp_path):
+  shutil.copytree(saved("qwen2"), tmp_path / "hf")
+  file = tmp_path / "hf/config.json"
+  file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+  convert.to_ours(tmp_path / "hf", tmp_path / "ours")
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  assert (tmp_path / "back/config.json").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+  "said, want",
+  [
+    (dict(generation_config=dict(eos_token_id=[7, 8])), (7, 8)),
+    (dict(config=dict(eos_token_id=9)), (9,)),
+    (dict(config={}), ()),
+  ],
+)
+def test_a_joined_model_ends_as_its_decoder_does(
+  saved, joined, tmp_path, said, want
+):
+  text = tmp_path / "text"
+  shutil.copytree(saved("qwen3"), text)
+  (text / "generation_config.json").unlink()
+  raw = json_file.read(text / "config.json")
+  raw.pop("eos_token_id", None)
+  (text / "config.json").write_text(json.dumps(raw | said.get("config", {})))
+  if other := said.get("generation_config"):
+    (text / "generation_config.json").write_text(json.dumps(other))
+  convert.assemble(text, saved("siglip"), joined(), tmp_path / "ours")
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  for folder in ("ours/hf", "back"):
+    assert ends.beside(tmp_path / folder / "tokenizer.json") == want
+
+
+def test_a_joined_models_pictures_are_its_own(saved, joined, tmp_path):
+  """The tower's file is of its own size, and of squares alone."""
+  tower = tmp_path / "tower"
+  shutil.copytree(saved("siglip"), tower)
+  raw = dict(image_processor_type="SiglipImageProcessor", resample=3)
+  raw |= dict(size={"height": 56, "width": 56}, image_mean=0.5, image_std=0.5)
+  (tower / vision_pixels.ALONE).write_text(json.dumps(raw))
+  convert.assemble(saved("qwen3"), tower, joined(), tmp_path / "ours")
+  export.to_hf(tmp_path / "ours", tmp_path / "back")
+  _, back = vision_pixels.find(tmp_path / "back")
+  assert back["size"] == {"height": 28, "width": 28}
 
 
 def test_another_architecture_is_named(saved, joined, tmp_path):

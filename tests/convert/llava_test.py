@@ -29,6 +29,7 @@ from gaze_jax import layout
 from gaze_jax.convert import convert
 from gaze_jax.convert import errors
 from gaze_jax.convert import hf
+from gaze_jax.convert import json_file
 from gaze_jax.convert import llava
 from gaze_jax.convert import store
 from gaze_jax.data import requests
@@ -367,7 +368,7 @@ def saved_in(layout_name, pair: Pair, directory, raw=None) -> pathlib.Path:
     for name, tensor in pair.theirs.state_dict().items()
   }
   safetensors.numpy.save_file(tensors, directory / "model.safetensors")
-  raw = raw or hf.read_json(pair.directory / "config.json")
+  raw = raw or json_file.read(pair.directory / "config.json")
   (directory / "config.json").write_text(json.dumps(raw))
   processor = (pair.directory / "preprocessor_config.json").read_text()
   (directory / "preprocessor_config.json").write_text(processor)
@@ -609,7 +610,7 @@ def test_a_siglip_with_a_qwen3_goes_out_as_a_llava(onevision):
   ],
 )
 def test_what_is_not_computed_is_refused_by_name(onevision, change, says):
-  raw = hf.read_json(onevision.directory / "config.json")
+  raw = json_file.read(onevision.directory / "config.json")
   with pytest.raises(errors.ConversionError, match=says):
     llava.config(raw | change)
 
@@ -633,13 +634,13 @@ def test_what_a_flat_config_may_not_ask_for(change, says):
 
 
 def test_clip_without_its_class_token_alone(clip_llava):
-  raw = hf.read_json(clip_llava.directory / "config.json")
+  raw = json_file.read(clip_llava.directory / "config.json")
   with pytest.raises(errors.ConversionError, match="select_strategy = 'full'"):
     llava.config(raw | dict(vision_feature_select_strategy="full"))
 
 
 def test_a_processor_of_another_size_is_refused(onevision):
-  raw = hf.read_json(onevision.directory / "config.json")
+  raw = json_file.read(onevision.directory / "config.json")
   name = "LlavaOnevisionImageProcessor"
   other = dict(image_processor_type=name, size=dict(height=56, width=56))
   with pytest.raises(errors.ConversionError, match="squares of 56"):
