@@ -68,8 +68,8 @@ class Answer:
       raise errors.GazeError(
         "where this answer looked was not recorded: ask with trace=True"
       )
-    decode = self.model.tokenizer.decode
-    return trace.words(self.said.steps, decode, layers=layers, heads=heads)
+    pieces = self.model.tokenizer.pieces([s.token for s in self.said.steps])
+    return trace.words(self.said.steps, pieces, layers=layers, heads=heads)
 
   def picture(self, **which: Any) -> Image.Image:
     """The views once a word, with the regions read; `which` as in `words`."""
@@ -136,39 +136,60 @@ class Text:
   Args:
     tokenizer: to decode with.
     stop: strings that end it.
+
+  Attributes:
+    count: tokens that belong to the answer so far, its end included.
+    stopped: whether a stop string has come.
   """
 
   def __init__(self, tokenizer: tokenizer_lib.Tokenizer, stop: Sequence[str]):
-    self._tokenizer, self._stop = tokenizer, tuple(stop)
-    self.text = ""
+    self._spelling, self._ends = tokenizer.spelling(), tokenizer.ends
+    self._stop = tuple(stop)
+    self._longest = max(map(len, stop), default=0)
+    self._whole = ""  # what no further token changes
     self.count = 0
     self.stopped = False
 
   def read(self, tokens: Sequence[int]) -> None:
-    """Takes all tokens so far; `count` of them belong to the answer."""
-    if self.stopped:
-      return
-    for count in range(self.count + 1, len(tokens) + 1):
-      text = self._tokenizer.decode(list(tokens[:count]))
-      self.count = count
-      found = [at for s in self._stop if (at := text.find(s)) >= 0]
-      if found:
-        self.text, self.stopped = text[: min(found)], True
+    """Takes all tokens so far; those of an earlier call are not read again."""
+    for token in tokens[self.count :]:
+      if self.stopped:
         return
-      self.text = text
+      self.count += 1
+      # A stop string may have begun before what is new.
+      start = max(0, len(self._whole) - self._longest + 1)
+      if token not in self._ends:
+        self._whole += self._spelling.add(token) or ""
+      if self._stop:
+        self._look(start)
+
+  @property
+  def text(self) -> str:
+    """What the answer says if it ends here."""
+    return self._whole if self.stopped else self._whole + self._spelling.rest
 
   @property
   def sure(self) -> str:
     """The text that no further token can take back."""
     if self.stopped:
-      return self.text
-    text = trace.whole(self.text)
-    held = 0
+      return self._whole
+    held = 0  # what may be the beginning of a stop string
     for stop in self._stop:
       for n in range(1, len(stop)):
-        if text.endswith(stop[:n]):
+        if self._whole.endswith(stop[:n]):
           held = max(held, n)
-    return text[: len(text) - held]
+    return self._whole[: len(self._whole) - held]
+
+  def _look(self, start: int) -> None:
+    """Ends the text where a stop string begins, if one does from there on.
+
+    What is not a whole character yet is no U+FFFD that somebody asked for.
+    """
+    text = self.text
+    within = lambda stop: self._whole if "\ufffd" in stop else text
+    found = [at for s in self._stop if (at := within(s).find(s, start)) >= 0]
+    if found:
+      self._whole, self.stopped = text[: min(found)], True
 
 
 def finish(

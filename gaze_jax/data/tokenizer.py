@@ -27,6 +27,7 @@ from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import questions
 from gaze_jax.data import samples
 from gaze_jax.data import scenes
+from gaze_jax.data import spelling as spelling_lib
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, IMAGE = "<user>", "<assistant>", "<image>"
@@ -206,6 +207,28 @@ class Tokenizer:
     ids = ids[:end]
     text = self._tokenizer.decode(ids, skip_special_tokens=True)
     return text.removeprefix(self.chat.space)
+
+  def spelling(self) -> spelling_lib.Spelling:
+    """For the text of ids that come one by one, as `decode` has it of all."""
+    return spelling_lib.Spelling(self._tokenizer, self.chat.space)
+
+  def pieces(self, ids: Sequence[int]) -> list[str | None]:
+    """What each id adds to the text; joined they are `decode` of all.
+
+    Returns:
+      "" where a character is not whole yet, which comes with its last id; None
+      for an id that shows nothing.
+    """
+    spelling = self.spelling()
+    out: list[str | None] = []
+    for i in ids:
+      if i in self.ends:
+        break
+      out.append(spelling.add(i))
+    if rest := spelling.rest:
+      last = max(n for n, text in enumerate(out) if text is not None)
+      out[last] += rest
+    return out + [None] * (len(ids) - len(out))
 
 
 def parse(text: str, name: str) -> tokenizers.Tokenizer:

@@ -1,7 +1,7 @@
 """What a step looked at, and where the model looked, word by word."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Word:
 
 def words(
   steps: Sequence[Step],
-  decode: Callable[[list[int]], str],
+  pieces: Sequence[str | None],
   *,
   layers: Sequence[int] | None = None,
   heads: Sequence[int] | None = None,
@@ -75,9 +75,10 @@ def words(
   """Joins tokens into words and their regions into shares.
 
   Args:
-    steps: what was generated; a last stop token decodes to nothing and is
-      dropped.
-    decode: token ids to text, exact on any prefix of the answer.
+    steps: what was generated.
+    pieces: the text that each step's token adds: "" where it ends within a
+      character, which comes with its last token; None where it shows nothing,
+      as a token that ends the answer, which is dropped.
     layers: which layers count in `share`; None for all.
     heads: which query heads count in `share`; None for all.
 
@@ -90,7 +91,7 @@ def words(
   layers = within(layers, n, "layer")
   heads = within(heads, q, "head")
   out = []
-  for text, group in _groups(steps, decode):
+  for text, group in _groups(steps, pieces):
     chosen = np.mean([s.chosen for s in group], axis=0, dtype=np.float32)
     share = chosen[layers][:, heads].mean(axis=(0, 1))
     scores = _finite_mean([s.scores for s in group])
@@ -100,25 +101,24 @@ def words(
 
 
 def _groups(
-  steps: Sequence[Step], decode: Callable[[list[int]], str]
+  steps: Sequence[Step], pieces: Sequence[str | None]
 ) -> list[tuple[str, list[Step]]]:
   """The words, each with the steps of its tokens."""
   out: list[tuple[str, list[Step]]] = []
-  text = ""
   waiting: list[Step] = []  # tokens that end within a character
-  for i, step in enumerate(steps):
-    so_far = decode([s.token for s in steps[: i + 1]])
-    before, text = text, whole(so_far)
-    piece = text[len(before) :]
-    waiting.append(step)
-    if not piece.strip():
-      waiting = waiting if text != so_far else []
+  apart = True  # whether there is a space before what comes
+  for step, piece in zip(steps, pieces, strict=True):
+    if piece is None:
       continue
-    if out and not piece[0].isspace() and not before[-1:].isspace():
-      out[-1] = (out[-1][0] + piece.strip(), [*out[-1][1], *waiting])
-    else:
-      out.append((piece.strip(), waiting))
-    waiting = []
+    waiting.append(step)
+    if not piece:
+      continue
+    if word := piece.strip():
+      if out and not apart and not piece[0].isspace():
+        out[-1] = (out[-1][0] + word, [*out[-1][1], *waiting])
+      else:
+        out.append((word, waiting))
+    waiting, apart = [], piece[-1].isspace()
   return out
 
 
@@ -132,15 +132,6 @@ def _finite_mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
   total = np.where(finite, stacked, 0).sum(axis=0)
   mean = total / np.maximum(count, 1)
   return np.where(count, mean, -np.inf).astype(np.float32)
-
-
-def whole(text: str) -> str:
-  """A decoded prefix without the character that its last token began.
-
-  A byte-level token may end within a character; it decodes to U+FFFD until
-  the rest of its bytes have come.
-  """
-  return text.rstrip("\ufffd")
 
 
 def within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:

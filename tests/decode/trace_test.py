@@ -16,11 +16,11 @@ def step(token, *regions):
   return trace.Step(token, chosen)
 
 
-TEXTS = {1: "red", 2: " fo", 3: "x", 4: "", 5: " ", 6: "ed"}
+TEXTS = {1: "red", 2: " fo", 3: "x", 4: None, 5: " ", 6: "ed"}
 
 
-def decode(ids):
-  return "".join(TEXTS[i] for i in ids)
+def words(steps, **which):
+  return trace.words(steps, [TEXTS[s.token] for s in steps], **which)
 
 
 def test_words_by_hand():
@@ -30,22 +30,22 @@ def test_words_by_hand():
     step(3, [1], [1]),
     step(4, [2], [2]),  # the stop token
   ]
-  red, fox = trace.words(steps, decode)
+  red, fox = words(steps)
   assert (red.text, fox.text) == ("red", "fox")
   assert red.share.tolist() == [1.0, 0.0, 0.0]
   assert fox.share.tolist() == [0.25, 0.75, 0.0]
 
 
 def test_a_space_on_its_own_parts_words():
-  words = trace.words([step(1), step(5), step(6)], decode)
-  assert [w.text for w in words] == ["red", "ed"]
+  said = words([step(1), step(5), step(6)])
+  assert [w.text for w in said] == ["red", "ed"]
 
 
 def test_layers_and_heads_can_be_picked():
   chosen = np.zeros((2, 2, 3), bool)
   chosen[0, 0, 0] = chosen[1, 1, 2] = True
   steps = [trace.Step(1, chosen)]
-  share = lambda **k: trace.words(steps, decode, **k)[0].share.tolist()
+  share = lambda **k: words(steps, **k)[0].share.tolist()
   assert share() == [0.25, 0, 0.25]
   assert share(layers=[0]) == [0.5, 0, 0]
   assert share(layers=[1], heads=[1]) == [0, 0, 1]
@@ -62,26 +62,33 @@ def test_layers_and_heads_can_be_picked():
 )
 def test_what_the_model_lacks(picked, says):
   with pytest.raises(errors.GazeError, match=says.replace("(", r"\(")):
-    trace.words([step(1)], decode, **picked)
+    words([step(1)], **picked)
 
 
 def test_nothing_was_said():
-  assert trace.words([], decode) == []
-  assert trace.words([step(4)], decode) == []
+  assert words([]) == []
+  assert words([step(4)]) == []
 
 
 def test_a_character_of_several_tokens():
   tokenizer = tokenizer_lib.Tokenizer.load()
   ids = tokenizer.encode("café 🦊")
   steps = [step(i, [n % 3], [n % 3]) for n, i in enumerate(ids)]
-  words = trace.words(steps, tokenizer.decode)
-  assert [w.text for w in words] == ["café", "🦊"]
-  for word in words:
+  said = trace.words(steps, tokenizer.pieces(ids))
+  assert [w.text for w in said] == ["café", "🦊"]
+  for word in said:
     np.testing.assert_allclose(word.share.sum(), 1.0)
-  # What is streamed only ever grows.
-  texts = [trace.whole(tokenizer.decode(ids[:i])) for i in range(len(ids) + 1)]
-  for before, after in zip(texts, texts[1:], strict=False):
-    assert after.startswith(before)
+
+
+def test_what_shows_nothing_looks_for_no_word():
+  steps = [step(1, [0], [0]), step(4, [2], [2]), step(3, [1], [1])]
+  (one,) = words(steps)
+  assert one.text == "redx" and one.share.tolist() == [0.5, 0.5, 0]
+  # The tokens within a character count where it comes.
+  parts = [step(7, [0], [0]), step(8, [1], [1]), step(2, [2], [2])]
+  fox, said = trace.words(parts, ["", "\U0001f98a", " a"])
+  assert (fox.text, said.text) == ("\U0001f98a", "a")
+  assert fox.share.tolist() == [0.5, 0.5, 0]
 
 
 def test_a_words_arrays_are_means_over_its_tokens():
@@ -98,7 +105,7 @@ def test_a_words_arrays_are_means_over_its_tokens():
     np.array([[[0.25, 0.25, 0.0]], [[0.5, 0.0, 0.0]]]),
   )
   # `share` follows the layers that were asked for; the arrays hold all.
-  (fox,) = trace.words([fo, x], decode, layers=[1])
+  (fox,) = words([fo, x], layers=[1])
   assert fox.text == "fox" and fox.share.tolist() == [0.5, 0.5, 0]
   assert fox.chosen.tolist() == [[[1, 0, 0]], [[0.5, 0.5, 0]]]
   # A score that one token lacks is the other's alone.
@@ -113,6 +120,6 @@ def test_a_words_arrays_are_means_over_its_tokens():
 def test_what_a_token_did_not_record_its_word_has_not():
   full = trace.Step(2, *np.ones((3, 1, 2, 3)))
   bare = trace.Step(3, np.ones((1, 2, 3), bool))
-  (fox,) = trace.words([full, bare], decode)
+  (fox,) = words([full, bare])
   assert fox.scores is None and fox.dense is None
   assert fox.chosen.tolist() == np.ones((1, 2, 3)).tolist()
