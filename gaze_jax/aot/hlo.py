@@ -18,8 +18,9 @@ _BITS = dict(
 )  # fmt: skip
 _COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(
-  r"^\s+(ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$"
+  r"^\s+(ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(, \w+=.*)?$"
 )
+_NAME = re.compile(r"%[\w.\-]+")
 _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(
   r"\b(calls|to_apply|body|condition|true_computation|false_computation)="
@@ -80,8 +81,9 @@ class Module:
         entry = started[1] if line.startswith("ENTRY") else entry
       elif found := _INSTRUCTION.match(line):
         root, name, shape, opcode, operands, rest = found.groups()
-        names = tuple(o.strip() for o in operands.split(","))
-        one = Instruction(name, bool(root), shape, opcode, names, rest)
+        # Shapes may stand before names, and the place of each fifth.
+        names = tuple(_NAME.findall(operands)) or (operands,)
+        one = Instruction(name, bool(root), shape, opcode, names, rest or "")
         current.append(one)
         self.shapes[name] = shape
     self.runs = self._count(entry)

@@ -1,5 +1,6 @@
 """Literal programs, counted by hand."""
 
+import re
 import textwrap
 
 import pytest
@@ -128,9 +129,50 @@ def test_collectives_of_loops_by_hand():
   assert gate.of == "jit(step)/layers/gate" and gate.shape == "bf16[20,4]"
 
 
+def with_shapes(program):
+  """As XLA writes it with operands' shapes and the place of each fifth."""
+  shapes = hlo.Module(program).shapes
+  operands = re.compile(r"(?<= )([a-z][a-z\-]*)\((%[^)]*)\)")
+
+  def write(found):
+    names = [f"{shapes[n]} {n}" for n in found[2].split(", ")]
+    names[5::5] = [f"/*index={n + 5}*/{x}" for n, x in enumerate(names[5::5])]
+    return f"{found[1]}({', '.join(names)})"
+
+  return "\n".join(
+    operands.sub(write, x) if x.startswith(" ") else x
+    for x in program.splitlines()
+  )
+
+
+def test_operands_with_their_shapes():
+  typed = with_shapes(PROGRAM)
+  assert "fusion(bf16[36,10,4]{2,1,0} %stack, s32[] %i), kind" in typed
+  assert hlo.Module(typed).computations == hlo.Module(PROGRAM).computations
+
+
+def test_every_operand_of_many():
+  """As TPU compilers of JAX 0.10 and 0.12 print: a comment before the sixth."""
+  module = hlo.Module(
+    textwrap.dedent("""\
+      ENTRY %main.5_spmd (p.0: f32[2], p.1: f32[2]) -> f32[2] {
+        %p.0 = f32[2]{0:T(128)} parameter(0), sharding={replicated}
+        %p.1 = f32[2]{0:T(128)} parameter(1), metadata={op_name="x"}
+        ROOT %six = f32[2]{0:T(128)} custom-call(%p.0, %p.0, %p.0, %p.0, %p.0, \
+/*index=5*/%p.1), custom_call_target="f(x), y=z", backend_config={"a":[]}
+      }
+      """)
+  )
+  names = module.computations["%main.5_spmd"][-1].operands
+  assert names == ("%p.0",) * 5 + ("%p.1",)
+  assert module.bytes_accessed() == 6 * 8 + 8
+
+
 @pytest.mark.parametrize(
   "attributes, group",
   [
+    ("replica_groups=mesh['axis_0'=4] {'axis_0'}, use_global", 4),
+    ("replica_groups=mesh['axis_0'=1,'axis_1'=4] {'axis_1'}, use_", 4),
     ("replica_groups=[2,128]<=[256], dimensions={0}", 128),
     ("replica_groups=[2,128]<=[128,2]T(1,0)", 128),
     ("replica_groups={{0,2},{1,3}}, to_apply=%add", 2),
