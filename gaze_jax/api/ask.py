@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import numbers
 import os
 from collections.abc import Sequence
 
@@ -101,6 +102,14 @@ def check(ask: Ask) -> None:
   """
   if not ask.question.strip():
     raise AskError("the question is empty")
+  for name in ("top_k", "share", "max_tokens", "frames"):
+    number, whole = getattr(ask, name), name != "share"
+    kind = numbers.Integral if whole else numbers.Real
+    if number is not None and (
+      not isinstance(number, kind) or isinstance(number, bool)
+    ):
+      what = "a whole number" if whole else "a number"
+      raise AskError(f"{name} = {number!r}: give {what}")
   if ask.max_tokens < 1:
     raise AskError(f"max_tokens = {ask.max_tokens}: ask for at least 1")
   if ask.top_k is not None and ask.share is not None:

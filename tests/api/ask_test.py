@@ -43,6 +43,15 @@ def test_budgets_by_hand(model, unit, trained, quarter, all_, three):
   assert least <= budget_of(config, top_k=10**15) < 2**31  # an int32
 
 
+@pytest.mark.parametrize("name", ["top_k", "max_tokens", "frames", "share"])
+@pytest.mark.parametrize("value", [2.5, True, "2", [2], np.nan])
+def test_what_is_no_such_number_is_refused(name, value):
+  ask = api.Ask(Q)
+  object.__setattr__(ask, name, value)  # annotations are checked in tests alone
+  with pytest.raises(ask_lib.AskError, match=f"^{name} = "):
+    ask_lib.check(ask)
+
+
 def test_a_question_without_images_counts_the_largest_unit_read(model):
   """per_unit, after a unit of 9 regions: half of them, rounded up."""
   ours = model(budget="per_unit")
