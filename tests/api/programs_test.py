@@ -79,3 +79,20 @@ def test_budgets_seeds_and_lengths_compile_nothing(compiled, ask):
     for options in SAME_SAMPLED:
       ask(kind, **(dict(temperature=0.8) | options))
   assert programs.compiled() == before
+
+
+@pytest.mark.nightly
+def test_dropped_programs_come_back_and_say_the_same(ask, monkeypatch):
+  kept = lambda: sum(p._jitted._cache_size() for p in programs.Program._all)
+  jax.clear_caches()
+  want = ask((1, 1, 0))
+  assert kept() == 6
+  monkeypatch.setattr(programs, "_left", 0)
+  monkeypatch.setattr(programs, "MOST_MAPPINGS", 1)  # dropped at each new one
+  for kind in [(50, 0, 0), (1, 1, 0), (50, 0, 0)]:
+    before = programs.compiled()
+    said = ask(kind)
+    assert programs.compiled() > before and kept() <= 1
+    if kind == (1, 1, 0):
+      assert said.text == want.text and said.tokens == want.tokens
+      assert said.said.read == want.said.read

@@ -77,7 +77,7 @@ def test_a_character_of_several_tokens():
   said = trace.words(steps, tokenizer.pieces(ids))
   assert [w.text for w in said] == ["café", "🦊"]
   for word in said:
-    np.testing.assert_allclose(word.share.sum(), 1.0)
+    np.testing.assert_allclose(word.share.sum(), 1.0, rtol=1e-6)
 
 
 def test_what_shows_nothing_looks_for_no_word():

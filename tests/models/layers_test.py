@@ -33,7 +33,7 @@ def test_project_contracts_the_leading_axes():
   got = module.apply(params, x)
   weight = np.asarray(params["params"]["weight"])
   want = x.reshape(1, 2, 6) @ weight.reshape(6, 4)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
+  compare.close(got, want)
 
 
 def test_projections_start_at_the_scale_of_their_inputs():
