@@ -1,20 +1,32 @@
-# Sourced by quickstart.sh and test.sh: leaves `python` of a virtual
-# environment with everything installed, in $python.
+# Sourced by quickstart.sh and test.sh, which call make_environment: it leaves
+# `python` of a virtual environment with everything installed, in $python.
 #
 #   PYTHON    the interpreter to build it from (3.11 or 3.12; found if unset)
 #   GAZE_VENV where it is kept (default: .venv in the repository)
 
-repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+repository="$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)"
 
+# Prints an interpreter of one of the versions given: $PYTHON, or one on PATH,
+# or one in pyenv's folder, where none need be on PATH. Passed over is what does
+# not start, as pyenv's shims of versions that are not chosen, and what can't
+# make an environment, as Debian's python3 without python3-venv.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+  local version candidate candidates=()
+  for version in "$@"; do candidates+=("python$version"); done
+  candidates+=(python3)
+  for version in "$@"; do
+    candidates+=("${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python)
+  done
+  if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' "$@" &> /dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "error: needs Python 3.11 or 3.12; install one, or name it with PYTHON=..." >&2
+  local wanted="$*" remedy="install one, or name it with PYTHON=..."
+  if [[ -n "${PYTHON:-}" ]]; then remedy="PYTHON=$PYTHON is none"; fi
+  echo "error: needs Python ${wanted// / or } with its venv module; $remedy" >&2
   return 1
 }
 
@@ -80,15 +92,18 @@ print(locked if locked.startswith(wanted.rstrip("*")) else wanted)
   touch "$target/.gaze_installed"
 }
 
-base="$(find_python)" || exit 1
-venv="${GAZE_VENV:-$repository/.venv}"
-python="$venv/bin/python"
-stamp="$venv/.gaze_installed"
-wanted="$(cd "$repository" && cat requirements{,-test,-data,-lock}.txt pyproject.toml | cksum) $base"
-if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
-  echo "== installing into $venv ($base)"
-  rm -rf "$venv"
-  "$base" -m venv "$venv"
-  (cd "$repository" && install)
-  echo "$wanted" > "$stamp"
-fi
+make_environment() {
+  local base stamp wanted
+  base="$(find_python 3.11 3.12)" || exit 1
+  venv="$(realpath -ms "${GAZE_VENV:-$repository/.venv}")"
+  python="$venv/bin/python"
+  stamp="$venv/.gaze_installed"
+  wanted="$(cd "$repository" && cat requirements{,-test,-data,-lock}.txt | cksum) $base"
+  if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
+    echo "== installing into $venv ($base)"
+    rm -rf "$venv"
+    "$base" -m venv "$venv"
+    (cd "$repository" && install)
+    echo "$wanted" > "$stamp"
+  fi
+}

@@ -10,6 +10,7 @@ set -euo pipefail
 started="$(date +%s)"
 out="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../out/quickstart}")"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment
 cd "$repository"
 mkdir -p "$out"
 

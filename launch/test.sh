@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Runs the whole suite in its own virtual environment; arguments go to pytest.
+# Runs the suite in its own virtual environment; arguments go to pytest.
 #
-#   bash launch/test.sh                                    all but the nightly tests
-#   bash launch/test.sh -m nightly                         these
-#   bash launch/test.sh -m '' tests/train/faults_test.py   the whole fault suite
+#   bash launch/test.sh                  all but what is marked nightly
+#   bash launch/test.sh -m nightly       what that leaves out
+#   bash launch/test.sh -n 0 tests/ops   one folder, in one process
 #   PYTHON=python3.12 GAZE_VENV=.venv312 bash launch/test.sh   newer JAX
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment
 install_reference
 install_tpu_compiler
 install_browser
@@ -16,5 +17,5 @@ echo "== ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 echo "== pytest"
-if [[ $# -eq 0 ]]; then set -- -m "not nightly"; fi
-exec "$python" -m pytest -q --numprocesses=auto --dist=loadfile "$@"
+exec "$python" -m pytest -q --numprocesses=auto --dist=loadfile \
+  --durations=25 "$@"
