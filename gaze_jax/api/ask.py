@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -24,10 +24,10 @@ from gaze_jax.data import video as video_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import trace
 
-# A file, its bytes, uint8 [height, width, 3], or an RGB image of PIL.
-Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
-# A file, or its frames.
-Video = str | os.PathLike | Sequence[Picture]
+Picture = images_lib.Picture
+_ONE = (str, os.PathLike, bytes, Image.Image)  # and no list of pictures
+# A file, or its frames; an array of them is uint8 [frames, height, width, 3].
+Video = str | os.PathLike | Sequence[Picture] | np.ndarray
 
 _ALL = 2**30  # a K above any number of regions
 _SHOWN = 768  # pixels a side of what pictures of the gaze are made from
@@ -242,29 +242,51 @@ def _see(
 ) -> list[_Seen]:
   """Images, then videos."""
   limit, model = config.data.max_pixels, config.model
-  arrays = [_array(picture, limit) for picture in images]
+  for name, some in dict(images=images, videos=videos).items():
+    if isinstance(some, _ONE):
+      raise AskError(f"{name}: {type(some).__name__}; give a list of them")
+  arrays = [
+    _array(picture, limit, f"image {i}") for i, picture in enumerate(images, 1)
+  ]
   out = []
   for array, seen in zip(
     arrays, units_lib.of_images(arrays, model), strict=True
   ):
     alone = len(arrays) == 1
     out.append((seen, _views([array] * len(seen.units), seen, model, alone)))
-  for video in videos:
-    if isinstance(video, (str, os.PathLike)):
-      shots = video_lib.read(video, frames, limit)
-    else:
-      shots = [_array(frame, limit) for frame in video]
+  for i, video in enumerate(videos, 1):
+    shots = _shots(video, frames, limit, f"video {i}")
     seen = units_lib.of_video(shots, model)
     out.append((seen, _views(shots, seen, model, True)))
   return out
 
 
-def _array(picture: Picture, max_pixels: int) -> np.ndarray:
-  if isinstance(picture, Image.Image):
-    return np.asarray(picture.convert("RGB"))
-  if isinstance(picture, np.ndarray):
-    return picture
-  return images_lib.decode(picture, max_pixels)
+def _array(
+  picture: Picture, max_pixels: int, name: str = "image"
+) -> np.ndarray:
+  """uint8 [height, width, 3] of a picture; `name` is what errors call it."""
+  if not isinstance(picture, Picture):
+    raise AskError(
+      f"{name}: {type(picture).__name__}; give a file, its bytes, an image of"
+      " PIL, or a numpy array of uint8 [height, width, 3]"
+    )
+  return images_lib.decode(picture, max_pixels, name)
+
+
+def _shots(
+  video: Video, frames: int, max_pixels: int, name: str
+) -> list[np.ndarray]:
+  """Frames of a video, as `_array` gives them."""
+  if isinstance(video, (str, os.PathLike)):
+    return video_lib.read(video, frames, max_pixels)
+  if isinstance(video, _ONE) or not isinstance(video, Iterable):
+    raise AskError(
+      f"{name}: {type(video).__name__}; give a file, or a list of frames"
+    )
+  return [
+    _array(frame, max_pixels, f"{name}, frame {i}")
+    for i, frame in enumerate(video, 1)
+  ]
 
 
 def _views(

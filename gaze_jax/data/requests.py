@@ -11,6 +11,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import tokenizers
 
 from gaze_jax import config as config_lib
@@ -63,8 +64,8 @@ def make(
   tokenizer: tokenizers.Tokenizer,
   model: config_lib.ModelConfig,
   *,
-  images: Sequence[units.Picture] = (),
-  videos: Sequence[Sequence[units.Picture]] = (),
+  images: Sequence[np.ndarray] = (),
+  videos: Sequence[Sequence[np.ndarray]] = (),
 ) -> Request:
   """A prompt with what its marks stand for, in order.
 

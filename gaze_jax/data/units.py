@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
@@ -15,8 +14,6 @@ from gaze_jax.data import anyres
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import naflex
 
-# uint8 [height, width, 3], or a PIL image that is that.
-Picture = np.ndarray | Image.Image
 # float32 [tiles, image_size, image_size, 3], or `Patches` of [tiles].
 Pixels = np.ndarray | types.Patches
 
@@ -35,7 +32,7 @@ class Seen:
 
 
 def of_images(
-  images: Sequence[Picture],
+  images: Sequence[np.ndarray],
   model: config_lib.ModelConfig,
   together: Sequence[int] | None = None,
 ) -> list[Seen]:
@@ -48,14 +45,14 @@ def of_images(
   that is given all turns at once makes squares of them.)
 
   Args:
-    images: uint8 [h, w, 3] each, or RGB images of PIL.
+    images: uint8 [h, w, 3] each, as `images.decode` gives.
     model: the model.
     together: how many of them come in each turn; all at once by default.
 
   Raises:
     images.ImageError: an image is something else.
   """
-  arrays = [_checked(image) for image in images]
+  arrays = [images_lib.check_pixels(image) for image in images]
   units = of_sizes([a.shape[:2] for a in arrays], model, together)
   pixels = []
   for array, its, alone in zip(
@@ -104,7 +101,9 @@ def of_sizes(
   return out
 
 
-def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:
+def of_video(
+  frames: Sequence[np.ndarray], model: config_lib.ModelConfig
+) -> Seen:
   """A video, a unit for each frame.
 
   With AnyRes tiling a frame has half the tokens a side (LLaVA-OneVision), and
@@ -119,7 +118,7 @@ def of_video(frames: Sequence[Picture], model: config_lib.ModelConfig) -> Seen:
   """
   if not len(frames):
     raise images_lib.ImageError("a video without frames")
-  arrays = [_checked(frame) for frame in frames]
+  arrays = [images_lib.check_pixels(frame) for frame in frames]
   pixels = join([_whole(a, model) for a in arrays], model)
   if model.tiling.kind == "none":
     units = of_sizes([a.shape[:2] for a in arrays], model)
@@ -166,15 +165,3 @@ def _whole(image: np.ndarray, model: config_lib.ModelConfig) -> Pixels:
   vision = model.vision
   one = naflex if vision.max_patches else images_lib
   return _map(lambda x: x[None], one.preprocess(image, vision))
-
-
-def _checked(image: Picture) -> np.ndarray:
-  array = np.asarray(image)
-  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-    raise images_lib.ImageError(
-      f"an image of {array.dtype} {list(array.shape)}; it must be uint8"
-      " [height, width, 3], such as np.asarray(image.convert('RGB'))"
-    )
-  if not array.size:
-    raise images_lib.ImageError("an image without pixels")
-  return array
