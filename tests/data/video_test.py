@@ -4,6 +4,9 @@ Frame number i of a clip is grey of 8 i, so a picture says which it is.
 """
 
 import io
+import math
+import struct
+import zlib
 
 import av
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gaze_jax import errors
+from gaze_jax.data import animation
 from gaze_jax.data import video
 
 SIZE = (32, 48)
@@ -296,6 +300,130 @@ def test_a_seek_that_leads_elsewhere_is_taken_back(
   assert spy.decoded >= 26  # from the start, after all
 
 
+# What the header says, and what is there.
+
+
+@pytest.mark.parametrize(
+  "name, codec",
+  [("a.mkv", "mpeg4"), ("a.webm", "libvpx"), ("a.mp4", "mpeg4"),
+   ("a.mov", "mpeg4"), ("a.ts", "libx264"), ("a.flv", "flv"),
+   ("a.nut.mkv", "ffv1")],
+)  # fmt: skip
+def test_a_video_that_starts_late(tmp_path, name, codec):
+  path = tmp_path / name
+  with av.open(
+    str(path), "w", options={"avoid_negative_ts": "disabled"}
+  ) as out:
+    stream = out.add_stream(codec, rate=5)
+    stream.height, stream.width = SIZE
+    stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+    packets = []
+    for i in range(20):
+      frame = av.VideoFrame.from_ndarray(grey(i), format="rgb24")
+      frame.pts = 25 + i  # from five seconds on
+      packets += stream.encode(frame)
+    for packet in [*packets, *stream.encode()]:
+      out.mux(packet)
+  assert numbers(video.read(path, 5, LIMIT)) == [2, 6, 10, 14, 18]
+  assert len(video.read(path, 99, LIMIT)) == 20
+
+
+@pytest.mark.parametrize("said", [0.0, 100.0, 13_000.0, 1e9, -5.0, math.nan])
+def test_a_duration_that_is_not_true(tmp_path, said):
+  """Matroska's, in ms: 0.8 seconds are there."""
+  path = clip(tmp_path / "a.mkv")
+  raw = bytearray(path.read_bytes())
+  at = raw.index(b"\x44\x89\x88") + 3
+  raw[at : at + 8] = struct.pack(">d", said)
+  path.write_bytes(raw)
+  assert numbers(video.read(path, 5, LIMIT)) == [2, 6, 10, 14, 18]
+
+
+@pytest.mark.parametrize("box", [b"mvhd", b"tkhd", b"mdhd"])
+@pytest.mark.parametrize("said", [0, 1, 2**31 - 1, 2**32 - 1])
+def test_a_duration_of_MP4_that_is_not_true(tmp_path, box, said):
+  path = clip(tmp_path / "a.mp4")
+  raw = bytearray(path.read_bytes())
+  at = raw.index(box) + 4 + (20 if box == b"tkhd" else 16)
+  raw[at : at + 4] = said.to_bytes(4, "big")
+  path.write_bytes(raw)
+  assert numbers(video.read(path, 5, LIMIT)) == [2, 6, 10, 14, 18]
+
+
+@pytest.mark.parametrize("said", [0, 5, 2**31 - 1])
+def test_a_number_of_frames_of_AVI_that_is_not_true(tmp_path, said):
+  path = clip(tmp_path / "a.avi", codec="mpeg4")
+  raw = bytearray(path.read_bytes())
+  for at in (raw.index(b"avih") + 8 + 16, raw.index(b"strh") + 8 + 32):
+    raw[at : at + 4] = said.to_bytes(4, "little")
+  path.write_bytes(raw)
+  assert numbers(video.read(path, 5, LIMIT)) == [2, 6, 10, 14, 18]
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_headers_that_say_nothing(tmp_path, name):
+  """As a stream is recorded: no duration, no size, no index."""
+  container = {"live": "1"}
+  if name == "a.mp4":
+    container = {"movflags": "frag_keyframe+empty_moov"}
+  path = clip(tmp_path / name, g="4", container=container)
+  assert numbers(video.read(path, 5, LIMIT)) == [2, 6, 10, 14, 18]
+
+
+@pytest.mark.parametrize(
+  "name, codec", [("a.mkv", "mpeg4"), ("a.webm", "libvpx"), ("a.mp4", "mpeg4")]
+)
+def test_a_last_frame_that_is_held(tmp_path, name, codec):
+  path = tmp_path / name
+  with av.open(str(path), "w") as out:
+    stream = out.add_stream(codec, rate=1)
+    stream.height, stream.width = SIZE
+    stream.pix_fmt = "yuv420p"
+    packets = []
+    for i in range(4):
+      frame = av.VideoFrame.from_ndarray(grey(3 + i), format="rgb24")
+      frame.pts = i
+      packets += stream.encode(frame)
+    packets += stream.encode()
+    packets[-1].duration = 10
+    for packet in packets:
+      out.mux(packet)
+  assert numbers(video.read(path, 9, LIMIT)) == [3, 4, 5, 6]
+
+
+def test_frames_at_uneven_times_and_before_the_start(tmp_path):
+  path = tmp_path / "a.mkv"
+  times = [0, 1, 2, 40, 41, 300, 301, 302, 303, 900]
+  with av.open(str(path), "w") as out:
+    stream = out.add_stream("libx264", rate=10, options={"bf": "2", "g": "4"})
+    stream.height, stream.width = SIZE
+    stream.pix_fmt = "yuv420p"
+    for i, time in enumerate(times):
+      frame = av.VideoFrame.from_ndarray(grey(3 + i), format="rgb24")
+      frame.pts = time
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode())
+  assert numbers(video.read(path, 99, LIMIT)) == list(range(3, 13))
+  assert numbers(video.read(path, 2, LIMIT)) == [3 + 2, 3 + 7]
+
+
+@pytest.mark.parametrize(
+  "codec, pixels", [("libx264", "yuv420p10le"), ("ffv1", "bgra"),
+                    ("ffv1", "gray16le"), ("libx264", "yuv444p")]
+)  # fmt: skip
+def test_pixels_of_other_kinds(tmp_path, codec, pixels):
+  path = tmp_path / "a.mkv"
+  with av.open(str(path), "w") as out:
+    stream = out.add_stream(codec, rate=5)
+    stream.height, stream.width = SIZE
+    stream.pix_fmt = pixels
+    for i in range(6):
+      frame = av.VideoFrame.from_ndarray(grey(3 + i), format="rgb24")
+      out.mux(stream.encode(frame.reformat(format=pixels)))
+    out.mux(stream.encode())
+  assert numbers(video.read(path, 9, LIMIT)) == list(range(3, 9))
+
+
 # What is refused.
 
 
@@ -316,7 +444,7 @@ def test_what_is_no_video(tmp_path):
     path.write_bytes(content)
     message = refused(path)
     assert message.startswith("not a video, or a truncated one (")
-    assert message.endswith("flv, asf, ogg, gif, apng")
+    assert message.endswith("flv, asf, ogg, gif, png, webp")
   for kind in ("PNG", "JPEG", "WEBP"):
     Image.fromarray(grey(3)).save(path, kind)
     assert refused(path).startswith("not a video")
@@ -428,13 +556,91 @@ def test_a_part_of_a_frame_shows_though_it_is_not_asked_for(tmp_path):
   assert refused(path, frames=1) == "truncated or broken video"
 
 
-def test_how_much_is_missing_is_said(tmp_path):
+@pytest.mark.parametrize(
+  "name, codec", [("a.mkv", "ffv1"), ("a.webm", "libvpx"), ("a.gif", "gif")]
+)
+@pytest.mark.parametrize("part", [0.3, 0.52, 0.95, 0.999])
+def test_a_part_that_ends_past_the_end_is_truncated(
+  tmp_path, name, codec, part
+):
   rng = np.random.default_rng(0)
   pictures = list(rng.integers(0, 256, (20, *SIZE, 3), np.uint8))
-  path = write(tmp_path / "a.mkv", pictures, codec="ffv1", rate=2)
+  path = write(tmp_path / name, pictures, codec=codec, rate=2)
   whole = path.read_bytes()
-  path.write_bytes(whole[: int(0.52 * len(whole))])
-  assert refused(path) == "truncated: 5.0 of its 10.0 seconds are there"
+  path.write_bytes(whole[: int(part * len(whole))])
+  if name == "a.gif" and part == 0.999:  # its last block is not needed
+    path.write_bytes(whole[:-2])
+  assert refused(path) == "truncated: a part of it is missing"
+
+
+def animated(path, kind, **options):
+  rng = np.random.default_rng(0)
+  pictures = list(rng.integers(0, 256, (9, *SIZE, 3), np.uint8))
+  first, *rest = map(Image.fromarray, pictures)
+  first.save(path, kind, save_all=True, append_images=rest, **options)
+  return pictures
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+@pytest.mark.parametrize("part", [0.3, 0.63, 0.95, 0.999])
+def test_a_truncated_animation_is_refused(tmp_path, kind, part):
+  path = tmp_path / "a"
+  animated(path, kind)
+  assert len(video.read(path, 99, LIMIT)) == 9
+  whole = path.read_bytes()
+  path.write_bytes(whole[: int(part * len(whole)) - 2])
+  says = ("truncated", "broken", "not an image file")
+  assert any(word in refused(path) for word in says)
+
+
+@pytest.mark.parametrize("said", [1, 3, 9, 4_000_000])
+def test_a_number_of_frames_of_PNG_that_is_not_true(tmp_path, said):
+  """As many as are there, and no more than it says."""
+  path = tmp_path / "a.png"
+  pictures = animated(path, "PNG", duration=50)
+  raw = bytearray(path.read_bytes())
+  at = raw.index(b"acTL")
+  raw[at + 4 : at + 8] = said.to_bytes(4, "big")
+  raw[at + 12 : at + 16] = zlib.crc32(raw[at : at + 12]).to_bytes(4, "big")
+  path.write_bytes(raw)
+  if said == 1:
+    assert refused(path) == "not a video, but a picture"
+    return
+  out = video.read(path, 99, LIMIT)
+  np.testing.assert_array_equal(out, pictures[:said])
+
+
+def test_a_picture_for_those_that_can_not_play_an_animation(tmp_path):
+  path = tmp_path / "a.png"
+  pictures = animated(path, "PNG", duration=50, default_image=True)
+  np.testing.assert_array_equal(video.read(path, 99, LIMIT), pictures[1:])
+
+
+def test_an_endless_animation_is_refused(tmp_path, monkeypatch):
+  path = clip(tmp_path / "a.gif", 9, codec="gif")
+  monkeypatch.setattr(animation, "_MOST_PIXELS", 9 * LIMIT - 1)
+  assert refused(path) == (
+    "more than 8 frames of 48 x 32 pixels are too much to decode: cut it"
+  )
+  monkeypatch.setattr(animation, "_MOST_PIXELS", 9 * LIMIT)
+  assert len(video.read(path, 9, LIMIT)) == 9
+
+
+def test_a_GIF_needs_no_end(tmp_path):
+  path = clip(tmp_path / "a.gif", 9, codec="gif")
+  whole = path.read_bytes()
+  assert whole[-1:] == b";"
+  path.write_bytes(whole[:-1])
+  assert numbers(video.read(path, 3, LIMIT)) == [1, 4, 7]
+
+
+def test_an_animated_WebP(tmp_path):
+  path = tmp_path / "a.mp4"
+  pictures = animated(path, "WEBP", lossless=True)
+  out = video.read(path, 3, LIMIT)
+  np.testing.assert_array_equal(out, [pictures[i] for i in (1, 4, 7)])
+  assert len(video.read(path, 99, LIMIT)) == 9
+  assert "1536 pixels, the limit is 1535" in refused(path, max_pixels=LIMIT - 1)
 
 
 def test_a_corrupt_video_is_refused(tmp_path):
