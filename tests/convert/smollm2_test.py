@@ -214,14 +214,12 @@ def row_of(ours, question):
   return layout.make_batch([layout.lay_out(parts, shape)], None)
 
 
-@pytest.mark.parametrize(
-  "tokens", [8, pytest.param(24, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
 def test_ten_answers_and_their_logits_are_those_of_transformers(
-  reference, params, ours, tokens
+  reference, params, ours
 ):
   """Through the engine: a prompt read, and the decoding loop."""
-  model, theirs = reference
+  (model, theirs), tokens = reference, 24
   config = config_lib.ModelConfig(
     decoder=DECODER, gaze=config_lib.GazeConfig(context_tokens=0)
   )
