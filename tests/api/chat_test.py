@@ -57,6 +57,7 @@ def line(answer):
   return f"{answer.text}  [{answer.reason}]\n"
 
 
+@pytest.mark.nightly
 def test_a_conversation_is_the_api_turn_by_turn(talk, model, picture, files):
   ours, (a, b, _) = model(), files
   first = ours.generate(Q, images=[picture(0)], **FEW)

@@ -141,6 +141,7 @@ def pair_of(tmp_path_factory):
   return make
 
 
+@pytest.mark.nightly
 def test_a_text_model_says_what_transformers_says(pair_of):
   """Qwen3; the decoders below are Qwen2 and Llama."""
   config = transformers.Qwen3Config(**TEXT, head_dim=12)

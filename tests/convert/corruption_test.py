@@ -447,6 +447,7 @@ def command(path, to):
   )
 
 
+@pytest.mark.nightly
 def test_the_command_says_it_in_one_error(copied, tmp_path, evil):
   path, name = copied("qwen2"), q_proj("qwen2")
   edit_shard(path, name, lambda x: x.pop(name))

@@ -515,6 +515,7 @@ def test_fewer_regions_give_other_logits(onevision):
   compare.close(logits[0], want[0])
 
 
+@pytest.mark.nightly
 def test_a_whole_grid_of_tiles_is_one_unit_of_attention(onevision):
   """The span that is looked through is that of the largest grid."""
   request, _, _ = dense_request(onevision)
@@ -533,6 +534,7 @@ def test_a_whole_grid_of_tiles_is_one_unit_of_attention(onevision):
   compare.close(logits[0], logits[1])
 
 
+@pytest.mark.nightly
 def test_rows_of_several_requests_are_each_as_alone(onevision):
   sizes = [(91, 33), (28, 28), None]
   made = []

@@ -7,9 +7,12 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.nightly
 def test_the_section_works_as_written(tmp_path):
   readme = (ROOT / "README.md").read_text(encoding="utf-8")
   section = readme.split("\n## Convert\n")[1].split("\n## ")[0]

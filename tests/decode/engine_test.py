@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-import tiers
 from gaze_jax import errors
 from gaze_jax import layout
 from gaze_jax.decode import context
@@ -140,7 +139,8 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", tiers.few(1, OPTIONS), ids=str)
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_turns_go_on_from_what_was_said(
   read, decode, oracle, tiny, options, monkeypatch
 ):
@@ -212,6 +212,7 @@ def test_an_answer_cut_short_goes_on_as_if_it_had_been_short(read, decode):
   assert go_on(long.said(0)) != go_on(cut)
 
 
+@pytest.mark.nightly
 def test_an_ended_row_says_no_more(read, decode, tiny, tiny_params):
   rows = [
     engine.Row(read(PROMPTS[n], top_k=2), 2, COUNT, temperature=t)

@@ -607,6 +607,7 @@ def test_of_arrays_that_were_averaged_it_is_said(
     assert all(abs(seen.get(r, 0) - v) < 6e-3 for r, v in wanted.items())
 
 
+@pytest.mark.nightly
 def test_a_picture_for_the_readme(browser, tmp_path):
   wanted = os.environ.get("GAZE_WRITE_DOCS", "")
   target = (DOCS if wanted else tmp_path) / "viewer.png"

@@ -71,6 +71,7 @@ def test_routing_is_scored_beside_chance(result):
     assert 0 <= share <= 1
 
 
+@pytest.mark.nightly
 def test_evaluating_twice_gives_the_same(result, workdir):
   again = run.evaluate(workdir)
   del again["seconds"]
@@ -135,6 +136,7 @@ def lively(model):
   return dataclasses.replace(model, params=model.params | dict(decoder=decoder))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("top_k", [2, 9])
 def test_exact_match_is_what_greedy_decoding_would_score(workdir, top_k):
   model = lively(api.load(workdir))

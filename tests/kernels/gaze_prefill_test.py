@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 import compare
+import tiers
 from gaze_jax import types
 from gaze_jax.kernels import gaze_prefill
 from gaze_jax.ops import attention
@@ -90,20 +91,23 @@ def value_and_gradient(attend, qkv, plan):
 
 @pytest.mark.parametrize(
   "case, tile",
-  [
-    # Several rows, heads and tiles; chunks of 4 pages (L padded to 8).
-    (
-      Case(batch=2, kv_heads=2, x=5, dim=64, regions=11),
-      dict(rows=8, chunk=32),
-    ),
-    # Lanes to spare in each tile (2 x 7 of 16), pages longer than a chunk.
-    (Case(group=7, dim=128, region_length=36, x=5), dict(rows=16, chunk=8)),
-    (Case(group=8, dim=72, region_length=9, x=3), dict(rows=16, chunk=32)),
-    (Case(group=1, x=5, region_length=144, regions=3), dict(rows=4)),
-    # Three tiles; more pages than a word has bits and than a step of dk, dv.
-    (Case(group=4, regions=37, density=0.1), dict(rows=16, chunk=64)),
-    (Case(group=4, regions=1, x=1, density=1.0), dict(rows=256, chunk=512)),
-  ],
+  tiers.few(
+    2,
+    [
+      # Several rows, heads and tiles; chunks of 4 pages (L padded to 8).
+      (
+        Case(batch=2, kv_heads=2, x=5, dim=64, regions=11),
+        dict(rows=8, chunk=32),
+      ),
+      # Lanes to spare in each tile (2 x 7 of 16), pages longer than a chunk.
+      (Case(group=7, dim=128, region_length=36, x=5), dict(rows=16, chunk=8)),
+      (Case(group=8, dim=72, region_length=9, x=3), dict(rows=16, chunk=32)),
+      (Case(group=1, x=5, region_length=144, regions=3), dict(rows=4)),
+      # Three tiles; more pages than a word has bits and than a step of dk, dv.
+      (Case(group=4, regions=37, density=0.1), dict(rows=16, chunk=64)),
+      (Case(group=4, regions=1, x=1, density=1.0), dict(rows=256, chunk=512)),
+    ],
+  ),
   ids=["tiles", "group7", "dim72", "long", "words", "one"],
 )
 def test_value_and_gradient(case, tile):
@@ -149,6 +153,7 @@ def test_nobody_reads():
   assert (np.asarray(dk[:, :, 0]) != 0).any()
 
 
+@pytest.mark.nightly
 def test_reads_nothing():
   """No member at all, X = 0, R = 0: 0 and -inf, and no NaN in a gradient."""
   qkv, (length, members) = Case().draw()
@@ -171,6 +176,7 @@ def test_reads_nothing():
     assert not any(np.asarray(g).any() for g in gradient)
 
 
+@pytest.mark.nightly
 def test_cotangent_of_nothing():
   """NaN as cotangent of an lse of -inf goes nowhere, as in the oracle."""
   qkv, plan = Case(x=4, regions=4).draw()
@@ -196,6 +202,7 @@ def test_all_read_is_dense():
   compare.close(got, attention.attend(query, flat(k), flat(v), mask))
 
 
+@pytest.mark.nightly
 def test_merge_with_text():
   """Merged with text by lse: value and gradient of one attention over both."""
   (query, k, v), plan = Case().draw()
@@ -229,6 +236,7 @@ def two_layers(attend, query, k, v, length, members):
   return types.Attended(out=out, lse=lse[-1])
 
 
+@pytest.mark.nightly
 def test_scan_and_remat():
   # Kernels under InterpretParams are effects, which remat refuses; run as plain
   # JAX, as when compiled (test_lowers), they are none.
@@ -302,6 +310,7 @@ assert got[0].out.sharding.spec[0] == "data", got[0].out.sharding
 """
 
 
+@pytest.mark.nightly
 def test_shard_map():
   """Split over two devices, in a process that has two."""
   here = pathlib.Path(__file__).parent

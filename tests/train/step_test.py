@@ -225,6 +225,7 @@ def test_bfloat16_products_between_float32_states(tiny_config):
     assert dtypes == {"bfloat16"}, scope
 
 
+@pytest.mark.nightly
 def test_frozen_by_path(tiny_config, tmp_path):
   """LLaVA's first stage, by groups, with a moving mean; and what is saved."""
   first = (
