@@ -113,6 +113,24 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int] | None:
     ) from None
 
 
+def budgets(flag: flags.FlagHolder) -> list[int | float] | None:
+  """K, as whole numbers, and shares, with a point, of a list flag, if set."""
+  if flag.value is None:
+    return None
+  try:
+    out = [float(v) if "." in v else int(v) for v in flag.value]
+  except ValueError:
+    out = []
+  if not out or any(
+    not 0 <= b <= (1 if isinstance(b, float) else b) for b in out
+  ):
+    raise errors.GazeError(
+      f"--{flag.name}={','.join(flag.value)}: give K as whole numbers from 0,"
+      " and shares as 0.0 to 1.0, such as 1,4,0.25"
+    )
+  return out
+
+
 def define_file(name: str, what: str) -> flags.FlagHolder:
   """Defines a flag for a file to write, whose folder must be there already."""
   holder = flags.DEFINE_string(name, None, what)

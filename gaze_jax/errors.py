@@ -1,6 +1,8 @@
 """What a user can mend: one clear line, no traceback."""
 
+import os
 import pathlib
+import re
 
 
 class GazeError(Exception):
@@ -19,3 +21,15 @@ def check_folder(path: str) -> None:
   """
   if not (folder := pathlib.Path(path).parent).is_dir():
     raise GazeError(f"{path}: there is no folder {folder}")
+
+
+def words(error: Exception) -> str:
+  """The system's own words, if they are to be found."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  text = " ".join(str(error).split())
+  # tensorstore has "[os_error_code='28']" somewhere among its notes.
+  found = re.search(r"os_error_code='?(\d+)", text)
+  if found:
+    return os.strerror(int(found[1]))
+  return text[:300] or type(error).__name__

@@ -37,7 +37,9 @@ class Form:
 
 FORMS = {
   "run": Form(1),  # config.json of a workdir (train/loop.py)
-  "checkpoint": Form(1),  # manifest.json (train/manifest.py)
+  # manifest.json (train/manifest.py). 1 has the number of samples alone of what
+  # the run reads.
+  "checkpoint": Form(2),
   # gaze.json (convert/store.py). 1 could hold leaves without elements, the
   # context tokens of a model without any.
   "model": Form(2),

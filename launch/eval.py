@@ -1,6 +1,7 @@
 """Evaluates the newest checkpoint of a workdir; prints and writes a report.
 
 python launch/eval.py --workdir=DIR [--json=FILE] [--markdown=FILE]
+  [--data=FILE --image_folder=DIR] [--budgets=1,4,0.25]
 """
 
 import json
@@ -14,6 +15,15 @@ from gaze_jax.evals import report
 from gaze_jax.evals import run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
+_DATA = flags.DEFINE_string(
+  "data", "", "a file in LLaVA's format to score; default: what the run names"
+)
+_IMAGE_FOLDER = flags.DEFINE_string(
+  "image_folder", "", "what image names of --data are relative to"
+)
+_BUDGETS = flags.DEFINE_list(
+  "budgets", None, "K and shares (0.25) to score; default: eval.budgets"
+)
 _JSON = flags.DEFINE_string("json", None, "default: WORKDIR/report.json")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "default: WORKDIR/report.md")
 _STARTED = flags.DEFINE_float(
@@ -24,7 +34,12 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value)
-  result = run.evaluate(workdir)
+  result = run.evaluate(
+    workdir,
+    data=_DATA.value,
+    image_folder=_IMAGE_FOLDER.value,
+    others=cli.budgets(_BUDGETS),
+  )
   if _STARTED.value is not None:
     result["seconds"] = time.time() - _STARTED.value
   text = report.markdown(result)

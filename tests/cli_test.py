@@ -188,6 +188,21 @@ def test_whole_numbers():
     cli.whole_numbers(flag)
 
 
+def test_budgets():
+  own = flags.FlagValues()
+  flag = flags.DEFINE_list("budgets", None, "", flag_values=own)
+  own(["x"])
+  assert cli.budgets(flag) is None
+  own(["x", "--budgets=0,4,0.25,1.0,99"])
+  got = cli.budgets(flag)
+  assert got == [0, 4, 0.25, 1.0, 99]
+  assert [type(b) for b in got] == [int, int, float, float, int]
+  for text in ("-1", "1.5", "a", "-0.5", "", ".", "1,,2"):
+    own(["x", f"--budgets={text}"])
+    with pytest.raises(errors.GazeError, match=f"--budgets={text}: give K"):
+      cli.budgets(flag)
+
+
 STUCK = """
 import signal, threading
 from gaze_jax import cli

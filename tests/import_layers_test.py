@@ -18,7 +18,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "config_rules", "layout", "tiling", "errors"),
-  *("packages", "schema", "fields", "budgets"),
+  *("packages", "schema", "fields", "budgets", "fingerprint"),
 }
 # A room, and the other rooms that it may import.
 ARROWS = {

@@ -102,6 +102,10 @@ class EmojiScenes:
       f" curriculum={self._curriculum} {versions}"
     )
 
+  def content(self) -> dict[str, int | str]:
+    """What tells the samples from others, beside the config."""
+    return dict(samples=self._length, scenes=scenes.VERSION)
+
   def _ask(
     self, scene: scenes.Scene, index: int, epoch: int
   ) -> tuple[samples.Question, ...]:

@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 
 from gaze_jax import config as config_lib
+from gaze_jax import fingerprint
 from gaze_jax import layout
 from gaze_jax import tiling
 from gaze_jax.data import images
@@ -40,7 +41,6 @@ from gaze_jax.data import units
 
 _EXAMPLES = 5  # skipped samples named in an error
 _GOOD, _BAD = 1, 2  # what is known of a sample; 0: nothing yet
-_BLOCKS, _BLOCK = 4, 4096  # what is hashed of a picture, evenly spread
 _LINE = 1000  # characters of a reason
 
 
@@ -89,7 +89,9 @@ class LlavaJson:
     self._folder = os.path.abspath(image_folder or os.path.dirname(path) or ".")
     rows = json_rows.read(path)
     if not os.path.isdir(self._folder):
-      raise samples.DataError(f"{self._folder}: no such folder of images")
+      raise samples.DataError(
+        f"{self._folder}: no such folder of images (data.image_folder)"
+      )
     self._total = len(rows)
     self._skipped: dict[str, str] = {}  # which sample: "reason: detail"
     self._reasons: collections.Counter[str] = collections.Counter()
@@ -137,7 +139,7 @@ class LlavaJson:
   def content(self) -> dict[str, int | str]:
     """What tells the samples that are used, in their order, from others.
 
-    Texts are hashed whole, of a picture what `_picture` reads.
+    Texts are hashed whole, pictures as `fingerprint.of_file` does.
     """
     return dict(samples=len(self), **self._digest)
 
@@ -276,8 +278,8 @@ class _Digest:
   def add(self, record: _Record) -> None:
     said = (record.sample.system, *record.sample.conversation)
     text = hashlib.sha256(repr(said).encode()).digest()
-    shown = b"".join(map(_picture, record.paths))
-    picture = hashlib.sha256(shown).digest()
+    shown = " ".join(map(fingerprint.of_file, record.paths))
+    picture = hashlib.sha256(shown.encode()).digest()
     self._texts.update(text)
     self._pictures.update(picture)
     both = hashlib.sha256(text + picture).digest()
@@ -289,22 +291,6 @@ class _Digest:
       pictures=self._pictures.hexdigest()[:32],
       any_order=f"{self._any_order % 2**128:032x}",
     )
-
-
-def _picture(path: str) -> bytes:
-  """A hash of a file's size and of `_BLOCKS` pieces of it.
-
-  All of a small file: a run over millions of pictures reads 16 KiB of each.
-  """
-  out = hashlib.sha256()
-  with open(path, "rb", buffering=0) as file:
-    size = os.fstat(file.fileno()).st_size
-    out.update(b"%d" % size)
-    last = max(size - _BLOCK, 0)
-    for i in range(_BLOCKS):
-      file.seek(last * i // (_BLOCKS - 1))
-      out.update(file.read(_BLOCK))
-  return out.digest()
 
 
 def from_config(config: config_lib.Config, split: str) -> LlavaJson:

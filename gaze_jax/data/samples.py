@@ -85,6 +85,9 @@ class Source(typing.Protocol):
   taken up at any step. `canvas` gives the images alone, and stays the same in
   every epoch: it is what a feature cache encodes. `text` is `sample` without
   the cost of pictures where they can be spared (`images` and `things` may be
+  empty). `fingerprint` is a line of all that decides the pictures as they are
+  decoded, `content` what tells the samples from others, in numbers and hashes
+  by name, among them how many there are (`samples`).
   """
 
   def __len__(self) -> int: ...
@@ -98,3 +101,5 @@ class Source(typing.Protocol):
   def canvas(self, index: int) -> tuple[np.ndarray, ...]: ...
 
   def fingerprint(self) -> str: ...
+
+  def content(self) -> dict[str, int | str]: ...

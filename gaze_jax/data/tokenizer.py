@@ -7,6 +7,7 @@ Retrain what is shipped (needs the package emoji for general words):
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -168,6 +169,22 @@ class Tokenizer:
       f" {rows}): take the tokenizer that came with these weights, or add rows"
       " where they come from (transformers' resize_token_embeddings)"
     )
+
+  def fingerprint(self) -> str:
+    """What tells it from others: template, ids, and what it makes of texts.
+
+    The texts are those of all its ids, so that it does not matter how a file,
+    or a version of the library, writes the same tokenizer down.
+    """
+    ids = range(self.size)
+    texts = self._tokenizer.decode_batch(
+      [[i] for i in ids], skip_special_tokens=False
+    )
+    said = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+    out = hashlib.sha256(self._template.encode())
+    for i, one in zip(ids, said, strict=True):
+      out.update(repr((self._tokenizer.id_to_token(i), one.ids)).encode())
+    return out.hexdigest()[:32]
 
   def start(self, system: str | None = None) -> tuple[int, ...]:
     """What begins a row: `chat.start`, or that with another system turn.

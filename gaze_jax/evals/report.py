@@ -13,7 +13,7 @@ def markdown(report: dict[str, Any]) -> str:
     " checkpoint. Visual KV: entries read a query head, and the union over a"
     " KV group, over the visual tokens. `prior` answers with the most frequent"
     " training answer to the same question.",
-    "## New canvases",
+    f"## {report['data']['path'] or 'New canvases'}",
     _table(report["accuracy"]),
   ]
   if report["routing_accuracy"]:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import frozen
 from gaze_jax.train import losses
+from gaze_jax.train import provenance
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
@@ -74,31 +76,51 @@ class Score:
     return out
 
 
-def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
+def evaluate(
+  workdir: pathlib.Path,
+  *,
+  data: str = "",
+  image_folder: str = "",
+  others: Sequence[int | float] | None = None,
+) -> dict[str, Any]:
   """Evaluates the newest checkpoint of a workdir.
+
+  The file that it was trained on is not opened.
+
+  Args:
+    workdir: of launch/train.py.
+    data: a file in LLaVA's format to score; what the run names by default.
+    image_folder: what its image names are relative to; the run's by default.
+    others: budgets, as in `tasks.conditions`; none need be in the config.
 
   Returns:
     A report fit for JSON; `gaze_jax/evals/report.py` renders it.
 
   Raises:
-    errors.GazeError: no checkpoint, or nothing to evaluate on.
+    errors.GazeError: no checkpoint, nothing to evaluate on, or another
+      tokenizer than the run was trained with.
   """
   start = time.perf_counter()
   saved = checkpoint.Checkpoints(workdir)
   config, step = saved.config(), saved.latest()
+  saved.refuse_others(provenance.of_model(config), config)
+  config = _on(config, data, image_folder)
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
   params = trained | frozen.load(config, pixels=not cached)
   splits = tasks.splits(config)
   if not splits:
     raise errors.GazeError(
-      f"{workdir}: nothing to evaluate on; train with data.eval_path set"
+      f"{workdir}: nothing to evaluate on; name a file, --data=FILE"
+      " --image_folder=DIR, or train with data.eval_path set"
     )
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   results = {}
   for name, split_config in splits.items():
     features = workdir / "features" if cached else None
-    results[name] = _split(params, split_config, ends, name, config, features)
+    results[name] = _split(
+      params, split_config, ends, name, config, features, others
+    )
   main = results["new"]["conditions"]
   return dict(
     seconds=time.perf_counter() - start,
@@ -107,11 +129,29 @@ def evaluate(workdir: pathlib.Path) -> dict[str, Any]:
     unique_visual_kv_fraction=main["gaze"].get(
       "unique_visual_kv_fraction", 0.0
     ),
+    data=dict(path=splits["new"].data.eval_path, **results["new"]["data"]),
     accuracy=main,
     routing_accuracy=results["new"]["routing_accuracy"],
     other_splits={k: v for k, v in results.items() if k != "new"},
     config=config_lib.to_dict(config),
   )
+
+
+def _on(
+  config: config_lib.Config, data: str, image_folder: str
+) -> config_lib.Config:
+  """The config of a run that is scored on a file of the caller's."""
+  if not data:
+    if image_folder:
+      raise errors.GazeError(
+        f"--image_folder={image_folder} goes with --data=FILE"
+      )
+    return config
+  folder = image_folder or config.data.image_folder
+  changed = dataclasses.replace(
+    config.data, source="llava_json", eval_path=data, image_folder=folder
+  )
+  return dataclasses.replace(config, data=changed)
 
 
 def _split(
@@ -121,12 +161,13 @@ def _split(
   split: str,
   run: config_lib.Config,
   kept: pathlib.Path | None,
+  others: Sequence[int | float] | None,
 ) -> dict[str, Any]:
   """One split, with features of the run's tower if they are to be kept."""
   source, features = sources.make(config, split), None
   if kept:
     features = features_lib.cached(config, source, kept, run=run)
-  conditions = tasks.conditions(config)
+  conditions = tasks.conditions(config, others)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()
   prior = _prior(config)
@@ -140,6 +181,7 @@ def _split(
     _score_prior(prior, batch.samples, scores["prior"])
   gaze = scores["gaze"]
   return dict(
+    data=source.content(),
     conditions={
       name: score.summary()
       for name, score in scores.items()
@@ -173,7 +215,7 @@ def _condition(
   score, rows = scores[condition.name], batch.valid
   shown = batch.batch if condition.image else tasks.without_image(batch.batch)
   override = tasks.override(condition, batch, config.model)
-  budget = np.full(len(batch.indices), condition.top_k, np.int32)
+  budget = tasks.budget(condition, batch, config)
   right, usage, chosen = jax.device_get(
     _forward(params, config.model, ends, shown, budget, override)
   )
@@ -228,14 +270,15 @@ def _routing(score: Score) -> dict[str, Any]:
 
 def _prior(config: config_lib.Config) -> dict[str, str]:
   """The most frequent training answer to each wording of a question."""
+  if config.data.source != "emoji_scenes":
+    return {}  # conversations have none
   train = sources.make(config, "train")
   seen: dict[str, collections.Counter] = collections.defaultdict(
     collections.Counter
   )
-  if config.data.source == "emoji_scenes":
-    for index in range(len(train)):
-      for question in train.text(index).questions:
-        seen[question.text][question.answer] += 1
+  for index in range(len(train)):
+    for question in train.text(index).questions:
+      seen[question.text][question.answer] += 1
   return {text: c.most_common(1)[0][0] for text, c in seen.items()}
 
 

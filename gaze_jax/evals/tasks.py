@@ -5,7 +5,7 @@ same weights through the same compiled program.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,22 +27,32 @@ class Condition:
     top_k: K, in the unit of `model.gaze.budget`.
     choice: by score, or by a fixed preference that replaces the scores.
     image: False takes every visual and context slot away: language alone.
+    share: of the regions of each row, in the place of K.
   """
 
   name: str
-  top_k: int
+  top_k: int = 0
   choice: Literal["scores", "random", "centre"] = "scores"
   image: bool = True
+  share: float | None = None
 
 
-def conditions(config: config_lib.Config) -> list[Condition]:
-  """The trained budget beside its controls, then the other budgets."""
+def conditions(
+  config: config_lib.Config, others: Sequence[int | float] | None = None
+) -> list[Condition]:
+  """The trained budget beside its controls, then other budgets.
+
+  Args:
+    config: for the trained budget, and `eval.budgets`.
+    others: these instead of `eval.budgets`: whole numbers are K, the rest
+      shares. A K above all regions reads them all.
+  """
   every, k = budgets.of_config(config)
   regions = tiling.unit_regions(config.model, config.data.max_units)
-  others = {
-    b: budgets.of_count(config.model.gaze, b, regions)
-    for b in sorted(set(config.eval.budgets))
-  }
+  count = lambda b: budgets.of_count(config.model.gaze, b, regions)
+  if others is None:
+    said = sorted(set(config.eval.budgets))
+    others = [b for b in said if count(b) != k and count(b) < every]
   return [
     Condition("gaze", k),
     Condition("dense", every),
@@ -50,11 +60,25 @@ def conditions(config: config_lib.Config) -> list[Condition]:
     Condition("random_regions", k, "random"),
     Condition("centre_regions", k, "centre"),
     *(
-      Condition(f"gaze_k{b}", other)
-      for b, other in others.items()
-      if other != k and other < every
+      Condition(f"gaze_share_{b:g}", share=b)
+      if isinstance(b, float)
+      else Condition(f"gaze_k{b}", min(count(b), every))
+      for b in dict.fromkeys(others)
     ),
   ]
+
+
+def budget(
+  condition: Condition, batch: pipeline.EvalBatch, config: config_lib.Config
+) -> np.ndarray:
+  """K of each row, int32 [B]; 0 past the valid ones where it is a share."""
+  if condition.share is None:
+    return np.full(len(batch.indices), condition.top_k, np.int32)
+  out, region = np.zeros(len(batch.indices), np.int32), config.model.gaze.region
+  for row, units in enumerate(batch.units):
+    counts = [tiling.pages(u.rows, u.columns, u.tail, region)[0] for u in units]
+    out[row] = budgets.of_share(config.model.gaze, condition.share, counts)
+  return out
 
 
 def override(

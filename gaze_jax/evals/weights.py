@@ -17,6 +17,7 @@ from gaze_jax.convert import writer
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import frozen
+from gaze_jax.train import provenance
 
 
 def is_run(directory: pathlib.Path) -> bool:
@@ -50,7 +51,9 @@ def load(
     return config, store.load(stored.leaves)
   if is_run(directory):
     saved = checkpoint.Checkpoints(directory)
-    config, params = saved.config(), saved.params()
+    config = saved.config()
+    saved.refuse_others(provenance.of_model(config), config)
+    params = saved.params()
     return config, jax.device_put(params | frozen.load(config))
   if not (directory / "config.json").is_file():
     raise errors.GazeError(

@@ -12,8 +12,6 @@ passed over for the newest that is; a run that goes on sets it aside as
 
 import contextlib
 import dataclasses
-import functools
-import os
 import pathlib
 import re
 import sys
@@ -46,13 +44,11 @@ class Position:
 
   Attributes:
     next_batch: number of the batch that comes first; steps done.
-    samples: of the training set, which decides what is in a batch.
     sample_ids: digest of the ids of all samples so far; see `meter.Meter`.
     unlogged: numbers of steps whose mean has not been logged yet.
   """
 
   next_batch: int = 0
-  samples: int = 0
   sample_ids: int = 0
   unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
@@ -90,8 +86,33 @@ class Checkpoints:
     return self._latest
 
   def config(self) -> config_lib.Config:
-    """The config that the newest checkpoint was trained with."""
-    return config_lib.from_config_dict(self._json("meta")["config"])
+    """That of the newest checkpoint, but for what a run is free to change."""
+    saved = config_lib.from_config_dict(self._json("meta")["config"])
+    return provenance.as_called(saved, self._path.parent / "config.json")
+
+  def refuse_others(
+    self,
+    inputs: provenance.Inputs,
+    config: config_lib.Config,
+    kept: provenance.Inputs | None = None,
+  ) -> None:
+    """Refuses other inputs than those of the newest checkpoint, by name.
+
+    Args:
+      inputs: of `provenance.inputs`, some or all.
+      config: what they are read by.
+      kept: the checkpoint's, where they are at hand.
+
+    Raises:
+      CheckpointError: naming the field, what was there and what is now.
+    """
+    kept = self._json("meta").get("inputs", {}) if kept is None else kept
+    if others := provenance.others(kept, inputs, config):
+      raise CheckpointError(
+        f"{self._path.parent}: trained with other contents:"
+        f" {'; '.join(others)}. Put them back as they were or choose another"
+        " --workdir"
+      )
 
   def params(self, like: Any = None) -> Any:
     """The newest parameters; nothing else is read from disk.
@@ -128,9 +149,9 @@ class Checkpoints:
     """Steps by their names, whatever they hold; the newest first."""
     if not self._path.is_dir():
       return []
-    names = (p.name for p in self._path.iterdir())
-    whole = (n for n in names if re.fullmatch("0|[1-9][0-9]*", n))
-    return sorted(map(int, whole), reverse=True)
+    names = [p.name for p in self._path.iterdir()]
+    whole = (int(n) for n in names if re.fullmatch("0|[1-9][0-9]*", n))
+    return sorted(whole, reverse=True)
 
   def _find(self) -> int | None:
     """Looks for the newest whole step; process 0 does it for all."""
@@ -183,7 +204,13 @@ class Writer(Checkpoints):
 
   _parts = ("params", "state", "data", "meta")
 
-  def __init__(self, workdir: pathlib.Path, train: config_lib.TrainConfig):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    train: config_lib.TrainConfig,
+    inputs: provenance.Inputs | None = None,
+  ):
+    self._inputs = inputs or {}
     self._path = workdir.absolute() / "checkpoints"
     self._latest = self._find()
     self._saving: tuple[int, float | None] | None = None
@@ -234,7 +261,8 @@ class Writer(Checkpoints):
     """
     self._wait()
     step = position.next_batch
-    meta = dict(config=config_lib.to_dict(config), code=self._code)
+    meta = dict(code=self._code, inputs=self._inputs)
+    meta["config"] = config_lib.to_dict(config)
     params, rest = state_lib.apart(state)
     self._saving = (step, loss)
     if loss is not None:
@@ -262,22 +290,21 @@ class Writer(Checkpoints):
       config: of this run.
 
     Raises:
-      CheckpointError: it was trained with another config, or its arrays have
-        other shapes; names the fields or the arrays.
+      CheckpointError: another config, other inputs, or arrays of other shapes
+        than it was trained with, by name.
     """
     meta = self._json("meta")
-    saved = config_lib.from_config_dict(meta["config"])
-    changed = provenance.differences(
-      config_lib.to_dict(saved), config_lib.to_dict(config)
-    )
-    if changed:
+    if changed := provenance.other_fields(meta, config):
       raise CheckpointError(
         f"{self._path.parent}: trained with another config:"
         f" {'; '.join(changed)}. Resume with the same config or choose"
         " another --workdir"
       )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    params, rest = state_lib.apart(abstract)
+    position = self._json("data")
+    older = dict(data=dict(samples=position.pop("samples", None)))  # schema 1
+    self.refuse_others(self._inputs, config, meta.get("inputs", older))
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    params, rest = state_lib.apart(shapes)
     self._check_shapes({"params": params, "state": rest})
     handler = ocp.StandardCheckpointHandler()
     rest = self._read("state", handler, ocp.args.StandardRestore(rest))
@@ -287,7 +314,7 @@ class Writer(Checkpoints):
     code = provenance.changed(meta["code"], self._code)
     if code and jax.process_index() == 0:
       print(f"the code is another than at the checkpoint: {code}")
-    return state, Position(**self._json("data"))
+    return state, Position(**position)
 
   def close(self) -> None:
     """Waits until the last save is committed.
@@ -337,13 +364,8 @@ class Writer(Checkpoints):
     for part, like in parts.items():
       handler = ocp.StandardCheckpointHandler()
       saved = handler.metadata(self._folder() / part).tree
-      shapes = {name: tuple(x.shape) for name, x in _named(saved)}
       prefix = "params." if part == "params" else ""
-      wrong += [
-        f"{prefix}{name}: {list(shapes[name])} -> {list(x.shape)}"
-        for name, x in _named(like)
-        if shapes.get(name, x.shape) != x.shape
-      ]
+      wrong += [prefix + one for one in state_lib.other_shapes(saved, like)]
     if wrong:
       raise CheckpointError(
         f"{self._path.parent}: the state has another shape: {'; '.join(wrong)}."
@@ -358,7 +380,7 @@ class Writer(Checkpoints):
     except Exception as error:  # anything from OSError to ValueError
       self._saving = None
       raise CheckpointError(
-        f"{self._path}: can't write a checkpoint: {_reason(error)}"
+        f"{self._path}: can't write a checkpoint: {errors.words(error)}"
       ) from error
 
 
@@ -373,23 +395,3 @@ class _Manager(ocp.CheckpointManager):
     """
     del step
     return False
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-  """Leaves by dotted names, which are the same of a saved and a live tree."""
-  dotted = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-  return [
-    (dotted(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-
-
-def _reason(error: Exception) -> str:
-  """The system's own words, if they are to be found."""
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  text = " ".join(str(error).split())
-  # tensorstore has "[os_error_code='28']" somewhere among its notes.
-  found = re.search(r"os_error_code='?(\d+)", text)
-  if found:
-    return os.strerror(int(found[1]))
-  return text[:300] or type(error).__name__

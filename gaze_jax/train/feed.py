@@ -15,7 +15,6 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.parallel import shard
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
@@ -33,7 +32,6 @@ class Feed:
     frozen: parameters from outside the run.
     batches: of the rows that this process's devices hold.
     held: numbers of these rows in a batch.
-    samples: of the training set.
   """
 
   config: config_lib.Config
@@ -41,7 +39,6 @@ class Feed:
   frozen: dict[str, Any]
   batches: pipeline.Batches
   held: np.ndarray
-  samples: int
 
   def next(
     self, step: int
@@ -64,22 +61,12 @@ class Feed:
 @contextlib.contextmanager
 def open_feed(
   config: config_lib.Config,
+  source: samples.Source,
   workdir: pathlib.Path,
   start: checkpoint.Position,
   mesh: jax.sharding.Mesh,
 ) -> Iterator[Feed]:
-  """Opens the data at the step that comes first.
-
-  Raises:
-    checkpoint.CheckpointError: the batches so far were of another set.
-  """
-  source = sources.make(config, "train")
-  if start.next_batch and start.samples != len(source):
-    raise checkpoint.CheckpointError(
-      f"{workdir}: trained on {start.samples} samples, and there are"
-      f" {len(source)} now, so the batches would be others. Put the data back"
-      " as it was, or choose another --workdir"
-    )
+  """Opens the training data at the step that comes first."""
   features = _features(config, source, workdir)
   frozen = frozen_lib.load(config, pixels=features is None, mesh=mesh)
   held = shard.local_rows(mesh, config.train.batch_size)
@@ -91,7 +78,7 @@ def open_feed(
     held=held.tolist(),
   )
   with contextlib.closing(batches):
-    yield Feed(config, mesh, frozen, batches, held, len(source))
+    yield Feed(config, mesh, frozen, batches, held)
 
 
 def _features(

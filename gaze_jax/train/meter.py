@@ -91,11 +91,9 @@ class Meter:
       self._write(pending.step)
     return dict(loss=f"{values['loss']:.3f}", k=f"{values['k']:.1f}")
 
-  def position(self, step: int, samples: int) -> checkpoint.Position:
-    """Where a run over so many samples is, the numbers of `step` steps read."""
-    return checkpoint.Position(
-      step, samples, self._sample_ids, list(self._unlogged)
-    )
+  def position(self, step: int) -> checkpoint.Position:
+    """Where a run is, the numbers of `step` steps read."""
+    return checkpoint.Position(step, self._sample_ids, list(self._unlogged))
 
   def loss_since_save(self) -> float:
     """Mean loss of the steps since this was asked last."""

@@ -1,21 +1,49 @@
-"""What a run was trained by: its code and config, and what may differ."""
+"""What a run was trained by: code, config and data, and what may differ."""
 
+import hashlib
 import importlib.metadata
+import json
 import pathlib
 import subprocess
 from typing import Any
+
+from gaze_jax import config as config_lib
+from gaze_jax import schema
+from gaze_jax.data import samples
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.train import frozen
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
+# What a run reads, by name: numbers and hashes.
+Inputs = dict[str, dict[str, int | str]]
+
+# The field that says where each of them is.
+_FIELDS = dict(
+  data="data.path", tokenizer="data.tokenizer", weights="train.init_from"
+)
+# Fields that decide nothing beside what `Inputs` tells: where it lies, and
+# which samples may be used.
+_BY_CONTENT = frozenset(
+  {
+    *_FIELDS.values(),
+    "data.image_folder",
+    "data.max_skipped",
+    "data.max_pixels",
+  }
+)
 # Sections and fields that a run may change when it goes on: none of them
-# changes what is computed, beyond the order in which numbers are summed.
+# changes what is computed, beyond the order in which numbers are summed. But
+# for `train.steps`, which schedules depend on: `loop` says what that does.
 _FREE = frozenset(
   {
     "eval",
     "parallel",
+    "data.eval_path",
     "data.workers",
+    "train.steps",
     "train.accumulation",
     "train.log_every",
     "train.save_every",
@@ -49,18 +77,131 @@ def changed(old: dict[str, str], new: dict[str, str]) -> str:
   )
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Fields that differ, as `name: old -> new`, but those that are free to."""
+def of_model(config: config_lib.Config) -> Inputs:
+  """The inputs of training that asking a model needs, too.
+
+  Raises:
+    samples.DataError: the tokenizer can't be read.
+  """
+  tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
+  out: Inputs = dict(tokenizer=dict(hash=tokenizer.fingerprint()))
+  if frozen.names(config):
+    weights = [line.split() for line in frozen.fingerprint(config)]
+    out["weights"] = dict(weights)
+  return out
+
+
+def inputs(config: config_lib.Config, source: samples.Source) -> Inputs:
+  """All that a run over a source of samples reads."""
+  return of_model(config) | dict(data=source.content())
+
+
+def others(old: Inputs, new: Inputs, config: config_lib.Config) -> list[str]:
+  """Inputs of `new` that are others than in `old`, as `field: old -> new`.
+
+  Args:
+    old: of a checkpoint; what it does not say is not compared.
+    new: of now.
+    config: of now.
+  """
+  out = []
+  for name in sorted(old.keys() & new.keys()):
+    if _common(old[name], new[name]) == old[name]:
+      continue
+    section, field = _FIELDS[name].split(".")
+    value = getattr(getattr(config, section), field)
+    why = _why(old[name], new[name]) if name == "data" else ""
+    out.append(
+      f"{_FIELDS[name]} = {value!r}: {_brief(old[name])} ->"
+      f" {_brief(new[name])}{why}"
+    )
+  return out
+
+
+def _common(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """What `new` says of all that `old` says."""
+  return {key: new.get(key) for key in old}
+
+
+def _brief(what: dict[str, int | str]) -> str:
+  text = json.dumps(what, sort_keys=True)
+  short = hashlib.sha256(text.encode()).hexdigest()[:12]
+  return f"{what['samples']} samples, {short}" if "samples" in what else short
+
+
+def _why(old: dict[str, int | str], new: dict[str, int | str]) -> str:
+  same = lambda *keys: all(k in old and old[k] == new.get(k) for k in keys)
+  if same("any_order"):
+    return " (the same samples in another order)"
+  if same("samples", "texts"):
+    return " (other pictures)"
+  return " (other texts)" if same("samples", "pictures") else ""
+
+
+def differences(
+  old: Any, new: Any, path: str = "", *, by_content: bool = True
+) -> list[str]:
+  """Fields that differ, as `name: old -> new`, but those that are free to.
+
+  Args:
+    old: a config as plain values, or a part of one.
+    new: another.
+    path: dotted name of the part.
+    by_content: whether inputs are compared by what they hold (`others`), and
+      so may lie elsewhere.
+  """
+  free = _FREE | _BY_CONTENT if by_content else _FREE
   if isinstance(old, dict) and isinstance(new, dict):
     out = []
     for key in sorted(old.keys() | new.keys()):
       inner = f"{path}.{key}" if path else key
-      if inner not in _FREE:
-        out += differences(old.get(key), new.get(key), inner)
+      if inner not in free:
+        out += differences(
+          old.get(key), new.get(key), inner, by_content=by_content
+        )
     return out
   if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
     old, new = list(old), list(new)
   return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def other_fields(meta: dict[str, Any], config: config_lib.Config) -> list[str]:
+  """Fields of a config that a run can't go on with, as in `differences`.
+
+  Args:
+    meta: of a checkpoint; one without inputs knows where they lie alone.
+    config: of now.
+  """
+  saved = config_lib.from_config_dict(meta["config"])
+  both = map(config_lib.to_dict, (saved, config))
+  return differences(*both, by_content="inputs" in meta)
+
+
+def as_called(
+  saved: config_lib.Config, path: pathlib.Path
+) -> config_lib.Config:
+  """The config of a run as it was called last, if `config.json` has it.
+
+  It may differ from that of a checkpoint in what a run is free to change; a
+  file that is another run's, or no config, is left alone.
+
+  Raises:
+    schema.SchemaError: a newer gaze_jax has called it.
+  """
+  try:
+    said = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return saved
+  if not isinstance(said, dict):
+    return saved
+  schema.read(said, path, "run")
+  said.pop(schema.KEY, None)
+  try:
+    last = config_lib.from_config_dict(said)
+  except config_lib.ConfigError:
+    return saved
+  changed = differences(*map(config_lib.to_dict, (saved, last)))
+  return saved if changed else last
 
 
 def _version(package: str) -> str:

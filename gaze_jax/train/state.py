@@ -1,6 +1,7 @@
 """The training state, and how it is born: already cut over the mesh."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -128,3 +129,21 @@ def joined(params: Any, rest: TrainState, *, averaged: bool) -> TrainState:
     params=groups.merge(params, rest.params),
     ema=groups.pick(params, rest.params),
   )
+
+
+def other_shapes(saved: Any, like: Any) -> list[str]:
+  """Arrays of a saved tree that have another shape in a live one, by name."""
+  shapes = {name: tuple(x.shape) for name, x in _named(saved)}
+  return [
+    f"{name}: {list(shapes[name])} -> {list(x.shape)}"
+    for name, x in _named(like)
+    if shapes.get(name, x.shape) != x.shape
+  ]
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+  """Leaves by dotted names, which are the same of a saved and a live tree."""
+  dotted = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+  return [
+    (dotted(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  ]

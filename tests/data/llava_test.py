@@ -377,16 +377,3 @@ def test_what_tells_the_samples_from_others(folder):
   (folder / "images" / "a.png").write_bytes(content)
   assert differs(rows) == {"pictures", "any_order"}
   assert make(folder, rows).fingerprint() != base.fingerprint()
-
-
-def test_a_large_picture_is_told_by_pieces_of_it(tmp_path):
-  file = tmp_path / "x"
-  file.write_bytes(bytes(10**6))
-  base = llava._picture(str(file))
-  for at in (0, 333_000, 666_000, 10**6 - 1):
-    content = bytearray(10**6)
-    content[at] = 1
-    file.write_bytes(content)
-    assert llava._picture(str(file)) != base
-  file.write_bytes(bytes(10**6 - 1))
-  assert llava._picture(str(file)) != base

@@ -15,6 +15,7 @@ def made(**changes):
   return (
     dict(
       step=7,
+      data=dict(path=""),
       accuracy=dict(gaze=condition(0.5, 0.25), blind=condition(0.0)),
       routing_accuracy=dict(
         layers=[0.5, 0.25], random=0.1, n=3, region_counts_when_covered=0.1

@@ -115,6 +115,9 @@ class Echo:
   def fingerprint(self):
     return self._source.fingerprint()
 
+  def content(self):
+    return self._source.content()
+
 
 class Greedy:
   """Answers the questions of a source token by token."""

@@ -48,6 +48,33 @@ def test_budgets_are_regions_in_any_unit(tiny_config):
   )
 
 
+def test_budgets_that_are_asked_for_need_not_be_in_the_config(tiny_config):
+  config = tiny_config(eval__budgets=(1,))
+  others = [2, 3, 99, 0.5, 1.0]
+  names = {c.name: c for c in tasks.conditions(config, others)}
+  # The first five are always there.
+  assert {k: v.top_k for k, v in list(names.items())[5:8]} == dict(
+    gaze_k2=2, gaze_k3=3, gaze_k99=9
+  )
+  shares = {k: v.share for k, v in list(names.items())[8:]}
+  assert shares == {"gaze_share_0.5": 0.5, "gaze_share_1": 1.0}
+  assert len(tasks.conditions(config, [])) == 5
+
+
+@pytest.mark.parametrize(
+  "unit, half", [("fixed", 9), ("per_unit", 5), ("ratio", 500)]
+)
+def test_a_share_is_of_each_row(tiny_config, batch, unit, half):
+  config = tiny_config(model__gaze__budget=unit, data__max_units=2)
+  units = ((layout.Unit(5, 5),) * 2, ())
+  one = pipeline.EvalBatch(
+    batch, np.array([3, -1]), np.zeros((2, 2), np.int8), (), units
+  )
+  k = lambda **how: tasks.budget(tasks.Condition("x", **how), one, config)
+  assert k(share=0.5)[0] == half and k(share=0.0).tolist() == [0, 0]
+  assert k(top_k=4).tolist() == [4, 4] and k(top_k=4).dtype == np.int32
+
+
 UNITS = (layout.Unit(5, 5),), ()
 
 

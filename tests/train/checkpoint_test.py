@@ -42,7 +42,7 @@ at = checkpoint.Position
 
 
 def test_what_is_saved_comes_back(saved, tmp_path, capsys):
-  position = checkpoint.Position(3, 12, 2**32 - 1, [dict(loss=0.1, k=3.0)])
+  position = checkpoint.Position(3, 2**32 - 1, [dict(loss=0.1, k=3.0)])
   saved.save(position, state(0.1), CONFIG, loss=0.1)
   back, where = saved.restore(jax.tree.map(jnp.zeros_like, state()), CONFIG)
   jax.tree.map(np.testing.assert_array_equal, back, state(0.1))
@@ -84,7 +84,7 @@ def test_another_config_is_refused_with_the_difference(saved):
   saved.save(at(1), state(), CONFIG)
   other = dataclasses.replace(
     CONFIG,
-    train=dataclasses.replace(CONFIG.train, learning_rate=0.5, steps=7),
+    train=dataclasses.replace(CONFIG.train, learning_rate=0.5, seed=7),
     model=dataclasses.replace(
       CONFIG.model, gaze=config_lib.GazeConfig(region=(3, 3))
     ),
@@ -93,9 +93,9 @@ def test_another_config_is_refused_with_the_difference(saved):
     saved.restore(state(), other)
   text = str(error.value)
   assert "train.learning_rate: 0.001 -> 0.5" in text
-  assert "train.steps: 1000 -> 7" in text
+  assert "train.seed: 0 -> 7" in text
   assert "model.gaze.region: [6, 6] -> [3, 3]" in text
-  assert "seed" not in text and "\n" not in text
+  assert "steps" not in text and "\n" not in text
 
 
 def test_what_may_differ(saved, monkeypatch, capsys):
@@ -114,8 +114,67 @@ def test_what_may_differ(saved, monkeypatch, capsys):
   said = f"checkpoint: jax {jax.__version__} -> 0.0.1\n"
   assert capsys.readouterr().out.endswith(said)
   # Neither a section that one of them does not know yet.
-  old, new = dict(train=dict(steps=1)), dict(train=dict(steps=2), parallel={})
-  assert provenance.differences(old, new) == ["train.steps: 1 -> 2"]
+  old, new = dict(train=dict(seed=1)), dict(train=dict(seed=2), parallel={})
+  assert provenance.differences(old, new) == ["train.seed: 1 -> 2"]
+
+
+INPUTS = dict(data=dict(samples=12, texts="a"), tokenizer=dict(hash="b"))
+
+
+def test_other_inputs_are_refused_by_name(tmp_path):
+  saved = checkpoint.Writer(tmp_path, CONFIG.train, INPUTS)
+  saved.save(at(1), state(), CONFIG)
+  saved.close()
+  moved = dataclasses.replace(
+    CONFIG, data=dataclasses.replace(CONFIG.data, tokenizer="elsewhere.json")
+  )
+  for name, value in dict(data=dict(samples=13), tokenizer={}).items():
+    other = INPUTS | {name: INPUTS[name] | dict(hash="c", texts="c") | value}
+    later = checkpoint.Writer(tmp_path, CONFIG.train, other)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      later.restore(state(), moved)
+    later.close()
+    text = str(error.value)
+    field = dict(data="data.path = ''", tokenizer="= 'elsewhere.json'")[name]
+    assert field in text and " -> " in text and "\n" not in text
+    assert "Put them back as they were or" in text
+  later = checkpoint.Writer(tmp_path, CONFIG.train, INPUTS)
+  assert later.restore(state(), moved)[1] == at(1)
+  later.close()
+  reader = checkpoint.Checkpoints(tmp_path)
+  reader.refuse_others(dict(tokenizer=dict(hash="b")), CONFIG)
+  with pytest.raises(checkpoint.CheckpointError, match="data.tokenizer"):
+    reader.refuse_others(dict(tokenizer=dict(hash="c")), CONFIG)
+
+
+def test_checkpoints_of_before_there_were_inputs(tmp_path, monkeypatch):
+  real = checkpoint.ocp.args.JsonSave
+
+  def older(said):
+    said = {k: v for k, v in said.items() if k != "inputs"}
+    return real(said | (dict(samples=12) if "next_batch" in said else {}))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.ocp.args, "JsonSave", older)
+    saved = checkpoint.Writer(tmp_path, CONFIG.train)
+    saved.save(at(1), state(), CONFIG)
+    saved.close()
+  moved = dataclasses.replace(
+    CONFIG, data=dataclasses.replace(CONFIG.data, tokenizer="elsewhere.json")
+  )
+  for inputs, config, says in (
+    (INPUTS, CONFIG, ""),
+    (INPUTS, moved, "data.tokenizer: '' -> 'elsewhere.json'"),
+    (dict(data=dict(samples=13)), CONFIG, "12 samples, .* -> 13 samples"),
+  ):
+    later = checkpoint.Writer(tmp_path, CONFIG.train, inputs)
+    if says:
+      with pytest.raises(checkpoint.CheckpointError, match=says):
+        later.restore(state(), config)
+    else:
+      assert later.restore(state(), config)[1] == at(1)
+    later.close()
+  checkpoint.Checkpoints(tmp_path).refuse_others(INPUTS, CONFIG)
 
 
 def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
@@ -345,7 +404,7 @@ def test_a_newer_schema_is_refused_and_nothing_is_set_aside(two, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(two, workdir)
   folder = workdir / "checkpoints"
-  rewrite(folder / "2", schema=2)
+  rewrite(folder / "2", schema=99)
   before = files(folder)
   for make in (
     lambda: checkpoint.Checkpoints(workdir).config(),
@@ -354,9 +413,9 @@ def test_a_newer_schema_is_refused_and_nothing_is_set_aside(two, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="by a newer gaze_jax"):
       make()
   assert files(folder) == before
-  rewrite(folder / "1", schema=2)
+  rewrite(folder / "1", schema=99)
   shutil.rmtree(folder / "2")
-  with pytest.raises(checkpoint.CheckpointError, match="step 1: .* schema 2"):
+  with pytest.raises(checkpoint.CheckpointError, match="step 1: .* schema 99"):
     checkpoint.Checkpoints(workdir).params()
 
 

@@ -42,6 +42,9 @@ class Pictures:
   def fingerprint(self):
     return self._name
 
+  def content(self):
+    return dict(samples=len(self))
+
 
 @pytest.fixture(scope="module")
 def config(tiny_config):

@@ -1,8 +1,8 @@
 """A run that starts from converted weights, and its way back out."""
 
 import dataclasses
-import os
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
@@ -102,14 +102,20 @@ def test_another_model_is_refused_by_name(
     state_lib.create(config, optimizer.make(config.train))
 
 
-def test_cached_features_are_those_of_these_weights(tiny_config, converted):
+def test_cached_features_are_those_of_these_weights(
+  tiny_config, converted, tmp_path
+):
   config = start(tiny_config, converted)
   ours = frozen.fingerprint(config)
   assert ours and not frozen.fingerprint(tiny_config())
   (file,) = converted[0].glob("*.safetensors")
-  kept = file.stat()
-  os.utime(file, ns=(kept.st_atime_ns, kept.st_mtime_ns + 10**9))
-  assert frozen.fingerprint(config) != ours
+  shutil.copytree(converted[0], tmp_path / "moved")
+  moved = start(tiny_config, (tmp_path / "moved",))
+  assert frozen.fingerprint(moved) == ours
+  content = bytearray(file.read_bytes())
+  content[-1] ^= 1
+  (tmp_path / "moved" / file.name).write_bytes(content)
+  assert frozen.fingerprint(moved) != ours
 
 
 def test_a_run_goes_out_whole(tiny_config, converted, tmp_path):
