@@ -11,6 +11,7 @@ from benchmarks import small_model
 from gaze_jax import api
 from gaze_jax import errors
 
+pytestmark = pytest.mark.nightly
 SHAPE = small_model.Shape(
   width=128, depth=2, mlp=128, vision_width=64, vision_depth=2
 )

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks import generate_models
 from gaze_jax import errors
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("optimized")]
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = {
   "visual_tokens": int,

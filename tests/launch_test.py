@@ -108,6 +108,7 @@ def test_generate_answers_and_draws(workdir, files):
   assert out.startswith(told["answer"])
 
 
+@pytest.mark.nightly
 def test_generate_without_an_image_or_a_picture(workdir, files):
   before = sorted(files.iterdir())
   # Longer than data.sequence_length, which is training's alone.
@@ -122,6 +123,7 @@ def chat(trained, *more):
   return ["launch/chat.py", f"--workdir={trained}", *more]
 
 
+@pytest.mark.nightly
 def test_chat_talks_line_by_line(workdir, files, tmp_path):
   script = f"""
     what is it?
@@ -165,6 +167,7 @@ def read_until(stream, end):
   return text
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(workdir, tmp_path):
   # Somebody types: the answers are long, and one is waited for.
   ours, theirs = os.openpty()
@@ -210,6 +213,7 @@ def test_eval_writes_its_reports(workdir, tmp_path):
   assert "| gaze |" in out
 
 
+@pytest.mark.nightly
 def test_errors_of_generate_and_eval(workdir, files, tmp_path):
   empty = tmp_path / "empty"
   empty.mkdir()
@@ -316,6 +320,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [2_000, 60_000])
 def test_a_full_disk(tiny_config_file, tmp_path, size):
   # The features of 12 pictures are 9.7 kB, a checkpoint is past 60 kB.
@@ -340,6 +345,7 @@ def children(pid):
   return [int(c) for path in threads for c in path.read_text().split()]
 
 
+@pytest.mark.nightly
 def test_ctrl_c(tiny_config_file, tmp_path):
   process = start(
     *train(

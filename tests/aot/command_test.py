@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.nightly
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEPTH = 3
 CONFIG = f"""

@@ -201,6 +201,7 @@ np.save(sys.argv[2], np.asarray(array))
 """
 
 
+@pytest.mark.nightly
 def test_each_device_reads_its_own_part(saved, tmp_path):
   out = tmp_path / "query.npy"
   flags = os.environ.get("XLA_FLAGS", "")

@@ -141,6 +141,7 @@ def on_loopback(ports):
   return hosts <= {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
+@pytest.mark.nightly
 def test_two_processes_of_two_devices_after_one_was_killed(tmp_path):
   code, said = run_two(SUM, tmp_path / "killed")
   assert code == 0, said
@@ -188,6 +189,7 @@ def test_what_one_has_to_say_comes_with_its_number():
   assert code == 1 and "[1] ZeroDivisionError: bug" in said
 
 
+@pytest.mark.nightly
 def test_a_missing_peer_is_named_before_jax_aborts():
   command = ["import sys; from gaze_jax.parallel import processes"]
   command += ["processes.initialize(timeout=1)"]

@@ -73,12 +73,14 @@ def same(rows, alone):
   assert ids(rows) == ids(alone)
 
 
+@pytest.mark.nightly
 def test_eight_devices_then_two_then_one(train, alone):
   same(train("eight", 1, 8, **CUBE), alone)
   same(train("two", 1, 2, ("eight", 8), fsdp=2), alone)
   same(train("one", 1, 1, ("two", 16)), alone)
 
 
+@pytest.mark.nightly
 def test_two_processes_then_one(train, alone):
   same(train("both", 2, 2, fsdp=2), alone)
   same(train("left", 1, 1, ("both", 12)), alone)

@@ -457,6 +457,7 @@ saved.close()
 """
 
 
+@pytest.mark.nightly
 def test_it_moves_to_other_devices(tmp_path):
   for what, devices in (("save", 8), ("restore", 2), ("restore", 1)):
     flags = os.environ.get("XLA_FLAGS", "")

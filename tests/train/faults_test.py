@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiers
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.train import checkpoint
@@ -134,10 +135,7 @@ def kill(process, workdir, seed):
   process.communicate()
 
 
-@pytest.mark.parametrize(
-  "seed",
-  [1] + [pytest.param(n, marks=pytest.mark.nightly) for n in range(2, 21)],
-)
+@pytest.mark.parametrize("seed", tiers.few(1, range(1, 21)))
 def test_sigkill_anywhere(
   runs, whole, tiny_config, tiny_config_file, tmp_path, capsys, seed
 ):
@@ -170,6 +168,7 @@ def test_sigterm(runs, whole, tiny_config, tiny_config_file, tmp_path, capsys):
   runs.assert_same(whole, workdir)
 
 
+@pytest.mark.nightly
 def test_disk_full(
   runs, whole, tiny_config, tiny_config_file, tmp_path, capsys
 ):
@@ -198,7 +197,9 @@ def flip(file):
   file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, pathlib.Path.unlink])
+@pytest.mark.parametrize(
+  "damage", tiers.few(1, [flip, truncate, pathlib.Path.unlink])
+)
 def test_rot(runs, whole, tiny_config, tmp_path, capsys, damage):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
@@ -267,6 +268,7 @@ def pictures(tmp_path):
   )
 
 
+@pytest.mark.nightly
 def test_corrupt_image(
   runs, tiny_config, pictures, tmp_path, monkeypatch, capsys
 ):
@@ -293,6 +295,7 @@ def test_corrupt_image(
   runs.assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.nightly
 def test_clock_jumps(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   now, now_ns = time.time, time.time_ns
   day = 24 * 3600
