@@ -1,7 +1,7 @@
 """Frames of animated pictures, which Pillow reads and ffmpeg reads in part.
 
-ffmpeg takes two frames of a GIF for one where no pause stands between them,
-and does not read an animated WebP.
+ffmpeg takes two frames of a GIF for one where no pause stands between them, of
+an AVIF it takes the first alone, and it does not read an animated WebP.
 """
 
 import itertools
@@ -16,17 +16,22 @@ from gaze_jax.data import containers
 from gaze_jax.data import images
 from gaze_jax.data import png
 
-# A GIF of one frame is an animation of one; other pictures are pictures.
-_STARTS = {"PNG": png.MAGIC, "GIF": b"GIF8", "WEBP": b"RIFF"}
+# Where the bytes are that tell, and which they are.
+_MARKS = {
+  "PNG": (0, (png.MAGIC,)),
+  "GIF": (0, (b"GIF87a", b"GIF89a")),
+  "WEBP": (8, (b"WEBP",)),
+  "AVIF": (4, (b"ftypavif", b"ftypavis")),
+}
 _MOST_PIXELS = 2**36  # that may be decoded on the way, as whole frames
 
 
 def kind_of(path: pathlib.Path) -> str:
-  """PNG, GIF or WEBP, animated or not; otherwise nothing."""
+  """The name of Pillow for what may be animated; otherwise nothing."""
   with open(path, "rb") as file:
-    start = file.read(12)
-  for kind, begins in _STARTS.items():
-    if start.startswith(begins) and (kind != "WEBP" or start[8:] == b"WEBP"):
+    start = file.read(16)
+  for kind, (at, marks) in _MARKS.items():
+    if start.startswith(marks, at):
       return kind
   return ""
 
@@ -59,6 +64,7 @@ def read(
       most = [chunk for chunk, _, _ in png.chunks(file)].count(b"fcTL")
       stream = png.parts(file, png.FRAMES)
     with Image.open(stream, formats=[kind]) as image:
+      # A GIF of one frame is an animation of one; others are pictures.
       if kind != "GIF" and not getattr(image, "is_animated", False):
         raise images.ImageError(f"{name}: not a video, but a picture")
       # Shown by what can't play it, and no part of the animation.

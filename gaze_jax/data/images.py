@@ -264,6 +264,10 @@ def _open(
   """What `_reading` yields, of a file."""
   start = file.read(len(png.MAGIC))
   file.seek(0)
+  if start[4:] == b"ftyp":
+    # An AVIF turns by a rule of its own, and is refused for broken EXIF.
+    head, mark, rest = file.read().partition(b"mdat")
+    file = io.BytesIO(head.replace(b"Exif", b"none") + mark + rest)
   if start != png.MAGIC:
     image = Image.open(file, formats=_FORMATS)
     return image, image

@@ -57,8 +57,8 @@ def read(
   holds frames, has fewer bytes than it names itself.
 
   Args:
-    path: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, OGG, or animated GIF, PNG
-      or WebP.
+    path: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, OGG, or animated GIF, PNG,
+      WebP or AVIF.
     frames: at least 1.
     max_pixels: of a frame; a larger one is refused before it is decoded.
 
@@ -141,7 +141,7 @@ def _open(file: pathlib.Path, name: str) -> Any:
   except av.FFmpegError as error:
     raise VideoError(
       f"{name}: not a video, or a truncated one ({error.strerror}); these can"
-      f" be read: {_FORMATS.replace(',', ', ')}, gif, png, webp"
+      f" be read: {_FORMATS.replace(',', ', ')}, gif, png, webp, avif"
     ) from None
 
 

@@ -373,6 +373,18 @@ def test_broken_EXIF_costs_the_turn_and_not_the_picture(form, name):
   assert images.check(data, 100) == (5, 7)
 
 
+def test_broken_EXIF_of_an_AVIF_costs_nothing():
+  """It turns by a rule of its own."""
+  about = exif(6)
+  about[0x010F] = "maker"
+  data = saved(SIDE_ON, "AVIF", exif=about)
+  at = data.index(b"MM\0*", data.index(b"mdat"))
+  broken = data[:at] + b"?" * 4 + data[at + 4 :]
+  want = images.decode(data, 100)
+  np.testing.assert_array_equal(images.decode(broken, 100), want)
+  assert images.check(broken, 100) == want.shape[:2] == (7, 5)
+
+
 def texts():
   large = zlib.compress(b"a" * 2_000_000)
   return {

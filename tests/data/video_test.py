@@ -444,8 +444,8 @@ def test_what_is_no_video(tmp_path):
     path.write_bytes(content)
     message = refused(path)
     assert message.startswith("not a video, or a truncated one (")
-    assert message.endswith("flv, asf, ogg, gif, png, webp")
-  for kind in ("PNG", "JPEG", "WEBP"):
+    assert message.endswith("flv, asf, ogg, gif, png, webp, avif")
+  for kind in ("PNG", "JPEG", "WEBP", "AVIF", "BMP"):
     Image.fromarray(grey(3)).save(path, kind)
     assert refused(path).startswith("not a video")
 
@@ -581,7 +581,7 @@ def animated(path, kind, **options):
   return pictures
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "AVIF"])
 @pytest.mark.parametrize("part", [0.3, 0.63, 0.95, 0.999])
 def test_a_truncated_animation_is_refused(tmp_path, kind, part):
   path = tmp_path / "a"
