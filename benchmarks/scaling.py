@@ -52,7 +52,7 @@ def main() -> None:
       f"--chips={min(unknown)}: one of {', '.join(map(str, _TOPOLOGIES))}"
     )
   config = cli.read_shape()
-  topology_lib.prepare("O1")
+  topology_lib.prepare("O0")
   print("chips  rows  sent a chip  all-gather  reduce-scatter  all-reduce")
   rows = []
   for n in chips:

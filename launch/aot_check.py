@@ -30,7 +30,7 @@ _TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "no prefill, no decoding")
 _JSON = cli.define_file("json", "a file for what was found")
 _TABLE = cli.define_file("table", "recipes: a file for the table")
 _LEVEL = flags.DEFINE_enum(
-  *("optimization_level", "O1", topology_lib.LEVELS),
+  *("optimization_level", "O0", topology_lib.LEVELS),
   "of the compiler; a run has UNKNOWN, which takes longer",
 )
 _LIMIT = flags.DEFINE_float("limit_gb", None, "HBM of a device; its own", 0)

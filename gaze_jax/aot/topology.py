@@ -69,7 +69,7 @@ def prepare(level: str = "UNKNOWN") -> None:
 
   Args:
     level: JAX's `jax_optimization_level`, one of LEVELS; a run has "UNKNOWN".
-      With "O1" a training step of cambrian_4b compiles in a quarter of the
+      With "O0" a training step of cambrian_4b compiles in a quarter of the
       time, and takes less memory.
 
   Raises:
