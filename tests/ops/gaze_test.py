@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 import compare
+import tiers
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
@@ -115,20 +116,8 @@ def test_the_oracle_equals_a_plain_loop(
   compare.close(got.out, want)
 
 
-@pytest.mark.parametrize(
-  "form, granularity, descriptor",
-  [
-    pytest.param(form, granularity, descriptor, marks=marks)
-    for form in ("chunked", "pallas")
-    for granularity in GRANULARITIES
-    for descriptor in DESCRIPTORS
-    for marks in [
-      ()
-      if form == "chunked" or (granularity, descriptor) == ("layer", "minmax")
-      else pytest.mark.nightly
-    ]
-  ],
-)
+@pytest.mark.parametrize("form", ["chunked", slow_pallas])
+@routing_options
 def test_forms_agree_with_the_oracle_in_value_and_gradient(
   heads, small_shape, form, granularity, descriptor
 ):
@@ -197,7 +186,7 @@ def test_options_equal_a_plain_loop(
   assert np.abs(want - without).max() > 1e-2  # the option does something
 
 
-@form
+@pytest.mark.parametrize("form", FORMS)
 def test_all_regions_without_context_is_dense_attention(
   heads, small_shape, form
 ):
@@ -374,7 +363,8 @@ decode_form = pytest.mark.parametrize("form", ["masked", "gather", slow_pallas])
 @decode_form
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(
-  "descriptor, new", [*((d, 1) for d in DESCRIPTORS), ("mean", 2)]
+  "descriptor, new",
+  tiers.few(2, [("minmax", 1), ("mean", 2), ("mean", 1), ("submean", 1)]),
 )
 def test_decode_is_the_parallel_form_under_every_option(
   heads, small_shape, form, granularity, descriptor, new
