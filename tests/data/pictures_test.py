@@ -385,25 +385,27 @@ def test_broken_EXIF_of_an_AVIF_costs_nothing():
   assert images.check(broken, 100) == want.shape[:2] == (7, 5)
 
 
-def texts():
-  large = zlib.compress(b"a" * 2_000_000)
-  return {
-    "zTXt": chunk(b"zTXt", b"Comment\0\0" + large),
-    "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + large),
-    "tEXt": chunk(b"tEXt", b"Comment\0" + b"a" * 68_000_000),
-    "profile": chunk(b"iCCP", b"icc\0\0" + large),
-    "EXIF": chunk(b"zTXt", b"Raw profile type exif\0\0" + large),
-    "XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + large),
-    "EXIF that is no text": chunk(b"tEXt", b"Raw profile type exif\0\n\n\nxyz"),
-    "wrong checksum": chunk(b"tEXt", b"Comment\0a")[:-1] + b"?",
-  }
+LARGE = zlib.compress(b"a" * 2_000_000)
+BESIDE = {
+  "zTXt": (b"zTXt", b"Comment\0\0" + LARGE),
+  "iTXt": (b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+  "profile": (b"iCCP", b"icc\0\0" + LARGE),
+  "EXIF": (b"zTXt", b"Raw profile type exif\0\0" + LARGE),
+  "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LARGE),
+  "EXIF that is no text": (b"tEXt", b"Raw profile type exif\0\n\n\nxyz"),
+}
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("name", texts())
+@pytest.mark.parametrize("name", [*BESIDE, "tEXt", "wrong checksum"])
 def test_what_stands_beside_the_pixels_of_a_PNG_does_not_count(name, behind):
-  plain = saved(SIDE_ON, "PNG")
-  data = with_chunk(plain, texts()[name], behind=behind)
+  if name in BESIDE:
+    added = chunk(*BESIDE[name])
+  elif name == "tEXt":
+    added = chunk(b"tEXt", b"Comment\0" + bytes(68_000_000))
+  else:
+    added = chunk(b"tEXt", b"Comment\0a")[:-1] + b"?"
+  data = with_chunk(saved(SIDE_ON, "PNG"), added, behind=behind)
   np.testing.assert_array_equal(images.decode(data, 100), np.asarray(SIDE_ON))
   assert images.check(data, 100) == (5, 7)
 
@@ -450,24 +452,24 @@ FITS = {
     image, config_lib.VisionConfig(patch_size=16, max_patches=256)
   ),
 }
-THIN = [(60_000, 1), (30_000, 1_080), (1, 9_000_000), (9_000_000, 1)]
+THIN = [(60_000, 1), (20_000, 1_080), (1, 5_000_000), (5_000_000, 1)]
 
 
 @pytest.mark.parametrize("size", THIN, ids=str)
 @pytest.mark.parametrize("kind", FITS)
 def test_memory_is_bounded_whatever_the_aspect(kind, size):
   image = np.full((*size, 3), 77, np.uint8)
-  with memory(0.7):
+  with memory(0.5):
     out = FITS[kind](image)
   assert np.isfinite(getattr(out, "pixels", out)).all()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
 def test_memory_of_decoding_is_bounded(mode):
-  """50 megapixels, of which PIL holds 4 bytes each, and we 3."""
-  data = saved(Image.new(mode, (50_000, 1_000)), "PNG", compress_level=1)
-  with memory(0.7):
-    assert images.decode(data, 50_000_000).shape == (1_000, 50_000, 3)
+  """A pixel takes 4 bytes of PIL and 3 of ours."""
+  data = saved(Image.new(mode, (40_000, 500)), "PNG", compress_level=1)
+  with memory(0.25):
+    assert images.decode(data, 20_000_000).shape == (500, 40_000, 3)
 
 
 @pytest.mark.parametrize("size", [(40, 300), (300, 40), (9, 200), (31, 90)])
