@@ -12,6 +12,7 @@ from gaze_jax import config as config_lib
 from gaze_jax.convert import errors
 from gaze_jax.convert import keys
 from gaze_jax.convert import llava
+from gaze_jax.convert import llava_flat
 from gaze_jax.convert import text
 from gaze_jax.convert import vision
 from gaze_jax.models import mllm
@@ -50,6 +51,21 @@ def find(raw: Raw) -> Family:
     ConversionError: it is none that is known; names all that are.
   """
   kind = raw.get("model_type")
+  if llava_flat.is_flat(raw):
+    return _WHOLE  # some call it qwen2 or llama, to be tuned as text
+  if kind in llava_flat.MODEL_TYPES:
+    raise errors.ConversionError(
+      f"config.json: model_type = {kind!r} is of LLaVA's own code, whose config"
+      " names its tower as mm_vision_tower, and this one has none; take the"
+      " config.json of the whole model, or set model_type to that of the"
+      " decoder if there is nothing else"
+    )
+  if kind in text.MODEL_TYPES and isinstance(raw.get("vision_config"), dict):
+    raise errors.ConversionError(
+      f"config.json: model_type = {kind!r} is a decoder's, and vision_config"
+      " is of a whole model: set model_type to llava or llava_onevision, as the"
+      " checkpoint was, or take vision_config out"
+    )
   if kind in _FAMILIES:
     return _FAMILIES[kind]
   known = ", ".join(sorted(_FAMILIES))
@@ -72,7 +88,7 @@ def rules(
 
 def vision_type(raw: Raw) -> str:
   """model_type of the vision tower of a checkpoint that has one."""
-  if raw["model_type"] in llava.MODEL_TYPES:
+  if find(raw) is _WHOLE:
     return llava.vision_type(raw)
   return vision.tower(raw)[0]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
@@ -23,6 +24,8 @@ from gaze_jax.convert import errors
 from gaze_jax.convert import families
 from gaze_jax.convert import json_file
 from gaze_jax.convert import keys
+from gaze_jax.convert import misfit
+from gaze_jax.convert import partial
 from gaze_jax.convert import tensors
 from gaze_jax.convert import vision_pixels
 
@@ -116,15 +119,26 @@ def open_checkpoint(
       its tensors do not fit: one message with all that is missing, unexpected
       or misshapen.
   """
+  source = tensors.Source(directory)
+  partial.refuse_names(directory, list(source.tensors))
   raw, family, model = read_configs(directory)
   model = adapt(model)
-  source = tensors.Source(directory)
   matches = [
     _match(name, family, model, raw, source.tensors) for name in family.layouts
   ]
   best = min(matches, key=lambda m: len(m.problems))
   if best.problems:
-    raise errors.ConversionError(_says(directory, best, raw))
+    raise errors.ConversionError(
+      misfit.explain(
+        directory,
+        raw,
+        model,
+        best.layout,
+        best.entries,
+        best.problems,
+        source.tensors.keys(),
+      )
+    )
   checkpoint = Checkpoint(
     directory=directory,
     raw=raw,
@@ -137,6 +151,13 @@ def open_checkpoint(
     source=source,
   )
   _check_alias(checkpoint)
+  if beside := partial.adapters(p.name for p in directory.iterdir()):
+    logging.warning(
+      "%s: the adapter %s lies beside the weights and is not applied; merge it"
+      " into them if it belongs to the model",
+      directory,
+      beside[0],
+    )
   return checkpoint
 
 
@@ -288,32 +309,6 @@ def _pattern(
     prefix = re.escape(f"{under}." if under else "")
     each += [f"{prefix}(?:{name})" for name in names]
   return re.compile("|".join(each) or r"(?!)")
-
-
-def _says(
-  directory: pathlib.Path, match: _Match, raw: Mapping[str, Any]
-) -> str:
-  hints = []
-  lines = match.problems
-  if any(m.startswith("missing: ") and "lm_head.weight" in m for m in lines):
-    hints.append(
-      "tie_word_embeddings is false, so the head must be in the file; set it"
-      " to true if the head is the embedding"
-    )
-  tables = ("embed_tokens.weight", "lm_head.weight")
-  if any(m.startswith("shape of ") and t in m for m in lines for t in tables):
-    text = raw.get("text_config") or raw
-    hints.append(
-      f"vocab_size = {text.get('vocab_size')} in config.json is not the rows"
-      " of the embedding; if it was padded, set vocab_size to its rows"
-    )
-  many = "s" * (len(lines) > 1)
-  return (
-    f"{directory}: does not fit a model of type {raw['model_type']!r}, in"
-    f" {len(lines)} place{many} (nearest layout of names:"
-    f" {match.layout}):\n  "
-    + "\n  ".join(lines + [f"hint: {h}" for h in hints])
-  )
 
 
 def _check_alias(c: Checkpoint) -> None:

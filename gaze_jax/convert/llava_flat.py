@@ -22,6 +22,13 @@ _DECODERS = {
   "LlavaQwenForCausalLM": "qwen2",
   "LlavaLlamaForCausalLM": "llama",
 }
+_PLAIN = (None, "Qwen2ForCausalLM", "LlamaForCausalLM")
+_TYPES = {
+  "llava_qwen": "qwen2",
+  "llava_llama": "llama",
+  "qwen2": "qwen2",
+  "llama": "llama",
+}
 _TOWERS: Mapping[str, dict[str, Any]] = {
   "google/siglip-so400m-patch14-384": dict(
     model_type="siglip_vision_model",
@@ -59,7 +66,7 @@ _KNOWN_TILED: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
 
 def is_flat(raw: Raw) -> bool:
   """Whether a config.json is of LLaVA's own code."""
-  return "mm_vision_tower" in raw
+  return bool(raw.get("mm_vision_tower"))
 
 
 def nested(raw: Raw) -> dict[str, Any]:
@@ -71,7 +78,10 @@ def nested(raw: Raw) -> dict[str, Any]:
   """
   _refuse(raw, _KNOWN)
   architecture = (raw.get("architectures") or [None])[0]
-  if architecture not in _DECODERS:
+  decoder = _DECODERS.get(architecture)
+  if architecture in _PLAIN:  # as it is renamed to be tuned
+    decoder = _TYPES.get(raw.get("model_type"))
+  if not decoder:
     raise errors.ConversionError(
       f"config.json: architectures = [{architecture!r}] is no LLaVA that is"
       f" known here; known are {', '.join(_DECODERS)}"
@@ -83,7 +93,7 @@ def nested(raw: Raw) -> dict[str, Any]:
     # LLaVA drops a SigLIP's last layer, and takes what is then the last.
     tower = tower | dict(num_hidden_layers=tower["num_hidden_layers"] - 1)
     layer = -1
-  text = dict(raw) | dict(model_type=_DECODERS[architecture])
+  text = dict(raw) | dict(model_type=decoder)
   out = dict(
     model_type="llava",
     vision_config=tower,
@@ -126,13 +136,13 @@ def _tower(name: str) -> dict[str, Any]:
     return dict(_TOWERS[name])
   file = pathlib.Path(name) / "config.json"
   try:
-    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw = json.loads(file.read_bytes())
     raw = raw.get("vision_config", raw)
     return dict(raw) | dict(
       model_type=raw.get("model_type", "clip_vision_model"),
       num_hidden_layers=raw["num_hidden_layers"],
     )
-  except (OSError, ValueError, KeyError, AttributeError):
+  except (OSError, ValueError, KeyError, AttributeError, RecursionError):
     raise errors.ConversionError(
       f"config.json: mm_vision_tower = {name!r} is not known here, and no"
       " directory of that name has its config.json; known are"

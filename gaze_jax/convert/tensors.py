@@ -15,6 +15,7 @@ import numpy as np
 
 from gaze_jax.convert import errors
 from gaze_jax.convert import files
+from gaze_jax.convert import partial
 from gaze_jax.convert import writer
 
 Tensor = files.Tensor
@@ -135,7 +136,11 @@ def _find(
       f"{path}: {what}; give the directory of a checkpoint"
     )
   with _readable(path):
-    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    names = sorted(
+      file.name
+      for file in path.iterdir()
+      if file.is_file() and not partial.is_beside(file.name)
+    )
   for single, pattern in _FORMATS:
     if (index := f"{single}.index.json") in names:
       paths, table = _indexed(path / index)
@@ -157,6 +162,8 @@ def _find(
     raise errors.ConversionError(
       f"{path}: {_some(pickles)}: which one holds the weights? Give that file"
     )
+  with _readable(path):
+    partial.refuse_files(path)
   raise errors.ConversionError(
     f"{path}: no weights in this directory ({SINGLE}, its shards, or"
     " pytorch_model.bin); give the directory of a checkpoint"

@@ -2,8 +2,8 @@
 
 Decoding all ids anew with each that comes takes a time that grows with the
 square of the answer. What is told here is never taken back, since nothing that
-follows can change it, and together with the rest it is what the tokenizer makes
-of all ids at once.
+follows can change it, and together with the rest it is what the tokenizer's
+decoder makes of all ids at once.
 """
 
 import codecs
@@ -60,61 +60,106 @@ class Spelling:
     return self._way.rest.removeprefix(self._space)
 
 
-class _Bytes:
-  """Of a byte-level decoder: UTF-8 in pieces."""
+class _Utf8:
+  """UTF-8 in pieces; what is broken is U+FFFD."""
 
   def __init__(self):
-    self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+  def add(self, data: bytes) -> str:
+    """The characters that are whole, or broken, now."""
+    return self._decoder.decode(data)
+
+  def end(self) -> str:
+    """Something else follows: a character that was begun is broken."""
+    return self._decoder.decode(b"", final=True)
+
+  @property
+  def rest(self) -> str:
+    return self._decoder.getstate()[0].decode("utf-8", "replace")
+
+
+class _Bytes:
+  """Of a byte-level decoder."""
+
+  def __init__(self):
+    self._utf8 = _Utf8()
 
   def add(self, token: int, word: str) -> str:
     del token
     known = all(c in _BYTES for c in word)  # an added token may be no bytes
-    data = bytes(map(_BYTES.get, word)) if known else word.encode()
-    return self._utf8.decode(data)
+    return self._utf8.add(
+      bytes(map(_BYTES.get, word)) if known else word.encode()
+    )
 
   @property
   def rest(self) -> str:
-    return self._utf8.getstate()[0].decode("utf-8", "replace")
+    return self._utf8.rest
 
 
 class _Window:
   """Of any other decoder: the newest tokens, and a few before them.
 
   Those before are decoded twice, with the newest and without; a decoder sees by
-  them that it is not at the start of a text. Bytes that stand for themselves
-  are held until another token follows: the decoder takes a run of them for
-  UTF-8 as a whole, or for none.
+  them that it is not at the start of a text.
+
+  A token may stand for a byte. The library takes a run of such for UTF-8 as a
+  whole, or for none, so that a cut answer would lose all of it; here each
+  character counts for itself. Only what is broken reads otherwise.
   """
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
     decoder = _decoder(tokenizer)
-    self._runs = b'"ByteFallback"' in decoder
+    self._utf8 = _Utf8()
+    self._of_byte: list[int | None] = []
+    if b'"ByteFallback"' in decoder:
+      id_of = tokenizer.token_to_id
+      self._of_byte = [id_of(f"<0x{b:02X}>") for b in range(256)]
     self._cut = b'"ByteLevel"' in decoder  # among others
-    self._before: list[int] = []
+    self._before: list[list[int]] = []  # characters and tokens, the last ones
     self._new: list[int] = []
 
   def add(self, token: int, word: str) -> str:
+    if self._of_byte and _BYTE.fullmatch(word):
+      return self._say_bytes(self._utf8.add(bytes([int(word[3:5], 16)])))
+    broken = self._say_bytes(self._utf8.end())
     self._new.append(token)
-    if self._runs and _BYTE.fullmatch(word):
-      return ""
-    text = self.rest
+    text = self._written(self._new)
     if self._cut and text.endswith("\ufffd"):
-      return ""
-    ids = self._before + self._new
+      return broken
+    self._keep(self._new)
     self._new = []
-    for count in range(1, _BEFORE + 1):
-      self._before = ids[-count:]
-      if self._decode(self._before):
-        break
-    return text
+    return broken + text
 
   @property
   def rest(self) -> str:
-    if not self._new:
+    return self._written(self._new) + self._utf8.rest
+
+  def _say_bytes(self, text: str) -> str:
+    """Characters that were bytes, as the decoder writes them here."""
+    ids = [self._of_byte[b] for b in text.encode()] if self._of_byte else []
+    if not ids or None in ids:
+      return text
+    out = self._written(ids)
+    self._keep(ids)
+    return out
+
+  def _written(self, ids: list[int]) -> str:
+    """How ids are written after those before."""
+    if not ids:
       return ""
-    told = self._decode(self._before) if self._before else ""
-    return self._decode(self._before + self._new)[len(told) :]
+    before = [i for one in self._before for i in one]
+    told = self._decode(before) if before else ""
+    return self._decode(before + ids)[len(told) :]
+
+  def _keep(self, ids: list[int]) -> None:
+    """Keeps of what was written as little as the next needs before it."""
+    ones = [*self._before, ids]
+    for count in range(1, _BEFORE + 1):
+      self._before = ones[-count:]
+      if self._decode([i for one in self._before for i in one]):
+        break
 
 
 def _decoder(tokenizer: tokenizers.Tokenizer) -> bytes:

@@ -219,14 +219,10 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids up to the end of an answer, without special tokens."""
-    ids = [int(i) for i in ids]
-    end = next((n for n, i in enumerate(ids) if i in self.ends), len(ids))
-    ids = ids[:end]
-    text = self._tokenizer.decode(ids, skip_special_tokens=True)
-    return text.removeprefix(self.chat.space)
+    return "".join(text or "" for text in self.pieces(ids))
 
   def spelling(self) -> spelling_lib.Spelling:
-    """For the text of ids that come one by one, as `decode` has it of all."""
+    """For the text of ids that come one by one; its parts make `decode`."""
     return spelling_lib.Spelling(self._tokenizer, self.chat.space)
 
   def pieces(self, ids: Sequence[int]) -> list[str | None]:

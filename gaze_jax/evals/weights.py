@@ -12,6 +12,7 @@ from gaze_jax import errors
 from gaze_jax.convert import convert
 from gaze_jax.convert import export
 from gaze_jax.convert import hf
+from gaze_jax.convert import partial
 from gaze_jax.convert import store
 from gaze_jax.convert import writer
 from gaze_jax.models import mllm
@@ -56,6 +57,7 @@ def load(
     params = saved.params()
     return config, jax.device_put(params | frozen.load(config))
   if not (directory / "config.json").is_file():
+    partial.refuse_files(directory)
     raise errors.GazeError(
       f"{directory}: neither a workdir of launch/train.py, nor a directory of"
       " launch/convert.py, nor a checkpoint of transformers"

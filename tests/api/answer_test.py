@@ -3,6 +3,10 @@
 import itertools
 
 import pytest
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import normalizers
 
 from gaze_jax.api import answer
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -12,9 +16,9 @@ SAID = "né 🙂🙂 漢字 a fox, a fix \ufffd"
 IDS = TOKENIZER.encode(SAID)
 
 
-def stream(ids, stop=()):
+def stream(ids, stop=(), tokenizer=TOKENIZER):
   """The pieces that are told, as `Stream` tells them, and the text."""
-  text, told, pieces = answer.Text(TOKENIZER, stop), 0, []
+  text, told, pieces = answer.Text(tokenizer, stop), 0, []
   for n in range(1, len(ids) + 1):
     text.read(ids[:n])
     over = text.stopped or n == len(ids)
@@ -34,6 +38,30 @@ def test_pieces_joined_are_the_text_wherever_it_is_cut():
     assert text.count == n and not text.stopped
     assert "\ufffd" not in "".join(pieces[:-2])
   assert text.text == SAID
+
+
+def test_bytes_of_their_own_tokens_are_told_as_characters():
+  vocabulary = {f"<0x{b:02X}>": b for b in range(256)} | {"a": 256, "▁": 257}
+  vocabulary |= {"<unk>": 258}
+  raw = tokenizers.Tokenizer(
+    models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>")
+  )
+  raw.normalizer = normalizers.Replace(" ", "▁")
+  raw.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  )
+  raw.add_special_tokens([tokenizer_lib.TURN, tokenizer_lib.END])
+  tokenizer = tokenizer_lib.Tokenizer(raw)
+  ids = tokenizer.encode(SAID)
+  whole = 0
+  for n in range(1, len(ids) + 1):
+    pieces, text = stream(ids[:n], tokenizer=tokenizer)
+    said = "".join(pieces)
+    assert said == text.text == tokenizer.decode(ids[:n])
+    # Cut anywhere, it loses no character but the one that was begun.
+    whole += len(tokenizer.encode(SAID[: whole + 1])) <= n
+    assert said[:whole] == SAID[:whole] and len(said) <= whole + 1
+  assert said == SAID
 
 
 STOPS = [

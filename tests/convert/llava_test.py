@@ -28,6 +28,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax.convert import convert
 from gaze_jax.convert import errors
+from gaze_jax.convert import families
 from gaze_jax.convert import hf
 from gaze_jax.convert import json_file
 from gaze_jax.convert import llava
@@ -665,3 +666,19 @@ def test_a_head_is_tied_if_either_config_says_so():
     assert theirs.tie_word_embeddings
     assert llava.config(raw | dict(model_type="llava_onevision")).decoder.tied
   assert not llava.config(dict(model_type="llava_onevision")).decoder.tied
+
+
+@pytest.mark.parametrize("architecture", ["LlavaQwenForCausalLM", None])
+def test_a_flat_config_under_its_decoders_name_is_a_llava(architecture):
+  raw = flat_config("google/siglip-so400m-patch14-384")
+  want = llava.config(raw)
+  renamed = raw | dict(model_type="qwen2", architectures=[architecture])
+  family = families.find(renamed)
+  assert family.parts == ("vision", "projector", "decoder")
+  assert family.model(renamed, None) == want
+  assert families.vision_type(renamed) == "siglip_vision_model"
+  # A text model that was tuned by LLaVA's code has an empty key.
+  alone = renamed | dict(mm_vision_tower=None)
+  assert families.find(alone).parts == ("decoder",)
+  with pytest.raises(errors.ConversionError, match="this one has none"):
+    families.find(alone | dict(model_type="llava_qwen"))

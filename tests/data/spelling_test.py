@@ -55,6 +55,24 @@ def make(kind):
   return tokenizer
 
 
+def mended(tokenizer, ids):
+  """Ids whose runs of bytes are sound UTF-8: what is broken is U+FFFD."""
+  special = {tokenizer.token_to_id(t) for t in ("<s>", "</s>")}
+  out, run = [], b""
+  for i in [*ids, None]:
+    word = tokenizer.id_to_token(i) if i is not None else None
+    if i is not None and (i in special or word is None):
+      continue
+    if word in BYTES:
+      run += bytes([int(word[3:5], 16)])
+      continue
+    whole = run.decode("utf-8", "replace").encode()
+    out += [tokenizer.token_to_id(f"<0x{b:02X}>") for b in whole]
+    out += [] if i is None else [i]
+    run = b""
+  return out
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_what_the_decoder_says_of_all_ids(kind):
   tokenizer = make(kind)
@@ -66,7 +84,10 @@ def test_it_is_what_the_decoder_says_of_all_ids(kind):
     told = ""
     for n, token in enumerate(ids):
       told += said.add(token) or ""
-      want = tokenizer.decode(ids[: n + 1], skip_special_tokens=True)
+      so_far = ids[: n + 1]
+      if kind in ("Llama", "Gemma"):
+        so_far = mended(tokenizer, so_far)
+      want = tokenizer.decode(so_far, skip_special_tokens=True)
       assert told + said.rest == want, (ids[: n + 1], told, said.rest)
 
 
@@ -83,18 +104,19 @@ def test_a_character_comes_whole():
   assert tokenizer.decode(cut) == "né \ufffd"
 
 
-def test_bytes_that_stand_for_themselves_wait_for_what_follows():
+def test_bytes_that_stand_for_themselves_come_as_characters():
   tokenizer = make("Gemma")
   said = spelling.Spelling(tokenizer)
   id_of = tokenizer.token_to_id
+  say = lambda data: [said.add(id_of(f"<0x{b:02X}>")) for b in data]
   assert said.add(id_of("a")) == "a"
-  assert [said.add(id_of(f"<0x{b:02X}>")) for b in "é".encode()] == ["", ""]
-  # It is an é so far; one more byte makes all of them none.
-  assert said.rest == "é"
-  assert said.add(id_of("<0xE2>")) == ""
-  assert said.rest == "\ufffd" * 3
+  assert say("é🙂".encode()) == ["", "é", "", "", "", "🙂"]
+  # What is cut is one U+FFFD, and takes nothing along.
+  assert say("🙂".encode()[:3]) == [""] * 3
+  assert said.rest == "\ufffd"
   assert said.add(id_of("<s>")) is None
-  assert said.add(id_of("b")) == "\ufffd" * 3 + "b"
+  assert said.add(id_of("b")) == "\ufffdb"
+  assert say("🙂".encode()) == ["", "", "", "🙂"] and said.rest == ""
 
 
 def work(kind, ids):
@@ -128,4 +150,4 @@ def test_the_work_grows_with_the_length(kind):
 def test_a_run_of_broken_bytes_is_no_more_work():
   for kind, word in (("GPT-2", "â"), ("Gemma", "<0xE2>")):
     token = make(kind).token_to_id(word)
-    assert work(kind, [token] * 1000) <= 10_000
+    assert work(kind, [token] * 1000) <= 20_000
