@@ -242,7 +242,9 @@ class _Row:
     if self.branch:
       raise LayoutError("a trunk part follows a branch")
     if self.units == shape.units:
-      raise LayoutError(f"more than {shape.units} images in one row")
+      raise LayoutError(
+        f"more than {shape.units} units of images in one row (data.max_units)"
+      )
     if self.tiles + unit.tiles > (shape.tiles or shape.units):
       raise LayoutError(
         f"{self.tiles + unit.tiles} squares of images, the row takes"

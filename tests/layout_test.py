@@ -144,7 +144,7 @@ def test_packed_samples_are_segments_with_their_own_positions():
   "parts, words",
   [
     ([layout.Text([1] * 17)], "at least 17 slots, the limit is 16"),
-    ([layout.Unit(1, 1)] * 3, "more than 2 images"),
+    ([layout.Unit(1, 1)] * 3, "more than 2 units of images.*data.max_units"),
     ([layout.Unit(2, 4)], "8 visual tokens, the row takes 6"),
     ([layout.Text([1], 1), layout.Text([1])], "trunk part follows a branch"),
     ([layout.Text([1], 1), layout.Unit(1, 1)], "trunk part follows a branch"),

@@ -141,22 +141,35 @@ def pack(
 
   Raises:
     layout.LayoutError: the sample does not fit the row.
+    samples.DataError: as `parts`.
+  """
+  return layout.lay_out(parts(sample, tokenizer, images), shape)
+
+
+def parts(
+  sample: samples.Sample,
+  tokenizer: tokenizer_lib.Tokenizer,
+  images: Sequence[Sequence[layout.Unit]],
+) -> list[Part]:
+  """What `pack` lays out, in reading order.
+
+  Raises:
     samples.DataError: its turns have more or fewer `<image>` than images, or
       the chat format has no system turn for its system text.
   """
   if sample.conversation:
-    parts, left = _trunk(tokenizer, (), sample.system), list(images)
+    out, left = _trunk(tokenizer, (), sample.system), list(images)
     for i, t in enumerate(sample.conversation):
       count = t.question.count(tokenizer_lib.IMAGE)
       mine, left = left[:count], left[count:]
-      parts += turn(tokenizer, t.question, t.answer, images=mine, number=i)
+      out += turn(tokenizer, t.question, t.answer, images=mine, number=i)
     if left:
       raise samples.DataError(f"{len(left)} images that no <image> stands for")
-  else:
-    parts = _trunk(tokenizer, list(itertools.chain(*images)))
-    for i, q in enumerate(sample.questions):
-      parts += turn(tokenizer, q.text, q.answer, branch=i + 1, number=i)
-  return layout.lay_out(parts, shape)
+    return out
+  out = _trunk(tokenizer, list(itertools.chain(*images)))
+  for i, q in enumerate(sample.questions):
+    out += turn(tokenizer, q.text, q.answer, branch=i + 1, number=i)
+  return out
 
 
 def together(sample: samples.Sample) -> tuple[int, ...] | None:

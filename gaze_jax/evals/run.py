@@ -20,6 +20,7 @@ from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import programs
 from gaze_jax.evals import metrics
+from gaze_jax.evals import own
 from gaze_jax.evals import tasks
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
@@ -104,7 +105,7 @@ def evaluate(
   saved = checkpoint.Checkpoints(workdir)
   config, step = saved.config(), saved.latest()
   saved.refuse_others(provenance.of_model(config), config)
-  config = _on(config, data, image_folder)
+  config = own.on(config, data, image_folder)
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
   params = trained | frozen.load(config, pixels=not cached)
@@ -135,23 +136,6 @@ def evaluate(
     other_splits={k: v for k, v in results.items() if k != "new"},
     config=config_lib.to_dict(config),
   )
-
-
-def _on(
-  config: config_lib.Config, data: str, image_folder: str
-) -> config_lib.Config:
-  """The config of a run that is scored on a file of the caller's."""
-  if not data:
-    if image_folder:
-      raise errors.GazeError(
-        f"--image_folder={image_folder} goes with --data=FILE"
-      )
-    return config
-  folder = image_folder or config.data.image_folder
-  changed = dataclasses.replace(
-    config.data, source="llava_json", eval_path=data, image_folder=folder
-  )
-  return dataclasses.replace(config, data=changed)
 
 
 def _split(
