@@ -264,7 +264,7 @@ def test_one_image_of_any_aspect_gives_their_logits(onevision, name):
     text=prompt, images=[[image]], return_tensors="pt"
   )
   request = requests.make(
-    prompt, onevision.tokenizer, onevision.config, images=[image]
+    prompt, onevision.tokenizer, onevision.config, images=[np.asarray(image)]
   )
   same_logits(onevision, inputs, request, SHAPE)
 
@@ -272,7 +272,7 @@ def test_one_image_of_any_aspect_gives_their_logits(onevision, name):
 def test_the_smallest_row_gives_the_same_logits(onevision):
   prompt, image = "<image>" + ANSWER, picture(SIZES["wide"])
   request = requests.make(
-    prompt, onevision.tokenizer, onevision.config, images=[image]
+    prompt, onevision.tokenizer, onevision.config, images=[np.asarray(image)]
   )
   batch = requests.batch([request], onevision.config)
   assert batch.blend is None and batch.images.shape[1] == 7
@@ -287,7 +287,10 @@ def test_several_images_give_their_logits(onevision):
     text=prompt, images=[images], return_tensors="pt"
   )
   request = requests.make(
-    prompt, onevision.tokenizer, onevision.config, images=images
+    prompt,
+    onevision.tokenizer,
+    onevision.config,
+    images=list(map(np.asarray, images)),
   )
   same_logits(onevision, inputs, request, SHAPE)
 
@@ -305,7 +308,10 @@ def test_a_video_gives_their_logits(onevision):
     pixel_values_videos=pixels[None],
   )
   request = requests.make(
-    prompt, onevision.tokenizer, onevision.config, videos=[frames]
+    prompt,
+    onevision.tokenizer,
+    onevision.config,
+    videos=[list(map(np.asarray, frames))],
   )
   same_logits(onevision, inputs, request, SHAPE)
 
@@ -326,7 +332,7 @@ def test_clip_llava_gives_their_logits(clip_llava, size):
     text=prompt, images=[image], return_tensors="pt"
   )
   request = requests.make(
-    prompt, clip_llava.tokenizer, clip_llava.config, images=[image]
+    prompt, clip_llava.tokenizer, clip_llava.config, images=[np.asarray(image)]
   )
   same_logits(clip_llava, inputs, request)
 
@@ -463,7 +469,9 @@ def dense_request(pair: Pair):
   inputs = their_processor(pair)(
     text=prompt + ANSWER, images=[[image]], return_tensors="pt"
   )
-  request = requests.make(prompt, pair.tokenizer, pair.config, images=[image])
+  request = requests.make(
+    prompt, pair.tokenizer, pair.config, images=[np.asarray(image)]
+  )
   _, logits = their_logits(pair, inputs)
   answer = pair.tokenizer.encode(ANSWER).ids
   return request, logits[-len(answer) - 1 :], answer
@@ -544,7 +552,10 @@ def test_rows_of_several_requests_are_each_as_alone(onevision):
     prompt = f"row {i} " + "<image>" * len(images) + "?"
     made.append(
       requests.make(
-        prompt, onevision.tokenizer, onevision.config, images=images
+        prompt,
+        onevision.tokenizer,
+        onevision.config,
+        images=list(map(np.asarray, images)),
       )
     )
   shape = requests.shape_of(made, onevision.config)
