@@ -58,7 +58,9 @@ class ImageError(errors.GazeError):
   """An image that can't be read; the message names the file and says why."""
 
 
-def decode(source: Picture, max_pixels: int, name: str = "") -> np.ndarray:
+def decode(
+  source: Picture, max_pixels: int | None = None, name: str = ""
+) -> np.ndarray:
   """Decodes an image: the same pixels, whichever way it comes.
 
   The orientation of its EXIF is applied (a broken one is none), transparency
@@ -69,7 +71,8 @@ def decode(source: Picture, max_pixels: int, name: str = "") -> np.ndarray:
   Args:
     source: a path, the bytes of a file, an image of PIL, or RGB pixels as
       uint8 [height, width, 3].
-    max_pixels: an image of more pixels is refused before it is decoded.
+    max_pixels: an image of more pixels is refused before it is decoded; None
+      where that was seen to.
     name: what to call it in errors; a path is its own name.
 
   Returns:
@@ -80,7 +83,7 @@ def decode(source: Picture, max_pixels: int, name: str = "") -> np.ndarray:
   """
   name = str(source) if isinstance(source, _PATHS) else name or "image"
   if not isinstance(source, (*_PATHS, bytes, Image.Image)):
-    return check_pixels(source, name, max_pixels)
+    return _checked(source, max_pixels, name)
   with _reading(source, max_pixels, name, png.PIXELS) as (image, about):
     size, clear = image.size, _clear(image)
     image.load()
@@ -109,26 +112,6 @@ def check(
   with _reading(source, max_pixels, name, png.SIZE) as (image, about):
     (width, height), turn = image.size, _turn(about)
   return (width, height) if turn and turn[0] else (height, width)
-
-
-def check_pixels(
-  pixels: np.ndarray, name: str = "image", max_pixels: int | None = None
-) -> np.ndarray:
-  """Gives pixels back that are uint8 [height, width, 3].
-
-  Raises:
-    ImageError: they are something else, none, or more than `max_pixels`.
-  """
-  what = type(pixels).__name__
-  if isinstance(pixels, np.ndarray):
-    what = f"{pixels.dtype} {list(pixels.shape)}"
-    if what.startswith("uint8 ") and pixels.shape[2:] == (3,):
-      _check_size(pixels.shape[1::-1], max_pixels, name)
-      return pixels
-  raise ImageError(
-    f"{name}: {what}; an array must be uint8 [height, width, 3] in RGB. What is"
-    " grey, transparent or float can be given as a file or an image of PIL"
-  )
 
 
 def preprocess(
@@ -211,7 +194,7 @@ def _scaled(
 @contextlib.contextmanager
 def _reading(
   source: str | os.PathLike | bytes | Image.Image,
-  max_pixels: int,
+  max_pixels: int | None,
   name: str,
   chunks: Collection[bytes],
 ) -> Iterator[tuple[Image.Image, Image.Image | None]]:
@@ -316,6 +299,22 @@ def _clear(image: Image.Image) -> dict[str, Any]:
       if tile.args == "RGB;16B":
         return {"transparency": tuple(value >> 8 for value in colour)}
   return {}
+
+
+def _checked(
+  pixels: np.ndarray, max_pixels: int | None, name: str
+) -> np.ndarray:
+  """Pixels as they are, which must be uint8 [height, width, 3]."""
+  what = type(pixels).__name__
+  if isinstance(pixels, np.ndarray):
+    what = f"{pixels.dtype} {list(pixels.shape)}"
+    if what.startswith("uint8 ") and pixels.shape[2:] == (3,):
+      _check_size(pixels.shape[1::-1], max_pixels, name)
+      return pixels
+  raise ImageError(
+    f"{name}: {what}; an array must be uint8 [height, width, 3] in RGB. What is"
+    " grey, transparent or float can be given as a file or an image of PIL"
+  )
 
 
 def _rgb(image: Image.Image, clear: dict[str, Any], name: str) -> np.ndarray:

@@ -11,13 +11,13 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import tokenizers
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import tiling
 from gaze_jax import types
+from gaze_jax.data import images as images_lib
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
@@ -64,8 +64,8 @@ def make(
   tokenizer: tokenizers.Tokenizer,
   model: config_lib.ModelConfig,
   *,
-  images: Sequence[np.ndarray] = (),
-  videos: Sequence[Sequence[np.ndarray]] = (),
+  images: Sequence[images_lib.Picture] = (),
+  videos: Sequence[Sequence[images_lib.Picture]] = (),
 ) -> Request:
   """A prompt with what its marks stand for, in order.
 

@@ -32,7 +32,7 @@ class Seen:
 
 
 def of_images(
-  images: Sequence[np.ndarray],
+  images: Sequence[images_lib.Picture],
   model: config_lib.ModelConfig,
   together: Sequence[int] | None = None,
 ) -> list[Seen]:
@@ -45,14 +45,14 @@ def of_images(
   that is given all turns at once makes squares of them.)
 
   Args:
-    images: uint8 [h, w, 3] each, as `images.decode` gives.
+    images: what `images.decode` takes, of any size, and what it gives.
     model: the model.
     together: how many of them come in each turn; all at once by default.
 
   Raises:
-    images.ImageError: an image is something else.
+    images.ImageError: an image can't be read.
   """
-  arrays = [images_lib.check_pixels(image) for image in images]
+  arrays = [images_lib.decode(image) for image in images]
   units = of_sizes([a.shape[:2] for a in arrays], model, together)
   pixels = []
   for array, its, alone in zip(
@@ -102,7 +102,7 @@ def of_sizes(
 
 
 def of_video(
-  frames: Sequence[np.ndarray], model: config_lib.ModelConfig
+  frames: Sequence[images_lib.Picture], model: config_lib.ModelConfig
 ) -> Seen:
   """A video, a unit for each frame.
 
@@ -118,7 +118,7 @@ def of_video(
   """
   if not len(frames):
     raise images_lib.ImageError("a video without frames")
-  arrays = [images_lib.check_pixels(frame) for frame in frames]
+  arrays = [images_lib.decode(frame) for frame in frames]
   pixels = join([_whole(a, model) for a in arrays], model)
   if model.tiling.kind == "none":
     units = of_sizes([a.shape[:2] for a in arrays], model)

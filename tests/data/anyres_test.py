@@ -282,6 +282,15 @@ def test_what_is_no_image_says_so(image):
     units.of_video([image], SMALL)
 
 
+def test_images_of_PIL_are_what_their_pixels_are():
+  image = Image.new("LA", (9, 5), (90, 0))
+  white = np.full((5, 9, 3), 255, np.uint8)
+  for see in (units.of_images, lambda *a: [units.of_video(*a)]):
+    (want,), (got,) = see([white], SMALL), see([image], SMALL)
+    np.testing.assert_array_equal(got.pixels, want.pixels)
+    assert got.units == want.units
+
+
 def test_a_video_needs_a_frame():
   with pytest.raises(images_lib.ImageError, match="without frames"):
     units.of_video([], SMALL)
