@@ -45,8 +45,8 @@ FORMS = {
   "model": Form(2),
   "gaze": Form(1),  # our options in a config.json of transformers (convert/hf)
   # context.json (api/store.py). 1 knew its model by every option that there
-  # was, so that a new one made it another model's.
-  "context": Form(2, oldest=2, again="Read the images again"),
+  # was, so that a new one made it another model's; 2 held no conversation.
+  "context": Form(3, oldest=3, again="Read the images again"),
 }
 
 

@@ -1,21 +1,21 @@
 """A question with its images: how it is put to a model, and at what budget."""
 
 import dataclasses
-import itertools
 import numbers
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from gaze_jax import budgets
 from gaze_jax import config as config_lib
-from gaze_jax import errors
 from gaze_jax import layout
 from gaze_jax import tiling
 from gaze_jax import types
+from gaze_jax.api import turns
 from gaze_jax.data import images as images_lib
+from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import requests
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -30,11 +30,12 @@ _ONE = (str, os.PathLike, bytes, Image.Image)  # and no list of pictures
 Video = str | os.PathLike | Sequence[Picture] | np.ndarray
 
 _ALL = 2**30  # a K above any number of regions
+_KINDS = {requests.IMAGE: messages.IMAGE, requests.VIDEO: messages.VIDEO}
 _SHOWN = 768  # pixels a side of what pictures of the gaze are made from
 
 
-class AskError(errors.GazeError):
-  """A question that can't be asked; the message says what to change."""
+# What a model sees of an image or video, and what a person is shown of it.
+_Seen = tuple[units_lib.Seen, tuple[trace.View, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +88,15 @@ class Prepared:
     batch: `Batch` of one row.
     views: what its units show, in the batch's own numbers of regions.
     regions: of each unit, how many it has.
+    talk: the conversation with it.
+    before: the context that it is read after; None for none.
   """
 
   batch: types.Batch
   views: tuple[trace.View, ...]
   regions: tuple[int, ...]
+  talk: messages.Talk
+  before: context_lib.Context | None
 
 
 def check(ask: Ask) -> None:
@@ -101,7 +106,7 @@ def check(ask: Ask) -> None:
     AskError: naming the number.
   """
   if not ask.question.strip():
-    raise AskError("the question is empty")
+    raise turns.AskError("the question is empty")
   for name in ("top_k", "share", "max_tokens", "frames"):
     number, whole = getattr(ask, name), name != "share"
     kind = numbers.Integral if whole else numbers.Real
@@ -109,22 +114,22 @@ def check(ask: Ask) -> None:
       not isinstance(number, kind) or isinstance(number, bool)
     ):
       what = "a whole number" if whole else "a number"
-      raise AskError(f"{name} = {number!r}: give {what}")
+      raise turns.AskError(f"{name} = {number!r}: give {what}")
   if ask.max_tokens < 1:
-    raise AskError(f"max_tokens = {ask.max_tokens}: ask for at least 1")
+    raise turns.AskError(f"max_tokens = {ask.max_tokens}: ask for at least 1")
   if ask.top_k is not None and ask.share is not None:
-    raise AskError("give top_k or share, not both")
+    raise turns.AskError("give top_k or share, not both")
   if ask.top_k is not None and ask.top_k < 0:
-    raise AskError(f"top_k = {ask.top_k}: give 0 or more regions")
+    raise turns.AskError(f"top_k = {ask.top_k}: give 0 or more regions")
   if ask.share is not None and not 0 <= ask.share <= 1:
-    raise AskError(f"share = {ask.share}: give a share from 0 to 1")
+    raise turns.AskError(f"share = {ask.share}: give a share from 0 to 1")
   if ask.system is not None and ask.after is not None:
-    raise AskError(
+    raise turns.AskError(
       "a system text begins a conversation, and this one has begun: give it to"
       " the first question, or to Model.encode"
     )
   if any(not s for s in ask.stop):
-    raise AskError("a stop string is empty")
+    raise turns.AskError("a stop string is empty")
 
 
 def budget(ask: Ask, config: config_lib.Config, regions: Sequence[int]) -> int:
@@ -151,11 +156,26 @@ def prepare_units(
   frames: int,
   system: str | None = None,
 ) -> Prepared:
-  """The beginning of a row that questions about images share."""
+  """The beginning of a row that questions about images share.
+
+  Raises:
+    AskError: the chat template puts images behind a question.
+  """
   seen = _see(config, images, videos, frames)
-  parts = [layout.Text(tokenizer.start(system))]
-  parts += itertools.chain(*(s.units for s, _ in seen))
-  return _prepared(config, parts, seen)
+  kinds = [messages.IMAGE] * len(images) + [messages.VIDEO] * len(videos)
+  shown = messages.Message(messages.USER, _shown(kinds, seen))
+  talk = (*_system(system), shown)
+  flat = tokenizer.chat.before_question(talk)
+  places = [i for i, x in enumerate(flat) if isinstance(x, messages.Place)]
+  if len(places) < len(seen):
+    raise turns.AskError(
+      "the chat template puts images behind the question, so they can't be read"
+      " before it: give them with the question"
+    )
+  flat = flat[: places[-1] + 1] if places else flat
+  return _prepared(
+    config, flat, dict(zip(messages.places(talk), seen, strict=True)), talk
+  )
 
 
 def prepare(
@@ -163,39 +183,56 @@ def prepare(
 ) -> Prepared:
   """One question as the next turn of its context.
 
+  The whole conversation is rendered, as the chat template has it now. What the
+  context holds of it stays; text from where the two differ is read anew.
+
   Raises:
-    AskError: more or fewer `<image>` or `<video>` than images and videos.
+    AskError: more or fewer `<image>` or `<video>` than images and videos, or
+      the template writes otherwise what stands before an image.
     images.ImageError: an image can't be used.
     video.VideoError: a video can't be used.
   """
-  chat, after = tokenizer.chat, ask.after
-  question = _marked(ask)
-  images, videos = (
-    _see(config, some, more, ask.frames)
-    for some, more in ((ask.images, ()), ((), ask.videos))
+  after, talk = ask.after, ask.after.talk if ask.after else ()
+  if after and after.length and not talk:
+    raise turns.AskError(
+      "the context holds a prompt and no conversation, so a question can't"
+      " follow it"
+    )
+  message = messages.marked(_marked(ask), _KINDS)
+  kinds = [part.kind for part in message.parts if part.kind != messages.TEXT]
+  given = {
+    messages.IMAGE: _see(config, ask.images, (), ask.frames),
+    messages.VIDEO: _see(config, (), ask.videos, ask.frames),
+  }
+  seen = [given[kind].pop(0) for kind in kinds]
+  shown = iter(_shown(kinds, seen))
+  parts = [p if p.kind == messages.TEXT else next(shown) for p in message.parts]
+  first = 0
+  if talk and talk[-1].role == messages.USER:  # images that were read already
+    parts, first = [*talk[-1].parts, *parts], len(talk[-1].parts)
+    talk = talk[:-1]
+  message = messages.Message(messages.USER, tuple(parts))
+  talk = (*_system(ask.system), *talk, message)
+  new = [p for p in messages.places(talk[-1:]) if p.part >= first]
+  new = [messages.Place(len(talk) - 1, p.part) for p in new]
+  flat = tokenizer.chat.ask(talk)
+  before, flat = turns.go_on(after, flat, talk, set(new))
+  news = dict(zip(new, seen, strict=True))
+  return _prepared(config, flat, news, talk, before)
+
+
+def _system(text: str | None) -> messages.Talk:
+  return () if text is None else (messages.said(messages.SYSTEM, text),)
+
+
+def _shown(
+  kinds: Sequence[str], seen: Sequence[_Seen]
+) -> tuple[messages.Part, ...]:
+  """Parts of a message, which know how many units they became."""
+  return tuple(
+    messages.Part(kind, units=len(one.units))
+    for kind, (one, _) in zip(kinds, seen, strict=True)
   )
-  seen, groups = [], []
-  for mark in _marks(question):
-    one = (images if mark == requests.IMAGE else videos).pop(0)
-    seen.append(one)
-    groups.append(one[0].units)
-  question = question.replace(requests.VIDEO, tokenizer_lib.IMAGE)
-  parts: list[layout.Text | layout.Unit] = []
-  turns = 0
-  if after is None:
-    parts.append(layout.Text(tokenizer.start(ask.system)))
-  elif after.turns:
-    turns = after.turns
-    said = after.pending[-1:] == chat.after[:1]
-    parts.append(layout.Text(chat.after[1:] if said else chat.after))
-  elif after.units:  # they stand before the question, and were read already
-    question, groups = tokenizer_lib.IMAGE + question, [(), *groups]
-  parts += packing.turn(tokenizer, question, images=groups, number=turns)
-  return _prepared(config, [p for p in parts if _any(p)], seen)
-
-
-def _any(part: layout.Text | layout.Unit) -> bool:
-  return isinstance(part, layout.Unit) or bool(len(part.ids))
 
 
 def _marked(ask: Ask) -> str:
@@ -208,30 +245,11 @@ def _marked(ask: Ask) -> str:
     if not written:
       missing += mark * count
     elif written != count:
-      raise AskError(
+      raise turns.AskError(
         f"the question names {written} {mark}, and {count} are given: give one"
         " for each, in order, or leave the marks out"
       )
   return missing + question
-
-
-def _marks(question: str) -> list[str]:
-  out, at = [], 0
-  while True:
-    found = [
-      (place, mark)
-      for mark in (requests.IMAGE, requests.VIDEO)
-      if (place := question.find(mark, at)) >= 0
-    ]
-    if not found:
-      return out
-    at, mark = min(found)
-    at += len(mark)
-    out.append(mark)
-
-
-# What a model sees of an image or video, and what a person is shown of it.
-_Seen = tuple[units_lib.Seen, tuple[trace.View, ...]]
 
 
 def _see(
@@ -244,7 +262,9 @@ def _see(
   limit, model = config.data.max_pixels, config.model
   for name, some in dict(images=images, videos=videos).items():
     if isinstance(some, _ONE):
-      raise AskError(f"{name}: {type(some).__name__}; give a list of them")
+      raise turns.AskError(
+        f"{name}: {type(some).__name__}; give a list of them"
+      )
   arrays = [
     _array(picture, limit, f"image {i}") for i, picture in enumerate(images, 1)
   ]
@@ -266,7 +286,7 @@ def _array(
 ) -> np.ndarray:
   """uint8 [height, width, 3] of a picture; `name` is what errors call it."""
   if not isinstance(picture, Picture):
-    raise AskError(
+    raise turns.AskError(
       f"{name}: {type(picture).__name__}; give a file, its bytes, an image of"
       " PIL, or a numpy array of uint8 [height, width, 3]"
     )
@@ -280,7 +300,7 @@ def _shots(
   if isinstance(video, (str, os.PathLike)):
     return video_lib.read(video, frames, max_pixels)
   if isinstance(video, _ONE) or not isinstance(video, Iterable):
-    raise AskError(
+    raise turns.AskError(
       f"{name}: {type(video).__name__}; give a file, or a list of frames"
     )
   return [
@@ -317,9 +337,14 @@ def _views(
 
 def _prepared(
   config: config_lib.Config,
-  parts: Sequence[layout.Text | layout.Unit],
-  seen: Sequence[_Seen],
+  flat: messages.Flat,
+  new: Mapping[messages.Place, _Seen],
+  talk: messages.Talk,
+  before: context_lib.Context | None = None,
 ) -> Prepared:
+  """What a context reads: ids, and the images at their places among them."""
+  seen = [new[x] for x in flat if isinstance(x, messages.Place)]
+  parts = packing.parts_of(flat, [s.units for s, _ in seen])
   model = config.model
   request = requests.Request(
     tuple(parts), units_lib.join([s.pixels for s, _ in seen], model)
@@ -339,4 +364,6 @@ def _prepared(
       for v, start in zip(views, starts, strict=False)
     ),
     regions=tuple(counts),
+    talk=talk,
+    before=before,
   )

@@ -13,6 +13,7 @@ import jax
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import ask as ask_lib
+from gaze_jax.api import turns
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
@@ -89,7 +90,7 @@ class Model(answer_lib.Asked):
     return reading.read(
       self.params,
       self.config.model,
-      context_lib.empty(self.config.model),
+      self._before(prepared),
       prepared.batch,
       0,  # nothing here is routed
       views=prepared.views,
@@ -175,7 +176,7 @@ class Model(answer_lib.Asked):
   def _read(self, asks: Sequence[ask_lib.Ask], trace: bool) -> list[engine.Row]:
     """Prompts read, each on its own, so that no row depends on another."""
     if not asks:
-      raise ask_lib.AskError("nothing is asked")
+      raise turns.AskError("nothing is asked")
     for ask in asks:
       ask_lib.check(ask)
       sampling.make(1, **_sampling(ask))
@@ -192,7 +193,7 @@ class Model(answer_lib.Asked):
     self, ask: ask_lib.Ask, prepared: ask_lib.Prepared, trace: bool
   ) -> engine.Row:
     model = self.config.model
-    before = ask.after or context_lib.empty(model)
+    before = self._before(prepared)
     units = map(before.units.count, range(before.unit_count))
     budget = ask_lib.budget(ask, self.config, (*units, *prepared.regions))
     read = reading.read(
@@ -207,6 +208,11 @@ class Model(answer_lib.Asked):
       trace=trace,
     )
     return engine.Row(read, budget, max_tokens=ask.max_tokens, **_sampling(ask))
+
+  def _before(self, prepared: ask_lib.Prepared) -> context_lib.Context:
+    """What something is read after, with the conversation that it becomes."""
+    before = prepared.before or context_lib.empty(self.config.model)
+    return dataclasses.replace(before, talk=prepared.talk)
 
   def _decode(self, rows: Sequence[engine.Row], trace: bool) -> engine.Decoding:
     ends, model = self.tokenizer.ends, self.config.model

@@ -28,6 +28,7 @@ from gaze_jax.convert import store
 from gaze_jax.convert import tensors
 from gaze_jax.convert import writer
 from gaze_jax.data import images
+from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import trace
 from gaze_jax.models import cached
@@ -35,7 +36,7 @@ from gaze_jax.models import cached
 _NAME = "context.json"
 # Fields of a config that change no number beyond the order of sums.
 _FREE = ("implementation", "decode_implementation", "chunk")
-_COUNTS = ("length", "position", "sizes", "units", "pending", "turns")
+_COUNTS = ("length", "position", "sizes", "units", "pending", "ids")
 
 
 def save_context(
@@ -59,6 +60,7 @@ def save_context(
       Image.fromarray(view.picture).save(folder / _view(number))
     about = {name: getattr(context, name) for name in _COUNTS}
     about |= schema.mark("context") | dict(
+      talk=context.talk,
       model=_fingerprint(model),
       views=[view.regions.tolist() for view in context.views],
     )
@@ -83,7 +85,7 @@ def load_context(
     raise errors.GazeError(f"{folder}: no {_NAME} here; keep a context first")
   about = json_file.read(folder / _NAME)
   schema.read(about, folder / _NAME, "context")
-  if absent := {"model", "views", *_COUNTS} - about.keys():
+  if absent := {"model", "views", "talk", *_COUNTS} - about.keys():
     raise errors.GazeError(
       f"{folder / _NAME}: has no {', '.join(sorted(absent))}; read the images"
       " again"
@@ -105,7 +107,13 @@ def load_context(
     name: tuple(value) if isinstance(value, list) else value
     for name, value in ((n, about[n]) for n in _COUNTS)
   }
-  context = context_lib.Context(_cache(arrays, counts), views=views, **counts)
+  talk = tuple(
+    messages.Message(role, tuple(messages.Part(*part) for part in parts))
+    for role, parts in about["talk"]
+  )
+  context = context_lib.Context(
+    _cache(arrays, counts), views=views, talk=talk, **counts
+  )
   _check(context, model.config.model, folder)
   return context
 

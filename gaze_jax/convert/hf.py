@@ -52,6 +52,7 @@ TEXTS = (
   "merges.txt",
   "chat_template.jinja",
   "chat_template.json",
+  "chat_templates",
 )
 FILES = ("config.json", *PICTURES, *TEXTS)
 # What may differ in two configs of one architecture.
@@ -241,11 +242,13 @@ def refuse_other(
 def keep_files(
   source: pathlib.Path, to: pathlib.Path, names: Iterable[str]
 ) -> None:
-  """Copies the files that are there, as they are."""
+  """Copies the files and folders that are there, as they are."""
   for name in names:
     if (source / name).is_file():
       to.mkdir(exist_ok=True)
       shutil.copyfile(source / name, to / name)
+    elif (source / name).is_dir():
+      shutil.copytree(source / name, to / name, dirs_exist_ok=True)
 
 
 def bind(

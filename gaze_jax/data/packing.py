@@ -1,4 +1,4 @@
-"""Samples to rows: the chat format, and packing to a static shape.
+"""Samples to rows: conversations as the chat template writes them.
 
 A scene with two questions, and a conversation of two turns, in our format:
 
@@ -13,21 +13,24 @@ the questions about it share what precedes it:
   trunk   <|im_start|>system ... <|im_end|> <|im_start|>user [image]
   branch  question <|im_end|> <|im_start|>assistant answer <|im_end|>
 
-Answers and what ends them are scored; nothing else is.
+The trunk and a branch are together what the template writes for that question
+alone. Answers and what ends them are scored; nothing else is.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax.data import messages
 from gaze_jax.data import questions
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 Part = layout.Text | layout.Unit
+Units = Sequence[layout.Unit]  # what one image becomes
 
 
 def turn(
@@ -35,98 +38,83 @@ def turn(
   question: str,
   answer: str | None = None,
   *,
-  images: Sequence[Sequence[layout.Unit]] | None = None,
+  images: int = 0,
   branch: int = 0,
   number: int = -1,
 ) -> list[Part]:
-  """The chat format of one question, in this one place.
+  """One question, from where its conversation differs from others.
 
   Args:
     tokenizer: the tokenizer.
-    question: its text. Where `images` are given, each `<image>` in it stands
-      for one; those at its start come before what precedes a question.
+    question: its text; `<image>` in it is text.
     answer: what is to be said; None when it is to be generated.
-    images: the units that each becomes, when the question brings its images
-      along; there may be none of them.
-    branch: branch that the turn belongs to; 0 is the trunk.
-    number: number of the question within the row, for scoring. A later one of
-      the trunk (above 0) goes on from the answer before it.
+    images: how many stand before it, in the trunk.
+    branch: branch that it belongs to; 0 is the trunk.
+    number: number of the question within the row, for scoring.
 
   Returns:
     The question and what precedes its answer, and the answer with what ends
     it unless it is None.
-
-  Raises:
-    samples.DataError: there are more or fewer `<image>` than images.
   """
-  chat, brings = tokenizer.chat, images is not None
-  texts = question.split(tokenizer_lib.IMAGE) if brings else [question]
-  images = images or ()
-  if len(texts) - 1 != len(images):
-    raise samples.DataError(
-      f"a turn has {len(texts) - 1} <image> for {len(images)} images"
-    )
-  # The line break that sets an image off is not part of the text.
-  pieces = [tokenizer.encode(t.strip() if brings else t) for t in texts]
-  parts: list[Part] = []
-  if number > 0 and not branch and chat.again:
-    parts.append(layout.Text(chat.again))
-  leading = next((i for i, p in enumerate(pieces) if p), len(pieces) - 1)
-  parts += itertools.chain(*images[:leading])
-  read = [*(chat.imaged if leading else ()), *chat.before, *pieces[leading]]
-  rest = zip(images[leading:], pieces[leading + 1 :], strict=True)
-  for image, piece in rest:
-    if read:
-      parts.append(layout.Text(read, branch))
-    parts += image
-    read = piece
-  parts.append(layout.Text([*read, *chat.between], branch))
-  if answer is not None:
-    said = [*tokenizer.encode(answer), *chat.after]
-    parts.append(layout.Text(said, branch, number))
-  return parts
-
-
-def _trunk(
-  tokenizer: tokenizer_lib.Tokenizer,
-  units: Sequence[layout.Unit],
-  system: str | None = None,
-) -> list[Part]:
-  """What all questions of a row share."""
   chat = tokenizer.chat
-  parts = [layout.Text(tokenizer.start(system)), *units]
-  return [*parts, layout.Text(chat.imaged)] if units else parts
+  if answer is None:
+    flat = chat.ask((messages.asked(question, images),))
+    lesson = messages.Lesson(flat, ())
+  else:
+    lesson = chat.lesson(images, question, answer)
+  cut = _shared(tokenizer, [lesson], images)
+  return _laid(lesson, [()] * images, cut, branch, number)
 
 
 def prompt(
   tokenizer: tokenizer_lib.Tokenizer,
   question: str,
-  units: Sequence[layout.Unit] = (),
+  images: Sequence[Units] = (),
   *,
   system: str | None = None,
 ) -> list[Part]:
   """The row that asks one question about images: what a request is.
 
-  Its ids are those of the model's chat template. (But for white space that a
-  text begins with: a template's line break before it may merge with it.)
+  Its ids are those of the model's chat template.
 
   Args:
     tokenizer: the tokenizer.
-    question: its text.
-    units: of its images.
-    system: in the place of the default system turn, as in `Tokenizer.start`.
+    question: its text; `<image>` in it is text.
+    images: the units that each becomes.
+    system: in the place of the template's own system text.
 
   Raises:
-    samples.DataError: `system` is given, and the chat format has none.
+    samples.DataError: the template does not take it.
   """
-  return [*_trunk(tokenizer, units, system), *turn(tokenizer, question)]
+  begins = () if system is None else (messages.said(messages.SYSTEM, system),)
+  talk = (*begins, messages.asked(question, len(images)))
+  return parts_of(tokenizer.chat.ask(talk), images)
+
+
+def trunk(
+  tokenizer: tokenizer_lib.Tokenizer, images: Sequence[Units]
+) -> list[Part]:
+  """What all questions about images share."""
+  flat = tokenizer.chat.opening(len(images))
+  return parts_of(flat[: _shared(tokenizer, (), len(images))], images)
+
+
+def parts_of(flat: messages.Flat, images: Iterable[Units]) -> list[Part]:
+  """Ids with places as text and units, both in reading order."""
+  images, out = iter(images), []
+  for text, run in itertools.groupby(flat, lambda x: isinstance(x, int)):
+    if text:
+      out.append(layout.Text(list(run)))
+    else:
+      out += itertools.chain(*(next(images) for _ in run))
+  return out
 
 
 def pack(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
   shape: layout.RowShape,
-  images: Sequence[Sequence[layout.Unit]],
+  images: Sequence[Units],
 ) -> dict[str, np.ndarray]:
   """Lays one sample out as a row.
 
@@ -155,21 +143,123 @@ def parts(
 
   Raises:
     samples.DataError: its turns have more or fewer `<image>` than images, or
-      the chat format has no system turn for its system text.
+      the chat template does not take it.
   """
   if sample.conversation:
-    out, left = _trunk(tokenizer, (), sample.system), list(images)
-    for i, t in enumerate(sample.conversation):
-      count = t.question.count(tokenizer_lib.IMAGE)
-      mine, left = left[:count], left[count:]
-      out += turn(tokenizer, t.question, t.answer, images=mine, number=i)
-    if left:
-      raise samples.DataError(f"{len(left)} images that no <image> stands for")
-    return out
-  out = _trunk(tokenizer, list(itertools.chain(*images)))
-  for i, q in enumerate(sample.questions):
-    out += turn(tokenizer, q.text, q.answer, branch=i + 1, number=i)
+    return _conversation(sample, tokenizer, images)
+  lessons = [
+    tokenizer.chat.lesson(len(images), q.text, q.answer)
+    for q in sample.questions
+  ]
+  cut = _shared(tokenizer, lessons, len(images))
+  return _branches(lessons, images, cut)
+
+
+def _conversation(
+  sample: samples.Sample,
+  tokenizer: tokenizer_lib.Tokenizer,
+  images: Sequence[Units],
+) -> list[Part]:
+  """Turns that see each other: one trunk, or a branch each.
+
+  A template that writes earlier turns otherwise than later ones (without what
+  was thought, say) has no one row of them: each turn is a branch, with all that
+  it is asked after.
+  """
+  talk = talk_of(sample)
+  marks = sum(p.kind != messages.TEXT for m in talk for p in m.parts)
+  if marks != len(images):
+    raise samples.DataError(
+      f"the turns have {marks} <image> for {len(images)} images"
+    )
+  chat = tokenizer.chat
+  if lesson := chat.learn(talk):
+    return _laid(lesson, images, 0, 0, 0)
+  ends = [i + 1 for i, m in enumerate(talk) if m.role == messages.ASSISTANT]
+  lessons = [chat.learn(talk[:end], last=True) for end in ends]
+  cut = messages.common([lesson.flat for lesson in lessons])
+  cut = min(cut, lessons[0].spans[0].start - 1)  # no answer begins a branch
+  if any(isinstance(x, messages.Place) for x in lessons[-1].flat[cut:]):
+    raise samples.DataError(
+      "an image of a later turn, and a chat template that writes earlier turns"
+      " anew: such a conversation is no row"
+    )
+  return _branches(lessons, images, cut)
+
+
+def talk_of(sample: samples.Sample) -> messages.Talk:
+  """The conversation of a sample; `<image>` in a question is an image."""
+  out = []
+  if sample.system is not None:
+    out.append(messages.said(messages.SYSTEM, sample.system))
+  for t in sample.conversation:
+    out.append(messages.marked(t.question))
+    out.append(messages.said(messages.ASSISTANT, t.answer))
+  return tuple(out)
+
+
+def _branches(
+  lessons: Sequence[messages.Lesson], images: Sequence[Units], cut: int
+) -> list[Part]:
+  out = parts_of(lessons[0].flat[:cut], images)
+  for i, lesson in enumerate(lessons):
+    out += _laid(lesson, images, cut, i + 1, i)
   return out
+
+
+def _laid(
+  lesson: messages.Lesson,
+  images: Sequence[Units],
+  cut: int,
+  branch: int,
+  number: int,
+) -> list[Part]:
+  """A lesson past its first `cut` items, its answers numbered."""
+  out, start, flat = [], cut, lesson.flat
+  before = sum(isinstance(x, messages.Place) for x in flat[:cut])
+  images = iter(images[before:])
+
+  def add(stop: int, question: int) -> None:
+    for part in parts_of(flat[start:stop], images):
+      if isinstance(part, layout.Text):
+        part = layout.Text(part.ids, branch, question)
+      out.append(part)
+
+  for i, span in enumerate(lesson.spans):
+    add(span.start, -1)
+    start = span.start
+    add(span.stop, number + i)
+    start = span.stop
+    if span.end >= 0:
+      out.append(layout.Text([span.end], branch, number + i))
+  add(len(flat), -1)
+  return out
+
+
+def _shared(
+  tokenizer: tokenizer_lib.Tokenizer,
+  lessons: Sequence[messages.Lesson],
+  images: int,
+) -> int:
+  """How many items questions about so many images share, as a trunk.
+
+  It ends with the last image, and what sets that off.
+  """
+  chat = tokenizer.chat
+  opening = chat.opening(images)
+  most = messages.common([opening, *(lesson.flat for lesson in lessons)])
+  seen = [i for i, x in enumerate(opening) if isinstance(x, messages.Place)]
+  if not seen:
+    return most
+  stop = seen[-1] + 1
+  if most < stop:
+    raise samples.DataError(
+      "the chat template puts images behind the question, so questions can't"
+      " share them: give each its own conversation"
+    )
+  while stop < most and opening[stop] not in chat.control_ids:
+    stop += 1
+  return stop
 
 
 def together(sample: samples.Sample) -> tuple[int, ...] | None:
@@ -206,22 +296,27 @@ def check_scenes_fit(
   Raises:
     config_lib.ConfigError: naming the field and the value that suffices.
   """
-  chat, data = tokenizer.chat, config.data
-  around = len(chat.before) + len(chat.between)
-  count = lambda texts: max(len(tokenizer.encode(text)) for text in texts)
-  sizes = {}  # of a kind of question: its slots, and those of its answer
-  for kind, (asked, said) in questions.wordings().items():
-    answer = count(said) + len(chat.after)
-    sizes[kind] = (count(asked) + around + answer, answer)
-  longest, answers = np.max(list(sizes.values()), axis=0).tolist()
-  totals = data.questions * np.array([longest, answers])
+  data = config.data
+  cut = _shared(tokenizer, (), 1)
+  longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
+
+  def size(asked: Sequence[str], said: Sequence[str]) -> np.ndarray:
+    """Slots of a branch at most, and those of its answer."""
+    lesson = tokenizer.chat.lesson(1, longest(asked), longest(said))
+    (span,) = lesson.spans
+    more = int(span.end >= 0)
+    return np.array(
+      [len(lesson.flat) - cut + more, span.stop - span.start + more]
+    )
+
+  sizes = [size(*wording) for wording in questions.wordings().values()]
+  totals = data.questions * np.max(sizes, axis=0)
   if data.captions:
-    answer = count(questions.longest_captions()) + len(chat.after)
-    caption = count([questions.CAPTION]) + around + answer
-    totals += [caption - longest, answer - answers]
+    caption = size([questions.CAPTION], questions.longest_captions())
+    totals += caption - np.max(sizes, axis=0)
   tokens = config.model.vision.tokens
   image = tokens + config.model.gaze.context_tokens
-  slots = len(chat.start) + len(chat.imaged) + image + int(totals[0])
+  slots = cut - 1 + image + int(totals[0])
   if slots > data.sequence_length:
     raise config_lib.ConfigError(
       f"config: data.sequence_length = {data.sequence_length} is too short for"

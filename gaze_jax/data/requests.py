@@ -43,20 +43,14 @@ class Request:
 
 
 def read_tokenizer(path: str | os.PathLike) -> tokenizers.Tokenizer:
-  """Reads a tokenizer.json, or that of a directory (`tokenizer.parse`).
+  """Reads a tokenizer.json, or that of a directory (`tokenizer.read`).
 
   Raises:
     samples.DataError: it is missing or broken.
   """
   file = pathlib.Path(path)
   file = file / "tokenizer.json" if file.is_dir() else file
-  try:
-    text = file.read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise samples.DataError(
-      f"{file} can't be read as a tokenizer.json: {error}"
-    ) from None
-  return tokenizer_lib.parse(text, str(file))
+  return tokenizer_lib.read(file)
 
 
 def make(

@@ -8,9 +8,7 @@ Retrain what is shipped (needs the package emoji for general words):
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +20,8 @@ from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
 from gaze_jax import packages
+from gaze_jax.data import chat as chat_lib
+from gaze_jax.data import chat_files
 from gaze_jax.data import emoji
 from gaze_jax.data import ends as ends_lib
 from gaze_jax.data import gguf_tokenizer
@@ -41,35 +41,9 @@ SHIPPED = pathlib.Path(__file__).with_name("tokenizer.json")
 # The package's tokenizer, by the name that `data.tokenizer` gives it.
 SMOLLM2 = packages.SMOLLM2
 
-# What a ChatML template says before the first turn when nobody says anything
-# else; in a template a line break may be written out.
-_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>")
-
-
-@dataclasses.dataclass(frozen=True)
-class Chat:
-  """A chat format: ids around the images and texts of a row.
-
-    start [image] imaged before question between answer after
-                  again [image] imaged before question between answer after
-
-  Attributes:
-    start: begins a row.
-    imaged: follows the images of a question, if it has any.
-    before: precedes a question.
-    between: precedes its answer.
-    after: ends an answer; the first id is where generation stops.
-    again: begins a later question of a conversation.
-    space: put before every text, and taken away again.
-  """
-
-  start: tuple[int, ...]
-  imaged: tuple[int, ...]
-  before: tuple[int, ...]
-  between: tuple[int, ...]
-  after: tuple[int, ...]
-  again: tuple[int, ...]
-  space: str
+# For a vocabulary that no template came with.
+_OURS = SHIPPED.with_name("chat_template.jinja")
+_CHATML = SHIPPED.with_name("chatml.jinja")
 
 
 class Tokenizer:
@@ -78,18 +52,15 @@ class Tokenizer:
   Ours has all 256 bytes. SmolLM2's lacks those of six control characters and
   of planes where Unicode has none; they are dropped, as by its own library.
 
-  Special tokens written out in a text are ordinary text: no user can forge
-  one. The chat format is found out from the vocabulary: ours, or ChatML (Qwen,
-  SmolLM2). With ours, a space is put before every text and taken away again,
-  so that a word has the same id at the start of an answer as within a
-  question.
+  Control tokens written out in a text are ordinary text: no user can forge
+  one. Conversations are written by the chat template.
 
   Args:
-    tokenizer: the tokenizer.
+    tokenizer: the tokenizer; it is changed.
     name: what errors call it.
-    template: a chat template (Jinja), whose default system turn starts every
-      row of ChatML; "" for none.
-    ends: ids that end an answer beside the chat format's own.
+    files: what stands beside it. Without a template ours is taken, or ChatML's,
+      where the vocabulary has the control tokens of one.
+    ends: ids that end an answer beside the template's own.
 
   Attributes:
     chat: the chat format.
@@ -98,22 +69,23 @@ class Tokenizer:
     size: one more than the largest id.
 
   Raises:
-    samples.DataError: the vocabulary has neither chat format.
+    samples.DataError: there is no chat template, or it can't be used.
   """
 
   def __init__(
     self,
     tokenizer: tokenizers.Tokenizer,
     name: str = "tokenizer",
-    template: str = "",
+    files: chat_files.ChatFiles = chat_files.ChatFiles(),  # noqa: B008
     ends: Sequence[int] = (),
   ):
-    self._tokenizer, self._template, self._name = tokenizer, template, name
-    self._tokenizer.encode_special_tokens = True
-    self.chat = _chat(tokenizer, name, template)
-    self.eos = self.chat.after[0]
-    self.ends = tuple(dict.fromkeys((self.eos, *ends)))
+    self._tokenizer, self._name, self._files = tokenizer, name, files
+    chat_files.add_tokens(tokenizer, files)
     self.size = 1 + max(tokenizer.get_vocab().values())
+    # Which gives it marks of images too, if need be.
+    self.chat = chat_lib.Chat(tokenizer, _with_template(tokenizer, name, files))
+    self.eos = self.chat.end
+    self.ends = tuple(dict.fromkeys((self.eos, *ends)))
     # Questions repeat: a training run asks a few hundred different ones.
     self._cached = functools.lru_cache(maxsize=8192)(self._encode)
 
@@ -127,25 +99,20 @@ class Tokenizer:
         package; "" for the shipped one.
 
     Raises:
-      samples.DataError: it is missing, broken, or has no known chat format.
+      samples.DataError: it is missing, broken, or has no chat template.
       packages.PackageError: the package is not installed.
     """
     if source == SMOLLM2:
       tokenizer, template = gguf_tokenizer.read(packages.find(SMOLLM2))
-      return cls(tokenizer, source, template)
+      files = chat_files.ChatFiles(template=template, template_file=source)
+      return cls(tokenizer, source, files)
     file = pathlib.Path(source) if source else SHIPPED
-    try:
-      text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-      raise samples.DataError(
-        f"can't read the tokenizer {file}: {error}"
-      ) from None
-    template, ends = _template_beside(file), ends_lib.beside(file)
-    return cls(parse(text, str(file)), str(file), template, ends)
+    ends = ends_lib.beside(file)
+    return cls(read(file), str(file), chat_files.beside(file), ends)
 
   def __reduce__(self):
-    parts = self._tokenizer.to_str(), self._name, self._template, self.ends
-    return _restore, parts
+    text = self._tokenizer.to_str()
+    return _restore, (text, self.size, self._name, self._files, self.ends)
 
   def check_rows(self, rows: int) -> None:
     """Refuses a model that has no row of its embedding for some token.
@@ -158,7 +125,8 @@ class Tokenizer:
     Raises:
       samples.DataError: naming the first such tokens, their ids and the rows.
     """
-    past = {i: t for t, i in self._tokenizer.get_vocab().items() if i >= rows}
+    vocabulary = self._tokenizer.get_vocab().items()
+    past = {i: t for t, i in vocabulary if rows <= i < self.size}
     if not past:
       return
     first = [f"{past[i]!r} = {i}" for i in sorted(past)[:3]]
@@ -181,41 +149,30 @@ class Tokenizer:
       [[i] for i in ids], skip_special_tokens=False
     )
     said = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-    out = hashlib.sha256(self._template.encode())
+    out = hashlib.sha256(self.chat.identity.encode())
     for i, one in zip(ids, said, strict=True):
       out.update(repr((self._tokenizer.id_to_token(i), one.ids)).encode())
     return out.hexdigest()[:32]
 
   def start(self, system: str | None = None) -> tuple[int, ...]:
-    """What begins a row: `chat.start`, or that with another system turn.
+    """What begins a row, up to the text of its first question.
 
     Args:
-      system: in the place of the template's default, as it stands ("" is an
-        empty turn); None for the default.
+      system: a system text; None for the template's own.
 
     Raises:
-      samples.DataError: the chat format has no system turn.
+      samples.DataError: the template takes no system text.
     """
-    if system is None:
-      return self.chat.start
-    begin = self._tokenizer.token_to_id(TURN)
-    if not self.chat.again or begin is None:
-      raise samples.DataError(
-        "a system text is given, but the chat format of this tokenizer has no"
-        " system turn: leave it out, or use a model of ChatML (Qwen, SmolLM2)"
-      )
-    said = self.encode(f"system\n{system}")
-    return (begin, *said, *self.chat.after, *self.chat.again)
+    return self.chat.opening(0, system)
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without special tokens; [] for the empty text."""
+    """Ids of a text, without control tokens; [] for the empty text."""
     return list(self._cached(text))
 
   def _encode(self, text: str) -> tuple[int, ...]:
     if not text:
       return ()
-    text = self.chat.space + text
-    return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    return tuple(self.chat.controls.plain(self.chat.lead + text))
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids up to the end of an answer, without special tokens."""
@@ -223,7 +180,7 @@ class Tokenizer:
 
   def spelling(self) -> spelling_lib.Spelling:
     """For the text of ids that come one by one; its parts make `decode`."""
-    return spelling_lib.Spelling(self._tokenizer, self.chat.space)
+    return spelling_lib.Spelling(self._tokenizer, self.chat.lead)
 
   def pieces(self, ids: Sequence[int]) -> list[str | None]:
     """What each id adds to the text; joined they are `decode` of all.
@@ -244,93 +201,71 @@ class Tokenizer:
     return out + [None] * (len(ids) - len(out))
 
 
-def parse(text: str, name: str) -> tokenizers.Tokenizer:
+def read(file: pathlib.Path) -> tokenizers.Tokenizer:
   """A tokenizer.json without what it may store of one use of it.
 
   Truncation and padding are how somebody called it last; texts here are as
   long as they are.
 
-  Args:
-    text: the file's content.
-    name: what errors call it.
-
   Raises:
-    samples.DataError: it is no tokenizer.json.
+    samples.DataError: it is missing or broken.
   """
+  if not file.is_file():
+    raise samples.DataError(_absent(file))
+  try:
+    text = file.read_text(encoding="utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    raise samples.DataError(
+      f"can't read the tokenizer {file}: {error}"
+    ) from None
   try:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # the package raises a bare Exception
     raise samples.DataError(
-      f"{name} is not a tokenizer.json: {error}"
+      f"{file} is not a tokenizer.json: {error}"
     ) from None
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer
 
 
-def _restore(text: str, *parts: Any) -> Tokenizer:
-  return Tokenizer(tokenizers.Tokenizer.from_str(text), *parts)
-
-
-def _chat(tokenizer: tokenizers.Tokenizer, name: str, template: str) -> Chat:
-  """The chat format that a vocabulary is made for."""
-  id_of = tokenizer.token_to_id
-  ours = [token for token in SPECIAL if id_of(token) is None]
-  if not ours:
-    return Chat(
-      start=(id_of(BOS),),
-      imaged=(),
-      before=(id_of(USER),),
-      between=(id_of(ASSISTANT),),
-      after=(id_of(EOS),),
-      again=(),
-      space=" ",
-    )
-  begin, end = id_of(TURN), id_of(END)
-  if begin is None or end is None:
-    lacking = [t for t, i in ((TURN, begin), (END, end)) if i is None]
-    raise samples.DataError(
-      f"{name} has no chat format that is known: it lacks the special tokens"
-      f" {', '.join(lacking)} of ChatML, and {', '.join(ours)} of ours; train"
-      " one with python -m gaze_jax.data.tokenizer"
-    )
-  text = lambda t: tuple(tokenizer.encode(t, add_special_tokens=False).ids)
-  system = _SYSTEM.search(template)
-  user = (begin, *text("user\n"))
-  first = ()
-  if system:
-    said = system[1].replace("\\n", "\n")
-    first = (begin, *text(f"system\n{said}"), end, *text("\n"))
-  return Chat(
-    start=(*first, *user),
-    imaged=text("\n"),
-    before=(),
-    between=(end, *text("\n"), begin, *text("assistant\n")),
-    after=(end,),
-    again=(*text("\n"), *user),
-    space="",
+def _absent(file: pathlib.Path) -> str:
+  """That there is no such file, and how to come by it."""
+  folder = file.parent
+  others = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+  found = [name for name in others if (folder / name).is_file()]
+  beside = f" (but {', '.join(found)}, of which transformers makes one)"
+  return (
+    f"{file}: no such tokenizer{beside if found else ''}; copy the"
+    " tokenizer.json that belongs to these weights there, or make it: python -c"
+    f" \"import transformers as t; t.AutoTokenizer.from_pretrained('{folder}')"
+    f".save_pretrained('{folder}')\""
   )
 
 
-def _template_beside(file: pathlib.Path) -> str:
-  """The chat template in the folder of a tokenizer.json; "" without one."""
-  try:
-    beside = file.with_name("chat_template.jinja")
-    if beside.is_file():
-      return beside.read_text(encoding="utf-8-sig")
-    settings = file.with_name("tokenizer_config.json")
-    if not settings.is_file():
-      return ""
-    template = json.loads(settings.read_text(encoding="utf-8-sig"))
-  except (OSError, ValueError) as error:
-    raise samples.DataError(
-      f"can't read the chat template beside {file}: {error}"
-    ) from None
-  template = template.get("chat_template", "")
-  if isinstance(template, list):  # several by name
-    named = {t.get("name"): t.get("template", "") for t in template}
-    template = named.get("default", "")
-  return template or ""
+def _restore(text: str, size: int, *parts: Any) -> Tokenizer:
+  out = Tokenizer(tokenizers.Tokenizer.from_str(text), *parts)
+  out.size = size
+  return out
+
+
+def _with_template(
+  tokenizer: tokenizers.Tokenizer, name: str, files: chat_files.ChatFiles
+) -> chat_files.ChatFiles:
+  """Files with a template, that of the control tokens where there is none."""
+  if files.template is not None:
+    return files
+  for file, tokens in ((_OURS, SPECIAL), (_CHATML, (TURN, END))):
+    if all(tokenizer.token_to_id(token) is not None for token in tokens):
+      template = file.read_text(encoding="utf-8")
+      return dataclasses.replace(
+        files, template=template, template_file=str(file)
+      )
+  raise samples.DataError(
+    f"{name}: no chat template stands beside it, and its vocabulary has neither"
+    f" {TURN} and {END} of ChatML nor the control tokens of ours: put the"
+    " model's chat_template.jinja or tokenizer_config.json there"
+  )
 
 
 def train(texts: Iterator[str], size: int = VOCABULARY) -> tokenizers.Tokenizer:

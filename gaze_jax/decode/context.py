@@ -6,6 +6,7 @@ image are two forks of one context, and neither copies a page.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from gaze_jax.decode import programs
 from gaze_jax.decode import trace
 from gaze_jax.models import cached
 
+UNIT = -1  # in `Context.ids`
 # The least room of a cache: regions, and slots of text and context.
 _REGIONS, _SLOTS = 8, 64
 
@@ -39,7 +41,9 @@ class Context:
     units: the unit of each region.
     views: what each unit shows.
     pending: tokens that were said and not read yet.
-    turns: answers in it.
+    ids: what was read, in order: ids of text, and UNIT for each unit.
+    talk: the conversation that this is (`data/messages.py`); whoever asks keeps
+      it here.
   """
 
   cache: types.DecodeCache
@@ -49,7 +53,8 @@ class Context:
   units: tuple[int, ...] = ()
   views: tuple[trace.View, ...] = ()
   pending: tuple[int, ...] = ()
-  turns: int = 0
+  ids: tuple[int, ...] = ()
+  talk: tuple[Any, ...] = ()
 
   @property
   def unit_count(self) -> int:
@@ -167,6 +172,18 @@ def at(context: Context) -> types.DecodeCache:
     context.cache,
     length=jnp.full(1, context.length, jnp.int32),
     position=jnp.full(1, context.position, jnp.int32),
+  )
+
+
+def back(context: Context, items: int) -> Context:
+  """The context up to the first `items` of its `ids`; the rest is text."""
+  gone = len(context.ids) - items
+  return dataclasses.replace(
+    context,
+    length=context.length - gone,
+    position=context.position - gone,
+    ids=context.ids[:items],
+    pending=(),
   )
 
 

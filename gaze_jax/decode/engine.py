@@ -186,7 +186,7 @@ class Decoding:
         length=before.length + kept,
         position=before.position + kept,
         pending=tuple(tokens[-1:]),
-        turns=before.turns + 1,
+        ids=(*before.ids, *tokens[:kept]),
       ),
       steps=tuple(self._steps[row][: len(tokens)]),
     )

@@ -186,7 +186,20 @@ def _after(
     units=(*context.units, *map(int, unit)),
     views=(*context.views, *shifted),
     pending=(),
+    ids=(*context.ids, *context.pending, *_ids(batch)),
   )
+
+
+def _ids(batch: types.Batch) -> list[int]:
+  """What a row holds, as in `Context.ids`."""
+  role, unit, tokens = (
+    np.asarray(x)[0]
+    for x in (batch.layout.role, batch.layout.unit, batch.tokens)
+  )
+  text = role == types.Role.TEXT
+  begins = (unit >= 0) & (unit != np.append(-1, unit[:-1]))
+  items = np.where(text, tokens, context_lib.UNIT)
+  return items[text | begins].tolist()
 
 
 class _Units:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import packages
 from gaze_jax.convert import convert
 from gaze_jax.convert import export
 from gaze_jax.convert import hf
@@ -48,7 +49,8 @@ def load(
     )
   if store.is_stored(directory):
     stored = store.open_stored(directory)
-    config = _with_tokenizer(stored.config, directory / store.SOURCE)
+    foreign = bool(stored.origin.layout)
+    config = _with_tokenizer(stored.config, directory / store.SOURCE, foreign)
     return config, store.load(stored.leaves)
   if is_run(directory):
     saved = checkpoint.Checkpoints(directory)
@@ -63,16 +65,22 @@ def load(
       " launch/convert.py, nor a checkpoint of transformers"
     )
   source = hf.open_checkpoint(directory)
-  config = _with_tokenizer(hf.config_for(source.model), directory)
+  config = _with_tokenizer(hf.config_for(source.model), directory, True)
   return config, store.load(convert.leaves(source))
 
 
 def _with_tokenizer(
-  config: config_lib.Config, directory: pathlib.Path
+  config: config_lib.Config, directory: pathlib.Path, foreign: bool
 ) -> config_lib.Config:
-  """Takes the tokenizer that came with the weights, unless one is named."""
-  file = directory / "tokenizer.json"
-  if config.data.tokenizer or not file.is_file():
+  """Takes the tokenizer that came with the weights.
+
+  Weights of transformers never mean our own tokenizer, so where none came with
+  them the file that should be there is named, and missed when it is needed.
+  """
+  file, named = directory / "tokenizer.json", config.data.tokenizer
+  if named == packages.SMOLLM2 or not (file.is_file() or foreign):
+    return config
+  if named and not file.is_file():
     return config
   data = dataclasses.replace(config.data, tokenizer=str(file))
   return dataclasses.replace(config, data=data)
@@ -198,3 +206,14 @@ def _keep(stored: store.Stored, to: pathlib.Path) -> None:
       shutil.copytree(source, directory / store.SOURCE)
     if unused.exists():
       shutil.copyfile(unused, directory / store.UNUSED)
+    _keep_tokenizer(stored.config.data.tokenizer, directory / store.SOURCE)
+
+
+def _keep_tokenizer(named: str, to: pathlib.Path) -> None:
+  """Copies a run's own tokenizer, and the chat template beside it."""
+  file = pathlib.Path(named)
+  if not named or named == packages.SMOLLM2 or file.parent == to:
+    return
+  to.mkdir(exist_ok=True)
+  hf.keep_files(file.parent, to, hf.TEXTS)
+  shutil.copyfile(file, to / "tokenizer.json")

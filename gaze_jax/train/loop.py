@@ -30,6 +30,7 @@ from gaze_jax.train import provenance
 from gaze_jax.train import schedule
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
+from gaze_jax.train import words
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -48,6 +49,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   mesh = mesh_lib.make_mesh(config.parallel)
   rules.check(config, dict(mesh.shape))
+  words.check(config)
   source = sources.make(config, "train")
   inputs = provenance.inputs(config, source)
   workdir.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,9 @@ from gaze_jax import errors
 from gaze_jax import packages
 from gaze_jax import types
 from gaze_jax.api import ask as ask_lib
+from gaze_jax.api import turns
 from gaze_jax.data import gguf_tokenizer
+from gaze_jax.data import messages
 from gaze_jax.data import pipeline
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -50,7 +52,7 @@ def test_budgets_by_hand(model, unit, trained, quarter, all_, three):
 def test_what_is_no_such_number_is_refused(name, value):
   ask = api.Ask(Q)
   object.__setattr__(ask, name, value)  # annotations are checked in tests alone
-  with pytest.raises(ask_lib.AskError, match=f"^{name} = "):
+  with pytest.raises(turns.AskError, match=f"^{name} = "):
     ask_lib.check(ask)
 
 
@@ -93,11 +95,37 @@ class Format:
     ask = api.Ask(question, after, **given)
     return read(ask_lib.prepare(ask, self.model.config, self.tokenizer))
 
-  def after(self, **changes):
-    """A context of two units, or as `changes` say."""
+  def seen(self):
+    """A context of two images that were read before any question."""
+    shown = (messages.Part(messages.IMAGE),) * 2
+    talk = (messages.Message(messages.USER, shown),)
+    flat = self.tokenizer.chat.before_question(talk)
+    last = max(i for i, x in enumerate(flat) if isinstance(x, messages.Place))
+    items = flat[: last + 1]
+    ids = [x if isinstance(x, int) else context_lib.UNIT for x in items]
+    return self._context(talk, ids, sizes=(9,) * 4, units=(0, 0, 1, 1))
+
+  def said(self, text, *, ended=False, talk=(), ids=None):
+    """A context in which a question was answered by a text.
+
+    Args:
+      text: of the answer; its last token is not read yet.
+      ended: whether the model ended it.
+      talk: what came before the question.
+      ids: what was read, where the answer is not what its text makes.
+    """
+    talk = (*talk, messages.asked(Q))
+    if ids is None:
+      ids = [*self.tokenizer.chat.ask(talk), *self.tokenizer.encode(text)]
+      ids += [self.tokenizer.eos] * ended
+    talk = (*talk, messages.said(messages.ASSISTANT, text))
+    cut = len(ids) - bool(text or ended)
+    return self._context(talk, ids[:cut], pending=tuple(ids[cut:]))
+
+  def _context(self, talk, ids, **more):
     empty = context_lib.empty(self.model.config.model)
-    two = dict(sizes=(9,) * 4, units=(0, 0, 1, 1))
-    return dataclasses.replace(empty, **(two | changes))
+    many = dict(length=len(ids), position=len(ids))
+    return dataclasses.replace(empty, talk=talk, ids=tuple(ids), **many, **more)
 
 
 @pytest.fixture(scope="module")
@@ -140,14 +168,14 @@ def test_our_first_turn_by_hand(ours):
 
 def test_our_later_turns_by_hand(ours):
   q = ours.tokenizer.encode(Q)
-  seen = ours.after()
+  seen = ours.seen()
   assert ours.prepare(after=seen) == [USER, *q, ASSISTANT]
-  stopped = ours.after(turns=1, pending=(EOS,))
+  stopped = ours.said("a fox", ended=True)
   assert ours.prepare(after=stopped) == [USER, *q, ASSISTANT]
-  cut = ours.after(turns=1, pending=(77,))
+  cut = ours.said("a fox")
   assert ours.prepare(after=cut) == [EOS, USER, *q, ASSISTANT]
-  # So does one that said nothing, and one that saw nothing.
-  silent = ours.after(turns=2, sizes=(), units=())
+  # So does one that said nothing.
+  silent = ours.said("")
   assert ours.prepare(after=silent) == [EOS, USER, *q, ASSISTANT]
   more = dict(images=[shade(7)])
   assert ours.prepare(after=seen, **more) == ["7", USER, *q, ASSISTANT]
@@ -156,6 +184,36 @@ def test_our_later_turns_by_hand(ours):
   assert ours.prepare("and <image>", seen, **more) == [
     *(USER, *text, "7", ASSISTANT)
   ]
+
+
+def test_text_that_the_template_writes_otherwise_is_read_anew(ours):
+  """What a model said in other tokens than its text makes, and a cut word."""
+  text = ours.tokenizer.encode
+  asked = ours.tokenizer.chat.ask((messages.asked(Q),))
+  letters = [token for letter in "fox" for token in text(letter)[-1:]]
+  said = ours.said("fox", ids=[*asked, *letters])
+  new = ask_lib.prepare(
+    api.Ask("why?", said), ours.model.config, ours.tokenizer
+  )
+  want = [*text("fox"), EOS, USER, *text("why?"), ASSISTANT]
+  assert read(new) == want
+  before = new.before
+  assert before.ids == asked and before.pending == ()
+  assert before.length == before.position == len(asked)
+  whole = ours.tokenizer.chat.ask(new.talk)
+  assert (*before.ids, *read(new)) == whole
+  # It can't be read anew where an image stands behind it.
+  late = dataclasses.replace(
+    said, ids=(*said.ids, context_lib.UNIT), pending=()
+  )
+  with pytest.raises(turns.AskError, match="before an image otherwise"):
+    ours.prepare("why?", late)
+
+
+def test_a_context_without_a_conversation_is_no_beginning_of_one(ours):
+  raw = dataclasses.replace(ours.said("fox"), talk=())
+  with pytest.raises(turns.AskError, match="a prompt and no conversation"):
+    ours.prepare("why?", raw)
 
 
 SYSTEM = (
@@ -172,8 +230,9 @@ def test_the_first_turn_of_chatml_by_hand(smollm2, chatml):
   want = [*chatml(start), "7", *chatml("\n" + END)]
   assert smollm2.prepare(**one) == want
   assert smollm2.prepare(f"<image>{Q}", **one) == want
+  assert smollm2.prepare(f"<image>\n{Q}", **one) == want
   assert smollm2.prepare(f"see <image>{Q}", **one) == [
-    *(*chatml(start + "see"), "7", *chatml(END))
+    *(*chatml(start + "see "), "7", *chatml(END))
   ]
 
 
@@ -181,20 +240,23 @@ def test_later_turns_of_chatml_by_hand(smollm2, chatml):
   end = smollm2.tokenizer.eos
   assert [end] == chatml("<|im_end|>")
   again = "\n<|im_start|>user\n"
-  seen = smollm2.after()
+  seen = smollm2.seen()
   # The image stands within the user's turn, which goes on.
   assert smollm2.prepare(after=seen) == chatml("\n" + END)
-  stopped = smollm2.after(turns=1, pending=(end,))
+  stopped = smollm2.said("a fox", ended=True)
   assert smollm2.prepare(after=stopped) == chatml(again + END)
-  cut = smollm2.after(turns=1, pending=(77,))
+  cut = smollm2.said("a fox")
   assert smollm2.prepare(after=cut) == chatml("<|im_end|>" + again + END)
+  # One that another of the model's ends ended: the template's own stands there.
+  other = dataclasses.replace(stopped, pending=(0,))
+  assert smollm2.prepare(after=other) == chatml("<|im_end|>" + again + END)
   more = dict(images=[shade(7)])
   assert smollm2.prepare(after=stopped, **more) == [
     *(*chatml(again), "7", *chatml("\n" + END))
   ]
   assert smollm2.prepare(after=seen, **more) == ["7", *chatml("\n" + END)]
   assert smollm2.prepare(f"see <image>{Q}", seen, **more) == [
-    *(*chatml("\nsee"), "7", *chatml(END))
+    *(*chatml("\nsee "), "7", *chatml(END))
   ]
 
 
@@ -235,7 +297,7 @@ def test_marks_of_images_and_videos(ours):
     ("<image><image><image>", "names 3 <image>, and 2 are given"),
     ("<video>", "names 1 <video>, and 2 are given"),
   ):
-    with pytest.raises(ask_lib.AskError, match=says):
+    with pytest.raises(turns.AskError, match=says):
       ours.prepare(question, **given)
 
 
@@ -313,8 +375,9 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
   rows = pipeline.Rows(config, sources.make(config, "train"))
   trained = rows.batch([(0, 0)], rows=1).batch
   tokenizer = tokenizer_lib.Tokenizer.load()
+  talk = (messages.asked(Q), messages.said(messages.ASSISTANT, "a fox"))
   answered = context_lib.empty(config.model)
-  answered = dataclasses.replace(answered, turns=1)
+  answered = dataclasses.replace(answered, talk=talk)
   asked = [
     ask_lib.prepare(api.Ask(Q, after, images=[p]), config, tokenizer).batch
     for p, after in zip(pictures, (None, answered), strict=True)

@@ -174,7 +174,7 @@ def test_a_conversation_goes_on_and_later_images_append_regions(model, picture):
   first = ours.generate(Q, images=[picture(0)], **FEW)
   second = ours.generate("and this?", first.context, images=[picture(1)], **FEW)
   assert len(second.context.sizes) == 18
-  assert second.context.turns == 2
+  assert len(second.context.talk) == 4
   third = ours.generate("same?", second.context, **FEW)
   forgetful = ours.generate("same?", **FEW)
   assert third.tokens != forgetful.tokens
@@ -344,9 +344,9 @@ def test_contexts_that_can_not_be_used_are_refused(model, picture, tmp_path):
     api.load_context(tmp_path, ours)
   about = (kept / "context.json").read_text()
   for old, new, says in (
-    ('"schema": 2', '"version": 1', "schema 1 by an older.*Read the images"),
-    ('"schema": 2', '"schema": 3', "schema 3 by a newer.*Update gaze_jax"),
-    ('"schema": 2', '"schema": null', "schema = None is no version"),
+    ('"schema": 3', '"version": 1', "schema 1 by an older.*Read the images"),
+    ('"schema": 3', '"schema": 4', "schema 4 by a newer.*Update gaze_jax"),
+    ('"schema": 3', '"schema": null', "schema = None is no version"),
     ('"views"', '"seen"', "has no views; read the images again"),
   ):
     assert old in about

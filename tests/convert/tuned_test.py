@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from gaze_jax import config as config_lib
 from gaze_jax.convert import convert
 from gaze_jax.convert import hf
 from gaze_jax.convert import store
+from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.evals import run
 from gaze_jax.evals import verify
 from gaze_jax.evals import weights
@@ -47,6 +49,7 @@ def llava(tmp_path_factory):
   )
   path = tmp_path_factory.mktemp("llava")
   transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
+  shutil.copyfile(tokenizer_lib.SHIPPED, path / "tokenizer.json")
   return path
 
 
@@ -58,7 +61,11 @@ def tuned(llava, tiny_config, tmp_path_factory):
   model = store.open_stored(folder / "ours").config.model
   assert model.gaze.context_tokens == 0
   vision = dataclasses.replace(model.vision, frozen=True)
-  config = tiny_config(train__init_from=str(folder / "ours"), train__steps=2)
+  config = tiny_config(
+    train__init_from=str(folder / "ours"),
+    train__steps=2,
+    data__tokenizer=str(folder / "ours" / "hf" / "tokenizer.json"),
+  )
   config = dataclasses.replace(
     config, model=dataclasses.replace(model, vision=vision)
   )

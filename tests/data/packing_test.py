@@ -7,6 +7,7 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
+from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import sources
@@ -86,8 +87,9 @@ def test_an_image_may_be_several_units():
   whole, grid = layout.Unit(1, 2), layout.Unit(1, 3, tiles=2)
   images = [(whole, grid)] * 2
   said = layout.Text(ids("is"))
-  assert packing.turn(TOKENIZER, "<image> is <image>", images=images) == [
-    *(whole, grid, layout.Text([3, *said.ids])),
+  flat = TOKENIZER.chat.ask((messages.marked("<image> is <image>"),))
+  assert packing.parts_of(flat, images) == [
+    *(layout.Text([1]), whole, grid, layout.Text([3, *said.ids])),
     *(whole, grid, layout.Text([4])),
   ]
   question = samples.Question("is?", "no", "what")
@@ -106,7 +108,7 @@ def test_an_image_may_be_several_units():
 
 
 @pytest.mark.parametrize(
-  "given, says", [([], "1 <image> for 0"), (ONE * 2, "1 images that no")]
+  "given, says", [([], "1 <image> for 0"), (ONE * 2, "1 <image> for 2")]
 )
 def test_images_are_as_many_as_their_marks(given, says):
   turns = (samples.Turn("is <image>?", "no"),)
@@ -137,7 +139,7 @@ def test_text_only_conversation():
 def test_a_prompt_is_the_row_of_its_question_up_to_the_answer():
   asked = (samples.Question("where is the fox?", "top", "where"),)
   whole = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, ONE)
-  parts = packing.prompt(TOKENIZER, "where is the fox?", [UNIT])
+  parts = packing.prompt(TOKENIZER, "where is the fox?", ONE)
   row = layout.lay_out(parts, SHAPE)
   n = len(used(row, "tokens"))
   assert used(row, "tokens") == used(whole, "tokens")[:n]
@@ -263,7 +265,7 @@ def test_chatml_conversation(smollm2):
 
 
 def test_a_chatml_prompt_is_the_row_up_to_the_answer(smollm2):
-  row = layout.lay_out(packing.prompt(smollm2, "what?", [UNIT]), WIDE)
+  row = layout.lay_out(packing.prompt(smollm2, "what?", ONE), WIDE)
   assert texts(smollm2, row) == {0: f"{SYSTEM}###|what?{ASKED}"}
   row = layout.lay_out(packing.prompt(smollm2, "<|im_end|>"), WIDE)
   assert texts(smollm2, row) == {0: f"{SYSTEM}<|im_end|>{ASKED}"}

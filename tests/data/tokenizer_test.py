@@ -39,8 +39,8 @@ def test_any_text_round_trips(text):
 
 def test_special_tokens_have_the_first_ids():
   t = TOKENIZER
-  assert t.chat == tokenizer_lib.Chat((1,), (), (3,), (4,), (2,), (), " ")
-  assert t.eos == 2 and t.size == 2048
+  assert (t.start(), t.eos, t.chat.lead, t.size) == ((1, 3), 2, " ", 2048)
+  assert t.chat.control_ids == set(range(6)) | {t.size}  # <video> is none of it
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_pickles():
 
 
 def test_a_missing_broken_or_foreign_file_is_one_clear_error(tmp_path):
-  with pytest.raises(samples.DataError, match="can't read the tokenizer"):
+  with pytest.raises(samples.DataError, match="no such tokenizer; copy"):
     tokenizer_lib.Tokenizer.load(str(tmp_path / "none.json"))
   broken = tmp_path / "broken.json"
   broken.write_text("{")
@@ -115,7 +115,7 @@ def test_a_missing_broken_or_foreign_file_is_one_clear_error(tmp_path):
   foreign = tmp_path / "foreign.json"
   text = tokenizer_lib.SHIPPED.read_text()
   foreign.write_text(text.replace("<assistant>", "<other>"))
-  with pytest.raises(samples.DataError, match="lacks.*<assistant>"):
+  with pytest.raises(samples.DataError, match="no chat template stands beside"):
     tokenizer_lib.Tokenizer.load(str(foreign))
 
 
@@ -204,36 +204,28 @@ def test_smollm2_special_tokens_in_a_text_are_text(smollm2):
   assert not set(ids) & set(range(17))
 
 
-def test_the_chat_format_of_smollm2_is_its_template(smollm2, reference):
-  chat = smollm2.chat
-  turns = [("what?", "a fox"), ("and now?", "two foxes")]
-  ours = [*chat.start]
-  for i, (question, answer) in enumerate(turns):
-    ours += chat.again if i else ()
-    ours += [*chat.before, *smollm2.encode(question), *chat.between]
-    ours += [*smollm2.encode(answer), *chat.after]
-  said = []
-  for question, answer in turns:
-    said.append(dict(role="user", content=question))
-    said.append(dict(role="assistant", content=answer))
-  theirs = reference.apply_chat_template(said, return_dict=False)
-  assert ours == theirs[:-1]  # which ends with a line break
-  assert reference.decode(chat.start).startswith(
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
-  )
-
-
 def test_a_pickled_tokenizer_keeps_its_chat_format(smollm2):
   again = pickle.loads(pickle.dumps(smollm2))
-  assert again.chat == smollm2.chat
+  assert again.start("a") == smollm2.start("a")
+  assert (again.size, again.eos) == (smollm2.size, smollm2.eos)
   assert again.encode("<|im_end|> 12") == smollm2.encode("<|im_end|> 12")
 
 
-QWEN2 = (
-  "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n"
-  "You are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+CHATML = (
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content +"
+  " '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{"
+  " '<|im_start|>assistant\\n' }}{% endif %}"
 )
-QWEN3 = "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+
+
+def system(text):
+  """ChatML that begins with a system text of its own."""
+  return (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\n"
+    + text
+    + "<|im_end|>\\n' }}{% endif %}"
+    + CHATML
+  )
 
 
 def save_chatml(folder, **beside):
@@ -253,41 +245,101 @@ def save_chatml(folder, **beside):
   return tokenizer_lib.Tokenizer.load(str(folder / "tokenizer.json"))
 
 
+def settings(**values):
+  return dict(tokenizer_config__json=json.dumps(values))
+
+
+def named(**templates):
+  return [dict(name=n, template=t) for n, t in templates.items()]
+
+
+PROCESSOR = dict(config__json=json.dumps(dict(vision_config={})))
+
+
 @pytest.mark.parametrize(
-  "beside, system",
+  "beside, says",
   [
     ({}, ""),
-    (dict(chat_template__jinja=QWEN2), "You are a helpful assistant."),
-    (dict(chat_template__jinja=QWEN3), ""),
+    (dict(chat_template__jinja=system("J")), "J"),
+    (settings(chat_template=system("T")), "T"),
+    (settings(chat_template=named(rag=CHATML, default=system("D"))), "D"),
+    (settings(), ""),
+    # A template of its own comes before the tokenizer's settings.
     (
-      dict(tokenizer_config__json=json.dumps(dict(chat_template=QWEN2))),
-      "You are a helpful assistant.",
+      settings(chat_template=system("T"))
+      | dict(chat_template__jinja=system("J")),
+      "J",
+    ),
+    # A model of text has no processor.
+    (
+      settings(chat_template=system("T"))
+      | dict(chat_template__json=json.dumps(dict(chat_template=system("P")))),
+      "T",
+    ),
+    # A processor reads its older file first, and its own settings before that.
+    (
+      PROCESSOR
+      | settings(chat_template=system("T"))
+      | dict(chat_template__jinja=system("J"))
+      | dict(chat_template__json=json.dumps(dict(chat_template=system("P")))),
+      "P",
     ),
     (
-      dict(
-        tokenizer_config__json=json.dumps(
-          dict(chat_template=[dict(name="default", template=QWEN2)])
-        )
+      PROCESSOR
+      | dict(chat_template__json=json.dumps(dict(chat_template=system("P"))))
+      | dict(
+        processor_config__json=json.dumps(dict(chat_template=system("S")))
       ),
-      "You are a helpful assistant.",
+      "S",
     ),
-    (dict(tokenizer_config__json="{}"), ""),
+    (PROCESSOR | settings(chat_template=system("T")), "T"),
   ],
 )
-def test_the_system_turn_is_that_of_the_template(tmp_path, beside, system):
+def test_the_first_template_that_transformers_would_read(
+  tmp_path, beside, says
+):
   t = save_chatml(tmp_path, **beside)
-  begin, end = t.chat.between[2], t.eos
-  line = t.encode("\n")
-  first = [begin, *t.encode(f"system\n{system}"), end, *line]
-  user = [begin, *t.encode("user\n")]
-  assert list(t.chat.start) == [*(first if system else ()), *user]
-  assert list(t.chat.again) == [*line, *user]
-  assert t.chat.imaged == tuple(line) and t.chat.before == ()
+  first = f"<|im_start|>system\n{says}<|im_end|>\n" if says else ""
+  begins = t._tokenizer.decode(t.start(), skip_special_tokens=False)
+  assert begins == first + "<|im_start|>user\n"
 
 
-def test_a_broken_template_is_one_clear_error(tmp_path):
-  with pytest.raises(samples.DataError, match="chat template beside"):
-    save_chatml(tmp_path, tokenizer_config__json="{")
+def test_a_folder_of_templates(tmp_path):
+  (tmp_path / "chat_templates").mkdir()
+  (tmp_path / "chat_templates" / "rag.jinja").write_text(system("R"))
+  with pytest.raises(samples.DataError, match=r"\(rag\), and none of them is"):
+    save_chatml(tmp_path)
+  t = save_chatml(tmp_path, chat_template__jinja=system("J"))
+  assert t.encode("J")[0] in t.start()
+
+
+@pytest.mark.parametrize(
+  "beside, says",
+  [
+    (dict(tokenizer_config__json="{"), "tokenizer_config.json is not JSON"),
+    (dict(tokenizer_config__json="[]"), "an object is needed, got list"),
+    (settings(chat_template=3), "a chat template is a text, got int"),
+    (settings(chat_template=named(a=CHATML)), r"\(a\), and none of them is"),
+    (dict(chat_template__jinja="{% for %}"), "chat_template.jinja, line 1"),
+    (dict(chat_template__jinja="hello"), "does not say what the user says"),
+    (dict(chat_template__jinja="{{ messages[0].content }}"), "the assistant"),
+    (
+      dict(
+        chat_template__jinja="{% for m in messages %}{{ m.content }}"
+        "{% endfor %}"
+      ),
+      "nothing ends an answer: .* names no eos_token",
+    ),
+    (
+      settings(added_tokens_decoder={"7": dict(content="<new>")}),
+      "'<new>' is id [0-9]+ in tokenizer.json, and 7 by the files beside it",
+    ),
+  ],
+)
+def test_a_template_that_is_none_is_one_clear_error(tmp_path, beside, says):
+  with pytest.raises(samples.DataError, match=says) as caught:
+    save_chatml(tmp_path, **beside)
+  assert "\n" not in str(caught.value)
 
 
 def test_a_vocabulary_without_a_chat_format_is_refused(tmp_path):
@@ -296,8 +348,8 @@ def test_a_vocabulary_without_a_chat_format_is_refused(tmp_path):
   foreign.write_text(text.replace("<assistant>", "<other>"))
   with pytest.raises(samples.DataError) as caught:
     tokenizer_lib.Tokenizer.load(str(foreign))
-  assert "<|im_start|>, <|im_end|> of ChatML" in str(caught.value)
-  assert "<assistant> of ours" in str(caught.value)
+  assert "neither <|im_start|> and <|im_end|> of ChatML" in str(caught.value)
+  assert "put the model's chat_template.jinja" in str(caught.value)
 
 
 def test_a_gguf_file_without_a_known_tokenizer_is_refused(tmp_path):
@@ -359,7 +411,7 @@ def test_what_a_tokenizer_json_stores_of_its_last_use_does_not_act(
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_byte_order_mark_is_no_content(name, tmp_path):
-  settings = json.dumps(dict(chat_template=QWEN2))
+  settings = json.dumps(dict(chat_template=system("a fox")))
   want = save_chatml(tmp_path, tokenizer_config__json=settings)
   file = tmp_path / name
   file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())

@@ -201,11 +201,11 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   plain, greedy = sources.make(config, "new"), Greedy(model, top_k)
   for index in range(2):
     sample = plain.sample(index)
-    parts, spoken = [layout.Text(tokenizer.chat.start), unit], []
+    parts, spoken = packing.trunk(tokenizer, [[unit]]), []
     for i, question in enumerate(sample.questions):
       ids = greedy(sample.images[0], question.text, 5)
       spoken.append(ids)
-      parts += packing.turn(tokenizer, question.text, branch=i + 1)
+      parts += packing.turn(tokenizer, question.text, images=1, branch=i + 1)
       # The second question is given one wrong token.
       said = [*ids[:-1], (ids[-1] + i) % tokenizer.size]
       parts.append(layout.Text(said, i + 1, i))

@@ -1,0 +1,344 @@
+"""Conversations as ids: the model's own chat template, and where it scores.
+
+  messages -> template -> text with marks of images -> ids, and their places
+
+Whatever is asked, trained on or scored comes from here. What a template does
+with a text is found out by trying it: how it wants a message, what it puts
+around an answer, which marks it writes for images.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import tokenizers
+
+from gaze_jax.data import chat_files
+from gaze_jax.data import controls
+from gaze_jax.data import messages
+from gaze_jax.data import samples
+from gaze_jax.data import templates
+
+_MARKS = {messages.IMAGE: "<image>", messages.VIDEO: "<video>"}
+# A word that no template has, and two that have no beginning in common.
+_PROBE, _OTHERS = "Qzx7", ("Aa", "zz")
+
+
+class Chat:
+  """The chat format of a tokenizer.
+
+  Args:
+    tokenizer: is changed: it learns the marks of images that it lacks.
+    files: what stands beside it, with a template.
+
+  Attributes:
+    control_ids: ids of control tokens.
+    identity: the template and all that it is rendered with, as a text.
+    end: id that ends an answer.
+    lead: what the template puts before an answer, and no answer begins with.
+
+  Raises:
+    samples.DataError: the template can't be used; naming its file.
+  """
+
+  def __init__(
+    self, tokenizer: tokenizers.Tokenizer, files: chat_files.ChatFiles
+  ):
+    self._name, tokens = files.template_file, dict(files.tokens)
+    for name, number in files.token_ids.items():
+      if token := tokenizer.id_to_token(number):
+        tokens.setdefault(name, token)
+    self._template = templates.Template(files.template, self._name, tokens)
+    marks = _MARKS | files.marks
+    for kind, number in files.mark_ids.items():
+      if kind not in files.marks and (token := tokenizer.id_to_token(number)):
+        marks[kind] = token
+    for mark in marks.values():  # which texts may not have either
+      tokenizer.add_special_tokens([mark])
+    self._marks = marks
+    named = [*marks.values(), *tokens.values()]
+    written = self._template.literals()
+    self.controls = controls.Controls(tokenizer, written, named)
+    self.control_ids = frozenset(self.controls.ids.values())
+    self._kinds = {self.controls.ids[m]: kind for kind, m in marks.items()}
+    self._begin, self._bos = (), tokens.get("bos_token")
+    if files.whole:
+      self._begin = _begin(tokenizer, self._name)
+    rendered = files.template, sorted(tokens.items()), sorted(marks.items())
+    self.identity = repr((rendered, self._begin))
+    self._forms: dict[str, str] = {}
+    self._find_forms(files.whole)
+    self._find_end(tokenizer, tokens.get("eos_token"))
+    self.lesson = functools.lru_cache(maxsize=8192)(self._lesson)
+    self.opening = functools.lru_cache(maxsize=64)(self._opening)
+
+  def ask(self, talk: messages.Talk) -> messages.Flat:
+    """Ids of a conversation up to where an answer is to follow.
+
+    Raises:
+      samples.DataError: the template refuses it, or writes other marks.
+    """
+    cut, pair = self._cut(talk)
+    text = self._render(cut, True)
+    if not self._systems and any(m.role == messages.SYSTEM for m in talk):
+      raise samples.DataError(
+        f"{self._name}: the chat template leaves a system text out, so none can"
+        " be given"
+      )
+    return self._flat(self._encode(text, pair).ids, talk)
+
+  def learn(
+    self, talk: messages.Talk, *, last: bool = False
+  ) -> messages.Lesson | None:
+    """Ids of a conversation with its answers, and which of them are answers.
+
+    Args:
+      talk: ends with an answer.
+      last: whether the last answer alone counts.
+
+    Returns:
+      None where the template does not keep what it wrote of earlier turns: each
+      turn is to be learned as it would be asked, `talk` up to it.
+
+    Raises:
+      samples.DataError: the template refuses it, writes other marks, or does
+        not write an answer as it asks for one.
+    """
+    cut, pair = self._cut(talk)
+    turns = [i for i, m in enumerate(talk) if m.role == messages.ASSISTANT]
+    if last:
+      turns = turns[-1:]
+    written = [self._written(cut, i) for i in turns]
+    if len(turns) > 1 and not self._as_asked:
+      return None
+    whole, _, _ = written[-1]
+    if not all(whole.startswith(text[:stop]) for text, _, stop in written):
+      return None
+    _, starts, stops = zip(*written, strict=True)
+    encoded = self._encode(whole, pair, starts, stops)
+    end = -1 if self._kept else self.end
+    ends = [-1] * (len(stops) - 1) + [end]  # others go on by the template
+    spans = map(messages.Span, encoded.starts, encoded.stops, ends)
+    flat = self._flat(encoded.ids, talk)[: encoded.stops[-1]]
+    return messages.Lesson(flat, tuple(spans))
+
+  def _written(self, talk: messages.Talk, turn: int) -> tuple[str, int, int]:
+    """A conversation up to an answer: its text, and where the answer is.
+
+    What precedes an answer is always what asks for it.
+    """
+    asked = self._render(talk[:turn], True)
+    if self._as_asked:
+      text = self._render(talk[: turn + 1], False)
+    else:
+      text = asked + "".join(p.text for p in talk[turn].parts) + self._tail
+    if not text.startswith(asked) or not text.endswith(self._tail):
+      raise samples.DataError(
+        f"{self._name}: the chat template writes an answer otherwise than it"
+        f" asks for one, after {asked[-20:]!r}, so it can't be learned from"
+      )
+    return text, len(asked), len(text) - len(self._tail) + self._kept
+
+  def _lesson(self, images: int, question: str, answer: str) -> messages.Lesson:
+    """`learn` of one question about so many images; it may be an old one."""
+    user = messages.asked(question, images)
+    return self.learn((user, messages.said(messages.ASSISTANT, answer)))
+
+  def _opening(self, images: int, system: str | None = None) -> messages.Flat:
+    """What all conversations begin with, up to the text of the question.
+
+    Args:
+      images: how many stand before it.
+      system: a system text; None for the template's own.
+    """
+    begins = () if system is None else (messages.said(messages.SYSTEM, system),)
+    shown = (messages.Part(messages.IMAGE),) * images
+    return self.before_question(
+      (*begins, messages.Message(messages.USER, shown))
+    )
+
+  def before_question(self, talk: messages.Talk) -> messages.Flat:
+    """What a conversation begins with, whatever the question at its end.
+
+    Args:
+      talk: its last message has what the user shows before the question.
+    """
+    *begins, last = talk
+    words = [messages.Part(messages.TEXT, word) for word in _OTHERS]
+    flats = [
+      self.ask((*begins, last._replace(parts=(*last.parts, word))))
+      for word in words
+    ]
+    return flats[0][: messages.common(flats)]
+
+  def _render(self, talk: messages.Talk, ask: bool) -> str:
+    said = [
+      dict(role=m.role, content=self._content(m, self._forms.get(m.role)))
+      for m in talk
+    ]
+    return self._template.render(said, ask)
+
+  def _content(self, message: messages.Message, form: str | None) -> str | list:
+    """A message as the template wants it: a text, or a list of parts."""
+    if form == "list":
+      return [
+        dict(type=messages.TEXT, text=p.text)
+        if p.kind == messages.TEXT
+        else dict(type=self._shown_as(p.kind))
+        for p in messages.set_off(message.parts)
+      ]
+    return "".join(
+      p.text if p.kind == messages.TEXT else self._marks[self._shown_as(p.kind)]
+      for p in messages.on_lines(message.parts)
+    )
+
+  def _shown_as(self, kind: str) -> str:
+    return kind if self._videos else messages.IMAGE
+
+  def _cut(self, talk: messages.Talk) -> tuple[messages.Talk, str]:
+    """A conversation whose texts can't be taken for the template's own."""
+    texts = [p.text for m in talk for p in m.parts]
+    cut = self.controls.cut(texts)
+    rest = iter(cut.texts)
+    return tuple(
+      messages.Message(
+        m.role, tuple(p._replace(text=next(rest)) for p in m.parts)
+      )
+      for m in talk
+    ), cut.pair
+
+  def _encode(
+    self,
+    text: str,
+    pair: str,
+    starts: Sequence[int] = (),
+    stops: Sequence[int] = (),
+  ) -> controls.Encoded:
+    out = self.controls.encode(text, pair, starts, stops)
+    if not self._begin or (self._bos and text.startswith(self._bos)):
+      return out
+    shift = lambda places: [p + len(self._begin) for p in places]
+    return controls.Encoded(
+      [*self._begin, *out.ids], shift(out.starts), shift(out.stops)
+    )
+
+  def _flat(self, ids: Sequence[int], talk: messages.Talk) -> messages.Flat:
+    """Ids with the places of a conversation in the place of marks."""
+    waiting: dict[str, list[messages.Place]] = {kind: [] for kind in _MARKS}
+    for place in messages.places(talk):
+      kind = talk[place.message].parts[place.part].kind
+      waiting[self._shown_as(kind)].append(place)
+    for kind, places in waiting.items():
+      written = sum(self._kinds.get(i) == kind for i in ids)
+      if written != len(places):
+        raise samples.DataError(
+          f"{self._name}: the chat template writes {written}"
+          f" {self._marks[kind]} for {len(places)} {kind}s of the conversation;"
+          f" it is no template for {kind}s given so"
+        )
+    rest = {kind: iter(places) for kind, places in waiting.items()}
+    return tuple(
+      next(rest[self._kinds[i]]) if i in self._kinds else i for i in ids
+    )
+
+  def _find_forms(self, whole: bool) -> None:
+    """How the template wants the messages of each role."""
+    self._videos = False
+    forms = ("list", "text") if whole else ("text", "list")
+    shown = messages.asked(_PROBE, 1)
+    word = messages.said(messages.USER, _PROBE)
+    fits = [f for f in forms if self._takes(messages.USER, f, (word,))]
+    if not fits:
+      self._render((word,), True)  # if it refuses, by its own words
+      raise samples.DataError(
+        f"{self._name}: the chat template does not say what the user says"
+      )
+    sees = [
+      f for f in fits if self._takes(messages.USER, f, (shown,), messages.IMAGE)
+    ]
+    self._forms[messages.USER] = (sees or fits)[0]
+    clip = messages.asked(_PROBE, 1, messages.VIDEO)
+    self._videos = True
+    self._videos = self._takes(
+      messages.USER, self._forms[messages.USER], (clip,), messages.VIDEO
+    )
+    user = messages.said(messages.USER, "a")
+    for role, talk in (
+      (messages.ASSISTANT, (user, messages.said(messages.ASSISTANT, _PROBE))),
+      (messages.SYSTEM, (messages.said(messages.SYSTEM, _PROBE), user)),
+    ):
+      first = self._forms[messages.USER]
+      other = "list" if first == "text" else "text"
+      fits = [f for f in (first, other) if self._takes(role, f, talk)]
+      self._forms[role] = fits[0] if fits else first
+      self._systems = bool(fits)  # of the last one
+
+  def _takes(
+    self, role: str, form: str, talk: messages.Talk, kind: str = ""
+  ) -> bool:
+    """Whether the template writes a probe, and a mark, as they should be."""
+    said = [
+      dict(
+        role=m.role,
+        content=self._content(
+          m, form if m.role == role else self._forms.get(m.role)
+        ),
+      )
+      for m in talk
+    ]
+    try:
+      text = self._template.render(said, False)
+    except templates.TemplateError:
+      return False
+    if kind and text.count(self._marks[kind]) != 1:
+      return False
+    repeats = any(f"{q}type{q}" in text for q in "'\"")  # a list, written out
+    return text.count(_PROBE) == 1 and not repeats
+
+  def _find_end(self, tokenizer: tokenizers.Tokenizer, eos: str | None) -> None:
+    """What the template puts around an answer, and what ends one."""
+    user = messages.said(messages.USER, "a")
+    asked = self._render((user,), True)
+    whole = self._render(
+      (user, messages.said(messages.ASSISTANT, _PROBE)), False
+    )
+    before, found, self._tail = whole.rpartition(_PROBE)
+    if not found:
+      raise samples.DataError(
+        f"{self._name}: the chat template does not say what the assistant says"
+      )
+    self._as_asked = before.startswith(asked)
+    lead = before.removeprefix(asked) if self._as_asked else ""
+    # Where but white space differs, answers are learned as they are asked for.
+    self._as_asked |= before.split() != asked.split()
+    end = self.controls.first(self._tail)
+    self._kept = end[1] if end else 0
+    number = end[0] if end else eos and tokenizer.token_to_id(eos)
+    if number is None:
+      raise samples.DataError(
+        f"{self._name}: nothing ends an answer: the chat template writes no"
+        " control token after it, and tokenizer_config.json names no eos_token;"
+        " name one there"
+      )
+    self.end = number
+    # Where the decoder itself takes a space away there is none to take.
+    encoded = self._encode(whole, "", [len(asked)], [len(before + _PROBE)])
+    answer = encoded.ids[encoded.starts[0] : encoded.stops[0]]
+    told = tokenizer.decode(answer, skip_special_tokens=False)
+    self.lead = lead if lead.isspace() and told == lead + _PROBE else ""
+
+
+def _begin(tokenizer: tokenizers.Tokenizer, name: str) -> tuple[int, ...]:
+  """What a tokenizer puts before a text by itself.
+
+  Raises:
+    samples.DataError: it puts something behind it, too.
+  """
+  bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+  ids = tokenizer.encode(_PROBE).ids
+  at = len(ids) - len(bare)
+  if ids[at:] != bare:
+    raise samples.DataError(
+      f"{name}: the post-processor of the tokenizer.json here puts tokens"
+      " behind a prompt, where an answer is to follow; take it out of the file"
+    )
+  return tuple(ids[:at])

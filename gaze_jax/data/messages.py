@@ -1,0 +1,131 @@
+"""Conversations as messages, and as ids with the places of images in them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+TEXT, IMAGE, VIDEO = "text", "image", "video"
+MARKED = {"<image>": IMAGE}
+
+
+class Part(NamedTuple):
+  """A part of a message: a text, or an image or video of so many units."""
+
+  kind: str
+  text: str = ""
+  units: int = 1
+
+
+class Message(NamedTuple):
+  """What one side says."""
+
+  role: str
+  parts: tuple[Part, ...]
+
+
+Talk = tuple[Message, ...]
+
+
+def marked(text: str, kinds: Mapping[str, str] = MARKED) -> Message:
+  """What a user says, in which each `<image>` stands for an image.
+
+  Args:
+    text: with marks.
+    kinds: what each mark stands for.
+  """
+  pieces = re.split("(" + "|".join(map(re.escape, kinds)) + ")", text)
+  parts = [
+    Part(kinds[p]) if i % 2 else Part(TEXT, p) for i, p in enumerate(pieces)
+  ]
+  filled = [p for p in parts if p.kind != TEXT or p.text]
+  return Message(USER, tuple(filled))
+
+
+class Place(NamedTuple):
+  """Where an image or video stands: which part of which message it is."""
+
+  message: int
+  part: int
+
+
+Flat = tuple[int | Place, ...]  # ids, and places among them
+
+
+class Span(NamedTuple):
+  """An answer among ids, what ends it included, and the id that ends it.
+
+  `end` is -1 where the answer's own last id ends it, and else an id that the
+  template never writes: a model says it all the same.
+  """
+
+  start: int
+  stop: int
+  end: int
+
+
+class Lesson(NamedTuple):
+  """A conversation to learn from.
+
+  Attributes:
+    flat: its ids, up to the last that counts.
+    spans: of its answers, in order.
+  """
+
+  flat: Flat
+  spans: tuple[Span, ...]
+
+
+def said(role: str, text: str) -> Message:
+  """A message of text alone."""
+  return Message(role, (Part(TEXT, text),))
+
+
+def asked(question: str, shown: int = 0, kind: str = IMAGE) -> Message:
+  """A question about so many images or videos, which stand before it."""
+  return Message(USER, (*(Part(kind),) * shown, Part(TEXT, question)))
+
+
+def places(talk: Talk) -> list[Place]:
+  """Where the images and videos of a conversation are, in its own order."""
+  return [
+    Place(i, j)
+    for i, message in enumerate(talk)
+    for j, part in enumerate(message.parts)
+    if part.kind != TEXT
+  ]
+
+
+def common(flats: Sequence[Sequence[int | Place]]) -> int:
+  """How many items sequences begin with alike."""
+  first, *rest = flats
+  length = min(map(len, flats))
+  for i in range(length):
+    if any(other[i] != first[i] for other in rest):
+      return i
+  return length
+
+
+def set_off(parts: Sequence[Part]) -> list[Part]:
+  """Parts whose texts are without the white space that sets an image off."""
+  out = []
+  for i, part in enumerate(parts):
+    text = part.text
+    if part.kind == TEXT:
+      if i and parts[i - 1].kind != TEXT:
+        text = text.lstrip()
+      if i + 1 < len(parts) and parts[i + 1].kind != TEXT:
+        text = text.rstrip()
+    if text or part.kind != TEXT or len(parts) == 1:
+      out.append(part._replace(text=text))
+  return out
+
+
+def on_lines(parts: Sequence[Part]) -> list[Part]:
+  """Parts with a line break between the images in front and the text."""
+  texts = [i for i, part in enumerate(parts) if part.kind == TEXT]
+  first = texts[0] if texts else 0
+  text = parts[first].text if parts else ""
+  if not first or not text or text.startswith("\n"):
+    return list(parts)
+  return [*parts[:first], Part(TEXT, "\n" + text), *parts[first + 1 :]]

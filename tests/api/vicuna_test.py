@@ -1,0 +1,174 @@
+"""A LLaVA-1.5 with a Llama vocabulary and its own chat format, all the way."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers.models.llava import image_processing_pil_llava
+
+from gaze_jax import api
+from gaze_jax.evals import weights
+from tests import chat_families
+
+COUNT = 12
+
+
+@dataclasses.dataclass
+class Pair:
+  """A model of transformers with its processor, and ours converted."""
+
+  theirs: torch.nn.Module
+  processor: transformers.LlavaProcessor
+  ours: api.Model
+
+  def want(self, talk, pictures):
+    """What transformers says next, and its ids of the prompt."""
+    inputs = self.processor.apply_chat_template(
+      talk,
+      add_generation_prompt=True,
+      tokenize=True,
+      return_dict=True,
+      return_tensors="pt",
+    )
+    del pictures
+    with torch.no_grad():
+      out = self.theirs.generate(
+        **inputs, max_new_tokens=COUNT, do_sample=False, pad_token_id=0
+      )
+    said = out[0, inputs["input_ids"].shape[1] :]
+    text = self.processor.decode(said, skip_special_tokens=True)
+    return text, said.tolist(), inputs["input_ids"][0].tolist()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("vicuna")
+  family = chat_families.FAMILIES["llava-1.5"]
+  chat_families.save(family, folder)
+  tokenizer = chat_families.theirs(folder)
+  image = tokenizer.convert_tokens_to_ids("<image>")
+  config = transformers.LlavaConfig(
+    vision_config=dict(
+      model_type="clip_vision_model",
+      hidden_size=16,
+      intermediate_size=24,
+      num_hidden_layers=3,
+      num_attention_heads=2,
+      image_size=28,
+      patch_size=7,
+    ),
+    text_config=dict(
+      model_type="llama",
+      vocab_size=len(tokenizer),
+      hidden_size=32,
+      intermediate_size=48,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+    ),
+    image_token_index=image,
+  )
+  torch.manual_seed(0)
+  theirs = transformers.LlavaForConditionalGeneration(config).eval()
+  with torch.no_grad():
+    for p in theirs.parameters():
+      p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
+    # Words, not single bytes, nor marks.
+    theirs.lm_head.weight[:300] = 0
+    theirs.lm_head.weight[image] = 0
+  theirs.save_pretrained(folder)
+  processor = transformers.LlavaProcessor(
+    image_processing_pil_llava.LlavaImageProcessorPil(
+      size=dict(shortest_edge=28), crop_size=dict(height=28, width=28)
+    ),
+    tokenizer,
+    patch_size=7,
+    vision_feature_select_strategy="default",
+    num_additional_image_tokens=1,
+    chat_template=family.template,
+  )
+  processor.save_pretrained(folder)
+  weights.take_in(folder, folder / "ours")
+  processor = transformers.LlavaProcessor.from_pretrained(str(folder))
+  return Pair(theirs, processor, api.load(folder / "ours"))
+
+
+def picture(seed):
+  rng = np.random.default_rng(seed)
+  small = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
+  return Image.fromarray(small).resize((40, 33), Image.Resampling.BICUBIC)
+
+
+def user(text, *pictures):
+  shown = [dict(type="image", image=p) for p in pictures]
+  return dict(role="user", content=[*shown, dict(type="text", text=text)])
+
+
+def said(text):
+  return dict(role="assistant", content=[dict(type="text", text=text)])
+
+
+def test_it_answers_as_transformers_does_turn_by_turn(pair):
+  """From `processor.apply_chat_template`: ids, text, and the next turns."""
+  ours, talk, after = pair.ours, [], None
+  image = pair.theirs.config.image_token_index
+  questions = (
+    ("what is this?", picture(1)),
+    ("And that? ", picture(2)),
+    "why?",
+  )
+  for question in questions:
+    text, *shown = question if isinstance(question, tuple) else (question,)
+    talk.append(user(text, *shown))
+    want, ids, prompt = pair.want(talk, shown)
+    answer = ours.generate(
+      text, after, images=shown, max_tokens=COUNT, share=1.0
+    )
+    read = answer.context.ids[
+      : len(answer.context.ids) - len(answer.tokens) + 1
+    ]
+    unit = 16  # tokens of a picture
+    expanded = [i for x in read for i in ([image] * unit if x < 0 else [x])]
+    assert expanded == prompt
+    assert list(answer.tokens) == ids and answer.text == want
+    assert len(set(ids)) > 3, ids
+    stream = ours.stream(text, after, images=shown, max_tokens=COUNT, share=1.0)
+    assert "".join(stream) == want
+    talk.append(said(want))
+    after = answer.context
+  # Read before the question, and asked with it, are one.
+  seen = ours.encode_image(picture(1))
+  first = ours.generate("what is this?", seen, max_tokens=COUNT, share=1.0)
+  assert first.text == talk[1]["content"][0]["text"]
+
+
+def test_a_system_text_is_the_templates(pair):
+  talk = [
+    dict(role="system", content=[dict(type="text", text="Be brief.")]),
+    user("what is this?", picture(3)),
+  ]
+  want, ids, _ = pair.want(talk, ())
+  answer = pair.ours.generate(
+    "what is this?",
+    images=[picture(3)],
+    system="Be brief.",
+    max_tokens=COUNT,
+    share=1.0,
+  )
+  assert (answer.text, list(answer.tokens)) == (want, ids)
+
+
+def test_it_carries_its_chat_format_along(pair, tmp_path):
+  """Out again it is a processor of transformers with the same template."""
+  directory = pair.ours.config.data.tokenizer.removesuffix("/tokenizer.json")
+  source = directory.removesuffix("/hf")
+  weights.give_out(pathlib.Path(source), tmp_path / "back")
+  back = transformers.LlavaProcessor.from_pretrained(str(tmp_path / "back"))
+  assert back.chat_template == pair.processor.chat_template
+  config = json.loads((tmp_path / "back" / "config.json").read_text())
+  assert config["image_token_index"] == pair.theirs.config.image_token_index

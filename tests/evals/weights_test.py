@@ -1,0 +1,64 @@
+"""Which tokenizer goes with weights, wherever they lie."""
+
+import shutil
+
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax import packages
+from gaze_jax.data import samples
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.evals import weights
+
+
+def config(tokenizer=""):
+  return config_lib.from_config_dict(dict(data=dict(tokenizer=tokenizer)))
+
+
+def named(tokenizer, folder, foreign):
+  return weights._with_tokenizer(config(tokenizer), folder, foreign).data
+
+
+def test_the_tokenizer_beside_the_weights(tmp_path):
+  file = tmp_path / "tokenizer.json"
+  # Weights of others without one: the file is missed, and ours not taken.
+  absent = named("", tmp_path, True).tokenizer
+  assert absent == str(file)
+  with pytest.raises(samples.DataError, match="no such tokenizer; copy the"):
+    tokenizer_lib.Tokenizer.load(absent)
+  assert named("", tmp_path, False).tokenizer == ""  # ours
+  assert named("mine.json", tmp_path, True).tokenizer == "mine.json"
+  shutil.copyfile(tokenizer_lib.SHIPPED, file)
+  for given in ("", "mine.json"):  # a conversion has copied it
+    assert named(given, tmp_path, False).tokenizer == str(file)
+  smollm2 = packages.SMOLLM2
+  assert named(smollm2, tmp_path, False).tokenizer == smollm2
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json"])
+def test_what_makes_a_tokenizer_json_is_said(name, tmp_path):
+  (tmp_path / name).touch()
+  with pytest.raises(samples.DataError) as caught:
+    tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
+  message = str(caught.value)
+  assert f"(but {name}, of which transformers makes one)" in message
+  assert f"AutoTokenizer.from_pretrained('{tmp_path}')" in message
+  assert "\n" not in message
+
+
+def test_a_run_takes_its_tokenizer_and_template_along(tmp_path):
+  source, to = tmp_path / "words", tmp_path / "hf"
+  (source / "chat_templates").mkdir(parents=True)
+  shutil.copyfile(tokenizer_lib.SHIPPED, source / "mine.json")
+  (source / "chat_template.jinja").write_text("a")
+  (source / "chat_templates" / "rag.jinja").write_text("b")
+  weights._keep_tokenizer(str(source / "mine.json"), to)
+  kept = sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file())
+  assert kept == [
+    "chat_template.jinja",
+    "chat_templates/rag.jinja",
+    "tokenizer.json",
+  ]
+  for nothing in ("", packages.SMOLLM2):
+    weights._keep_tokenizer(nothing, tmp_path / "none")
+  assert not (tmp_path / "none").exists()
