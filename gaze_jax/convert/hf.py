@@ -39,7 +39,7 @@ GENERATION = "generation_config.json"
 PICTURES = (
   vision_pixels.ALONE,
   vision_pixels.NESTED,
-  "video_preprocessor_config.json",
+  vision_pixels.VIDEO,
 )
 TEXTS = (
   GENERATION,
@@ -152,6 +152,11 @@ def open_checkpoint(
     source=source,
   )
   _check_alias(checkpoint)
+  if model.tiling.kind == "anyres":  # which is asked about videos
+    for line in vision_pixels.other_for_videos(directory, model.vision):
+      logging.warning(
+        "%s: %s; frames are shown to the model as pictures are", directory, line
+      )
   if beside := partial.adapters(p.name for p in directory.iterdir()):
     logging.warning(
       "%s: the adapter %s lies beside the weights and is not applied; merge it"

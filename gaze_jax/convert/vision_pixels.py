@@ -18,6 +18,7 @@ Raw = Mapping[str, Any]
 
 # Of the whole processor, in transformers 5, and of its image processor alone.
 NESTED, ALONE = "processor_config.json", "preprocessor_config.json"
+VIDEO = "video_preprocessor_config.json"  # of its video processor alone
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -135,6 +136,38 @@ def read(
   if c.max_patches:
     return _naflex(c, name, value)
   return dataclasses.replace(c, **_size(name, value))
+
+
+def other_for_videos(
+  directory: pathlib.Path, c: config_lib.VisionConfig
+) -> list[str]:
+  """What a video processor asks for that frames don't get here.
+
+  They are fitted and normalised as pictures are; each difference is a line.
+
+  Raises:
+    ConversionError: a file can't be read.
+  """
+  raw = None
+  if (directory / NESTED).exists():
+    raw = json_file.read(directory / NESTED).get("video_processor")
+  if raw is None and (directory / VIDEO).exists():
+    raw = json_file.read(directory / VIDEO)
+  if not isinstance(raw, dict):
+    return []
+  keys = ("image_mean", "image_std", "resample", "size", *_AFFINE)
+  given = {k: raw[k] for k in keys if raw.get(k) is not None}
+  tiled = {"image_processor_type": _TILED[0]}
+  try:
+    frames = read(c, "siglip_vision_model", write(c) | tiled | given)
+  except PixelsError as error:
+    return [str(error)]
+  return [
+    f"{name} = {getattr(frames, name)} for a video, {getattr(c, name)} for a"
+    " picture"
+    for name in ("image_size", "resample", "mean", "std")
+    if getattr(frames, name) != getattr(c, name)
+  ]
 
 
 def with_type(preprocessor: Raw, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gaze_jax.convert import convert
 from gaze_jax.convert import errors
 from gaze_jax.convert import hf
 from gaze_jax.convert import tensors
+from gaze_jax.convert import vision_pixels
 from gaze_jax.evals import weights
 
 TEXT = dict(
@@ -242,3 +243,15 @@ def test_a_part_that_is_missing_is_one_line(copied):
   (line,) = str(caught.value).splitlines()[1:]
   assert "missing: vision_tower." in line
   assert line.endswith(" others of the vision")
+
+
+def test_a_video_processor_of_its_own_is_named(copied, caplog):
+  path = copied("llava_onevision")
+  hf.open_checkpoint(path)
+  assert not caplog.messages
+  raw = dict(image_mean=[0.25] * 3)
+  (path / vision_pixels.VIDEO).write_text(json.dumps(raw))
+  hf.open_checkpoint(path)
+  (said,) = caplog.messages
+  assert "mean = (0.25, 0.25, 0.25) for a video" in said
+  assert "frames are shown to the model as pictures are" in said

@@ -15,6 +15,8 @@ from gaze_jax.convert import vision_pixels
 from gaze_jax.data import images
 
 NESTED, ALONE = vision_pixels.NESTED, vision_pixels.ALONE
+VIDEO = vision_pixels.VIDEO
+SIGLIP = dict(model_type="siglip_vision_model", image_size=28, patch_size=7)
 CLIP = dict(model_type="clip_vision_model")
 A, B = (
   dict(image_processor_type="CLIPImageProcessor", image_mean=[x] * 3)
@@ -45,6 +47,30 @@ def test_the_file_is_the_one_that_transformers_takes(tmp_path, files, want):
       (tmp_path / name).write_text(json.dumps(value))
     kind = clip_pixels.CLIPImageProcessorPil
     assert kind.get_image_processor_dict(tmp_path)[0] == want[1]
+
+
+@pytest.mark.parametrize(
+  "files, want",
+  [
+    ({}, []),
+    ({VIDEO: dict(image_mean=[0.5] * 3, size=dict(height=28, width=28))}, []),
+    ({VIDEO: dict(image_mean=[0.25] * 3)}, ["mean = (0.25, 0.25, 0.25) for a"]),
+    (
+      {NESTED: dict(video_processor=dict(resample=2)), VIDEO: dict(size=56)},
+      ["resample = bilinear for a video, bicubic for a picture"],
+    ),
+    ({NESTED: dict(image_processor=A), VIDEO: dict(size=56)}, ["image_size ="]),
+    ({VIDEO: dict(do_rescale=False)}, ["do_rescale = False is not computed"]),
+  ],
+)
+def test_what_frames_are_not_given_is_said(tmp_path, files, want):
+  for name, value in files.items():
+    (tmp_path / name).write_text(json.dumps(value))
+  c = vision.config(SIGLIP)
+  said = vision_pixels.other_for_videos(tmp_path, c)
+  assert len(said) == len(want)
+  for line, start in zip(said, want, strict=True):
+    assert line.startswith(start)
 
 
 @pytest.mark.parametrize(
