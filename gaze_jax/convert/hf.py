@@ -152,19 +152,26 @@ def open_checkpoint(
     source=source,
   )
   _check_alias(checkpoint)
-  if model.tiling.kind == "anyres":  # which is asked about videos
-    for line in vision_pixels.other_for_videos(directory, model.vision):
+  _say_beside(checkpoint)
+  return checkpoint
+
+
+def _say_beside(c: Checkpoint) -> None:
+  """Names what lies beside the weights and changes nothing here."""
+  if c.model.tiling.kind == "anyres":  # which is asked about videos
+    for line in vision_pixels.other_for_videos(c.directory, c.model.vision):
       logging.warning(
-        "%s: %s; frames are shown to the model as pictures are", directory, line
+        "%s: %s; frames are shown to the model as pictures are",
+        c.directory,
+        line,
       )
-  if beside := partial.adapters(p.name for p in directory.iterdir()):
+  if beside := partial.adapters(p.name for p in c.directory.iterdir()):
     logging.warning(
       "%s: the adapter %s lies beside the weights and is not applied; merge it"
       " into them if it belongs to the model",
-      directory,
+      c.directory,
       beside[0],
     )
-  return checkpoint
 
 
 def read_configs(
