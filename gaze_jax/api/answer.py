@@ -8,7 +8,6 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax.data import messages
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
@@ -213,7 +212,7 @@ def finish(
   context = said.context
   if reason == "stop":  # the next turn finds it ended as the template ends it
     context = dataclasses.replace(context, pending=(asked.tokenizer.eos,))
-  answer = messages.said(messages.ASSISTANT, text.text)
+  answer = asked.tokenizer.answer(said.tokens, text.text)
   return Answer(
     question=question,
     text=text.text,

@@ -187,7 +187,9 @@ class Chat:
         for p in messages.set_off(message.parts)
       ]
     return "".join(
-      p.text if p.kind == messages.TEXT else self._marks[self._shown_as(p.kind)]
+      p.text
+      if p.kind in messages.TEXTS
+      else self._marks[self._shown_as(p.kind)]
       for p in messages.on_lines(message.parts)
     )
 
@@ -196,15 +198,13 @@ class Chat:
 
   def _cut(self, talk: messages.Talk) -> tuple[messages.Talk, str]:
     """A conversation whose texts can't be taken for the template's own."""
-    texts = [p.text for m in talk for p in m.parts]
+    own = messages.OWN  # which is the template's to find
+    texts = [p.text for m in talk for p in m.parts if p.kind != own]
     cut = self.controls.cut(texts)
     rest = iter(cut.texts)
-    return tuple(
-      messages.Message(
-        m.role, tuple(p._replace(text=next(rest)) for p in m.parts)
-      )
-      for m in talk
-    ), cut.pair
+    of = lambda p: p if p.kind == own else p._replace(text=next(rest))
+    talk = [m._replace(parts=tuple(map(of, m.parts))) for m in talk]
+    return tuple(talk), cut.pair
 
   def _encode(
     self,
@@ -227,14 +227,16 @@ class Chat:
     for place in messages.places(talk):
       kind = talk[place.message].parts[place.part].kind
       waiting[self._shown_as(kind)].append(place)
+    found = [self._kinds[i] for i in ids if i in self._kinds]
     for kind, places in waiting.items():
-      written = sum(self._kinds.get(i) == kind for i in ids)
-      if written != len(places):
+      if (written := found.count(kind)) != len(places):
         raise samples.DataError(
           f"{self._name}: the chat template writes {written}"
           f" {self._marks[kind]} for {len(places)} {kind}s of the conversation;"
           f" it is no template for {kind}s given so"
         )
+    if not found:
+      return tuple(ids)
     rest = {kind: iter(places) for kind, places in waiting.items()}
     return tuple(
       next(rest[self._kinds[i]]) if i in self._kinds else i for i in ids

@@ -6,11 +6,17 @@ from typing import NamedTuple
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 TEXT, IMAGE, VIDEO = "text", "image", "video"
+OWN = "own"  # a control token that the model itself said, in its own answer
+TEXTS = (TEXT, OWN)
 MARKED = {"<image>": IMAGE}
 
 
 class Part(NamedTuple):
-  """A part of a message: a text, or an image or video of so many units."""
+  """A part of a message: a text, or an image or video of so many units.
+
+  A template looks for some control tokens in an answer: for the end of what was
+  thought. It finds those that the model said, and none that a text spells out.
+  """
 
   kind: str
   text: str = ""
@@ -92,7 +98,7 @@ def places(talk: Talk) -> list[Place]:
     Place(i, j)
     for i, message in enumerate(talk)
     for j, part in enumerate(message.parts)
-    if part.kind != TEXT
+    if part.kind not in TEXTS
   ]
 
 
@@ -107,23 +113,23 @@ def common(flats: Sequence[Sequence[int | Place]]) -> int:
 
 
 def set_off(parts: Sequence[Part]) -> list[Part]:
-  """Parts whose texts are without the white space that sets an image off."""
-  out = []
-  for i, part in enumerate(parts):
-    text = part.text
-    if part.kind == TEXT:
-      if i and parts[i - 1].kind != TEXT:
-        text = text.lstrip()
-      if i + 1 < len(parts) and parts[i + 1].kind != TEXT:
-        text = text.rstrip()
-    if text or part.kind != TEXT or len(parts) == 1:
-      out.append(part._replace(text=text))
-  return out
+  """Texts without the white space that sets an image off; OWN is text here."""
+  out: list[Part] = []
+  for part in parts:
+    if part.kind not in TEXTS:
+      if out and out[-1].kind == TEXT:
+        out[-1] = Part(TEXT, out[-1].text.rstrip())
+      out.append(part)
+    elif out and out[-1].kind == TEXT:
+      out[-1] = Part(TEXT, out[-1].text + part.text)
+    else:
+      out.append(Part(TEXT, part.text.lstrip() if out else part.text))
+  return [p for p in out if p.text or p.kind != TEXT or len(out) == 1]
 
 
 def on_lines(parts: Sequence[Part]) -> list[Part]:
   """Parts with a line break between the images in front and the text."""
-  texts = [i for i, part in enumerate(parts) if part.kind == TEXT]
+  texts = [i for i, part in enumerate(parts) if part.kind in TEXTS]
   first = texts[0] if texts else 0
   text = parts[first].text if parts else ""
   if not first or not text or text.startswith("\n"):

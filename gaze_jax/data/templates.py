@@ -54,7 +54,8 @@ class Template:
     """The text of a conversation.
 
     Args:
-      messages: each with a "role" and a "content", as the template wants it.
+      messages: each with a "role" and a "content", as the template wants it;
+        of plain JSON.
       ask: whether an answer is to follow (`add_generation_prompt`).
 
     Raises:
@@ -64,7 +65,7 @@ class Template:
     try:
       for piece in self._compiled.generate(
         self._variables,
-        messages=json.loads(json.dumps(messages)),  # its own copy, plain
+        messages=messages,
         tools=None,
         documents=None,
         add_generation_prompt=ask,
@@ -110,7 +111,7 @@ def _check_length(length: int) -> None:
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
   """The sandbox, with bounds on loops and on texts that grow."""
 
-  intercepted_binops = frozenset(["+", "*", "**", "%"])
+  intercepted_binops = frozenset(["*", "**"])
 
   def _parse(self, source: str, name: Any, filename: Any) -> nodes.Template:
     return _Bounds().visit(super()._parse(source, name, filename))
@@ -126,16 +127,22 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Bounds(visitor.NodeTransformer):
-  """Counts the steps of loops, and the length of texts that are joined."""
+  """Counts the steps of loops, and the length of what is kept."""
 
   def visit_For(self, node: nodes.For) -> nodes.For:
     self.generic_visit(node)
     node.iter = _filtered(node.iter, "bounded_steps")
     return node
 
-  def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+  def visit_Assign(self, node: nodes.Assign) -> nodes.Assign:
     self.generic_visit(node)
-    return _filtered(node, "bounded_text")
+    node.node = _filtered(node.node, "bounded_text")
+    return node
+
+  def visit_Call(self, node: nodes.Call) -> nodes.Call:
+    self.generic_visit(node)
+    node.args = [_filtered(arg, "bounded_text") for arg in node.args]
+    return node
 
 
 def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:

@@ -25,6 +25,7 @@ from gaze_jax.data import chat_files
 from gaze_jax.data import emoji
 from gaze_jax.data import ends as ends_lib
 from gaze_jax.data import gguf_tokenizer
+from gaze_jax.data import messages
 from gaze_jax.data import questions
 from gaze_jax.data import samples
 from gaze_jax.data import scenes
@@ -199,6 +200,26 @@ class Tokenizer:
       last = max(n for n, text in enumerate(out) if text is not None)
       out[last] += rest
     return out + [None] * (len(ids) - len(out))
+
+  def answer(self, ids: Sequence[int], text: str) -> messages.Message:
+    """What a model said, as a message of a conversation that goes on.
+
+    Args:
+      ids: its tokens.
+      text: as much of their text as was told.
+    """
+    parts, left = [], len(text)
+    for i, piece in zip(ids, self.pieces(ids), strict=True):
+      piece, own = (piece or "")[:left], i in self.chat.control_ids
+      left -= len(piece)
+      if own and piece:
+        parts.append(messages.Part(messages.OWN, piece))
+      elif parts and parts[-1].kind == messages.TEXT:
+        parts[-1] = messages.Part(messages.TEXT, parts[-1].text + piece)
+      elif piece:
+        parts.append(messages.Part(messages.TEXT, piece))
+    parts = parts or [messages.Part(messages.TEXT)]
+    return messages.Message(messages.ASSISTANT, tuple(parts))
 
 
 def read(file: pathlib.Path) -> tokenizers.Tokenizer:

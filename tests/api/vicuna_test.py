@@ -15,6 +15,8 @@ from gaze_jax import api
 from gaze_jax.evals import weights
 from tests import chat_families
 
+pytestmark = pytest.mark.nightly  # it is asked turn by turn, compiled: 30 s
+
 COUNT = 12
 
 

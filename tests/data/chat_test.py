@@ -125,6 +125,14 @@ def test_a_conversation_to_learn_from_is_the_template_too(both, turns):
   assert lesson.flat[: lesson.spans[-1].start] == asked
 
 
+def test_an_empty_text_is_empty(both):
+  if both.family.system:
+    talk = [("system", ""), ("user", "a")]
+    assert both.ours.chat.ask(ours_of(talk)) == both.want(talk, True)
+  talk = [("user", "a"), ("assistant", ""), ("user", "b")]
+  assert both.ours.chat.ask(ours_of(talk)) == both.want(talk, True)
+
+
 def test_a_text_that_merges_with_the_template_before_it(both):
   """A line break and a space, which belong to tokens of the template's."""
   for question in ("\n\nwhat?\n", "  what? ", "\n", "< what >", "[what"):
@@ -308,6 +316,34 @@ def test_turns_that_the_template_writes_anew_are_branches(both_of):
     packing.pack(
       samples.Sample((), conversation=late), both.ours, SHAPE, [(UNIT,)]
     )
+
+
+def test_what_a_model_thought_is_the_templates_to_leave_out(both_of):
+  """Its own tokens; not those that a text only spells."""
+  both = both_of("qwen3")
+  ours, chat = both.ours, both.ours.chat
+  ids = [
+    *(chat.controls.ids["<think>"], *ours.encode("\nhm\n")),
+    *(chat.controls.ids["</think>"], *ours.encode("\n\na fox</think>")),
+    ours.eos,
+  ]
+  text = "<think>\nhm\n</think>\n\na fox</think>"
+  assert ours.decode(ids) == text
+  told = ours.answer(ids, text)
+  assert "".join(p.text for p in told.parts) == text
+  first, last = ours_of([("user", "what?"), ("user", "why?")])
+  want = both.want(
+    [("user", "what?"), ("assistant", "a fox"), ("user", "why?")], True
+  )
+  got = chat.ask((first, told, last))
+  spelled = tuple(ours.encode("a fox</think>"))
+  size = len(spelled)
+  at = next(i for i in range(len(got)) if got[i : i + size] == spelled)
+  plain = tuple(ours.encode("a fox"))
+  assert (*got[:at], *plain, *got[at + size :]) == want
+  # As much of it as was told.
+  assert ours.answer(ids, text[:4]).parts == (messages.Part("own", "<thi"),)
+  assert ours.answer((), "").parts == (messages.Part("text"),)
 
 
 def test_an_answer_that_nothing_ends_is_ended_by_eos(both_of):
