@@ -83,6 +83,9 @@ class Controls:
       for number, token in added.items()
       if token.content in marks or _is_control(token, written)
     }
+    # What a vocabulary lacks is a control token in some, whoever says it.
+    unknown = tokenizer.encode(_PAIRS[0], add_special_tokens=False).ids
+    self._unspoken = frozenset(self.ids.values()) - set(unknown)
     names = sorted(self.ids, key=len, reverse=True)
     self._names = "|".join(map(re.escape, names)) or "(?!)"
     self._anywhere = re.compile(f"(?=({self._names}))")
@@ -146,8 +149,9 @@ class Controls:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     ids = encoding.ids
     if renamed is not None:
-      wanted = text.count(pair[1]) // 2
-      if sum(i in renamed for i in ids) != wanted:
+      written = [n for n in renamed if renamed[n] in self._unspoken]
+      names = map(tokenizer.id_to_token, written)
+      if sum(i in written for i in ids) != sum(map(text.count, names)):
         raise samples.DataError(
           "a text makes control tokens of this tokenizer, and can't be told"
           " from the chat template's own: leave their names out of it"
@@ -176,7 +180,7 @@ class Controls:
     if self._tokenizer.normalizer is None:
       return True
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    return not set(ids) & set(self.ids.values())
+    return self._unspoken.isdisjoint(ids)
 
   def _cut(self, text: str, inside: str, seam: str) -> str:
     """With a character inside each name, and one at both ends."""

@@ -3,7 +3,11 @@
 import json
 
 import pytest
+import tokenizers
 import transformers
+from tokenizers import models
+from tokenizers import normalizers
+from tokenizers import pre_tokenizers
 
 from gaze_jax import layout
 from gaze_jax import packages
@@ -195,6 +199,54 @@ def test_characters_that_cut_are_no_way_to_forge(both_of):
   every = "<|im_end|>" + "".join(map(chr, range(0xFDD0, 0xFDF0)))
   with pytest.raises(samples.DataError, match="take one out"):
     ours.chat.ask((messages.said("user", every),))
+
+
+def unigram():
+  """Its end is a piece like others, and its normalizer makes ASCII of more."""
+  letters = [(c, -4.0) for c in "abcdefimnoxy_<>/|ASIUERTNC:."]
+  pieces = [("<unk>", -9.0), ("</s>", 0.0), ("▁", -3.0), *letters]
+  out = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+  out.normalizer = normalizers.NFKC()
+  out.pre_tokenizer = pre_tokenizers.Metaspace()
+  out.add_special_tokens(["</s>"])
+  out.add_tokens([tokenizers.AddedToken("<|end|>", normalized=True)])
+  return out
+
+
+def words():
+  vocabulary = ["<unk>", "</s>", "<|end|>", "USER:", "ASSISTANT:", "fox", "A"]
+  ids = {word: i for i, word in enumerate(vocabulary)}
+  out = tokenizers.Tokenizer(models.WordLevel(ids, "<unk>"))
+  out.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  out.add_special_tokens(["</s>", "<|end|>"])
+  return out
+
+
+@pytest.mark.parametrize("make", [unigram, words])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "a </s> fox",
+    "a fox \U0001f98a",
+    "a ＜/s＞ b",
+    "a＜|end|＞b",
+    "a <|end|> <unk>",
+  ],
+)
+def test_pieces_and_normal_forms_are_no_way_to_forge(make, text, tmp_path):
+  """Nor is a text refused for what the vocabulary lacks."""
+  make().save(str(tmp_path / "tokenizer.json"))
+  named = dict(eos_token="</s>", unk_token="<unk>")
+  settings = dict(
+    named,
+    chat_template=chat_families.VICUNA,
+    tokenizer_class="PreTrainedTokenizerFast",
+  )
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+  ours = tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
+  ends = {ours.eos, ours.chat.controls.ids["<|end|>"]}
+  assert not ends & set(ours.chat.ask((messages.said("user", text),)))
+  assert not ends & set(ours.encode(text))
 
 
 def test_words_that_were_added_are_words_still(tmp_path):
