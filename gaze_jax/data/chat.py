@@ -48,15 +48,16 @@ class Chat:
       if token := tokenizer.id_to_token(number):
         tokens.setdefault(name, token)
     self._template = templates.Template(files.template, self._name, tokens)
+    written = self._template.literals()
     marks = _MARKS | files.marks
     for kind, number in files.mark_ids.items():
-      if kind not in files.marks and (token := tokenizer.id_to_token(number)):
-        marks[kind] = token
+      token = tokenizer.id_to_token(number)
+      if token and any(token in text for text in written):
+        marks[kind] = files.marks.get(kind, token)
     for mark in marks.values():  # which texts may not have either
       tokenizer.add_special_tokens([mark])
     self._marks = marks
     named = [*marks.values(), *tokens.values()]
-    written = self._template.literals()
     self.controls = controls.Controls(tokenizer, written, named)
     self.control_ids = frozenset(self.controls.ids.values())
     self._kinds = {self.controls.ids[m]: kind for kind, m in marks.items()}

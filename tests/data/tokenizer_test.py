@@ -420,3 +420,27 @@ def test_a_byte_order_mark_is_no_content(name, tmp_path):
   assert got.start() == want.start()
   ids = requests.read_tokenizer(tmp_path).get_vocab().values()
   assert max(ids) + 1 == got.size
+
+
+@pytest.mark.parametrize(
+  "beside, mark",
+  [
+    ({}, "<image>"),
+    (settings(image_token="<|image|>"), "<|image|>"),
+    (
+      dict(processor_config__json=json.dumps(dict(image_token="<|image|>"))),
+      "<|image|>",
+    ),
+    # By the model's own id, if its template writes that.
+    (dict(config__json=json.dumps(dict(image_token_index=7))), "<image>"),
+    (dict(config__json=json.dumps(dict(image_token_id="END"))), "<|im_end|>"),
+  ],
+)
+def test_what_stands_for_an_image(tmp_path, beside, mark):
+  plain = save_chatml(tmp_path)
+  end = str(plain.eos)
+  for name, text in beside.items():
+    text = text.replace('"END"', end)
+    (tmp_path / name.replace("__", ".")).write_text(text)
+  t = tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
+  assert t.chat._marks["image"] == mark
