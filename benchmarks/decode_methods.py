@@ -237,9 +237,8 @@ def routed(case: Case, granularity: str) -> Callable[[], Any]:
 def every_region(case: Case) -> Callable[[], Any]:
   """The loops of the routed step, told to read all pages: dense attention."""
   b, h, r = case.caches[0].k.shape[:3]
-  group = case.query.shape[2] // h
   ids = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (b, h, r))
-  rows, count = jnp.full_like(ids, 2**group - 1), jnp.full((b, h), r)
+  rows, count = jnp.full((b, h, 1, r), -1), jnp.full((b, h), r)
   call = _in_layers(
     lambda query, cache: gather.attend_pages(query, cache, ids, rows, count).out
   )

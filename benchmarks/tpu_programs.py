@@ -107,7 +107,10 @@ class Program:
   make: Callable[[], tuple[Callable[..., Any], tuple]]
 
 
-NAMES = "decode", "attend_pages", "attend_regions", "attend_visual", "parallel"
+NAMES = (
+  *("decode", "prompt", "attend_pages"),
+  *("attend_regions", "attend_visual", "parallel"),
+)
 
 
 def programs(names: list[str], quick: bool) -> Iterator[Program]:
@@ -141,6 +144,8 @@ def _decoding(case: Case) -> Iterator[Program]:
     for form, option in (("gather", "gather"), ("kernel", "pallas")):
       make = functools.partial(step, option, choice)
       yield Program(case, "decode", form, choice, make)
+    make = functools.partial(step, "pallas", choice, tokens=_TEXT)
+    yield Program(case, "prompt", "kernel", choice, make)
     make = functools.partial(_attend_pages, case, choice)
     yield Program(case, "attend_pages", "kernel", choice, make)
 
@@ -161,7 +166,7 @@ _abstract = jax.ShapeDtypeStruct
 _ints = lambda *shape: _abstract(shape, jnp.int32)
 
 
-def _step(case: Case, implementation: str, choice: str | None):
+def _step(case: Case, implementation: str, choice: str | None, tokens: int = 1):
   """`gaze.decode` of one layer of a stacked cache; all regions if no choice."""
   config = config_lib.GazeConfig(
     granularity=choice or "kv_group", decode_implementation=implementation
@@ -182,7 +187,7 @@ def _step(case: Case, implementation: str, choice: str | None):
     ).out
 
   return function, (
-    _abstract((1, 1, case.q, _HEAD_DIM), case.dtype),
+    _abstract((1, tokens, case.q, _HEAD_DIM), case.dtype),
     _cache(case, config),
     linear,
     linear,
@@ -230,7 +235,7 @@ def _attend_pages(case: Case, choice: str):
     *(_abstract(pages, case.dtype),) * 2,
     _ints(1, case.regions),
     lists,
-    lists,
+    _ints(1, case.h, 1, case.size(choice)),
     _ints(1, case.h),
     _ints(),
   )

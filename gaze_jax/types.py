@@ -191,7 +191,8 @@ class Visits:
 
   Attributes:
     ids: int32 [B, H, U], region ids; past `count` anything in range.
-    rows: int32 [B, H, U], bit i is set where row i reads the page.
+    rows: int32 [B, H, words, U], a word for 32 rows: bit i % 32 of word i // 32
+      is set where row i reads the page; past the last row it is anything.
     count: int32 [B, H], how many entries are real.
   """
 

@@ -51,8 +51,8 @@ def test_what_is_compiled(ran):
     assert _cases(alone, "dtype") == {("float32",), ("bfloat16",)}
     steps = [row for row in mine if row["program"] == "decode"]
     assert _cases(steps, "form") == {("dense",), ("gather",), ("kernel",)}
-    training = {"attend_regions", "attend_visual"}
-    assert training < {row["program"] for row in mine}
+    others = {"attend_regions", "attend_visual", "prompt"}
+    assert others < {row["program"] for row in mine}
     assert f"\n{topology}, TPU" in result.stdout
   assert _cases(rows, "topology") == {(name,) for name in TOPOLOGIES}
   assert not any(row["failure"] for row in rows)

@@ -33,18 +33,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from gaze_jax import types
+from gaze_jax.kernels import gaze_decode_kernel as kernel
 
 # A chunk of keys and values is 288 KB at D = 128 in bfloat16. Three of them on
 # the way cover about a microsecond of latency; four are 2.3 MB in float32.
 _CHUNK_TOKENS = 576
 _SLOTS = 4
-# A row is a bit of an int32.
-MAX_ROWS = 32
+# A row is a bit of a word of the list, of which there are up to four.
+MAX_ROWS = 128
 # What the compilers for v5e, v5p, v6e and 7x were seen to grant.
 MAX_SMEM_BYTES = 1_000_000
 MAX_VMEM_BYTES = 12_000_000
@@ -84,20 +84,39 @@ def fetched_bytes(count, *, tokens: int, head_dim: int, dtype) -> int:
   return 2 * pages * page * np.dtype(dtype).itemsize
 
 
-def memory_bytes(k_shape, *, size: int, dtype) -> tuple[int, int]:
+def memory_bytes(
+  k_shape, *, size: int, dtype, rows: int = 1
+) -> tuple[int, int]:
   """SMEM, for the lists, and VMEM, for the ring, that `attend_pages` takes.
 
   Args:
     k_shape: (B, H, R, L, D).
     size: U.
     dtype: float32 or bfloat16, of the cache.
+    rows: X * G.
   """
   b, h, r, l, d = k_shape
   words = lambda n: -(-n // _LANES) * _LANES
-  lists = 2 * h * words(size) + words(r)
+  lists = (1 + -(-rows // kernel.WORD)) * h * words(size) + words(r)
   page = math.prod(page_shape(l, d, dtype)) * np.dtype(dtype).itemsize
   ring = 2 * _SLOTS * _chunk_pages(l, size) * page
   return 4 * (min(b, 2) * lists + b * words(h)), ring
+
+
+def most_rows(k_shape, dtype) -> int:
+  """Rows of a KV head whose lists fit, 32 to MAX_ROWS.
+
+  Args:
+    k_shape: (B, H, R, L, D).
+    dtype: float32 or bfloat16, of the cache.
+  """
+  fits = lambda rows: (
+    memory_bytes(k_shape, size=k_shape[2], dtype=dtype, rows=rows)[0]
+    <= MAX_SMEM_BYTES
+  )
+  return next(
+    filter(fits, range(MAX_ROWS, kernel.WORD, -kernel.WORD)), kernel.WORD
+  )
 
 
 def _chunk_pages(tokens: int, size: int) -> int:
@@ -110,7 +129,7 @@ def attend_pages(
   v: types.Float[types.Array, "*pages W"],
   length: types.Int[types.Array, "B R"],
   ids: types.Int[types.Array, "B H U"],
-  rows: types.Int[types.Array, "B H U"],
+  rows: types.Int[types.Array, "B H words U"],
   count: types.Int[types.Array, "B H"],
   *,
   layer: types.Int[types.Array, ""] | int | None = None,
@@ -128,8 +147,8 @@ def attend_pages(
       what lies behind them is never used. A filled value must be finite if any
       row of the group reads its page.
     ids: int32 [B, H, U], pages to visit, each at most once, in any order.
-    rows: int32 [B, H, U]; bit x * G + g is set where query head h * G + g of
-      new token x reads the page.
+    rows: int32 [B, H, words, U]; row x * G + g is query head h * G + g of new
+      token x; bit i % 32 of word i // 32 is set where row i reads the page.
     count: int32 [B, H], entries of the list that are real: 0 to U.
     layer: int32 scalar, may be traced: reads layer `layer` of a stacked cache
       in place, where slicing it first would copy a whole layer.
@@ -141,8 +160,8 @@ def attend_pages(
     row that reads nothing.
 
   Raises:
-    ValueError: X * G exceeds 32, k and v differ in dtype, D is wider than a
-      page, or k has the wrong rank.
+    ValueError: X * G exceeds MAX_ROWS, k and v differ in dtype, D is wider than
+      a page, or k has the wrong rank.
   """
   b, x, q, d = query.shape
   k, v = _layers(k, layer), _layers(v, layer)
@@ -164,7 +183,7 @@ def attend_pages(
     jnp.asarray(0 if layer is None else layer, jnp.int32).reshape(1),
     count,
     ids,
-    rows,
+    rows.reshape(b, -1, u),
     length[:, None],
     packed.reshape(b, h, x * group, d),
     k,
@@ -203,7 +222,10 @@ def _tiled(pages):
 
 @functools.partial(jax.jit, static_argnames=("pages", "interpret"))
 def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
-  """The `pallas_call`: q [B, H, X*G, D], k and v [N, B, H, R, L, W]."""
+  """The `pallas_call`: q [B, H, X*G, D], k and v [N, B, H, R, L, W].
+
+  And rows [B, H * words, U].
+  """
   b, h, m, d = q.shape
   k, v = _tiled(k), _tiled(v)
   wide = k.shape[-1]
@@ -217,7 +239,7 @@ def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
   pages_in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
   ring = pltpu.VMEM((_SLOTS, pages, *k.shape[4:]), k.dtype)
   return pl.pallas_call(
-    functools.partial(_kernel, scale=d**-0.5, direct=not interpret),
+    functools.partial(kernel.step, scale=d**-0.5, direct=not interpret),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(b, h),
@@ -244,154 +266,3 @@ def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
     interpret=interpret,
     name="gaze_decode",
   )(layer, count, ids, rows, length, q, k, v)
-
-
-def _kernel(*refs, scale, direct):
-  """One KV head of one row; see the module's docstring."""
-  layer_ref, count_ref, ids_ref, rows_ref, length_ref, q_ref = refs[:6]
-  k_hbm, v_hbm, out_ref, lse_ref, k_ring, v_ring, ring_ref, arrived = refs[6:]
-  row, head = pl.program_id(0), pl.program_id(1)
-  slots, pages, tiles, tile, d = k_ring.shape
-  page_rows = tiles * tile
-  # What `ring_ref` holds: the chunk to start next, and how many chunks of this
-  # row were started and used.
-  next_head, next_chunk, started, used = range(4)
-
-  def chunks_of(head):
-    # At least one, so that a head without pages takes its turn as well.
-    return jnp.maximum(1, pl.cdiv(count_ref[row, head], pages))
-
-  def real_pages(head, chunk):
-    return jnp.clip(count_ref[row, head] - chunk * pages, 0, pages)
-
-  def copies(head, page, slot, j):
-    where = (layer_ref[0], row, head, page)
-    return [
-      pltpu.make_async_copy(hbm.at[where], ring.at[slot, j], arrived.at[slot])
-      for hbm, ring in ((k_hbm, k_ring), (v_hbm, v_ring))
-    ]
-
-  def start_next():
-    head, chunk = ring_ref[next_head], ring_ref[next_chunk]
-
-    @pl.when(head < pl.num_programs(1))
-    def _():
-      slot = lax.rem(ring_ref[started], slots)
-
-      @pl.loop(0, real_pages(head, chunk))
-      def _(j):
-        page = ids_ref[head, chunk * pages + j]
-        for copy in copies(head, page, slot, j):
-          copy.start()
-
-      ends = chunk + 1 == chunks_of(head)
-      ring_ref[next_head] = jnp.where(ends, head + 1, head)
-      ring_ref[next_chunk] = jnp.where(ends, 0, chunk + 1)
-      ring_ref[started] += 1
-
-  @pl.when(head == 0)
-  def _():
-    for i in range(4):
-      ring_ref[i] = 0
-    for _ in range(slots - 1):
-      start_next()
-
-  token = lax.broadcasted_iota(jnp.int32, (1, pages * page_rows), 1)
-  in_page = tile * lax.broadcasted_iota(jnp.int32, (tiles, tile, d), 0)
-  in_page += lax.broadcasted_iota(jnp.int32, (tiles, tile, d), 1)
-
-  def step(chunk, carry):
-    start_next()
-    slot, n = lax.rem(ring_ref[used], slots), real_pages(head, chunk)
-
-    @pl.loop(0, n)
-    def _(j):
-      for copy in copies(head, 0, slot, j):
-        copy.wait()
-
-    def visit(j, bits):
-      entry, first = chunk * pages + j, j * page_rows
-      end = length_ref[0, ids_ref[head, entry]]
-      mine = (token >= first) & (token < first + end)
-
-      # Values that no row may read become 0, as 0 * NaN would be NaN.
-      @pl.when(end < page_rows)
-      def _():
-        page = v_ring[slot, j]
-        v_ring[slot, j] = jnp.where(in_page < end, page, jnp.zeros_like(page))
-
-      return jnp.where(mine, rows_ref[head, entry], bits)
-
-    bits = lax.fori_loop(0, n, visit, jnp.zeros(token.shape, jnp.int32))
-
-    @pl.loop(n, pages)
-    def _(j):
-      v_ring[slot, j] = jnp.zeros(v_ring.shape[2:], v_ring.dtype)
-
-    k, v = _matrix(k_ring, slot, direct), _matrix(v_ring, slot, direct)
-    ring_ref[used] += 1
-    return _attend(q_ref[...], k, v, bits, scale, carry)
-
-  m = q_ref.shape[0]
-  nothing = jnp.full((m, 1), -jnp.inf), jnp.zeros((m, 1)), jnp.zeros((m, d))
-  peak, total, out = lax.fori_loop(0, chunks_of(head), step, nothing)
-  safe = jnp.where(total > 0, total, 1.0)
-  out_ref[...] = (out / safe).astype(out_ref.dtype)
-  lse_ref[...] = jnp.where(total > 0, peak + jnp.log(safe), -jnp.inf)
-
-
-def _matrix(ring, slot, direct):
-  """The tokens [Y, D] in a slot of a ring [slots, pages, L / t, t, D].
-
-  (8, 128) tiles lie in memory just as (t, 128) tiles do, so the matrix can be
-  loaded as it is; reshaping the loaded pages would move every tile instead.
-  bfloat16 goes as pairs of rows, which are the 32-bit words. The interpreter
-  knows no views, so there the pages are loaded and reshaped.
-  """
-  if not direct:
-    return ring[slot].reshape(-1, ring.shape[-1])
-  words = ring.bitcast(jnp.int32) if ring.dtype == jnp.bfloat16 else ring
-  flat = math.prod(words.shape[1:-1]), words.shape[-1]
-  return pltpu.bitcast(words.at[slot].reshape(*flat)[...], ring.dtype)
-
-
-def _attend(q, k, v, bits, scale, carry):
-  """One chunk's part of an online softmax.
-
-  Args:
-    q: [X*G, D].
-    k: [Y, D], tokens of a chunk.
-    v: [Y, D].
-    bits: int32 [1, Y], the rows that see each token.
-    scale: of the logits.
-    carry: peak and total [X*G, 1], and the weighted sum [X*G, D].
-
-  Returns:
-    The carry.
-  """
-  peak, total, out = carry
-  shared = jnp.promote_types(q.dtype, k.dtype)
-  logits = _dot(q.astype(shared), k.astype(shared), contract=1)
-  row = lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-  logits = jnp.where(((bits >> row) & 1) != 0, logits * scale, -jnp.inf)
-  top = jnp.maximum(peak, logits.max(axis=1, keepdims=True))
-  base = jnp.where(top == -jnp.inf, 0.0, top)
-  weights = jnp.exp(logits - base)
-  decay = jnp.exp(peak - base)
-  total = total * decay + weights.sum(axis=1, keepdims=True)
-  new = _dot(weights.astype(v.dtype), v, contract=0)
-  return top, total, out * decay + new
-
-
-def _dot(a, b, *, contract):
-  """a [M, Y] by b, over dim `contract` of b, in float32."""
-  # Stated for both, as a process may set another default, which Mosaic refuses
-  # for bfloat16.
-  exact = a.dtype == jnp.float32
-  return lax.dot_general(
-    a,
-    b,
-    (((1,), (contract,)), ((), ())),
-    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
-    preferred_element_type=jnp.float32,
-  )

@@ -3,10 +3,12 @@
 import contextlib
 import contextvars
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 
 from gaze_jax.kernels import gaze_decode
 from gaze_jax.kernels import gaze_prefill
@@ -48,6 +50,31 @@ def tracing_for(platform: str, interpret: Any = False) -> Iterator[None]:
     _target.reset(token)
 
 
+def say(field: str, form: str, reason: str | None) -> None:
+  """Logs which form serves, once for each kind of reason.
+
+  On TPU that it is not the kernel is a warning; elsewhere none is meant to
+  serve.
+
+  Args:
+    field: what was to be chosen.
+    form: what was.
+    reason: why the kernel can't serve, or None.
+  """
+  kind = re.sub(r"\d+", "", reason or "")  # sizes make no other reason
+  if (field, form, kind) not in _said:
+    _said.add((field, form, kind))
+    fell = reason and target().platform == "tpu"
+    because = f": {reason}" if reason else ""
+    logging.log(
+      logging.WARNING if fell else logging.INFO,
+      f"{field}: auto takes {form!r}{because}",
+    )
+
+
+_said: set[tuple[str, str, str]] = set()
+
+
 def decode(
   rows: int, shape: tuple[int, int, int, int, int], dtype: Any
 ) -> str | None:
@@ -66,7 +93,9 @@ def decode(
     )
   if reason := _dtype(dtype):
     return reason
-  smem, vmem = gaze_decode.memory_bytes(shape, size=shape[2], dtype=dtype)
+  smem, vmem = gaze_decode.memory_bytes(
+    shape, size=shape[2], dtype=dtype, rows=rows
+  )
   if smem > gaze_decode.MAX_SMEM_BYTES:
     return f"lists of {shape[2]} regions take {smem} bytes of SMEM"
   if vmem > gaze_decode.MAX_VMEM_BYTES:

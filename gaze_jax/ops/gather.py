@@ -23,9 +23,11 @@ scalar or the copy is back:
 * Many pages are read side by side. They lie anywhere, and one after the other
   the memory's latency is paid at the start of each.
 
-Elsewhere, and for the gradient, the pages are gathered.
+Elsewhere, and for the gradient, the pages are gathered. So are those of many
+rows everywhere, some at a time: a matrix product repays the copy there.
 """
 
+import functools
 import math
 
 import jax
@@ -36,8 +38,8 @@ from gaze_jax import types
 from gaze_jax.ops import attention
 from gaze_jax.ops import merge
 
-# A row of a KV head's group is a bit of an int32.
-MAX_ROWS = 32
+# Up to so many rows of a KV head read pages in place.
+_FEW_ROWS = 32
 # Rows of a reduce: more leave room for fewer pages side by side; of one alone
 # the library would take the reduce.
 _ROWS = 2
@@ -52,13 +54,14 @@ def attend_pages(
   query: types.Float[types.Array, "B X Q D"],
   cache: types.VisualCache,
   ids: types.Int[types.Array, "B H U"],
-  rows: types.Int[types.Array, "B H U"],
+  rows: types.Int[types.Array, "B H words U"],
   count: types.Int[types.Array, "B H"],
   layer: types.Int[types.Array, ""] | None = None,
 ) -> types.Attended:
   """Attends to the listed pages, and to nothing else.
 
-  Logits and softmax are float32. Time goes with the largest count, not with U.
+  Logits and softmax are float32. Time goes with the largest count, not with U,
+  and no more pages are copied at a time than a step of the loop takes.
   Differentiable in the query and the cache's keys and values, in reverse.
 
   Args:
@@ -67,17 +70,14 @@ def attend_pages(
       of a page come first; what lies behind them is finite.
     ids: int32 [B, H, U], pages to visit, each at most once, in any order;
       those past `count` are not looked at.
-    rows: int32 [B, H, U]; bit x * G + g is set where query head h * G + g of
-      token x reads the page.
+    rows: int32 [B, H, words, U]; row x * G + g is query head h * G + g of token
+      x, and bit i % 32 of word i // 32 is set where row i reads the page.
     count: int32 [B, H], entries of the list that are real.
     layer: int32 scalar, the layer to read; to slice it out would copy it.
 
   Returns:
     `Attended` of [B, X, Q, D] in the dtype of the values; out 0 and lse -inf
     for a row that reads nothing.
-
-  Raises:
-    ValueError: X * G exceeds 32.
   """
   b, x, q, d = query.shape
   k, v = cache.k, cache.v
@@ -85,8 +85,6 @@ def attend_pages(
     k, v, layer = k[None], v[None], jnp.zeros((), jnp.int32)
   h = k.shape[2]
   group = q // h
-  if x * group > MAX_ROWS:
-    raise ValueError(f"{x * group} rows of a KV head; at most {MAX_ROWS}")
   matrix = query.reshape(b, x, h, group, d).transpose(0, 2, 1, 3, 4)
   filled = cache.valid.sum(axis=-1, dtype=jnp.int32)
   out, lse = _attend(
@@ -105,6 +103,8 @@ def attend_pages(
 @jax.custom_vjp
 def _attend(query, k, v, listed):
   """Rows [B, H, M, D] to (out, lse), float32 [B, H, M, D] and [B, H, M]."""
+  if query.shape[2] > _FEW_ROWS:
+    return _in_steps(query, k, v, listed)
   return lax.platform_dependent(
     query, k, v, listed, cpu=_streamed, default=_gathered
   )
@@ -124,10 +124,15 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _gathered(query, k, v, listed):
-  """The plain form: the oracle of `_streamed`, and its gradient."""
-  b, h, m, d = query.shape
+  """The plain form: the oracle of the others, and their gradient."""
   layer, *listed = listed
-  ids, length, reads = _entries(listed, m)
+  return _copied(query, k, v, layer, _entries(listed, query.shape[2]))
+
+
+def _copied(query, k, v, layer, entries):
+  """Attention to copies of some pages."""
+  b, h, _, d = query.shape
+  ids, length, reads = entries
   mask = jnp.arange(k.shape[4]) < length[..., None]  # [B, H, U, L]
   mask = mask[:, :, None] & reads[..., None]
   picked = lambda x: (
@@ -148,8 +153,9 @@ def _entries(listed, m: int):
   real = jnp.arange(ids.shape[-1]) < count[..., None]
   ids = jnp.where(real, ids, ids[..., :1])
   length = jax.vmap(lambda filled, ids: filled[ids])(filled, ids)
-  bit = jnp.arange(m, dtype=jnp.int32)[:, None]
-  reads = ((rows[:, :, None] >> bit) & 1) == 1
+  words = jnp.repeat(rows, 32, axis=2)[:, :, :m]
+  bit = jnp.arange(m, dtype=jnp.int32)[:, None] % 32
+  reads = ((words >> bit) & 1) == 1
   return ids, jnp.where(real, length, 0), reads
 
 
@@ -222,13 +228,19 @@ def _where_seen(out, lse):
 
 
 def _streamed(query, k, v, listed):
-  """The list in steps, up to the largest count."""
+  """Pages read in place."""
+  beside = min(_PAGES, listed[2].shape[-1])
+  attend = functools.partial(_step, beside=beside)
+  return _in_steps(_made(query), k, v, listed, attend, beside)
+
+
+def _in_steps(query, k, v, listed, attend_some=_copied, multiple: int = 1):
+  """The list in steps, each a multiple of pages, up to the largest count."""
   layer, *listed = listed
   count = listed[-1].max()
   ids, length, reads = _entries(listed, query.shape[2])
   u = ids.shape[-1]
-  beside = min(_PAGES, u)
-  step = min(_STEP, -(-u // beside) * beside)
+  step = min(_STEP, -(-u // multiple) * multiple)
   spare = -u % step
   pad = lambda x: jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, spare)))
   listed = tuple(pad(x) for x in (ids, length, reads))
@@ -239,12 +251,11 @@ def _streamed(query, k, v, listed):
   def part(start) -> types.Attended:
     cut = lambda x: lax.dynamic_slice_in_dim(x, start, step, axis=-1)
     now = tuple(cut(x) for x in listed)
-    attend = lambda: types.Attended(*_step(query, k, v, layer, now, beside))
+    attend = lambda: types.Attended(*attend_some(query, k, v, layer, now))
     # Always true in a loop. Were it not asked, XLA would convert a bfloat16
     # cache as a whole, once, before the loop (this one, or over the layers).
     return lax.cond(start < count, attend, lambda: nothing)
 
-  query = _made(query)
   if u <= step:
     done = part(jnp.int32(0))
   else:

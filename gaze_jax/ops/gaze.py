@@ -21,7 +21,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
@@ -279,10 +278,15 @@ def _decode(
   b, x, q, d = query.shape
   h = visual.descriptors.shape[-3]
   shape = (b, h, *visual.valid.shape[1:], d)
-  form = _decode_form(config, x * q // h, shape, visual.k.dtype)
+  turn = _turn(x, q // h, shape, visual.k.dtype)
+  form = _decode_form(config, turn * q // h, shape, visual.k.dtype)
   step = paged.Step(query, visual, layer, budget, config, override, frozen)
   looked, members = paged.look(
-    step, _PAGES[form], dense=dense if static is None else static, k_max=k_max
+    step,
+    _PAGES[form],
+    dense=dense if static is None else static,
+    k_max=k_max,
+    turn=turn if form == "pallas" else x,
   )
   return Routed(
     out=merge.merge(looked, text).out,
@@ -367,16 +371,15 @@ def _parallel_form(inputs: rows.Inputs) -> str:
 def _decode_form(
   config: config_lib.GazeConfig, group_rows: int, shape, dtype
 ) -> str:
-  asked = config.decode_implementation
-  if asked == "auto" and group_rows > gaze_decode.MAX_ROWS:
-    return "masked"
-  if asked == "gather" and group_rows > gaze_decode.MAX_ROWS:
-    raise ImplementationError(
-      f"model.gaze.decode_implementation = 'gather' can't serve: {group_rows}"
-      f" query rows of a KV head, it takes {gaze_decode.MAX_ROWS}; use 'auto'"
-    )
   reason = support.decode(group_rows, shape, dtype)
+  asked = config.decode_implementation
   return _take("decode_implementation", asked, reason, "gather")
+
+
+def _turn(x: int, group: int, shape, dtype) -> int:
+  """New tokens of a call of the kernel: in as many turns as that takes."""
+  most = max(gaze_decode.most_rows(shape, dtype) // group, 1)
+  return -(-x // -(-x // most))
 
 
 def _take(field: str, asked: str, reason: str | None, otherwise: str) -> str:
@@ -388,11 +391,5 @@ def _take(field: str, asked: str, reason: str | None, otherwise: str) -> str:
   if asked != "auto":
     return asked
   form = otherwise if reason else "pallas"
-  _say(
-    f"model.gaze.{field}: auto takes {form!r}"
-    + (f": {reason}" if reason else "")
-  )
+  support.say(f"model.gaze.{field}", form, reason)
   return form
-
-
-_say = functools.cache(lambda message: logging.info(message))  # once

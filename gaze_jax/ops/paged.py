@@ -11,6 +11,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.ops import attention
 from gaze_jax.ops import routing
+from gaze_jax.ops import split
 from gaze_jax.parallel import shard
 
 # An eighth of the regions is few, if that is eight of them.
@@ -64,6 +65,7 @@ def look(
   *,
   dense: bool | types.Array = False,
   k_max: int | None = None,
+  turn: int | None = None,
 ) -> Looked:
   """Attention to visual pages, and the regions read, bool [B, X, Q, R].
 
@@ -72,8 +74,18 @@ def look(
     attend_pages: attention to listed pages; None for all under a mask.
     dense: bool, or a bool scalar: reads every region.
     k_max: static bound of the regions that a query reads, or None.
+    turn: static; tokens that look at a time, or None for all of them.
   """
   b, x, q, _ = step.query.shape
+  if turn is not None and turn < x:
+    few = lambda query: look(
+      dataclasses.replace(step, query=query),
+      attend_pages,
+      dense=dense,
+      k_max=k_max,
+    )
+    looked, members = jax.lax.map(few, split.cut(step.query, turn))
+    return split.join(looked, x), split.join(members, x)
   r = step.visual.valid.shape[1]
 
   def everything() -> Looked:
@@ -225,7 +237,7 @@ def _shared(
   ids = jnp.pad(ids, ((0, 0), (0, 0), (0, max(size - most, 0))))
   visits = types.Visits(
     ids=ids,
-    rows=jnp.full_like(ids, _bits(q // h)),
+    rows=_every_row(ids, q // h),
     count=jnp.broadcast_to(k, ids.shape[:2]),
   )
   return visits, routing.per_head(members, q)
@@ -239,14 +251,14 @@ def _all_pages(step: Step) -> types.Visits:
   last = (step.open[:, :1] * (ids[:, :1] + 1)).max(axis=-1)  # [B, 1]
   return types.Visits(
     ids=ids,
-    rows=jnp.full_like(ids, _bits(x * q // h)),
+    rows=_every_row(ids, x * q // h),
     count=jnp.broadcast_to(last, (b, h)),
   )
 
 
-def _bits(rows: int) -> types.Array:
-  """int32 with a bit set for each row of a KV head."""
-  return jnp.uint32(2**rows - 1).astype(jnp.int32)
+def _every_row(ids: types.Array, rows: int) -> types.Array:
+  """`Visits.rows` where all rows of a KV head read what is listed."""
+  return jnp.full((*ids.shape[:2], -(-rows // 32), ids.shape[2]), -1)
 
 
 def _in_place(step: Step, members: types.Array) -> types.Attended:

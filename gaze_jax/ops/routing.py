@@ -287,20 +287,22 @@ def visits(
   """The pages that each KV head reads: the union over its rows, once each.
 
   Args:
-    members_: bool [B, X, Q, R]; X * G is at most 32.
+    members_: bool [B, X, Q, R].
     kv_heads: H.
     size: U, static; at least as many as a union can have.
   """
   b, x, q, r = members_.shape
   rows = members_.reshape(b, x, kv_heads, q // kv_heads, r)
   rows = rows.transpose(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, r)
-  bit = jnp.left_shift(1, jnp.arange(rows.shape[2], dtype=jnp.int32))
-  bits = (rows * bit[:, None]).sum(axis=2, dtype=jnp.int32)  # [B, H, R]
-  ids = jnp.sort(jnp.where(bits != 0, jnp.arange(r), r), axis=-1)[..., :size]
+  ids = jnp.sort(jnp.where(rows.any(2), jnp.arange(r), r), axis=-1)[..., :size]
+  rows = jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % 32), (0, 0)))
+  bit = jnp.left_shift(1, jnp.arange(32, dtype=jnp.int32))[:, None]
+  words = rows.reshape(b, kv_heads, -1, 32, r) * bit
+  words = words.sum(axis=3, dtype=jnp.int32)  # [B, H, W, R]
   real = ids < r
   ids = jnp.minimum(ids, r - 1).astype(jnp.int32)
   return types.Visits(
     ids=ids,
-    rows=jnp.where(real, jnp.take_along_axis(bits, ids, axis=-1), 0),
+    rows=jnp.take_along_axis(words, ids[:, :, None], axis=-1),
     count=real.sum(axis=-1, dtype=jnp.int32),
   )

@@ -108,8 +108,8 @@ def _in_slabs(
     look = lambda: attend_regions(query, k, v, length, members)
     return carry, jax.lax.cond(members.any(), look, lambda: nothing)
 
-  slabs = _cut(query, SLAB), _cut(members, SLAB)
-  return _join(jax.lax.scan(one, None, slabs)[1], s)
+  slabs = cut(query, SLAB), cut(members, SLAB)
+  return join(jax.lax.scan(one, None, slabs)[1], s)
 
 
 def _read(
@@ -169,20 +169,20 @@ def _among_themselves(
     return carry, jax.lax.cond(of[2].any(), look, none, q, k, v, of)
 
   parts = (q, (layout, slots, linear))
-  parts = jax.tree.map(lambda x: _cut(x, chunk), parts)
+  parts = jax.tree.map(lambda x: cut(x, chunk), parts)
   _, looked = jax.lax.scan(one, None, parts)
-  return _join(looked, q.shape[1])
+  return join(looked, q.shape[1])
 
 
-def _cut(x: types.Array, size: int) -> types.Array:
+def cut(x: types.Array, size: int) -> types.Array:
   """[B, S, ...] to [S / size, B, size, ...], filled up with zeros."""
   b, s = x.shape[:2]
   x = jnp.pad(x, ((0, 0), (0, -s % size), *((0, 0),) * (x.ndim - 2)))
   return x.reshape(b, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _join(parts: types.Attended, count: int) -> types.Attended:
-  """The way back from `_cut`."""
+def join(parts, count: int):
+  """The way back from `cut`, of each array of a tree."""
 
   def join(x):
     x = x.swapaxes(0, 1)

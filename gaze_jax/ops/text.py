@@ -41,11 +41,10 @@ def attend(
 
 def _attend(query, old, new, length, layer) -> types.Attended:
   """`attend` of the rows and heads that a device has."""
-  x, q = query.shape[1:3]
-  h, y = old[0].shape[2:4]
+  x, y = query.shape[1], old[0].shape[3]
   copied = functools.partial(_copied, query, old, length, layer)
   before = copied
-  if y % _PAGE == 0 and x * q // h <= gather.MAX_ROWS:
+  if y % _PAGE == 0:
     listed = functools.partial(_listed, query, old, length, layer)
     before = lambda: jax.lax.platform_dependent(cpu=listed, default=copied)
   causal = jnp.tril(jnp.ones((x, x), bool))
@@ -77,8 +76,8 @@ def _listed(query, old, length, layer) -> types.Attended:
     unit=None,
   )
   ids = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (b, h, r))
-  every_row = jnp.uint32(2 ** (x * q // h) - 1).astype(jnp.int32)
+  words = -(-x * q // h // 32)
   count = jnp.broadcast_to(-(-length // _PAGE)[:, None], (b, h))
   return gather.attend_pages(
-    query, pages, ids, jnp.full_like(ids, every_row), count, layer
+    query, pages, ids, jnp.full((b, h, words, r), -1), count, layer
   )

@@ -33,8 +33,12 @@ def draw(b=1, x=1, h=1, g=1, r=6, l=4, d=128, counts=((3,),), dtype="float32"):
   ids = np.stack(
     [[rng.permutation(r)[:u] for _ in range(h)] for _ in range(b)]
   ).astype(np.int32)
-  rows = rng.integers(1, 2 ** (x * g), (b, h, u)).astype(np.uint32)
-  rows[np.arange(u) >= count[..., None]] = 2 ** (x * g) - 1
+  most = 2 ** min(x * g, 32)
+  rows = rng.integers(1, most, (b, h, -(-x * g // 32), u)).astype(np.uint32)
+  unreal = np.broadcast_to(
+    (np.arange(u) >= count[..., None])[:, :, None], rows.shape
+  )
+  rows[unreal] = most - 1
   length = rng.integers(1, l + 1, (b, r)).astype(np.int32)
   length[:, 0], length[:, 1] = 0, l
   return dict(
@@ -56,9 +60,9 @@ def dense(query, k, v, length, ids, rows, count):
   mask = np.zeros((b, q, x, r, l), bool)
   for i, j in np.ndindex(b, h):
     for entry in range(int(count[i, j])):
-      page, bits = int(ids[i, j, entry]), int(rows[i, j, entry])
+      page = int(ids[i, j, entry])
       for row in range(x * g):
-        if bits >> row & 1:
+        if int(rows[i, j, row // 32, entry]) >> row % 32 & 1:
           head, token = j * g + row % g, row // g
           mask[i, head, token, page, : int(length[i, page])] = True
   flat = lambda y: jnp.asarray(y, jnp.float32).reshape(b, h, r * l, d)
@@ -104,15 +108,20 @@ def test_ragged_lists_in_chunks(interpret):
 
 @pytest.mark.parametrize(
   "shape",
-  tiers.few(
-    1,
-    [
-      dict(g=7, l=9, d=72, counts=((4,),)),
-      dict(g=1, h=2, l=4, d=64, counts=((5, 2),)),
-      dict(g=8, x=2, l=144, d=128, counts=((4,),)),
-      dict(g=2, x=2, h=2, l=10, d=200, counts=((3, 5),)),
-    ],
-  ),
+  [
+    dict(g=7, x=14, h=2, counts=((4, 0),)),
+    *tiers.few(
+      1,
+      [
+        dict(g=7, l=9, d=72, counts=((4,),)),
+        dict(g=1, h=2, l=4, d=64, counts=((5, 2),)),
+        dict(g=8, x=2, l=144, d=128, counts=((4,),)),
+        dict(g=2, x=2, h=2, l=10, d=200, counts=((3, 5),)),
+        dict(g=1, x=33, counts=((4,),)),
+        dict(g=8, x=16, counts=((5,),)),
+      ],
+    ),
+  ],
 )
 def test_shapes(shape):
   case = draw(**shape)
@@ -147,7 +156,7 @@ def test_by_hand():
     jnp.asarray([[3, 1, 2]], jnp.int32),
     ids=jnp.asarray([[[2, 0, 1]]], jnp.int32),
     # Row 31 is the last token's last head; the sign bit.
-    rows=jnp.asarray([[[0b0011, 0b0101, -(2**31) | 0b0001]]], jnp.int32),
+    rows=jnp.asarray([[[[0b0011, 0b0101, -(2**31) | 0b0001]]]], jnp.int32),
     count=jnp.asarray([[3]], jnp.int32),
   )
   out, lse = np.asarray(got.out)[0, ..., 0], np.asarray(got.lse)[0]
@@ -203,7 +212,7 @@ def test_lowers_for_a_tpu_without_touching_the_cache(dtype):
     v=pages,
     length=ints(1, r),
     ids=ints(1, h, u),
-    rows=ints(1, h, u),
+    rows=ints(1, h, 1, u),
     count=ints(1, h),
     layer=ints(),
   )
@@ -225,7 +234,8 @@ def test_lowers_for_a_tpu_without_touching_the_cache(dtype):
 
 def test_no_list_at_all():
   case = draw()
-  case["ids"] = case["rows"] = jnp.zeros((1, 1, 0), jnp.int32)
+  case["ids"] = jnp.zeros((1, 1, 0), jnp.int32)
+  case["rows"] = jnp.zeros((1, 1, 1, 0), jnp.int32)
   case["count"] = jnp.zeros((1, 1), jnp.int32)
   got = attend(**case)
   assert (got.out == 0).all() and np.isneginf(got.lse).all()
@@ -252,6 +262,20 @@ def test_memory_bytes():
   )
 
 
+def test_most_rows():
+  """Four words of 32 rows, or fewer where the lists are long."""
+  most = lambda regions: gaze_decode.most_rows(
+    (8, 8, regions, 36, 128), "bfloat16"
+  )
+  assert [most(r) for r in (16, 2000, 3500, 4500, 6000, 20000)] == [
+    *(128, 128, 96, 64, 32, 32)
+  ]
+  four = gaze_decode.memory_bytes(
+    (8, 8, 128, 36, 128), size=128, dtype="bfloat16", rows=97
+  )
+  assert four[0] == 4 * (2 * (5 * 8 * 128 + 128) + 8 * 128)
+
+
 def test_fetched_bytes():
   of = lambda l, d, t: gaze_decode.fetched_bytes(
     np.asarray([[5, 0], [7, 1]]), tokens=l, head_dim=d, dtype=t
@@ -270,7 +294,7 @@ def test_fetched_bytes():
     (lambda c: c | {"v": c["v"].astype(jnp.bfloat16)}, "must be equal"),
     (lambda c: c | {n: c[n][..., :64] for n in "kv"}, "head dim is 128"),
     (lambda c: c | {"layer": 0}, "no cache has the shape"),
-    (lambda c: c | {"query": c["query"].repeat(33, axis=1)}, "at most 32"),
+    (lambda c: c | {"query": c["query"].repeat(129, axis=1)}, "at most 128"),
   ],
 )
 def test_what_it_refuses(change, says):

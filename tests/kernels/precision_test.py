@@ -28,7 +28,7 @@ ints = functools.partial(jnp.zeros, dtype=jnp.int32)
 
 def _decode(dtype):
   pages = jnp.zeros((1, 2, 4, *gaze_decode.page_shape(8, 128, dtype)), dtype)
-  lists = ints((1, 2, 3)), ints((1, 2, 3)), ints((1, 2))
+  lists = ints((1, 2, 3)), ints((1, 2, 1, 3)), ints((1, 2))
   return lambda query: gaze_decode.attend_pages(
     query, pages, pages, ints((1, 4)), *lists
   )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
@@ -380,6 +381,25 @@ def test_decode_is_the_parallel_form_under_every_option(
   np.testing.assert_array_equal(got.members, want.members[:, last])
 
 
+@pytest.mark.parametrize(
+  "group, form",
+  tiers.few(2, [(g, f) for g in (7, 1, 4, 8) for f in ("auto", "pallas")]),
+)
+def test_a_long_chunk_of_text_is_read_as_its_tokens_are(
+  heads, small_shape, form, group
+):
+  """37 tokens: more rows than a word has bits, and than the kernel takes."""
+  x = 37
+  shape = dataclasses.replace(small_shape, slots=36 + x)
+  batch = _batch(shape, (*TWO_IMAGES[:4], layout.Text(range(1, x + 1))))
+  h = heads(1, shape.slots, query_heads=2 * group)
+  used = int((batch.layout.role[0] != types.Role.PAD).sum())
+  want = _run(h, batch, 2, "masked")
+  got = _decode(h, batch, x, 2, form=form)
+  compare.close(got.out, want.out[:, used - x : used])
+  np.testing.assert_array_equal(got.members, want.members[:, used - x : used])
+
+
 @pytest.mark.parametrize("form", ["masked", "gather", "pallas"])
 @pytest.mark.parametrize(
   "options, k",
@@ -599,22 +619,63 @@ def test_more_rows_than_a_list_has_bits_for():
   query = jnp.linspace(-1, 1, 33).reshape(1, 33, 1, 1)
   want = _decode_by_hand("masked", query)
   compare.close(_decode_by_hand("auto", query), want)
-  with pytest.raises(gaze.ImplementationError, match="33 query rows"):
-    _decode_by_hand("gather", query)
-  with support.tracing_for("tpu"):
-    with pytest.raises(gaze.ImplementationError, match="33 query rows"):
-      _decode_by_hand("pallas", query)
+  compare.close(_decode_by_hand("gather", query), want)
 
 
-def test_auto_says_once_what_it_took(monkeypatch):
-  said = []
-  monkeypatch.setattr(gaze.logging, "info", said.append)
-  gaze._say.cache_clear()
+@pytest.fixture
+def said(monkeypatch):
+  """(level, message) of what is logged, as if nothing had been said yet."""
+  out = []
+  monkeypatch.setattr(logging, "log", lambda *x: out.append(x))
+  monkeypatch.setattr(support, "_said", set())
+  return out
+
+
+def test_auto_says_once_what_it_took(said):
   for _ in range(2):
     _decode_by_hand("auto", jnp.ones((1, 1, 1, 1)))
   assert said == [
-    "model.gaze.decode_implementation: auto takes 'gather': the backend is"
-    " 'cpu', the kernels are for TPU"
+    (
+      logging.INFO,
+      "model.gaze.decode_implementation: auto takes 'gather': the backend is"
+      " 'cpu', the kernels are for TPU",
+    )
+  ]
+
+
+def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(said):
+  """Once for each reason, whatever the sizes in it are; and once it serves."""
+  take = lambda *shape, dtype=np.float32: gaze._decode_form(
+    config_lib.GazeConfig(), 4, shape, dtype
+  )
+  with support.tracing_for("tpu"):
+    for regions in (9000, 9001, 12000):
+      assert take(8, 8, regions, 36, 128) == "gather"
+    assert take(1, 8, 16, 36, 128, dtype=np.float16) == "gather"
+    assert take(1, 8, 16, 36, 128) == take(1, 8, 17, 36, 128) == "pallas"
+    batch, query, key, value = _by_hand()
+    config = config_lib.GazeConfig(gradient="kl")
+    plan = routing.plan(batch.layout, batch.region_slots, config)
+    for _ in range(2):
+      gaze.parallel(query, key, value, plan, np.array([1], np.int32), config)
+  decode = "model.gaze.decode_implementation: auto takes "
+  assert [x for x in said if "gradient" not in x[1]] == [
+    (
+      logging.WARNING,
+      decode + "'gather': lists of 9000 regions take 1240064 bytes of SMEM",
+    ),
+    (
+      logging.WARNING,
+      decode + "'gather': dtype float16 is neither float32 nor bfloat16",
+    ),
+    (logging.INFO, decode + "'pallas'"),
+  ]
+  assert [x for x in said if "gradient" in x[1]] == [
+    (
+      logging.WARNING,
+      "model.gaze.implementation: auto takes 'chunked': gradient = 'kl' needs a"
+      " gradient into the scores",
+    )
   ]
 
 

@@ -1,6 +1,8 @@
 """Which pages a step reads: lists, counts, and that no page is copied."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 import compare
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.kernels import support
 from gaze_jax.ops import gaze
 from gaze_jax.ops import paged
 from gaze_jax.ops import routing
@@ -17,7 +20,7 @@ from gaze_jax.ops import routing
 Q, H, L, D = 4, 2, 3, 16  # 1 / sqrt(D) is exact
 
 
-def _step(b, r, regions, budget, layers=None, **options):
+def _step(b, r, regions, budget, layers=None, x=1, **options):
   """`regions` of the pages of each row hold something, one of them ragged."""
   rng = np.random.default_rng(r)
   lead = () if layers is None else (layers,)
@@ -34,7 +37,7 @@ def _step(b, r, regions, budget, layers=None, **options):
     unit=jnp.where(filled > 0, 0, -1),
   )
   return paged.Step(
-    query=jnp.round(draw(b, 1, Q, D)),
+    query=jnp.round(draw(b, x, Q, D)),
     visual=visual,
     layer=None if layers is None else jnp.int32(layers - 1),
     budget=jnp.array(budget, jnp.int32),
@@ -86,6 +89,49 @@ def test_dense_reads_no_page_behind_the_last(flag):
   _same(_look(gaze._gather_pages, step, dense=flag), want)
   visits = paged._all_pages(step)
   np.testing.assert_array_equal(visits.count, [[3, 3], [5, 5]])
+
+
+def _as_large_as_a_layer(step, form, **options):
+  """What makes an array of as many values of the cache as a layer has."""
+  with support.tracing_for("tpu" if form == "pallas" else "cpu"):
+    traced = jax.make_jaxpr(
+      lambda query, visual: paged.look(
+        dataclasses.replace(step, query=query, visual=visual),
+        gaze._PAGES[form],
+        **options,
+      )
+    )(step.query, step.visual)
+  least, found = step.visual.k[0].size, set()
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      inner = [
+        getattr(x, "jaxpr", x)
+        for x in jax.tree.leaves(
+          list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        )
+        if hasattr(getattr(x, "jaxpr", x), "eqns")
+      ]
+      for one in inner:
+        walk(one)
+      shapes = [getattr(y.aval, "shape", ()) for y in eqn.outvars]
+      large = [s for s in shapes if s and s[-1] == D and math.prod(s) >= least]
+      if large and not inner:
+        found.add(eqn.primitive.name)
+
+  walk(traced.jaxpr)
+  return found
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_long_chunk_of_text_copies_no_cache(dense):
+  """80 rows of a KV head: by lists in every form but the oracle."""
+  step = _step(1, 512, (512,), (100,), layers=2, x=40)
+  large = functools.partial(_as_large_as_a_layer, step, dense=dense)
+  assert large("gather") <= {"reshape"}  # of all layers, as they lie
+  kernel = large("pallas", turn=20)
+  assert kernel <= {"reshape", "pad", "with_memory_space_constraint"}
+  assert "transpose" in large("masked")
 
 
 def test_dense_copies_no_page():

@@ -176,4 +176,26 @@ def test_visits_are_the_union_with_a_bit_for_each_row():
   visits = routing.visits(members, 2, size=4)
   np.testing.assert_array_equal(visits.count, [[3, 0]])
   np.testing.assert_array_equal(np.asarray(visits.ids)[0, 0, :3], [1, 3, 4])
-  np.testing.assert_array_equal(np.asarray(visits.rows)[0, 0, :3], [3, 2, 1])
+  rows = np.asarray(visits.rows)
+  assert rows.shape == (1, 2, 1, 4)
+  np.testing.assert_array_equal(rows[0, 0, 0, :3], [3, 2, 1])
+
+
+@pytest.mark.parametrize(
+  ("x", "group"), [(32, 1), (33, 1), (9, 4), (9, 7), (9, 8)]
+)
+def test_visits_of_more_rows_than_a_word_has_bits(x, group):
+  """Every row finds itself again in its word."""
+  rng = np.random.default_rng(x)
+  members = rng.random((2, x, 3 * group, 11)) < 0.1
+  members[..., 4] = False
+  visits = routing.visits(members, 3, size=10)
+  assert visits.rows.shape == (2, 3, -(-x * group // 32), 10)
+  got = np.zeros_like(members)
+  for b, h in np.ndindex(2, 3):
+    for u in range(int(visits.count[b, h])):
+      for i in range(x * group):
+        bit = int(visits.rows[b, h, i // 32, u]) >> i % 32 & 1
+        page = int(visits.ids[b, h, u])
+        got[b, i // group, h * group + i % group, page] = bit
+  np.testing.assert_array_equal(got, members)

@@ -33,8 +33,8 @@ def plain(query, old, new, length, layer):
   return attention.attend(query, *both, jnp.asarray(mask[:, None]))
 
 
-# Pages of 16 in place; a cache of another size, and more rows than a list has
-# bits for, as a copy.
+# Pages of 16 in place, those of more than 32 rows some at a time; a cache of
+# another size as a copy.
 @pytest.mark.parametrize(
   "y, x, group", [(48, 1, 2), (48, 3, 4), (16, 1, 1), (40, 1, 2), (48, 17, 2)]
 )
