@@ -1,9 +1,20 @@
-"""Dense attention under an explicit mask: the oracle of every other form."""
+"""Dense attention under an explicit mask: the oracle of every other form.
+
+What a row does not see can't reach it, whatever it is: a product with a weight
+of 0 is NaN where the other factor is, so products take finite numbers alone,
+and a key or value that was not finite makes NaN of the logits of its own.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from gaze_jax import types
+
+# float32 [B, X, Q] of queries and [B, Y, H] of keys: NaN for a vector that was
+# not finite (of a key or its value), else 0.
+Lost = tuple[types.Array, types.Array]
 
 
 def attend(
@@ -12,11 +23,13 @@ def attend(
   value: types.Float[types.Array, "B Y H D"],
   mask: types.Bool[types.Array, "#B #Q #X #Y"],
   bias: types.Float[types.Array, "#B #Q #X #Y"] | None = None,
+  lost: Lost | None = None,
 ) -> types.Attended:
   """Softmax attention with grouped heads, and its log-sum-exp.
 
   Logits and softmax are float32 whatever the inputs are. A query that sees
-  nothing gets 0 and an lse of -inf, never NaN, in gradient too.
+  nothing gets 0 and an lse of -inf, never NaN, in gradient too; one that sees
+  a key or value that is not finite, or is not itself, gets NaN and no gradient.
 
   Args:
     query: [B, X, Q, D]; query head q reads KV head q // G.
@@ -24,26 +37,59 @@ def attend(
     value: [B, Y, H, D].
     mask: bool, broadcastable to [B, Q, X, Y].
     bias: float32, broadcastable likewise, added to the logits.
+    lost: from `finite`, if these are its vectors already.
 
   Returns:
     `Attended` of [B, X, Q, D] in the dtype of `value`.
   """
   b, x, q, d = query.shape
   h, y = key.shape[2], key.shape[1]
-  scaled = scaled_logits(query, key)
+  if lost is None:
+    (query, key, value), lost = finite(query, key, value)
+  of_query, of_key = (x.swapaxes(1, 2) for x in lost)
+  scaled = scaled_logits(query, key) + of_query[..., None]
+  scaled += jnp.repeat(of_key, q // h, axis=1)[:, :, None]
   if bias is not None:
     scaled += bias
-  weights, lse = softmax(scaled, mask)
+  weights, lse = _softmax((b, h, q // h * x, y), scaled, mask)
   out = jnp.einsum(
     "bhmy,bhyd->bhmd",
-    weights.astype(value.dtype).reshape(b, h, -1, y),
+    weights.astype(value.dtype),
     value.transpose(0, 2, 1, 3),
     preferred_element_type=jnp.float32,
   ).reshape(b, q, x, d)
+  out = jnp.where(jnp.isnan(lse)[..., None], jnp.nan, out)
   return types.Attended(
     out=out.transpose(0, 2, 1, 3).astype(value.dtype),
     lse=lse.transpose(0, 2, 1),
   )
+
+
+def finite(
+  query: types.Float[types.Array, "*before X Q D"],
+  key: types.Float[types.Array, "*before Y H D"],
+  value: types.Float[types.Array, "*before Y H D"],
+) -> tuple[tuple[types.Array, types.Array, types.Array], Lost]:
+  """Queries, keys and values with 0 for what is not finite, and who had it."""
+  query, of_query = known(query)
+  (key, of_key), (value, of_value) = known(key), known(value)
+  return (query, key, value), (of_query, of_key + of_value)
+
+
+def known(
+  x: types.Float[types.Array, "*vectors D"],
+) -> tuple[
+  types.Float[types.Array, "*vectors D"], types.Float[types.Array, "*vectors"]
+]:
+  """Vectors [..., D] with 0 for what is not finite, and which had such.
+
+  Returns:
+    The vectors; and float32 [...], NaN for each that is not what it was, else
+    0: to be added to its logits.
+  """
+  is_finite = jnp.isfinite(x)
+  lost = jnp.where(is_finite.all(axis=-1), 0.0, jnp.nan)
+  return jnp.where(is_finite, x, 0), lost
 
 
 def scaled_logits(
@@ -79,16 +125,44 @@ def softmax(
 
   Returns:
     Weights [..., Y], all 0 where nothing is visible, and lse [...], -inf
-    there.
+    there. Of rows that see a logit of NaN 0 and NaN.
   """
-  # Added, not selected: a weight of 0 stops the gradient as well, and the mask
-  # need not be kept for the backward pass.
-  logits += jnp.where(mask, 0.0, -jnp.inf)
-  peak = jax.lax.stop_gradient(logits.max(axis=-1, initial=-jnp.inf))
+  return _softmax(logits.shape, logits, mask)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(shape, logits, mask):
+  """`softmax`, its weights in the shape that their product takes them in.
+
+  So what is kept of rows x keys for the backward pass of both is one array; nor
+  is the mask, as a weight of 0 stops the gradient too.
+  """
+  return _softmax_forward(shape, logits, mask)[0]
+
+
+def _softmax_forward(shape, logits, mask):
+  logits = jnp.where(mask, logits, -jnp.inf)
+  peak = logits.max(axis=-1, initial=-jnp.inf)
   peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
   weights = jnp.exp(logits - peak[..., None])
-  total = weights.sum(axis=-1)
+  total = weights.sum(axis=-1)  # NaN if a weight is; a maximum need not be
   seen = total > 0
   safe = jnp.where(seen, total, 1.0)
-  lse = jnp.where(seen, peak + jnp.log(safe), -jnp.inf)
-  return weights / safe[..., None], lse
+  weights = jnp.where(jnp.isnan(total)[..., None], 0.0, weights)
+  nothing = jnp.where(jnp.isnan(total), jnp.nan, -jnp.inf)
+  lse = jnp.where(seen, peak + jnp.log(safe), nothing)
+  weights = (weights / safe[..., None]).reshape(shape)
+  return (weights, lse), (weights, lse)
+
+
+def _softmax_backward(shape, saved, cotangents):
+  weights, lse = saved
+  of_weights, of_lse = cotangents
+  of_lse = jnp.where(jnp.isfinite(lse), of_lse, 0.0).reshape(shape[:-1])
+  mean = (weights * of_weights).sum(axis=-1)
+  # In this order XLA makes one loop of it, and keeps nothing of rows x keys.
+  change = weights * (of_weights - mean[..., None] + of_lse[..., None])
+  return change.reshape(*lse.shape, -1), None
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)

@@ -67,7 +67,7 @@ def attend_pages(
   Args:
     query: [B, X, Q, D], post-RoPE.
     cache: `VisualCache` of one layer, or of N with `layer`. The filled tokens
-      of a page come first; what lies behind them is finite.
+      of a page come first; what lies behind them may be anything.
     ids: int32 [B, H, U], pages to visit, each at most once, in any order;
       those past `count` are not looked at.
     rows: int32 [B, H, words, U]; row x * G + g is query head h * G + g of token
@@ -135,13 +135,14 @@ def _copied(query, k, v, layer, entries):
   ids, length, reads = entries
   mask = jnp.arange(k.shape[4]) < length[..., None]  # [B, H, U, L]
   mask = mask[:, :, None] & reads[..., None]
-  picked = lambda x: (
+  picked = lambda x: attention.known(
     _copies(x, layer, ids).astype(jnp.float32).reshape(b, h, -1, d)
   )
-  logits = jnp.einsum("bhmd,bhyd->bhmy", query, picked(k)) * d**-0.5
+  (k, lost_k), (v, lost_v) = picked(k), picked(v)
+  logits = jnp.einsum("bhmd,bhyd->bhmy", query, k) * d**-0.5
+  logits += (lost_k + lost_v)[:, :, None]
   weights, lse = attention.softmax(logits, mask.reshape(logits.shape))
-  out = jnp.einsum("bhmy,bhyd->bhmd", weights, picked(v))
-  return _where_seen(out, lse), lse
+  return jnp.einsum("bhmy,bhyd->bhmd", weights, v), lse
 
 
 def _entries(listed, m: int):
@@ -222,16 +223,15 @@ def _numbers(shape, layer, ids, length):
   return _sums(terms, axis=0)
 
 
-def _where_seen(out, lse):
-  # A page that is read for nobody may hold what it likes: 0 * nan is nan.
-  return jnp.where(jnp.isfinite(lse)[..., None], out, 0.0)
-
-
 def _streamed(query, k, v, listed):
   """Pages read in place."""
   beside = min(_PAGES, listed[2].shape[-1])
   attend = functools.partial(_step, beside=beside)
-  return _in_steps(_made(query), k, v, listed, attend, beside)
+  out, lse = _in_steps(_made(query), k, v, listed, attend, beside)
+  # A value that a row does not see may be NaN, and 0 * NaN is. To ask that of
+  # each product would take a third longer; copies of pages are asked.
+  again = lambda: _in_steps(query, k, v, listed)
+  return lax.cond(jnp.isnan(out).any(), again, lambda: (out, lse))
 
 
 def _in_steps(query, k, v, listed, attend_some=_copied, multiple: int = 1):
@@ -290,8 +290,7 @@ def _step(query, k, v, layer, entries, beside: int):
   total = weights.sum(axis=(3, 4, 5))
   lse = peak + jnp.log(total)
   safe = jnp.where(total > 0, total, 1.0)
-  out = _weighted(weights, v, at) / safe[..., None]
-  return _where_seen(out, lse), lse
+  return _weighted(weights, v, at) / safe[..., None], lse
 
 
 def _logits(query, k, at):

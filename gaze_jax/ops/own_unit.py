@@ -26,7 +26,7 @@ def attend(inputs: rows.Inputs, chunk: int, unit_span: int) -> rows.Rows:
     chunk: rows, and keys, of a chunk.
     unit_span: visual and context tokens of the largest unit.
   """
-  layout = inputs.plan.layout
+  layout, inputs = inputs.plan.layout, rows.finite(inputs)
   s = layout.role.shape[1]
   text = layout.role == types.Role.TEXT
   order = jnp.argsort(~text, axis=1, stable=True)
@@ -56,6 +56,7 @@ def attend(inputs: rows.Inputs, chunk: int, unit_span: int) -> rows.Rows:
 def unit_rows(inputs: rows.Inputs, chunk: int, unit_span: int) -> types.Array:
   """[B, S, Q, D], of use at VISUAL and CONTEXT slots; see `attend`."""
   s = inputs.query.shape[1]
+  inputs = inputs if inputs.lost else rows.finite(inputs)
   far = _linear_keys(inputs, chunk)
   runs = [range(i, min(i + chunk, s)) for i in range(0, s, chunk)]
   return jnp.concatenate(
@@ -73,6 +74,7 @@ class _Linear:
 
   key: types.Array
   value: types.Array
+  lost: types.Array
   slots: types.Array
   layout: types.Layout
 
@@ -90,7 +92,8 @@ def _linear_keys(inputs: rows.Inputs, chunk: int) -> _Linear:
 
   own = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32), (b, s))
   return _Linear(  # padding has role PAD
-    cut(inputs.key), cut(inputs.value), cut(own), jax.tree.map(cut, layout)
+    *map(cut, (inputs.key, inputs.value, inputs.lost[1], own)),
+    jax.tree.map(cut, layout),
   )
 
 
@@ -110,22 +113,24 @@ def _unit_rows(
     keys = jax.tree.map(lambda x: rows.take(x, window), layout)
     seen = see(keys, key_slots=rows.as_array(window)) & inside(keys)
     k, v = (rows.take(x, window) for x in (inputs.key, inputs.value))
-    return attention.attend(query, k, v, seen[:, None])
+    lost = rows.lost(inputs, slots, window)
+    return attention.attend(query, k, v, seen[:, None], lost=lost)
 
   def further(so_far: types.Attended, chunk) -> tuple[types.Attended, None]:
-    key, value, key_slots, keys = chunk
+    key, value, of_key, key_slots, keys = chunk
     text = (keys.role == types.Role.TEXT) | (keys.role == types.Role.CONTEXT)
     seen = see(keys, key_slots=key_slots) & text[:, None]
     seen &= ~inside(keys) & unit[..., None]
+    lost = rows.take(inputs.lost[0], slots), of_key
     look = lambda: merge.merge(
-      so_far, attention.attend(query, key, value, seen[:, None])
+      so_far, attention.attend(query, key, value, seen[:, None], lost=lost)
     )
     return jax.lax.cond(seen.any(), look, lambda: so_far), None
 
   unit = (mine.role == types.Role.VISUAL) | (mine.role == types.Role.CONTEXT)
 
   def look() -> types.Array:
-    chunks = (far.key, far.value, far.slots, far.layout)
+    chunks = (far.key, far.value, far.lost, far.slots, far.layout)
     return jax.lax.scan(further, near(), chunks)[0].out
 
   b, x, q, d = query.shape

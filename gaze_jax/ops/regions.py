@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.ops import attention
 
 # Up to here a product with a one-hot matrix of regions beats a gather.
 FEW = 64
@@ -34,16 +35,18 @@ def mean_keys(
     members: float32 [B, R, Y] from `one_hot`.
 
   Returns:
-    float32 [B, H, R, D]; 0 for a region without tokens.
+    float32 [B, H, R, D]; 0 for a region without tokens, NaN where a key is not
+    finite.
   """
+  # A key that is not finite is no other region's: 0 * NaN would be NaN.
+  key, lost = attention.known(key.astype(jnp.float32))
   total = jnp.einsum(
-    "bry,byhd->bhrd",
-    members,
-    key.astype(jnp.float32),
-    precision=jax.lax.Precision.HIGHEST,
+    "bry,byhd->bhrd", members, key, precision=jax.lax.Precision.HIGHEST
   )
+  lost = jnp.einsum("bry,byh->bhr", members, jnp.isnan(lost) * 1.0) > 0
   count = members.sum(axis=-1)
-  return total / jnp.maximum(count, 1.0)[:, None, :, None]
+  mean = total / jnp.maximum(count, 1.0)[:, None, :, None]
+  return jnp.where(lost[..., None], jnp.nan, mean)
 
 
 def descriptors(
@@ -79,12 +82,12 @@ def of_pages(
   """`descriptors` of keys that lie in pages already.
 
   Args:
-    page: [B, H, R, L, D], post-RoPE keys; finite where padded.
+    page: [B, H, R, L, D], post-RoPE keys; anything where padded.
     valid: bool [B, R, L], False where a page is padded, which is its end.
     config: for `descriptor` and `sub_cells`.
   """
   b, h, r, l, _ = page.shape
-  page = page.astype(jnp.float32)
+  page = jnp.where(valid[:, None, ..., None], page.astype(jnp.float32), 0.0)
   token = jnp.arange(l)
   size = valid.sum(-1)[..., None]  # [B, R, 1]
   if config.descriptor == "minmax":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.ops import attention
 from gaze_jax.ops import cache
 from gaze_jax.ops import gather
 from gaze_jax.ops import regions
@@ -91,6 +92,13 @@ def scores(
   b, x, q, d = query.shape
   h = descriptors.shape[1]
   query = query.astype(jnp.float32).reshape(b, x, h, q // h, d)
+  parts = dict(mean=1, submean=config.sub_cells, minmax=2)[config.descriptor]
+  lost: types.Array | float = 0.0
+  if config.gradient != "none":  # what is not finite has none
+    query, of_query = attention.known(query)
+    descriptors, of_region = attention.known(descriptors)
+    of_region = of_region.reshape(b, h, parts, -1).sum(axis=2)
+    lost = of_query[..., None] + of_region[:, None, :, None]
   if x == 1:  # a step of decoding, which waits for the table to be read
     dot = lambda a, b: jax.lax.platform_dependent(
       a, b, cpu=lambda a, b: gather.dots(a[:, 0], b)[:, None], default=_dot
@@ -102,10 +110,10 @@ def scores(
     up, down = jnp.maximum(query, 0.0), jnp.minimum(query, 0.0)
     out = dot(up, most) + dot(down, least)
   else:
-    parts = config.sub_cells if config.descriptor == "submean" else 1
     out = dot(query, descriptors)
     out = out.reshape(b, x, h, q // h, parts, -1).max(axis=4)
-  return summed(out.reshape(b, x, q, -1) * d**-0.5, h, config)
+  out = out * d**-0.5 + lost
+  return summed(out.reshape(b, x, q, -1), h, config)
 
 
 def _dot(query, table):

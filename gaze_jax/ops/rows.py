@@ -36,6 +36,7 @@ class Inputs:
     config: static.
     dense: bool, or a bool scalar: the layer reads every region.
     override: float32 [B, Q, R] or None.
+    lost: of query and key, if these are finite; see `finite`.
   """
 
   query: types.Array
@@ -47,6 +48,7 @@ class Inputs:
   config: config_lib.GazeConfig
   dense: bool | types.Array
   override: types.Array | None
+  lost: attention.Lost | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Rows:
 
 def attend(inputs: Inputs, chunk: int) -> Rows:
   """All rows, `chunk` at a time; one chunk of all rows is the oracle."""
-  s = inputs.query.shape[1]
+  s, inputs = inputs.query.shape[1], finite(inputs)
   parts = []
   for start in range(0, s, chunk):
     slots = range(start, min(start + chunk, s))
@@ -199,6 +201,19 @@ def visible(inputs: Inputs, slots: Slots, stop: int) -> types.Array:
   )
 
 
+def finite(inputs: Inputs) -> Inputs:
+  """Looks once for what is not finite, and not for each run of rows."""
+  vectors = inputs.query, inputs.key, inputs.value
+  (q, k, v), lost = attention.finite(*vectors)
+  return dataclasses.replace(inputs, query=q, key=k, value=v, lost=lost)
+
+
+def lost(inputs: Inputs, slots: Slots, keys: Slots) -> attention.Lost:
+  """`Inputs.lost` of the queries and the keys at these slots."""
+  of_query, of_key = inputs.lost
+  return take(of_query, slots), take(of_key, keys)
+
+
 def chooser_count(inputs: Inputs) -> int:
   """n, how many choose."""
   q, h = inputs.query.shape[2], inputs.key.shape[2]
@@ -229,6 +244,7 @@ def _plain_rows(inputs: Inputs, slots: range) -> Rows:
     inputs.key[:, :stop],
     inputs.value[:, :stop],
     visible(inputs, slots, stop)[:, None],
+    lost=lost(inputs, slots, range(stop)),
   ).out
   return dataclasses.replace(no_rows(inputs, len(slots)), out=out)
 
@@ -237,7 +253,7 @@ def routed_rows(inputs: Inputs, slots: Slots, stop: int) -> Rows:
   """Rows under the region test; it changes nothing for those not routed.
 
   Args:
-    inputs: of the layer.
+    inputs: of the layer, from `finite`.
     slots: of the rows.
     stop: keys past this slot are not looked at.
   """
@@ -256,7 +272,8 @@ def routed_rows(inputs: Inputs, slots: Slots, stop: int) -> Rows:
     new = jnp.where(choice.members & learns, new * config.gradient_weight, 0.0)
     bias = _spread(new, region, q.shape[2])
   mask = seen[:, None] & (~tested | hit)
-  out = attention.attend(q, k, inputs.value[:, :stop], mask, bias).out
+  value, of = inputs.value[:, :stop], lost(inputs, slots, range(stop))
+  out = attention.attend(q, k, value, mask, bias, of).out
   loss = no_loss(inputs)
   if config.gradient == "kl":
     loss = _distil(q, k, seen, choice, region) * learns

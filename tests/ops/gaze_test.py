@@ -457,6 +457,107 @@ def test_forms_agree_on_any_layout(
   compare.close(got.out, want.out[:, used - 3 : used])
 
 
+# Of two samples in a row: text, a unit and text each, and padding behind them.
+PACKED = (
+  (layout.Text([1, 2]), layout.Unit(4, 5), layout.Text([3, 4])),
+  (layout.Text([5]), layout.Unit(3, 3), layout.Text([6, 7, 8])),
+)
+CONFINED = dict(implementation="chunked", visual_attention="own_unit", chunk=26)
+NAN_FORMS = {
+  **{f: (FORMS[f], "none") for f in ("masked", "chunked")},
+  "own_unit": (CONFINED, "none"),
+  **{g: (FORMS["chunked"], g) for g in ("straight_through", "kl")},
+}
+
+
+@pytest.mark.parametrize("form", NAN_FORMS)
+def test_another_segment_may_be_anything(heads, small_shape, form):
+  """NaN and infinity in one segment, or padding: none reaches the other.
+
+  Nor does it in the gradient; and what sees them is NaN.
+  """
+  options, gradient = NAN_FORMS[form]
+  config = config_lib.GazeConfig(**options, gradient=gradient)
+  rows = [layout.lay_out(parts, small_shape) for parts in PACKED]
+  row = layout.concatenate(rows, small_shape)
+  batch = layout.make_batch([row], np.zeros(()))
+  segment = batch.layout.segment[0]
+  assert [(segment == i).sum() for i in (0, 1, -1)] == [26, 15, 7]
+  weight = heads(1, small_shape.slots, seed=1).q
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def run(inputs, mine):
+    routed = _parallel(*inputs, batch, np.array([2]), None, config)
+    out = jnp.where(mine[:, None, None], routed["out"] * weight, 0.0)
+    return out.sum(), (routed["out"], routed["members"])
+
+  h = heads(1, small_shape.slots)
+  inputs = tuple(map(jnp.array, (h.q, h.k, h.v)))
+  for mine in (segment == 0, segment == 1):
+    (_, (want, chosen)), want_gradient = run(inputs, mine)
+    for bad in ((0,), (1,), (2,), (0, 1, 2)):
+      odd = np.resize([np.nan, np.inf], h.q.shape[-1])
+      poison = lambda x, mine=mine, odd=odd: jnp.where(
+        mine[:, None, None], x, x.at[:, :, 0].set(odd)
+      )
+      given = (poison(x) if i in bad else x for i, x in enumerate(inputs))
+      (_, (got, members)), gradient = run(tuple(given), mine)
+      np.testing.assert_array_equal(got[:, mine], want[:, mine])
+      np.testing.assert_array_equal(members[:, mine], chosen[:, mine])
+      assert np.isnan(got[:, ~mine & (segment >= 0)]).any()
+      compare.close(gradient, want_gradient)
+
+
+@pytest.mark.parametrize("form", ["masked", "chunked"])
+def test_a_region_that_is_not_read_may_be_anything(heads, small_shape, form):
+  """Its values; NaN among its keys, it would come last."""
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots)
+  text = batch.layout.role[0] == types.Role.TEXT
+  scores = np.zeros((1, 4, 12), np.float32)
+  scores[..., 3] = -1.0
+  want = _run(h, batch, 3, form, override=scores)
+  assert not want.members[..., 3].any()
+  v = np.where((batch.layout.region == 3)[..., None, None], np.nan, h.v)
+  got = _run(dataclasses.replace(h, v=v), batch, 3, form, override=scores)
+  np.testing.assert_array_equal(got.out[:, text], want.out[:, text])
+  k = np.where((batch.layout.region == 3)[..., None, None], np.nan, h.k)
+  got = _run(dataclasses.replace(h, k=k), batch, 3, form)
+  last = got.members[:, text][:, -1]
+  assert not last[..., 3].any() and (last.sum(-1) == 3).all()
+  assert np.isfinite(got.out[:, text]).all()
+
+
+@pytest.mark.parametrize("form", ["masked", "gather"])
+@pytest.mark.parametrize("x", [1, 20])
+def test_decode_of_what_is_not_read_is_not_read(heads, small_shape, form, x):
+  """Behind the tokens of pages, in regions that a head does not choose."""
+  batch = _batch(small_shape, TWO_IMAGES)
+  h = heads(1, small_shape.slots)
+  config = config_lib.GazeConfig(decode_implementation=form)
+  plan = routing.plan(batch.layout, batch.region_slots, config)
+  visual = gaze.store(h.k, h.v, plan, config)
+  query = jnp.array(h.q[:, -x:])
+  text = types.Attended(jnp.zeros_like(query), jnp.zeros(query.shape[:3]))
+
+  # Head 0 reads regions 0 and 1, the others 1 and 2; nobody reads 3.
+  override = np.zeros((1, 4, 12), np.float32)
+  override[0, :1, :2], override[0, 1:, 1:3] = 1, 1
+  run = jax.jit(
+    lambda visual: gaze.decode(
+      query, visual, text, np.array([2]), config, override=override
+    )
+  )
+  want = run(visual)
+  keep = np.asarray(visual.valid)[:, None, :, :, None]
+  bad = lambda x: jnp.where(keep, x, jnp.nan).at[:, :, (0, 3)].set(jnp.nan)
+  got = run(dataclasses.replace(visual, k=bad(visual.k), v=bad(visual.v)))
+  np.testing.assert_array_equal(got.members, want.members)
+  compare.close(got.out[:, :, 1:], want.out[:, :, 1:])
+  assert np.isnan(got.out[:, :, 0]).all()
+
+
 def test_usage_by_hand(small_shape):
   """One 5 x 5 image: regions of 4, 6, 6, 9 tokens, and 2 context tokens."""
   batch = _batch(small_shape, ONE_IMAGE)
