@@ -45,6 +45,8 @@ _FEW_ROWS = 32
 _ROWS = 2
 # A step of the loop over a long list visits so many pages of all KV heads.
 _STEP = 64
+# Or so few, where room is made for copies that are hardly ever needed.
+_FEW_PAGES = 8
 # Pages read side by side, and products of one sum: what LLVM still unrolls.
 _PAGES, _PRODUCTS = 16, 16
 _VECTOR = 8
@@ -230,17 +232,19 @@ def _streamed(query, k, v, listed):
   out, lse = _in_steps(_made(query), k, v, listed, attend, beside)
   # A value that a row does not see may be NaN, and 0 * NaN is. To ask that of
   # each product would take a third longer; copies of pages are asked.
-  again = lambda: _in_steps(query, k, v, listed)
+  again = lambda: _in_steps(query, k, v, listed, most=_FEW_PAGES)
   return lax.cond(jnp.isnan(out).any(), again, lambda: (out, lse))
 
 
-def _in_steps(query, k, v, listed, attend_some=_copied, multiple: int = 1):
-  """The list in steps, each a multiple of pages, up to the largest count."""
+def _in_steps(
+  query, k, v, listed, attend_some=_copied, multiple: int = 1, most: int = 0
+):
+  """The list up to the largest count, a multiple of pages at a time."""
   layer, *listed = listed
   count = listed[-1].max()
   ids, length, reads = _entries(listed, query.shape[2])
   u = ids.shape[-1]
-  step = min(_STEP, -(-u // multiple) * multiple)
+  step = min(most or _STEP, -(-u // multiple) * multiple)
   spare = -u % step
   pad = lambda x: jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, spare)))
   listed = tuple(pad(x) for x in (ids, length, reads))
@@ -290,7 +294,9 @@ def _step(query, k, v, layer, entries, beside: int):
   total = weights.sum(axis=(3, 4, 5))
   lse = peak + jnp.log(total)
   safe = jnp.where(total > 0, total, 1.0)
-  return _weighted(weights, v, at) / safe[..., None], lse
+  out = _weighted(weights, v, at) / safe[..., None]
+  # What fills up a list may be a page that nobody reads.
+  return jnp.where(jnp.isneginf(lse)[..., None], 0.0, out), lse
 
 
 def _logits(query, k, at):
