@@ -21,6 +21,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.dataset.transformations import process_prefetch
 
 from gaze_jax import config as config_lib
 from gaze_jax import layout
@@ -35,6 +36,11 @@ from gaze_jax.data import units as units_lib
 
 _ORDER_STREAM = 3
 _NO_END = 2**40  # steps; grain wants a number
+
+# Seconds that a worker has to end. grain gives each 25, one after the other, and
+# one that sends a batch when nobody reads any more takes them all. Nothing is
+# lost with a worker, and Ctrl-C and SIGTERM should not wait.
+process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 
 @dataclasses.dataclass(frozen=True)

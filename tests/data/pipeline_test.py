@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import util
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.data import emoji_scenes
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
@@ -167,6 +169,7 @@ def test_what_cannot_work_is_refused():
 CHILD = """
 import multiprocessing
 from gaze_jax import config as config_lib
+from gaze_jax.data import emoji_scenes
 from gaze_jax.data import pipeline
 
 if __name__ == "__main__":
@@ -199,7 +202,7 @@ def test_no_worker_outlives_its_program(tmp_path, how):
     else:
       child.kill()
     try:
-      assert child.wait(timeout=20) == -how
+      assert child.wait(timeout=60) == -how
     finally:
       child.kill()
   deadline = time.time() + 20
@@ -208,6 +211,23 @@ def test_no_worker_outlives_its_program(tmp_path, how):
     alive = [w for w in workers if _runs(w)]
     time.sleep(0.1)
   assert not alive
+
+
+class _Stuck(emoji_scenes.EmojiScenes):
+  """Whoever reads a sample never ends by itself."""
+
+  def sample(self, index, epoch=0):
+    util.Finalize(None, time.sleep, args=(3600,), exitpriority=0)
+    return super().sample(index, epoch)
+
+
+def test_workers_that_do_not_end_are_not_waited_for():
+  c = config(workers=2, batch_size=1)
+  batches = pipeline.make_iterator(c, source=_Stuck("train", size=56, length=10, questions=3))
+  next(batches), next(batches)
+  start = time.time()
+  batches.close()
+  assert time.time() - start < 20  # grain alone waits 25 s for each worker
 
 
 def _runs(pid):
