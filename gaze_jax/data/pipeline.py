@@ -37,9 +37,9 @@ from gaze_jax.data import units as units_lib
 _ORDER_STREAM = 3
 _NO_END = 2**40  # steps; grain wants a number
 
-# Seconds that a worker has to end. grain gives each 25, one after the other, and
-# one that sends a batch when nobody reads any more takes them all. Nothing is
-# lost with a worker, and Ctrl-C and SIGTERM should not wait.
+# Seconds that a worker has to end. grain gives each 25, one after the other,
+# and one that sends a batch when nobody reads any more takes them all. Nothing
+# is lost with a worker, and Ctrl-C and SIGTERM should not wait.
 process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 

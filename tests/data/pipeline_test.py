@@ -223,7 +223,9 @@ class _Stuck(emoji_scenes.EmojiScenes):
 
 def test_workers_that_do_not_end_are_not_waited_for():
   c = config(workers=2, batch_size=1)
-  batches = pipeline.make_iterator(c, source=_Stuck("train", size=56, length=10, questions=3))
+  batches = pipeline.make_iterator(
+    c, source=_Stuck("train", size=56, length=10, questions=3)
+  )
   next(batches), next(batches)
   start = time.time()
   batches.close()
