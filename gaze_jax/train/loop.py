@@ -58,10 +58,11 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   with contextlib.ExitStack() as stack:
     stack.callback(saved.close)
     state, start = _start(config, saved, mesh)
+    before = saved.config() if start.next_batch else config  # all at once
     if first:
       if start.next_batch:
         print(f"resuming {workdir} at step {start.next_batch}")
-        _tell_steps(saved.config(), config, start.next_batch)
+        _tell_steps(before, config, start.next_batch)
       _write_config(config, workdir)
     feed = stack.enter_context(
       feed_lib.open_feed(config, source, workdir, start, mesh)
