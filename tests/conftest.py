@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import gc
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -18,23 +19,22 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # And compiled cheaply, as tests compile for longer than they compute: without
-# most of LLVM's passes, fusions emitted as loops at once rather than through
-# MLIR, and each program in one piece. What is compared and how closely stays as
-# it is, and JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users do.
+# most of LLVM's passes, each program in one piece, and fusions emitted as loops
+# at once rather than through MLIR (a third of the time; XLA dies of a flag that
+# it does not know, and jaxlib 0.12 has this one no more). What is compared and
+# how closely stays as it is; JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
-  os.environ["XLA_FLAGS"] = " ".join(
-    [
-      "--xla_cpu_use_fusion_emitters=false",
-      "--xla_cpu_parallel_codegen_split_count=1",
-      os.environ.get("XLA_FLAGS", ""),
-    ]
-  )
+  _flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+  if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+  os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
 
+import tiers
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax.decode import programs
@@ -48,6 +48,11 @@ hypothesis.settings.register_profile(
   "gaze", deadline=None, derandomize=True, max_examples=20
 )
 hypothesis.settings.load_profile("gaze")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items):
+  tiers.mark_the_rest(items)
 
 
 @dataclasses.dataclass

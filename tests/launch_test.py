@@ -202,6 +202,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(workdir, tmp_path):
   assert err == "interrupted\n"
 
 
+@pytest.mark.nightly
 def test_eval_writes_its_reports(workdir, tmp_path):
   code, out, lines = run(
     *("launch/eval.py", f"--workdir={workdir}", f"--json={tmp_path}/r.json"),
@@ -250,6 +251,7 @@ def test_errors_of_generate_and_eval(workdir, files, tmp_path):
   assert not list(files.glob("gaze*")) and not list(empty.iterdir())
 
 
+@pytest.mark.nightly
 def test_scene_draws_a_canvas_and_asks_about_it(tiny_config_file, tmp_path):
   command = ["launch/scene.py", f"--config={tiny_config_file}"]
   picture = tmp_path / "scene.png"
@@ -274,33 +276,49 @@ def train(config_file, workdir, *more):
   ]
 
 
-def test_errors_of_train(tiny_config_file, tmp_path):
-  (tmp_path / "file").write_text("a file in place of a directory")
+ERRORS = {
+  "flag": ("CONFIG NEW --foo=1", "flag 'foo'"),
+  "key": ("BAD NEW", "'train.step'; did you mean 'train.steps'?"),
+  "folder": ("CONFIG FILE/x", "Not a directory"),
+  "argument": ("CONFIG NEW steps=3", "unexpected argument"),
+  "no file": ("NO NEW", "there is no such config file"),
+  "flag's key": (
+    "CONFIG NEW --config.train.step=3",
+    "did you mean 'train.steps'?",
+  ),
+  "value": ("CONFIG NEW --config.train.steps=x", "steps=x"),
+  "no workdir": ("CONFIG", "workdir"),
+  "no config": ("--workdir=NEW", "needs one --config=FILE"),
+  "a file": ("CONFIG FILE", "File exists"),
+  "not there": ("CONFIG /proc/gaze", "/proc/gaze: No such file"),
+}
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_train(tiny_config_file, tmp_path, name):
+  (tmp_path / "FILE").write_text("a file in place of a directory")
   bad = tmp_path / "bad.py"
   bad.write_text("def get_config():\n  return dict(train=dict(step=3))")
   new = tmp_path / "new"
-  cases = [
-    (train(tiny_config_file, new, "--foo=1"), "flag 'foo'"),
-    (train(tiny_config_file, new, "steps=3"), "unexpected argument"),
-    (train(tmp_path / "no.py", new), "there is no such config file"),
-    (train(bad, new), "'train.step'; did you mean 'train.steps'?"),
-    (
-      train(tiny_config_file, new, "--config.train.step=3"),
-      "did you mean 'train.steps'?",
-    ),
-    (train(tiny_config_file, new, "--config.train.steps=x"), "steps=x"),
-    (["launch/train.py", f"--config={tiny_config_file}"], "workdir"),
-    (["launch/train.py", f"--workdir={new}"], "needs one --config=FILE"),
-    (train(tiny_config_file, tmp_path / "file"), "File exists"),
-    (train(tiny_config_file, tmp_path / "file" / "x"), "Not a directory"),
-    (train(tiny_config_file, "/proc/gaze"), "/proc/gaze: No such file"),
-  ]
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    results = list(pool.map(lambda case: run(*case[0]), cases))
-  for result, (_, says) in zip(results, cases, strict=True):
-    assert says in one_line(result)
+  words, says = ERRORS[name]
+  written = {
+    "CONFIG": f"--config={tiny_config_file}",
+    "BAD": f"--config={bad}",
+    "NO": f"--config={tmp_path}/no.py",
+    "NEW": f"--workdir={new}",
+    "FILE": f"--workdir={tmp_path}/FILE",
+    "FILE/x": f"--workdir={tmp_path}/FILE/x",
+    "/proc/gaze": "--workdir=/proc/gaze",
+    "--workdir=NEW": f"--workdir={new}",
+  }
+  flags = [written.get(word, word) for word in words.split()]
+  assert says in one_line(run("launch/train.py", *flags))
   assert not new.exists()
-  # Two processes make the same mistake: each is waited for, one tells.
+
+
+@pytest.mark.nightly
+def test_a_mistake_of_two_processes_is_told_once(tiny_config_file):
   two = ("launch/local.py", "--processes=2", "--devices=1", "--")
   code, _, lines = run(
     *two, sys.executable, *train(tiny_config_file, "/proc/x")

@@ -104,9 +104,9 @@ class Tokenizer:
       packages.PackageError: the package is not installed.
     """
     if source == SMOLLM2:
-      tokenizer, template = gguf_tokenizer.read(packages.find(SMOLLM2))
+      text, template = _smollm2(packages.find(SMOLLM2))
       files = chat_files.ChatFiles(template=template, template_file=source)
-      return cls(tokenizer, source, files)
+      return cls(tokenizers.Tokenizer.from_str(text), source, files)
     file = pathlib.Path(source) if source else SHIPPED
     ends = ends_lib.beside(file)
     return cls(read(file), str(file), chat_files.beside(file), ends)
@@ -262,6 +262,13 @@ def _absent(file: pathlib.Path) -> str:
     f" \"import transformers as t; t.AutoTokenizer.from_pretrained('{folder}')"
     f".save_pretrained('{folder}')\""
   )
+
+
+@functools.cache  # the GGUF reader takes 4 s for it
+def _smollm2(path: pathlib.Path) -> tuple[str, str]:
+  """The JSON of the package's tokenizer, and its chat template."""
+  tokenizer, template = gguf_tokenizer.read(path)
+  return tokenizer.to_str(), template
 
 
 def _restore(text: str, size: int, *parts: Any) -> Tokenizer:

@@ -56,6 +56,7 @@ def test_what_is_no_such_number_is_refused(name, value):
     ask_lib.check(ask)
 
 
+@pytest.mark.nightly
 def test_a_question_without_images_counts_the_largest_unit_read(model):
   """per_unit, after a unit of 9 regions: half of them, rounded up."""
   ours = model(budget="per_unit")

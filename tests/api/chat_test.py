@@ -76,6 +76,7 @@ def test_a_conversation_is_the_api_turn_by_turn(talk, model, picture, files):
   assert tell("/new", f"/image {a}", f"/image {b}", Q)[3] == line(both)
 
 
+@pytest.mark.nightly
 def test_a_video_is_shown_too(talk, model, picture, files):
   shots = [Image.fromarray(picture(n)) for n in range(3)]
   shots[0].save(files[2] / "a.gif", save_all=True, append_images=shots[1:])
@@ -87,6 +88,7 @@ def test_a_video_is_shown_too(talk, model, picture, files):
   assert tell(f"/video {files[2]}/a.gif", Q)[1] == line(want)
 
 
+@pytest.mark.nightly
 def test_afresh_each_question_comes_after_the_images_alone(
   talk, model, picture, files
 ):

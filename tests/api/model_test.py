@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tiers
 from gaze_jax import api
 from gaze_jax import budgets
 from gaze_jax import errors
@@ -18,9 +17,8 @@ Q = "what is it?"
 FEW = dict(max_tokens=4)
 
 
-@pytest.mark.parametrize(
-  "kind", tiers.few(2, ["plain", "crop", "tiles", "patches"])
-)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", ["plain", "crop", "tiles", "patches"])
 def test_an_answer_its_cost_its_picture_and_its_page(model, picture, kind):
   ours = model(kind)
   reply = ours.generate(Q, images=[picture()], trace=True, **FEW)
@@ -41,6 +39,7 @@ def test_an_answer_its_cost_its_picture_and_its_page(model, picture, kind):
   assert "<html" in page and Q in page
 
 
+@pytest.mark.nightly
 def test_views_show_what_the_model_saw(model, picture):
   image = picture(size=(30, 60))
   whole = model().encode_image(image).views[0]
@@ -201,6 +200,7 @@ def test_budgets_of_all_units(model, picture):
   assert read(model(budget="per_unit"), share=0.25) == {6}  # 3 of 9, twice
 
 
+@pytest.mark.nightly
 def test_budgets_of_a_tiled_picture(model, picture):
   """It is two units, of which the grid has more regions than the square."""
 
@@ -314,6 +314,7 @@ def test_a_context_comes_back_from_disk(model, picture, tmp_path):
   assert after[0].tokens == after[1].tokens
 
 
+@pytest.mark.nightly
 def test_kept_choices_come_back_too(model, picture, tmp_path):
   ours = model(refresh="question")
   want = ours.generate(Q, images=[picture()], **FEW).context

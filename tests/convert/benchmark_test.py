@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
+@pytest.mark.nightly
 def test_a_small_one(tmp_path):
   out, folder = tmp_path / "rows.json", tmp_path / "work"
   folder.mkdir()

@@ -148,6 +148,7 @@ def assert_bitwise(got, want):
     np.testing.assert_array_equal(bits(got[name]), bits(tensor), name)
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("family", MODELS)
 def test_there_and_back_is_bitwise(saved, family, dtype, tmp_path):
@@ -159,6 +160,7 @@ def test_there_and_back_is_bitwise(saved, family, dtype, tmp_path):
   assert read(tmp_path / "back") == read(path)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("family", MODELS)
 def test_ours_computes_what_transformers_does(saved, family, tmp_path):
   path = saved(family)

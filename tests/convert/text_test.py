@@ -72,6 +72,7 @@ def read(path):
   return checkpoint.model, store.load(convert.leaves(checkpoint))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("family, tied", CASES)
 def test_logits_and_hidden_states(saved, family, tied):
   model, path = saved(family, tied)

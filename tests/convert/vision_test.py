@@ -152,6 +152,7 @@ def _states(model, **inputs):
   return [s.numpy() for s in out.hidden_states], out.last_hidden_state.numpy()
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
   ("name", "size", "interpolate"),
   [

@@ -183,6 +183,7 @@ def test_the_default_config_fits_every_scene():
   packing.check_scenes_fit(config(), TOKENIZER)
 
 
+@pytest.mark.nightly
 def test_what_the_error_says_is_enough_is_enough():
   with pytest.raises(config_lib.ConfigError, match="245 is enough"):
     packing.check_scenes_fit(config(sequence_length=244), TOKENIZER)
@@ -272,6 +273,7 @@ def test_a_chatml_prompt_is_the_row_up_to_the_answer(smollm2):
   assert used(row, "tokens").count(2) == 2  # not the one in the question
 
 
+@pytest.mark.nightly
 def test_a_row_of_smollm2_with_captions_fits_what_is_enough(smollm2):
   changes = dict(captions=True, sequence_length=356, answer_slots=68)
   with pytest.raises(config_lib.ConfigError, match="356 is enough"):

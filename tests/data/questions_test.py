@@ -103,6 +103,7 @@ def test_held_out_split_asks_about_held_out_pairs():
         assert scenes.HELD_OUT[things[k].thing] == things[k].cell
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("split", ["train", "new", "held_out_pairs"])
 def test_guessing_the_most_frequent_answer_gets_nowhere(split):
   s = source(split)

@@ -81,6 +81,7 @@ def test_decode_is_teacher_forcing(read, decode, oracle, name, top_k):
   assert decode(rows).tokens(0) == want
 
 
+@pytest.mark.nightly
 def test_a_batch_of_all_mixes_says_what_each_row_says_alone(read, decode):
   budgets = [0, 1, 3, 1000, 2, 9, 5]
   asked = [
@@ -229,6 +230,7 @@ def test_an_ended_row_says_no_more(read, decode, tiny, tiny_params):
   assert out.done
 
 
+@pytest.mark.nightly
 def test_prompts_of_many_lengths_share_programs(read, decode):
   def ask(length, images):
     parts = [layout.Text([1]), *[UNIT] * images, layout.Text([4] * length)]

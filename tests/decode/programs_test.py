@@ -25,6 +25,7 @@ def _run(program, shapes):
   return programs.compiled() - before
 
 
+@pytest.mark.nightly
 def test_programs_of_many_shapes_are_bounded(program, monkeypatch):
   said = []
   monkeypatch.setattr(programs, "_say", functools.cache(said.append))

@@ -437,6 +437,7 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("frames", [1, 8])
 def test_on_a_phone_in_light_and_dark(opened, scheme, frames, tmp_path):

@@ -95,7 +95,8 @@ def assert_dense(got, case):
 RAGGED = dict(b=2, h=4, g=4, r=9, l=36, counts=((0, 7, 0, 3), (1, 4, 8, 0)))
 
 
-@pytest.mark.parametrize("interpret", tiers.few(1, [SIMULATED, EAGER]))
+@pytest.mark.few(1)
+@pytest.mark.parametrize("interpret", [SIMULATED, EAGER])
 def test_ragged_lists_in_chunks(interpret):
   case = draw(**RAGGED)
   got = attend(**case, chunk_pages=2, interpret=interpret)
@@ -106,6 +107,7 @@ def test_ragged_lists_in_chunks(interpret):
   assert (np.asarray(got.lse)[nothing] == -np.inf).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "shape",
   [
@@ -128,13 +130,15 @@ def test_shapes(shape):
   assert_dense(attend(**case, chunk_pages=2), case)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("l, d", [(36, 128), (9, 64)])
 def test_bfloat16(l, d):
   case = draw(g=4, h=2, l=l, d=d, counts=((5, 3),), dtype="bfloat16")
   assert_dense(attend(**case, chunk_pages=2), case)
 
 
-@pytest.mark.parametrize("of_query, of_cache", tiers.few(1, [(0, 1), (1, 0)]))
+@pytest.mark.few(1)
+@pytest.mark.parametrize("of_query, of_cache", [(0, 1), (1, 0)])
 def test_query_and_cache_of_two_dtypes(of_query, of_cache):
   dtypes = "float32", "bfloat16"
   case = draw(g=2)
@@ -184,7 +188,8 @@ def test_what_is_not_listed_is_not_read():
   assert not np.isnan(second.out).any() and not np.isnan(second.lse).any()
 
 
-@pytest.mark.parametrize("l, d", tiers.few(1, [(36, 72), (9, 128)]))
+@pytest.mark.few(1)
+@pytest.mark.parametrize("l, d", [(36, 72), (9, 128)])
 def test_a_stacked_cache_in_tiles(l, d):
   case = draw(b=2, g=2, l=l, d=d, counts=((3,), (2,)))
   page = gaze_decode.page_shape(l, d, "float32")

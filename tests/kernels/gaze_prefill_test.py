@@ -89,6 +89,7 @@ def value_and_gradient(attend, qkv, plan):
   return got, gradient
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "case, tile",
   tiers.few(
@@ -134,6 +135,7 @@ def test_bfloat16():
     assert size(np.asarray(a, np.float32) - b) <= 2**-8 * size(np.asarray(b))
 
 
+@pytest.mark.nightly
 def test_nobody_reads():
   """NaN where nobody reads changes nothing; the gradient there is exactly 0."""
   (query, k, v), (length, members) = Case(

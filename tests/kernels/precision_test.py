@@ -66,6 +66,7 @@ def _precisions(jaxpr, inside=False):
         yield from _precisions(inner, kernel)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def same_text(got, want, length):
       compare.close(a[:, row, :, :n], b[:, row, :, :n])
 
 
+@pytest.mark.nightly
 def test_rows_read_in_pieces_are_whole_rows_read_at_once(params, config):
   batch = batch_of(ROWS)
   want, logits, chosen = _prefill(params, config, batch, BUDGET, capacity=32)

@@ -36,6 +36,7 @@ def names(tree):
   }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
   "family, more",
   [
@@ -106,6 +107,7 @@ def _run(config, params, x):
   )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", [QWEN3, QWEN2])
 def test_split_parameters_compute_the_same(family):
   config = dataclasses.replace(CONFIG, depth=3, **family)

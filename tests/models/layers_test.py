@@ -110,6 +110,7 @@ def test_a_wide_weight_gets_a_wide_gradient():
   assert jax.grad(loss)(weight).dtype == jnp.float32
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17])
 @pytest.mark.parametrize("size", [3, 2048, 2 * 2048, 2 * 2048 + 5])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import compare
-import tiers
 from gaze_jax import config as config_lib
 from gaze_jax import layout
 from gaze_jax import types
@@ -121,9 +120,9 @@ OPTIONS = {
     granularity="layer", descriptor="submean", sub_cells=2
   ),
   "question": dict(refresh="question"),
-  "own unit, chunked": dict(visual_attention="own_unit", chunk=16),
   "copied": dict(decode_implementation="gather"),
   "kv_group": dict(granularity="kv_group"),
+  "own unit, chunked": dict(visual_attention="own_unit", chunk=16),
   "minmax": dict(descriptor="minmax"),
   "ratio": dict(budget="ratio"),
   "per unit": dict(budget="per_unit"),
@@ -135,7 +134,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", tiers.few(4, OPTIONS))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_decode_is_teacher_forcing_under_every_option(params, name):
   gaze = dataclasses.replace(CONFIG.gaze, **OPTIONS[name])
   config = dataclasses.replace(CONFIG, gaze=gaze)
@@ -241,6 +241,7 @@ def plain(params):
   return _loss_and_grad(params, CONFIG)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("decoder", [{}, dict(remat="full")], ids=str)
 def test_layers_one_by_one_compute_what_a_scan_does(params, plain, decoder):
   got, text, _ = _loss_and_grad(params, _variant(scan=False, **decoder))
@@ -248,6 +249,7 @@ def test_layers_one_by_one_compute_what_a_scan_does(params, plain, decoder):
   compare.close(got, plain[0])
 
 
+@pytest.mark.nightly
 def test_remat_trades_products_for_memory_and_changes_no_result(params, plain):
   """From the policy that keeps most to the one that keeps least."""
   _, text, kept = plain
@@ -259,6 +261,7 @@ def test_remat_trades_products_for_memory_and_changes_no_result(params, plain):
     text, kept = new_text, new_kept
 
 
+@pytest.mark.nightly
 def test_remat_of_the_tower(params, plain):
   vision = dataclasses.replace(CONFIG.vision, remat="full")
   got, text, _ = _loss_and_grad(
@@ -268,6 +271,7 @@ def test_remat_of_the_tower(params, plain):
   compare.close(got, plain[0])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("refresh", ["token", "question"])
 def test_terms_of_distillation_by_hand(params, refresh):
   """Text slots that see an image, times those that choose, times layers."""

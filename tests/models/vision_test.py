@@ -106,6 +106,7 @@ def _reference(config, params, images):
   return x[:, first:]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
   "change",
   [

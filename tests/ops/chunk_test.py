@@ -99,6 +99,7 @@ def row(heads):
   return batch, heads(2, SHAPE.slots)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cuts", [CUTS, TOGETHER], ids=["apart", "together"])
 @pytest.mark.parametrize("visual_attention", ["causal", "own_unit"])
 def test_chunks_see_what_the_mask_of_the_row_lets_them_see(

@@ -5,6 +5,9 @@ import pytest
 
 from gaze_jax import types
 
+# An attribute of an enumeration takes long, and this loop asks for millions.
+CONTEXT, TEXT, VISUAL = types.Role.CONTEXT, types.Role.TEXT, types.Role.VISUAL
+
 
 def _descriptors(keys, config):
   """Of one region's keys [n, D]: what `_score` takes."""
@@ -85,15 +88,14 @@ class _Row:
     return sorted(ready, key=lambda g: (-score[g], g))[:count]
 
   def sees(self, i, j, read):
-    text, visual = types.Role.TEXT, types.Role.VISUAL
     ok = self.segment[j] == self.segment[i]
     ok &= self.branch[j] in (0, self.branch[i])
-    if self.role[i] == types.Role.CONTEXT:
+    if self.role[i] == CONTEXT:
       ok &= self.unit[j] == self.unit[i]
-    if self.role[i] == text and self.role[j] == visual and read is not None:
+    if self.role[i] == TEXT and self.role[j] == VISUAL and read is not None:
       ok &= j in read
     if self.config.visual_attention == "own_unit":
-      if self.role[i] == self.role[j] == visual:
+      if self.role[i] == self.role[j] == VISUAL:
         ok &= self.unit[j] == self.unit[i]
     return ok
 

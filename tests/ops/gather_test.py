@@ -107,6 +107,7 @@ SIZES = {
 }
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_attention_under_a_mask(size):
   case = _case(**SIZES[size])

@@ -105,6 +105,7 @@ SAMPLES = (*(TWO_IMAGES,) * 6, ONE_IMAGE, TEXT_ONLY, EMPTY)
 BUDGETS = (0, 1, 3, 4, 5, 50, 2, 2, 2)
 
 
+@pytest.mark.few(5)
 @routing_options
 def test_the_oracle_equals_a_plain_loop(
   heads, plain, small_shape, granularity, descriptor
@@ -117,6 +118,7 @@ def test_the_oracle_equals_a_plain_loop(
   compare.close(got.out, want)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("form", ["chunked", slow_pallas])
 @routing_options
 def test_forms_agree_with_the_oracle_in_value_and_gradient(
@@ -160,6 +162,7 @@ BRANCHED = (
 )
 
 
+@pytest.mark.few(7)
 @form
 @pytest.mark.parametrize(
   "options, k",
@@ -361,6 +364,7 @@ def _text(query, key, value, length):
 decode_form = pytest.mark.parametrize("form", ["masked", "gather", slow_pallas])
 
 
+@pytest.mark.few(6)
 @decode_form
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(
@@ -430,6 +434,7 @@ def test_decode_is_the_parallel_form(heads, small_shape, sample, k, k_max):
   np.testing.assert_array_equal(got.members, want.members[:, used - 2 : used])
 
 
+@pytest.mark.nightly
 # Both fixtures are pure: sharing them between examples is safe.
 @hypothesis.settings(
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
@@ -716,6 +721,7 @@ def _decode_by_hand(form, query):
   return gaze.decode(query, visual, text, zero + 1, config).out
 
 
+@pytest.mark.nightly
 def test_more_rows_than_a_list_has_bits_for():
   query = jnp.linspace(-1, 1, 33).reshape(1, 33, 1, 1)
   want = _decode_by_hand("masked", query)
@@ -780,6 +786,7 @@ def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(said):
   ]
 
 
+@pytest.mark.nightly
 def test_routed_rows_come_in_slabs(monkeypatch, heads, small_shape):
   monkeypatch.setattr(split, "SLAB", 12)
   slots = 83  # of its own, as this is traced anew

@@ -181,6 +181,7 @@ def test_visits_are_the_union_with_a_bit_for_each_row():
   np.testing.assert_array_equal(rows[0, 0, 0, :3], [3, 2, 1])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
   ("x", "group"), [(32, 1), (33, 1), (9, 4), (9, 7), (9, 8)]
 )

@@ -33,6 +33,7 @@ def plain(query, old, new, length, layer):
   return attention.attend(query, *both, jnp.asarray(mask[:, None]))
 
 
+@pytest.mark.few(2)
 # Pages of 16 in place, those of more than 32 rows some at a time; a cache of
 # another size as a copy.
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_a_mistake_ends_all_and_is_not_repeated(tmp_path, script, expected):
   assert err == ""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", ["kill -KILL $$", "exit 134"])
 def test_a_lost_process_starts_all_again(tmp_path, how):
   log = tmp_path / "log"

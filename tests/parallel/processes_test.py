@@ -166,6 +166,7 @@ def test_one_process_alone_listens_on_loopback_and_says_nothing(tmp_path):
   assert on_loopback(line.split(" at ")[1])
 
 
+@pytest.mark.nightly
 def test_what_both_have_to_say_process_0_says():
   code, said = run_two(FAIL, "it is full", "it is full")
   assert code == 1

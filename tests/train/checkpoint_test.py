@@ -291,6 +291,7 @@ def two(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.nightly
 def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
   whole = files(two / "checkpoints" / "2")
   assert len(whole) > 15

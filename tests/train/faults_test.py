@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tiers
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.train import checkpoint
@@ -135,7 +134,8 @@ def kill(process, workdir, seed):
   process.communicate()
 
 
-@pytest.mark.parametrize("seed", tiers.few(1, range(1, 21)))
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(1, 21))
 def test_sigkill_anywhere(
   runs, whole, tiny_config, tiny_config_file, tmp_path, capsys, seed
 ):
@@ -197,9 +197,8 @@ def flip(file):
   file.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-  "damage", tiers.few(1, [flip, truncate, pathlib.Path.unlink])
-)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("damage", [flip, truncate, pathlib.Path.unlink])
 def test_rot(runs, whole, tiny_config, tmp_path, capsys, damage):
   workdir = tmp_path / "run"
   shutil.copytree(whole, workdir)
@@ -218,6 +217,7 @@ def test_rot(runs, whole, tiny_config, tmp_path, capsys, damage):
   runs.assert_same(whole, workdir)
 
 
+@pytest.mark.nightly
 def test_nan_in_a_batch(
   runs, whole, tiny_config, tmp_path, monkeypatch, capsys
 ):

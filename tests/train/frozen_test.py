@@ -45,6 +45,7 @@ def test_nothing_frozen_is_in_a_checkpoint(workdir):
   assert saved.params().keys() == {"projector"}
 
 
+@pytest.mark.nightly
 def test_the_projector_trains_through_a_frozen_decoder(config):
   chain = optimizer.make(config.train)
   state = state_lib.create(config, chain)
@@ -77,6 +78,7 @@ def test_a_frozen_part_is_the_same_each_time_for_a_seed(config, tiny_config):
   assert (other["decoder"]["embedding"] != first["decoder"]["embedding"]).any()
 
 
+@pytest.mark.nightly
 def test_an_answer_and_an_evaluation_read_frozen_parts(config, workdir):
   model = api.load(workdir)
   assert model.params.keys() == {"projector", "vision", "decoder"}
@@ -101,6 +103,7 @@ def test_matrices_of_a_narrow_decoder_are_stored_narrow(tiny_config):
   assert part["layers"]["mlp_norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("frozen_too", [False, True])
 def test_weights_are_read_whether_or_not_they_train(
   tiny_config, monkeypatch, frozen_too

@@ -72,6 +72,7 @@ def test_every_parameter_is_in_one_group(changed, says):
     assert words in str(error.value)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_share_is_a_learning_rate_of_its_own(name):
   """Of an update's every part, decay too; and what is frozen has no state."""

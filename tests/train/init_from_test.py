@@ -118,6 +118,7 @@ def test_cached_features_are_those_of_these_weights(
   assert frozen.fingerprint(moved) != ours
 
 
+@pytest.mark.nightly
 def test_a_run_goes_out_whole(tiny_config, converted, tmp_path):
   config = start(tiny_config, converted, train__steps=1)
   loop.train(config, tmp_path / "run")

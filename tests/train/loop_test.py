@@ -51,6 +51,7 @@ def test_the_same_command_gives_the_same_numbers(
   runs.assert_same(whole, tmp_path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("step", [1, 4, 5, 6])
 def test_interrupted_and_resumed(
   runs, whole, tiny_config, tmp_path, monkeypatch, step
@@ -82,6 +83,7 @@ def test_preempted(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   runs.assert_same(whole, tmp_path)
 
 
+@pytest.mark.nightly
 def test_a_mean_that_a_checkpoint_falls_into(
   runs, tiny_config, tmp_path, monkeypatch
 ):
@@ -103,6 +105,7 @@ def test_a_finished_run_stays_as_it_is(runs, whole, tiny_config):
   jax.tree.map(np.testing.assert_array_equal, runs.params(whole), before[1])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_finite_stops(

@@ -97,6 +97,7 @@ def config(request, folder):
   )
 
 
+@pytest.mark.nightly
 def test_three_steps_and_an_evaluation(config, tmp_path):
   before = state_lib.create(config, optimizer.make(config.train)).params
   loop.train(config, tmp_path)
