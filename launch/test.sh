@@ -17,5 +17,5 @@ echo "== ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 echo "== pytest"
-exec "$python" -m pytest -q --numprocesses=auto --dist=loadfile \
+exec "$python" -m pytest -q --numprocesses=auto --dist=worksteal \
   --durations=25 "$@"

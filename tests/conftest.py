@@ -22,7 +22,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # most of LLVM's passes, each program in one piece, and fusions emitted as loops
 # at once rather than through MLIR (a third of the time; XLA dies of a flag that
 # it does not know, and jaxlib 0.12 has this one no more). What is compared and
-# how closely stays as it is; JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users.
+# how closely stays as it is. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users
+# do.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
   _flags = ["--xla_cpu_parallel_codegen_split_count=1"]
   if importlib.metadata.version("jaxlib").startswith("0.10."):

@@ -61,6 +61,7 @@ def decode(tiny, tiny_params):
   return make
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("top_k", [0, 1, 2, 9, 1000])
 @pytest.mark.parametrize("name", PROMPTS)
 def test_decode_is_teacher_forcing(read, decode, oracle, name, top_k):

@@ -118,6 +118,7 @@ def test_value_and_gradient(case, tile):
   compare.close(got, want)
 
 
+@pytest.mark.nightly
 def test_bfloat16():
   qkv, plan = Case(group=4, dim=64, x=5, dtype=jnp.bfloat16).draw()
   got = value_and_gradient(kernel(rows=16), qkv, plan)

@@ -241,7 +241,7 @@ def plain(params):
   return _loss_and_grad(params, CONFIG)
 
 
-@pytest.mark.few(1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("decoder", [{}, dict(remat="full")], ids=str)
 def test_layers_one_by_one_compute_what_a_scan_does(params, plain, decoder):
   got, text, _ = _loss_and_grad(params, _variant(scan=False, **decoder))

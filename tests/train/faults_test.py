@@ -147,6 +147,7 @@ def test_sigkill_anywhere(
   runs.assert_same(whole, workdir)
 
 
+@pytest.mark.nightly
 def test_sigterm(runs, whole, tiny_config, tiny_config_file, tmp_path, capsys):
   workdir = tmp_path / "run"
   command = train(tiny_config_file, workdir, "--config.data.workers=1")
