@@ -183,7 +183,7 @@ def run_tests(repository, *arguments):
 
 
 def test_durations_are_told_whatever_is_run(repository):
-  shown = "-m pytest -q --numprocesses=auto --dist=loadfile --durations=25"
+  shown = "-m pytest -q --numprocesses=auto --dist=worksteal --durations=25"
   assert run_tests(repository) == shown
   more = ("-n", "0", "-m", "nightly", "tests/ops")
   assert run_tests(repository, *more) == f"{shown} {' '.join(more)}"
