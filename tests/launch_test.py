@@ -192,7 +192,9 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(workdir, tmp_path):
   os.write(ours, f"/keep {tmp_path}/kept\n".encode())
   assert read_until(process.stdout, "> ") == "> "
   kept = json.loads((tmp_path / "kept" / "context.json").read_text())
-  assert kept["turns"] == 1
+  (role, asked), (answered, _) = kept["talk"]
+  assert (role, answered) == ("user", "assistant")
+  assert asked[0][1] == "and then?"
   time.sleep(1)  # python forgets a signal that comes just before it reads
   process.send_signal(signal.SIGINT)
   _, err = process.communicate(timeout=60)
