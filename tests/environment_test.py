@@ -104,7 +104,7 @@ def repository(tmp_path):
   return tmp_path
 
 
-def ci(repository, found, *arguments):
+def ci(repository, found):
   """Lines of .ci/run; `found`: what find_python answers, by its arguments."""
   cases = "\n".join(f'"{k}") echo {v} ;;' for k, v in found.items())
   (repository / "launch/environment.sh").write_text(
@@ -115,7 +115,7 @@ def ci(repository, found, *arguments):
   )
   names = ("PYTHON", "GAZE_VENV")
   done = subprocess.run(
-    [BASH, ".ci/run", *arguments],
+    [BASH, ".ci/run"],
     cwd=repository,
     env={k: v for k, v in os.environ.items() if k not in names},
     capture_output=True,
@@ -129,18 +129,11 @@ def ci(repository, found, *arguments):
 FOUND = {"3.12": "p/python", "3.11 3.12": "python3.11"}
 
 
-def test_ci_runs_the_readmes_command_and_says_what_it_left_out(repository):
-  _, ran, last = ci(repository, FOUND)
-  assert ran == "test.sh"
-  assert "Python 3.12 was run; bash .ci/run all" in last
-
-
-def test_ci_runs_both_tiers_and_python_3_12(repository):
-  lines = ci(repository, FOUND, "all")
-  assert lines[1::2] == [
+def test_ci_runs_python_3_12_and_both_tiers(repository):
+  assert ci(repository, FOUND)[1::2] == [
     "test.sh",
-    "test.sh -m nightly",
     "test.sh p/python .venv312",
+    "test.sh -m nightly",
   ]
 
 
@@ -155,9 +148,9 @@ def test_ci_runs_both_tiers_and_python_3_12(repository):
   ],
 )
 def test_ci_says_why_3_12_did_not_run_beside(repository, found, says):
-  *lines, last = ci(repository, found, "all")
-  assert lines[1::2] == ["test.sh", "test.sh -m nightly"]
-  assert says in last
+  _, fast, line, _, nightly = ci(repository, found)
+  assert (fast, nightly) == ("test.sh", "test.sh -m nightly")
+  assert says in line
 
 
 def run_tests(repository, *arguments):

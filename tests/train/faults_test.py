@@ -4,8 +4,7 @@ After each the same command goes on. Nothing that was committed is lost, and
 losses, sample ids and final parameters are those of a run that nothing
 disturbed, bit for bit.
 
-What runs in this process, and one of each kind of signal, is in every suite;
-the rest is nightly.
+What takes seconds in this process is in every suite; the rest is nightly.
 """
 
 import json
