@@ -57,8 +57,8 @@ _MOST_MOVED = 1.1
 _TEMP_SHARE = 0.1
 # And what does not grow with the pages, which v5p alone keeps outside the core:
 # up to 192 KB of the compiler's own (libtpu 0.0.50; 135 KB of 0.0.42); in a
-# step the scores and lists of each query head (709 KB at 576 tokens); and those,
-# queries and outputs of a chunk of a prompt (4.7 MB).
+# step also the scores and lists of each query head (709 KB at 576 tokens), and
+# for a chunk of a prompt its queries and outputs too (4.7 MB).
 _ANYHOW = dict(attend_pages=192 * 2**10, decode=768 * 2**10, prompt=5 * 2**20)
 _HEADER = (
   "tokens    dtype heads  program         form    choice         temp"
