@@ -278,44 +278,49 @@ def train(config_file, workdir, *more):
   ]
 
 
+# Of launch/train.py: its flags, and what its one line says.
 ERRORS = {
-  "flag": ("CONFIG NEW --foo=1", "flag 'foo'"),
-  "key": ("BAD NEW", "'train.step'; did you mean 'train.steps'?"),
-  "folder": ("CONFIG FILE/x", "Not a directory"),
-  "argument": ("CONFIG NEW steps=3", "unexpected argument"),
-  "no file": ("NO NEW", "there is no such config file"),
+  "flag": ("--config={good} --workdir={new} --foo=1", "flag 'foo'"),
+  "key": (
+    "--config={bad} --workdir={new}",
+    "'train.step'; did you mean 'train.steps'?",
+  ),
+  "folder": ("--config={good} --workdir={file}/x", "Not a directory"),
+  "argument": (
+    "--config={good} --workdir={new} steps=3",
+    "unexpected argument",
+  ),
+  "no file": (
+    "--config={new}.py --workdir={new}",
+    "there is no such config file",
+  ),
   "flag's key": (
-    "CONFIG NEW --config.train.step=3",
+    "--config={good} --workdir={new} --config.train.step=3",
     "did you mean 'train.steps'?",
   ),
-  "value": ("CONFIG NEW --config.train.steps=x", "steps=x"),
-  "no workdir": ("CONFIG", "workdir"),
-  "no config": ("--workdir=NEW", "needs one --config=FILE"),
-  "a file": ("CONFIG FILE", "File exists"),
-  "not there": ("CONFIG /proc/gaze", "/proc/gaze: No such file"),
+  "value": (
+    "--config={good} --workdir={new} --config.train.steps=x",
+    "steps=x",
+  ),
+  "no workdir": ("--config={good}", "workdir"),
+  "no config": ("--workdir={new}", "needs one --config=FILE"),
+  "a file": ("--config={good} --workdir={file}", "File exists"),
+  "not there": (
+    "--config={good} --workdir=/proc/gaze",
+    "/proc/gaze: No such file",
+  ),
 }
 
 
 @pytest.mark.few(3)
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_of_train(tiny_config_file, tmp_path, name):
-  (tmp_path / "FILE").write_text("a file in place of a directory")
-  bad = tmp_path / "bad.py"
+  bad, file, new = (tmp_path / part for part in ("bad.py", "file", "new"))
   bad.write_text("def get_config():\n  return dict(train=dict(step=3))")
-  new = tmp_path / "new"
-  words, says = ERRORS[name]
-  written = {
-    "CONFIG": f"--config={tiny_config_file}",
-    "BAD": f"--config={bad}",
-    "NO": f"--config={tmp_path}/no.py",
-    "NEW": f"--workdir={new}",
-    "FILE": f"--workdir={tmp_path}/FILE",
-    "FILE/x": f"--workdir={tmp_path}/FILE/x",
-    "/proc/gaze": "--workdir=/proc/gaze",
-    "--workdir=NEW": f"--workdir={new}",
-  }
-  flags = [written.get(word, word) for word in words.split()]
-  assert says in one_line(run("launch/train.py", *flags))
+  file.write_text("a file in place of a directory")
+  flags, says = ERRORS[name]
+  flags = flags.format(good=tiny_config_file, bad=bad, file=file, new=new)
+  assert says in one_line(run("launch/train.py", *flags.split()))
   assert not new.exists()
 
 

@@ -169,7 +169,6 @@ def test_what_cannot_work_is_refused():
 CHILD = """
 import multiprocessing
 from gaze_jax import config as config_lib
-from gaze_jax.data import emoji_scenes
 from gaze_jax.data import pipeline
 
 if __name__ == "__main__":
@@ -203,7 +202,7 @@ def test_no_worker_outlives_its_program(tmp_path, how):
     else:
       child.kill()
     try:
-      assert child.wait(timeout=60) == -how
+      assert child.wait(timeout=20) == -how
     finally:
       child.kill()
   deadline = time.time() + 20
