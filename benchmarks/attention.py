@@ -28,7 +28,7 @@ from benchmarks import timing
 from benchmarks import train_methods
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.decode import overlay
+from gaze_jax.view import overlay
 
 _DECODE_SIZES = (576, 4608, 20480, 65536)
 _BATCHES = (1, 8)

@@ -36,7 +36,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.convert import writer as writer_lib
+from gaze_jax.weights import writer as writer_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

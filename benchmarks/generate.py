@@ -33,7 +33,7 @@ from benchmarks import generate_small
 from benchmarks import timing
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.decode import overlay
+from gaze_jax.view import overlay
 
 _CASES = ((576, 1), (4608, 1), (20480, 1), (4608, 8))
 _METHODS = {

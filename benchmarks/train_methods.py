@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout as layout_lib
+from gaze_jax.layout import row as row_lib
 from gaze_jax.ops import attention
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
@@ -37,7 +37,7 @@ def make(tokens: int, q: int, h: int, d: int) -> Case:
   """Frames after a little text, then text for the rest of the row."""
   frames = FRAMES[tokens]
   unit = _GRID * _GRID
-  shape = layout_lib.RowShape(
+  shape = row_lib.RowShape(
     slots=tokens,
     units=frames,
     unit_tokens=unit,
@@ -50,13 +50,11 @@ def make(tokens: int, q: int, h: int, d: int) -> Case:
   before = 16
   after = tokens - before - frames * (unit + _CONFIG.context_tokens)
   parts = [
-    layout_lib.Text([1] * before),
-    *[layout_lib.Unit(_GRID, _GRID)] * frames,
-    layout_lib.Text([1] * after),
+    row_lib.Text([1] * before),
+    *[row_lib.Unit(_GRID, _GRID)] * frames,
+    row_lib.Text([1] * after),
   ]
-  batch = layout_lib.make_batch(
-    [layout_lib.lay_out(parts, shape)], np.zeros(())
-  )
+  batch = row_lib.make_batch([row_lib.lay_out(parts, shape)], np.zeros(()))
   keys = jax.random.split(jax.random.key(tokens), 3)
   draw = lambda key, n: jax.random.normal(key, (1, tokens, n, d))
   return Case(

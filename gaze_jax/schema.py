@@ -40,7 +40,7 @@ FORMS = {
   # manifest.json (train/manifest.py). 1 has the number of samples alone of what
   # the run reads.
   "checkpoint": Form(2),
-  # gaze.json (convert/store.py). 1 could hold leaves without elements, the
+  # gaze.json (weights/store.py). 1 could hold leaves without elements, the
   # context tokens of a model without any.
   "model": Form(2),
   "gaze": Form(1),  # our options in a config.json of transformers (convert/hf)

@@ -15,8 +15,8 @@ from absl import flags
 
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.convert import convert
 from gaze_jax.evals import weights
+from gaze_jax.weights import importing
 
 # Only a model that is made of two needs a config.
 _CONFIG = any(a.startswith("--config") for a in sys.argv)
@@ -35,7 +35,7 @@ def main() -> None:
   path = lambda flag: flag.value and pathlib.Path(flag.value)
   source, to, out, reference = map(path, (_FROM, _TO, _EXPORT, _VERIFY))
   if _INSPECT.value:
-    print(convert.inspect(path(_INSPECT)))
+    print(importing.inspect(path(_INSPECT)))
     return
   if not source or not (to or out or reference):
     raise errors.GazeError(

@@ -11,7 +11,7 @@ each host of a cluster starts its own, and again when another one is lost.
 from absl import flags
 
 from gaze_jax import cli
-from gaze_jax.parallel import local
+from gaze_jax.runtime import local
 
 _PROCESSES = flags.DEFINE_integer("processes", None, "how many to start", 1)
 _DEVICES = flags.DEFINE_integer(

@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from gaze_jax import cli
-from gaze_jax.parallel import processes
+from gaze_jax.runtime import processes
 from gaze_jax.train import loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept")

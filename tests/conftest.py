@@ -37,8 +37,8 @@ import pytest
 
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax.decode import programs
+from gaze_jax.layout import row as row_lib
 
 # A suite in the background of a shell is told to ignore Ctrl-C, and so would be
 # the programs that tests press it in.
@@ -78,7 +78,7 @@ def heads():
 @pytest.fixture
 def small_shape():
   """48 slots, up to 3 units of up to 25 tokens, 3 x 3 regions, 2 context."""
-  return layout.RowShape(
+  return row_lib.RowShape(
     slots=48,
     units=3,
     unit_tokens=25,

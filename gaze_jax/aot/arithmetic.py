@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout as layout_lib
+from gaze_jax.layout import row as row_lib
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import flops
@@ -146,7 +146,7 @@ def _activations(
 
 
 def _tower(config: config_lib.Config, rows: float, trains: Any) -> float:
-  v, shape = config.model.vision, layout_lib.row_shape(config)
+  v, shape = config.model.vision, row_lib.row_shape(config)
   if "vision" not in trains:
     return 0.0
   tokens = rows * (shape.tiles or shape.units) * v.tokens

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout as layout_lib
 from gaze_jax import types
 from gaze_jax.aot import arithmetic
 from gaze_jax.kernels import support
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -193,7 +193,7 @@ def _capacity(config: config_lib.Config) -> int:
 
 def _empty(config: config_lib.Config, rows: int) -> types.DecodeCache:
   """An abstract cache; its pages are shaped for the TPU's kernel."""
-  shape = layout_lib.row_shape(config)
+  shape = row_lib.row_shape(config)
   empty = functools.partial(
     cached.empty,
     config.model,
@@ -210,8 +210,8 @@ def _batch(
   config: config_lib.Config, rows: int, mesh: jax.sharding.Mesh
 ) -> types.Batch:
   """A `Batch` as the data pipeline makes it."""
-  shape = layout_lib.row_shape(config)
-  one = layout_lib.make_batch([layout_lib.lay_out([], shape)], None)
+  shape = row_lib.row_shape(config)
+  one = row_lib.make_batch([row_lib.lay_out([], shape)], None)
   images = jax.eval_shape(
     lambda: vision.blank(config.model.vision, 1, shape.tiles or shape.units)
   )

@@ -12,11 +12,11 @@ from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
-from gaze_jax.decode import overlay
 from gaze_jax.decode import programs
 from gaze_jax.decode import trace
-from gaze_jax.decode import viewer
 from gaze_jax.models import mllm
+from gaze_jax.view import overlay
+from gaze_jax.view import viewer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from gaze_jax import budgets
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.api import turns
 from gaze_jax.data import images as images_lib
@@ -23,6 +20,9 @@ from gaze_jax.data import units as units_lib
 from gaze_jax.data import video as video_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import trace
+from gaze_jax.layout import budgets
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 Picture = images_lib.Picture
 _ONE = (str, os.PathLike, bytes, Image.Image)  # and no list of pictures
@@ -324,10 +324,10 @@ def _views(
     if vision.resize == "crop" or (tiled and not whole):
       square = seen.pixels[number] * np.array(vision.std) + vision.mean
       picture = (255 * square).round().clip(0, 255).astype(np.uint8)
-    regions = layout.region_map(unit.rows, unit.columns, model.gaze.region)
+    regions = row_lib.region_map(unit.rows, unit.columns, model.gaze.region)
     if unit.feed is not None:  # newlines end the rows of tiles
       first = unit.feed.reshape(unit.tokens, -1)[: regions.size, 0]
-      newline = first.reshape(regions.shape) == layout.NEWLINE
+      newline = first.reshape(regions.shape) == row_lib.NEWLINE
       regions = regions[:, ~newline.all(axis=0)]
     small = Image.fromarray(picture)
     small.thumbnail((_SHOWN, _SHOWN))
@@ -351,7 +351,7 @@ def _prepared(
   )
   region = model.gaze.region
   counts = [
-    tiling.pages(u.rows, u.columns, u.tail, region)[0]
+    tiles.pages(u.rows, u.columns, u.tail, region)[0]
     for s, _ in seen
     for u in s.units
   ]

@@ -14,7 +14,7 @@ from gaze_jax.api import store
 from gaze_jax.data import images
 from gaze_jax.data import video
 from gaze_jax.decode import context as context_lib
-from gaze_jax.decode import viewer
+from gaze_jax.view import viewer
 
 HELP = """\
 /image FILE ...  shows images with the next question

@@ -9,9 +9,9 @@ from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import model as model_lib
 from gaze_jax.decode import accounting
-from gaze_jax.decode import overlay
 from gaze_jax.decode import trace
-from gaze_jax.decode import viewer
+from gaze_jax.view import overlay
+from gaze_jax.view import viewer
 
 
 @dataclasses.dataclass(frozen=True)

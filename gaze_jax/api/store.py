@@ -23,15 +23,15 @@ from gaze_jax import errors
 from gaze_jax import schema
 from gaze_jax import types
 from gaze_jax.api import model as model_lib
-from gaze_jax.convert import json_file
-from gaze_jax.convert import store
-from gaze_jax.convert import tensors
-from gaze_jax.convert import writer
 from gaze_jax.data import images
 from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import trace
 from gaze_jax.models import cached
+from gaze_jax.weights import json_file
+from gaze_jax.weights import store
+from gaze_jax.weights import tensors
+from gaze_jax.weights import writer
 
 _NAME = "context.json"
 # Fields of a config that change no number beyond the order of sums.

@@ -8,9 +8,9 @@ antialiasing, as torch's `interpolate` does it, mixes exactly four tokens.
 import numpy as np
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax.data import images
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 
 def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
@@ -25,17 +25,17 @@ def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
     then its tiles in raster order, padded with black.
   """
   size = model.vision.image_size
-  pinpoint = tiling.best_fit(image.shape[:2], model.tiling.pinpoints)
-  height, width = tiling.fitted(image.shape[:2], pinpoint)
+  pinpoint = tiles.best_fit(image.shape[:2], model.tiling.pinpoints)
+  height, width = tiles.fitted(image.shape[:2], pinpoint)
   canvas = np.zeros((*pinpoint, 3), np.uint8)
   top, left = (pinpoint[0] - height) // 2, (pinpoint[1] - width) // 2
   canvas[top : top + height, left : left + width] = images.resize(
     image, height, width, "bicubic"
   )
   rows, columns = pinpoint[0] // size, pinpoint[1] // size
-  tiles = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
-  cut = [images.resize(image, size, size, "bicubic")]
-  cut += list(tiles.reshape(-1, size, size, 3))
+  cut = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+  whole = images.resize(image, size, size, "bicubic")
+  cut = [whole, *cut.reshape(-1, size, size, 3)]
   return np.stack([images.preprocess(tile, model.vision) for tile in cut])
 
 
@@ -68,8 +68,8 @@ def padded_square(
 
 
 def grid_unit(
-  size: tiling.Size, model: config_lib.ModelConfig
-) -> layout.Unit | None:
+  size: tiles.Size, model: config_lib.ModelConfig
+) -> row_lib.Unit | None:
   """The unit that the tiles of an image make: its grid, each row a newline.
 
   Args:
@@ -81,29 +81,29 @@ def grid_unit(
     column the newlines are left.
   """
   side, square = model.vision.grid, model.vision.image_size
-  pinpoint = tiling.best_fit(size, model.tiling.pinpoints)
+  pinpoint = tiles.best_fit(size, model.tiling.pinpoints)
   rows, columns = (n // square for n in pinpoint)
-  down, across = tiling.unpadded(size, (rows * side, columns * side))
+  down, across = tiles.unpadded(size, (rows * side, columns * side))
   grid = _tile_tokens(rows, columns, side)[down, across]
-  height, width = new = tiling.shrunk(grid.shape, side, model.tiling.max_tiles)
+  height, width = new = tiles.shrunk(grid.shape, side, model.tiling.max_tiles)
   if not height:
     return None
   unit = dict(rows=height, columns=width + 1, tiles=rows * columns)
   if new == grid.shape:
-    feed = np.pad(grid, ((0, 0), (0, 1)), constant_values=layout.NEWLINE)
-    return layout.Unit(**unit, feed=feed.ravel())
+    feed = np.pad(grid, ((0, 0), (0, 1)), constant_values=row_lib.NEWLINE)
+    return row_lib.Unit(**unit, feed=feed.ravel())
   feed, blend = shrink(grid, new)
   end = np.zeros((height, 1, 4), int)
-  feed = np.concatenate([feed, end + [layout.NEWLINE, 0, 0, 0]], axis=1)
+  feed = np.concatenate([feed, end + [row_lib.NEWLINE, 0, 0, 0]], axis=1)
   blend = np.concatenate([blend, end + [1.0, 0, 0, 0]], axis=1)
-  return layout.Unit(
+  return row_lib.Unit(
     **unit,
     feed=feed.reshape(-1, 4),
     blend=blend.reshape(-1, 4).astype(np.float32),
   )
 
 
-def frame_unit(side: int, *, last: bool) -> layout.Unit:
+def frame_unit(side: int, *, last: bool) -> row_lib.Unit:
   """The unit of a video's frame: half the tokens a side, rounded up.
 
   Args:
@@ -114,14 +114,12 @@ def frame_unit(side: int, *, last: bool) -> layout.Unit:
   feed, blend = shrink(_tile_tokens(1, 1, side), (half, half))
   feed, blend = feed.reshape(-1, 4), blend.reshape(-1, 4)
   if last:
-    feed = np.concatenate([feed, [[layout.NEWLINE, 0, 0, 0]]])
+    feed = np.concatenate([feed, [[row_lib.NEWLINE, 0, 0, 0]]])
     blend = np.concatenate([blend, np.eye(1, 4, dtype=np.float32)])
-  return layout.Unit(half, half, tail=int(last), feed=feed, blend=blend)
+  return row_lib.Unit(half, half, tail=int(last), feed=feed, blend=blend)
 
 
-def shrink(
-  grid: np.ndarray, size: tiling.Size
-) -> tuple[np.ndarray, np.ndarray]:
+def shrink(grid: np.ndarray, size: tiles.Size) -> tuple[np.ndarray, np.ndarray]:
   """Bilinear resize of a grid, between cell centres, without antialiasing.
 
   Args:

@@ -29,8 +29,6 @@ from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import fingerprint
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax.data import images
 from gaze_jax.data import json_rows
 from gaze_jax.data import packing
@@ -38,6 +36,8 @@ from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import turns
 from gaze_jax.data import units
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 _EXAMPLES = 5  # skipped samples named in an error
 _GOOD, _BAD = 1, 2  # what is known of a sample; 0: nothing yet
@@ -50,11 +50,11 @@ class _Record:
 
   name: str
   paths: tuple[str, ...]
-  sizes: tuple[tiling.Size, ...]  # of each image, as its header says
+  sizes: tuple[tiles.Size, ...]  # of each image, as its header says
   sample: samples.Sample
 
 
-_Fits = Callable[[samples.Sample, Sequence[tiling.Size]], None]
+_Fits = Callable[[samples.Sample, Sequence[tiles.Size]], None]
 
 
 class LlavaJson:
@@ -68,7 +68,7 @@ class LlavaJson:
     image_folder: what image names are relative to; none may lead out of it.
     max_skipped: share of the samples that may be skipped.
     max_pixels: larger images are skipped.
-    fits: raises `layout.LayoutError` for a sample that is too long; it gets
+    fits: raises `row_lib.LayoutError` for a sample that is too long; it gets
       the sample without images, and height and width of each.
 
   Raises:
@@ -180,12 +180,12 @@ class LlavaJson:
     return out
 
   def _check_fits(
-    self, sample: samples.Sample, sizes: tuple[tiling.Size, ...]
+    self, sample: samples.Sample, sizes: tuple[tiles.Size, ...]
   ) -> None:
     try:
       if self._fits is not None:
         self._fits(sample, sizes)
-    except layout.LayoutError as error:
+    except row_lib.LayoutError as error:
       raise turns.SkipError("too long", str(error)) from None
     except samples.DataError as error:
       raise turns.SkipError("'system' turn", str(error)) from None
@@ -228,7 +228,7 @@ class LlavaJson:
     self._check_fits(sample, sizes)
     return _Record(_name_of(row), paths, sizes, sample)
 
-  def _image(self, name: str) -> tuple[str, tiling.Size]:
+  def _image(self, name: str) -> tuple[str, tiles.Size]:
     """Path of an image, and its height and width."""
     path = self._path_of(name)
     try:
@@ -307,7 +307,7 @@ def from_config(config: config_lib.Config, split: str) -> LlavaJson:
       " evaluation"
     )
   tokenizer = tokenizer_lib.Tokenizer.load(data.tokenizer)
-  shape = layout.row_shape(config)
+  shape = row_lib.row_shape(config)
   return LlavaJson(
     paths[split],
     image_folder=data.image_folder,
@@ -319,10 +319,10 @@ def from_config(config: config_lib.Config, split: str) -> LlavaJson:
 
 def _check_row(
   tokenizer: tokenizer_lib.Tokenizer,
-  shape: layout.RowShape,
+  shape: row_lib.RowShape,
   model: config_lib.ModelConfig,
   sample: samples.Sample,
-  sizes: Sequence[tiling.Size],
+  sizes: Sequence[tiles.Size],
 ) -> None:
   seen = units.of_sizes(sizes, model, packing.together(sample))
   packing.pack(sample, tokenizer, shape, seen)

@@ -23,14 +23,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax.data import messages
-from gaze_jax.data import questions
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import questions
+from gaze_jax.layout import row as row_lib
 
-Part = layout.Text | layout.Unit
-Units = Sequence[layout.Unit]  # what one image becomes
+Part = row_lib.Text | row_lib.Unit
+Units = Sequence[row_lib.Unit]  # what one image becomes
 
 
 def turn(
@@ -104,7 +104,7 @@ def parts_of(flat: messages.Flat, images: Iterable[Units]) -> list[Part]:
   images, out = iter(images), []
   for text, run in itertools.groupby(flat, lambda x: isinstance(x, int)):
     if text:
-      out.append(layout.Text(list(run)))
+      out.append(row_lib.Text(list(run)))
     else:
       out += itertools.chain(*(next(images) for _ in run))
   return out
@@ -113,7 +113,7 @@ def parts_of(flat: messages.Flat, images: Iterable[Units]) -> list[Part]:
 def pack(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
-  shape: layout.RowShape,
+  shape: row_lib.RowShape,
   images: Sequence[Units],
 ) -> dict[str, np.ndarray]:
   """Lays one sample out as a row.
@@ -125,19 +125,19 @@ def pack(
     images: the units that each of its images becomes (`units.of_sizes`).
 
   Returns:
-    As `layout.lay_out`.
+    As `row_lib.lay_out`.
 
   Raises:
     layout.LayoutError: the sample does not fit the row.
     samples.DataError: as `parts`.
   """
-  return layout.lay_out(parts(sample, tokenizer, images), shape)
+  return row_lib.lay_out(parts(sample, tokenizer, images), shape)
 
 
 def parts(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
-  images: Sequence[Sequence[layout.Unit]],
+  images: Sequence[Sequence[row_lib.Unit]],
 ) -> list[Part]:
   """What `pack` lays out, in reading order.
 
@@ -221,8 +221,8 @@ def _laid(
 
   def add(stop: int, question: int) -> None:
     for part in parts_of(flat[start:stop], images):
-      if isinstance(part, layout.Text):
-        part = layout.Text(part.ids, branch, question)
+      if isinstance(part, row_lib.Text):
+        part = row_lib.Text(part.ids, branch, question)
       out.append(part)
 
   for i, span in enumerate(lesson.spans):
@@ -231,7 +231,7 @@ def _laid(
     add(span.stop, number + i)
     start = span.stop
     if span.end >= 0:
-      out.append(layout.Text([span.end], branch, number + i))
+      out.append(row_lib.Text([span.end], branch, number + i))
   add(len(flat), -1)
   return out
 
@@ -270,9 +270,9 @@ def together(sample: samples.Sample) -> tuple[int, ...] | None:
   return tuple(text.count(tokenizer_lib.IMAGE) for text in said)
 
 
-def empty(shape: layout.RowShape) -> dict[str, np.ndarray]:
+def empty(shape: row_lib.RowShape) -> dict[str, np.ndarray]:
   """A row of PAD alone, which fills up a last batch."""
-  return layout.lay_out((), shape)
+  return row_lib.lay_out((), shape)
 
 
 def kinds_of(sample: samples.Sample, width: int) -> np.ndarray:

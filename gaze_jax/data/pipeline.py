@@ -24,15 +24,15 @@ from absl import flags
 from grain._src.python.dataset.transformations import process_prefetch
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import packing
 from gaze_jax.data import samples
-from gaze_jax.data import scenes
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units as units_lib
+from gaze_jax.demo import scenes
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 _ORDER_STREAM = 3
 _NO_END = 2**40  # steps; grain wants a number
@@ -60,7 +60,7 @@ class EvalBatch:
   indices: np.ndarray
   kinds: np.ndarray
   samples: tuple[samples.Sample, ...]
-  units: tuple[tuple[layout.Unit, ...], ...]
+  units: tuple[tuple[row_lib.Unit, ...], ...]
 
   @property
   def valid(self) -> int:
@@ -89,7 +89,7 @@ class Rows:
     features: np.ndarray | None = None,
   ):
     model, scenes_only = config.model, config.data.source == "emoji_scenes"
-    if scenes_only and len(tiling.unit_grids(model)) > 1:
+    if scenes_only and len(tiles.unit_grids(model)) > 1:
       raise config_lib.ConfigError(
         "config: data.source = 'emoji_scenes' paints one square, and this model"
         " sees images of any aspect (model.tiling.kind ="
@@ -98,7 +98,7 @@ class Rows:
       )
     self.config, self.source, self.features = config, source, features
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
-    self.shape = layout.row_shape(config)
+    self.shape = row_lib.row_shape(config)
     self.tokenizer.check_rows(config.model.decoder.vocab_size)
     if scenes_only:
       packing.check_scenes_fit(config, self.tokenizer)
@@ -139,12 +139,12 @@ class Rows:
     laid += [packing.empty(self.shape)] * (rows - len(laid))
     shown += [self._no_pixels()] * (rows - len(shown))
     pixels = units_lib.stack(shown, self.shape.tiles or self.shape.units)
-    batch = layout.make_batch(laid, pixels)
+    batch = row_lib.make_batch(laid, pixels)
     return EvalBatch(batch, indices, kinds, tuple(taken), tuple(units))
 
   def _read(
     self, index: int, epoch: int
-  ) -> tuple[samples.Sample, list[tuple[layout.Unit, ...]], units_lib.Pixels]:
+  ) -> tuple[samples.Sample, list[tuple[row_lib.Unit, ...]], units_lib.Pixels]:
     """A sample, the units of each of its images, and pixels or features."""
     model = self.config.model
     if self.features is None:

@@ -14,16 +14,16 @@ from collections.abc import Sequence
 import tokenizers
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 IMAGE, VIDEO = "<image>", "<video>"
-Part = layout.Text | layout.Unit
+Part = row_lib.Text | row_lib.Unit
 
 # Rows come in multiples of so many slots and regions, so few programs compile.
 _SLOTS, _REGIONS = 64, 8
@@ -92,7 +92,7 @@ def make(
       parts += one.units
       pixels.append(one.pixels)
     else:
-      parts.append(layout.Text(piece))
+      parts.append(row_lib.Text(piece))
   return Request(tuple(parts), units.join(pixels, model))
 
 
@@ -127,7 +127,7 @@ def split(
 def batch(
   requests: Sequence[Request],
   model: config_lib.ModelConfig,
-  shape: layout.RowShape | None = None,
+  shape: row_lib.RowShape | None = None,
 ) -> types.Batch:
   """Lays requests out as rows.
 
@@ -143,20 +143,24 @@ def batch(
     layout.LayoutError: a request does not fit the shape.
   """
   shape = shape or shape_of(requests, model)
-  rows = [layout.lay_out(request.parts, shape) for request in requests]
+  rows = [row_lib.lay_out(request.parts, shape) for request in requests]
   tiles = shape.tiles or shape.units
   if not tiles:
-    return layout.make_batch(rows, None)
+    return row_lib.make_batch(rows, None)
   pixels = units.stack([request.pixels for request in requests], tiles)
-  return layout.make_batch(rows, pixels)
+  return row_lib.make_batch(rows, pixels)
 
 
 def shape_of(
   requests: Sequence[Request], model: config_lib.ModelConfig
-) -> layout.RowShape:
+) -> row_lib.RowShape:
   """The smallest row that has room for each of the requests."""
-  grids = [[p for p in r.parts if isinstance(p, layout.Unit)] for r in requests]
-  texts = [[p for p in r.parts if isinstance(p, layout.Text)] for r in requests]
+  grids = [
+    [p for p in r.parts if isinstance(p, row_lib.Unit)] for r in requests
+  ]
+  texts = [
+    [p for p in r.parts if isinstance(p, row_lib.Text)] for r in requests
+  ]
   scored = [sum(len(t.ids) for t in ts if t.question >= 0) for ts in texts]
   context, region = model.gaze.context_tokens, model.gaze.region
   slots = [
@@ -164,12 +168,11 @@ def shape_of(
     for ts, us in zip(texts, grids, strict=True)
   ]
   pages = [
-    [tiling.pages(u.rows, u.columns, u.tail, region) for u in us]
-    for us in grids
+    [tiles.pages(u.rows, u.columns, u.tail, region) for u in us] for us in grids
   ]
   up = lambda n, step: -(-n // step) * step
   every = [page for row in pages for page in row]
-  return layout.RowShape(
+  return row_lib.RowShape(
     slots=up(max(slots), _SLOTS),
     units=max(len(us) for us in grids),
     unit_tokens=model.vision.tokens,
@@ -179,6 +182,6 @@ def shape_of(
     region=region,
     context_tokens=context,
     tiles=max(sum(u.tiles for u in us) for us in grids),
-    largest_unit=tiling.largest_unit(model),
+    largest_unit=tiles.largest_unit(model),
     taps=4 if any(u.blend is not None for us in grids for u in us) else 1,
   )

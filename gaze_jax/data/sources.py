@@ -1,9 +1,9 @@
 """The registry of sources: from a config to samples."""
 
 from gaze_jax import config as config_lib
-from gaze_jax.data import emoji_scenes
 from gaze_jax.data import llava
 from gaze_jax.data import samples
+from gaze_jax.demo import emoji_scenes
 
 
 def make(config: config_lib.Config, split: str) -> samples.Source:

@@ -2,7 +2,7 @@
 
 Retrain what is shipped (needs the package emoji for general words):
 
-  python -m gaze_jax.data.tokenizer gaze_jax/data/tokenizer.json
+  python -m gaze_jax.data.tokenizer gaze_jax/demo/tokenizer.json
 """
 
 import dataclasses
@@ -19,32 +19,32 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
-from gaze_jax import packages
 from gaze_jax.data import chat as chat_lib
 from gaze_jax.data import chat_files
-from gaze_jax.data import emoji
 from gaze_jax.data import ends as ends_lib
-from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import messages
-from gaze_jax.data import questions
 from gaze_jax.data import samples
-from gaze_jax.data import scenes
 from gaze_jax.data import spelling as spelling_lib
+from gaze_jax.demo import emoji
+from gaze_jax.demo import gguf_tokenizer
+from gaze_jax.demo import packages
+from gaze_jax.demo import questions
+from gaze_jax.demo import scenes
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, IMAGE = "<user>", "<assistant>", "<image>"
 SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, IMAGE)
 TURN, END = "<|im_start|>", "<|im_end|>"  # ChatML
 VOCABULARY = 2048
-SHIPPED = pathlib.Path(__file__).with_name("tokenizer.json")
+SHIPPED = pathlib.Path(__file__).parents[1] / "demo/tokenizer.json"
 
 
 # The package's tokenizer, by the name that `data.tokenizer` gives it.
 SMOLLM2 = packages.SMOLLM2
 
 # For a vocabulary that no template came with.
-_OURS = SHIPPED.with_name("chat_template.jinja")
-_CHATML = SHIPPED.with_name("chatml.jinja")
+_OURS = pathlib.Path(__file__).with_name("chat_template.jinja")
+_CHATML = _OURS.with_name("chatml.jinja")
 
 
 class Tokenizer:

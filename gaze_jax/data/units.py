@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import anyres
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import naflex
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 # float32 [tiles, image_size, image_size, 3], or `Patches` of [tiles].
 Pixels = np.ndarray | types.Patches
@@ -28,7 +28,7 @@ class Seen:
   """
 
   pixels: Pixels
-  units: tuple[layout.Unit, ...]
+  units: tuple[row_lib.Unit, ...]
 
 
 def of_images(
@@ -75,10 +75,10 @@ def _alone(images: int, together: Sequence[int] | None) -> list[bool]:
 
 
 def of_sizes(
-  sizes: Sequence[tiling.Size],
+  sizes: Sequence[tiles.Size],
   model: config_lib.ModelConfig,
   together: Sequence[int] | None = None,
-) -> list[tuple[layout.Unit, ...]]:
+) -> list[tuple[row_lib.Unit, ...]]:
   """The units of the images of one sample, one for one, as in `of_images`.
 
   Args:
@@ -87,16 +87,16 @@ def of_sizes(
     together: as in `of_images`.
   """
   vision, side = model.vision, model.vision.grid
-  whole = layout.Unit(side, side)
+  whole = row_lib.Unit(side, side)
   if limit := vision.max_patches:
     grids = [naflex.grid(*s, vision.patch_size, limit) for s in sizes]
-    return [(layout.Unit(*grid),) for grid in grids]
+    return [(row_lib.Unit(*grid),) for grid in grids]
   if model.tiling.kind == "none":
     return [(whole,)] * len(sizes)
   out = []
   for size, alone in zip(sizes, _alone(len(sizes), together), strict=True):
     grid = anyres.grid_unit(size, model) if alone else None
-    square = whole if alone else layout.Unit(side, side, tail=1)
+    square = whole if alone else row_lib.Unit(side, side, tail=1)
     out.append((square,) if grid is None else (square, grid))
   return out
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.decode import programs
 from gaze_jax.decode import trace
+from gaze_jax.layout import tiles
 from gaze_jax.models import cached
 
 UNIT = -1  # in `Context.ids`
@@ -117,7 +117,7 @@ def empty(config: config_lib.ModelConfig) -> Context:
 
 def region_length(config: config_lib.ModelConfig) -> int:
   """L, tokens of the largest region that this model may meet."""
-  return tiling.room(config, 1)["region_length"]
+  return tiles.room(config, 1)["region_length"]
 
 
 def reserve(

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax.data import llava
 from gaze_jax.data import packing
 from gaze_jax.data import requests
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 _LONGEST = 2**15  # slots of a row
 
@@ -71,7 +71,7 @@ class _Needs:
     self.slots = self.units = self.answers = 0
 
   def measure(
-    self, sample: samples.Sample, sizes: Sequence[tiling.Size]
+    self, sample: samples.Sample, sizes: Sequence[tiles.Size]
   ) -> None:
     """Takes note of a sample; refuses one that no row will hold."""
     seen = units.of_sizes(sizes, self._model, packing.together(sample))
@@ -81,7 +81,7 @@ class _Needs:
       [requests.Request(tuple(parts), none)], self._model
     )
     if shape.slots > _LONGEST:
-      raise layout.LayoutError(
+      raise row_lib.LayoutError(
         f"a row of up to {shape.slots} slots, and {_LONGEST} are the most"
       )
     self.slots = max(self.slots, shape.slots)

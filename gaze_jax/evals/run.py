@@ -13,7 +13,6 @@ import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import layout
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
@@ -22,6 +21,7 @@ from gaze_jax.decode import programs
 from gaze_jax.evals import metrics
 from gaze_jax.evals import own
 from gaze_jax.evals import tasks
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib
@@ -225,7 +225,7 @@ def _add_routing(
 ) -> None:
   """Compares the regions read for the first answer token with the masks."""
   grid = config.model.vision.grid
-  regions = layout.region_map(grid, grid, config.model.gaze.region)
+  regions = row_lib.region_map(grid, grid, config.model.gaze.region)
   for row, sample in enumerate(batch.samples):
     things = source.sample(int(batch.indices[row])).things
     for number, question in enumerate(sample.questions):

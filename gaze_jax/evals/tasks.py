@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from gaze_jax import budgets
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax import types
 from gaze_jax.data import pipeline
+from gaze_jax.layout import budgets
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def conditions(
       shares. A K above all regions reads them all.
   """
   every, k = budgets.of_config(config)
-  regions = tiling.unit_regions(config.model, config.data.max_units)
+  regions = tiles.unit_regions(config.model, config.data.max_units)
   count = lambda b: budgets.of_count(config.model.gaze, b, regions)
   if others is None:
     said = sorted(set(config.eval.budgets))
@@ -76,7 +76,7 @@ def budget(
     return np.full(len(batch.indices), condition.top_k, np.int32)
   out, region = np.zeros(len(batch.indices), np.int32), config.model.gaze.region
   for row, units in enumerate(batch.units):
-    counts = [tiling.pages(u.rows, u.columns, u.tail, region)[0] for u in units]
+    counts = [tiles.pages(u.rows, u.columns, u.tail, region)[0] for u in units]
     out[row] = budgets.of_share(config.model.gaze, condition.share, counts)
   return out
 
@@ -107,9 +107,9 @@ def override(
   return nearness
 
 
-def _nearness(unit: layout.Unit, region: tuple[int, int]) -> np.ndarray:
+def _nearness(unit: row_lib.Unit, region: tuple[int, int]) -> np.ndarray:
   """How near each region of a unit is to its middle, float [R]; 0 is there."""
-  regions = layout.region_map(unit.rows, unit.columns, region)
+  regions = row_lib.region_map(unit.rows, unit.columns, region)
   ids, tokens = regions.ravel(), np.bincount(regions.ravel())
   from_middle = lambda x, side: (
     np.bincount(ids, weights=x.ravel()) / tokens - (side - 1) / 2

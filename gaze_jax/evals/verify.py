@@ -19,14 +19,14 @@ import transformers
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import layout
 from gaze_jax import types
-from gaze_jax.convert import hf
 from gaze_jax.data import requests
 from gaze_jax.data import units
 from gaze_jax.evals import weights
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
+from gaze_jax.weights import hf
 
 # Largest error that is rounding, as a share of the largest number there is.
 TOLERANCE = 1e-3
@@ -179,8 +179,8 @@ def text_logits(
   params: mllm.Params, config: config_lib.ModelConfig, tokens: np.ndarray
 ) -> np.ndarray:
   """float32 [n - 1, V], what follows each of int [n] tokens but the last."""
-  before = layout.Text(tokens[:1].tolist())
-  said = layout.Text(tokens[1:].tolist(), question=0)
+  before = row_lib.Text(tokens[:1].tolist())
+  said = row_lib.Text(tokens[1:].tolist(), question=0)
   request = requests.Request((before, said), np.zeros((0, 1, 1, 3), np.float32))
   return logits(params, config, request)
 
@@ -198,7 +198,7 @@ def _whole(
   picture = rng.integers(0, 256, (side, 2 * side - 5, 3), np.uint8)
   seen = units.of_images([picture], config)[0]
   text = _random_tokens(config).tolist()
-  before, said = layout.Text(text[:4]), layout.Text(text[4:], question=0)
+  before, said = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
   request = requests.Request((before, *seen.units, said), seen.pixels)
   got = logits(params | {"projector": projector}, config, request)
   marks = [model.config.image_token_index] * sum(u.tokens for u in seen.units)

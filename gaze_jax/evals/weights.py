@@ -9,17 +9,17 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import packages
-from gaze_jax.convert import convert
-from gaze_jax.convert import export
-from gaze_jax.convert import hf
-from gaze_jax.convert import partial
-from gaze_jax.convert import store
-from gaze_jax.convert import writer
+from gaze_jax.demo import packages
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import frozen
 from gaze_jax.train import provenance
+from gaze_jax.weights import exporting
+from gaze_jax.weights import hf
+from gaze_jax.weights import importing
+from gaze_jax.weights import partial
+from gaze_jax.weights import store
+from gaze_jax.weights import writer
 
 
 def is_run(directory: pathlib.Path) -> bool:
@@ -66,7 +66,7 @@ def load(
     )
   source = hf.open_checkpoint(directory)
   config = _with_tokenizer(hf.config_for(source.model), directory, True)
-  return config, store.load(convert.leaves(source))
+  return config, store.load(importing.leaves(source))
 
 
 def _with_tokenizer(
@@ -115,7 +115,7 @@ def take_in(
       " transformers"
     )
   else:
-    convert.to_ours(source, place, dtype=dtype)
+    importing.to_ours(source, place, dtype=dtype)
 
 
 def join(
@@ -127,14 +127,14 @@ def join(
   dtype: str | None = None,
   dry: bool = False,
 ) -> None:
-  """Writes one model of a decoder and a vision tower; see `convert.assemble`.
+  """Writes one model of a decoder and a vision tower; see `importing.assemble`.
 
   Raises:
     errors.GazeError: model or destination is None, or the parts don't fit.
   """
   if model is None or to is None:
     raise errors.GazeError("--vision needs --config=FILE and --to=DIR")
-  convert.assemble(source, tower, model, None if dry else to, dtype=dtype)
+  importing.assemble(source, tower, model, None if dry else to, dtype=dtype)
 
 
 def compare(ours: pathlib.Path, reference: pathlib.Path) -> str:
@@ -173,9 +173,9 @@ def give_out(
   """
   place = None if dry else to
   if is_run(source):
-    export.write(_of_run(source), place, dtype=dtype)
+    exporting.write(_of_run(source), place, dtype=dtype)
   else:
-    export.to_hf(source, place, dtype=dtype)
+    exporting.to_hf(source, place, dtype=dtype)
 
 
 def _of_run(run: pathlib.Path, dtype: str | None = None) -> store.Stored:

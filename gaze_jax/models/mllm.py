@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout as layout_lib
-from gaze_jax import tiling
 from gaze_jax import types
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 from gaze_jax.models import decoder
 from gaze_jax.models import projector
 from gaze_jax.models import vision
@@ -278,7 +278,7 @@ def _gather(
     if newline is None:
       return jnp.take_along_axis(visual, feed, axis=1)
     taken = jnp.take_along_axis(visual, jnp.maximum(feed, 0), axis=1)
-    return jnp.where(feed == layout_lib.NEWLINE, newline, taken)
+    return jnp.where(feed == row_lib.NEWLINE, newline, taken)
 
   if batch.blend is None:
     return take(batch.feed)
@@ -300,7 +300,7 @@ def _parallel(
     budget=budget,
     config=config.gaze,
     override=override,
-    unit_span=tiling.largest_unit(config) + config.gaze.context_tokens,
+    unit_span=tiles.largest_unit(config) + config.gaze.context_tokens,
   )
 
 

@@ -8,9 +8,9 @@ choices over the query heads.
 import jax
 import jax.numpy as jnp
 
-from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.layout import budgets
 from gaze_jax.ops import attention
 from gaze_jax.ops import cache
 from gaze_jax.ops import gather

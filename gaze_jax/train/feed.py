@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
+from gaze_jax.layout import budgets
 from gaze_jax.parallel import shard
 from gaze_jax.train import checkpoint
 from gaze_jax.train import features as features_lib

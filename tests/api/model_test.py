@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from gaze_jax import api
-from gaze_jax import budgets
 from gaze_jax import errors
 from gaze_jax.evals import weights
+from gaze_jax.layout import budgets
 from gaze_jax.models import decoder
 
 Q = "what is it?"

@@ -23,14 +23,14 @@ from transformers.models.llava_onevision import (
 import compare
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax.convert import convert
-from gaze_jax.convert import hf
-from gaze_jax.convert import store
 from gaze_jax.data import requests
 from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.models import mllm
+from gaze_jax.weights import hf
+from gaze_jax.weights import importing
+from gaze_jax.weights import store
 
 COUNT = 12
 # 139 bytes and so tokens, which are read in two pieces.
@@ -135,7 +135,7 @@ def pair_of(tmp_path_factory):
     if pixels:
       pixels.save_pretrained(directory)
     source = hf.open_checkpoint(directory)
-    params = store.load(convert.leaves(source))
+    params = store.load(importing.leaves(source))
     return Pair(theirs, source.model, params, tiny_tokenizer())
 
   return make

@@ -18,11 +18,11 @@ from transformers.models.llava_onevision import (
 
 import compare
 from gaze_jax import config as config_lib
-from gaze_jax import layout
-from gaze_jax import tiling
 from gaze_jax.data import anyres
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import units
+from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 SIDES = range(384, 2305, 384)
 REAL = config_lib.ModelConfig(
@@ -120,11 +120,11 @@ def test_token_counts_of_real_images(size, tokens):
 
 def test_other_counts_of_a_model():
   side = REAL.vision.grid
-  assert layout.Unit(side, side, tail=1).tokens == 730
+  assert row_lib.Unit(side, side, tail=1).tokens == 730
   frames = [anyres.frame_unit(side, last=i == 7) for i in range(8)]
   assert sum(frame.tokens for frame in frames) == 8 * 196 + 1
   # 1.1^2 of nine squares are not shrunk yet: more than 2304 x 2304 gives.
-  assert tiling.largest_unit(REAL) == 8100
+  assert tiles.largest_unit(REAL) == 8100
   assert anyres.grid_unit((1378, 1134), REAL).tokens == 8036
 
 
@@ -132,19 +132,19 @@ def test_other_counts_of_a_model():
 def test_every_size_follows_them_to_the_last_rounding(height, width):
   size, pinpoints = (height, width), [list(p) for p in REAL.tiling.pinpoints]
   best = image_processing_utils.select_best_resolution(size, pinpoints)
-  assert tiling.best_fit(size, REAL.tiling.pinpoints) == best
+  assert tiles.best_fit(size, REAL.tiling.pinpoints) == best
   fitted = image_processing_utils.get_patch_output_size(
     np.zeros((3, *size), np.bool_), best, input_data_format="channels_first"
   )
-  assert tiling.fitted(size, best) == fitted
+  assert tiles.fitted(size, best) == fitted
   grid = tuple(n // 384 * 27 for n in best)
   plain = torch.arange(math.prod(grid)).reshape(1, *grid)
   cut = modeling.unpad_image(plain, size)[0].numpy()
   np.testing.assert_array_equal(
-    plain[0].numpy()[tiling.unpadded(size, grid)], cut
+    plain[0].numpy()[tiles.unpadded(size, grid)], cut
   )
   unit = anyres.grid_unit(size, REAL)
-  assert (unit.rows, unit.columns, 0) in tiling.unit_grids(REAL)
+  assert (unit.rows, unit.columns, 0) in tiles.unit_grids(REAL)
 
 
 def features(model: config_lib.ModelConfig, tiles: int) -> np.ndarray:
@@ -154,10 +154,10 @@ def features(model: config_lib.ModelConfig, tiles: int) -> np.ndarray:
   return rng.normal(size=(tokens, 3)).astype(np.float32)
 
 
-def fed(unit: layout.Unit, tokens: np.ndarray, newline) -> np.ndarray:
+def fed(unit: row_lib.Unit, tokens: np.ndarray, newline) -> np.ndarray:
   """What a unit's slots hold, [tokens, 3]."""
   take = lambda feed: np.where(
-    (feed == layout.NEWLINE)[..., None], newline, tokens[feed]
+    (feed == row_lib.NEWLINE)[..., None], newline, tokens[feed]
   )
   if unit.blend is None:
     return take(unit.feed)
@@ -174,12 +174,12 @@ def test_grids_hold_what_they_pack(size):
   )
   pack = modeling.LlavaOnevisionModel.pack_image_features
   holder = type("Holder", (), dict(config=config))()
-  best = tiling.best_fit(size, SMALL.tiling.pinpoints)
-  tiles = (best[0] // 28) * (best[1] // 28)
-  tokens, newline = features(SMALL, tiles + 1), np.array([9, 8, 7], np.float32)
+  best = tiles.best_fit(size, SMALL.tiling.pinpoints)
+  count = (best[0] // 28) * (best[1] // 28)
+  tokens, newline = features(SMALL, count + 1), np.array([9, 8, 7], np.float32)
   want, _ = pack(
     holder,
-    [torch.tensor(tokens.reshape(tiles + 1, 4, 3))],
+    [torch.tensor(tokens.reshape(count + 1, 4, 3))],
     [size],
     torch.tensor(newline),
     f"anyres_max_{SMALL.tiling.max_tiles}",
@@ -226,26 +226,26 @@ def test_a_grid_in_raster_order_by_hand():
     vision=SMALL.vision,
     tiling=config_lib.TilingConfig(kind="anyres", pinpoints=((28, 56),)),
   )
-  n = layout.NEWLINE
+  n = row_lib.NEWLINE
   unit = anyres.grid_unit((28, 56), model)
-  assert unit == layout.Unit(2, 5, tiles=2)
+  assert unit == row_lib.Unit(2, 5, tiles=2)
   np.testing.assert_array_equal(unit.feed, [0, 1, 4, 5, n, 2, 3, 6, 7, n])
   # 28 x 14 pixels fit as 28 x 14: half of each tile's columns are padding.
   unit = anyres.grid_unit((28, 14), model)
-  assert unit == layout.Unit(2, 3, tiles=2)
+  assert unit == row_lib.Unit(2, 3, tiles=2)
   np.testing.assert_array_equal(unit.feed, [1, 4, n, 3, 6, n])
 
 
 def test_images_become_units():
-  one, square = picture((30, 60)), layout.Unit(2, 2)
+  one, square = picture((30, 60)), row_lib.Unit(2, 2)
   (seen,) = units.of_images([one], SMALL)
-  assert seen.units == (square, layout.Unit(2, 5, tiles=6))
+  assert seen.units == (square, row_lib.Unit(2, 5, tiles=6))
   assert seen.pixels.shape == (7, 28, 28, 3)
   for seen in units.of_images([one, picture((28, 28))], SMALL):
-    assert seen.units == (layout.Unit(2, 2, tail=1),)
+    assert seen.units == (row_lib.Unit(2, 2, tail=1),)
   seen = units.of_video([one] * 3, SMALL)
-  frame = layout.Unit(1, 1)
-  assert seen.units == (frame, frame, layout.Unit(1, 1, tail=1))
+  frame = row_lib.Unit(1, 1)
+  assert seen.units == (frame, frame, row_lib.Unit(1, 1, tail=1))
   plain = config_lib.ModelConfig(vision=SMALL.vision)
   assert [s.units for s in units.of_images([one] * 2, plain)] == [(square,)] * 2
   assert units.of_video([one] * 2, plain).units == (square, square)

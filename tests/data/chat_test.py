@@ -9,14 +9,14 @@ from tokenizers import models
 from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 
-from gaze_jax import layout
-from gaze_jax import packages
-from gaze_jax.data import gguf_tokenizer
 from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import templates
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import gguf_tokenizer
+from gaze_jax.demo import packages
+from gaze_jax.layout import row as row_lib
 from tests import chat_families
 
 TALK = (
@@ -327,7 +327,7 @@ def test_a_template_that_asks_otherwise_than_it_writes(tmp_path, both_of):
     ours.chat.learn(ours_of(talk_of(1)))
 
 
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=256,
   units=2,
   unit_tokens=2,
@@ -337,7 +337,7 @@ SHAPE = layout.RowShape(
   region=(1, 2),
   context_tokens=1,
 )
-UNIT = layout.Unit(1, 2)
+UNIT = row_lib.Unit(1, 2)
 
 
 def test_turns_that_the_template_writes_anew_are_branches(both_of):

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.layout import row as row_lib
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
-UNIT = layout.Unit(1, 2)
+UNIT = row_lib.Unit(1, 2)
 ONE = [(UNIT,)]  # the units of each image
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=32,
   units=2,
   unit_tokens=2,
@@ -84,13 +84,13 @@ def test_images_stand_where_the_text_has_them():
 
 
 def test_an_image_may_be_several_units():
-  whole, grid = layout.Unit(1, 2), layout.Unit(1, 3, tiles=2)
+  whole, grid = row_lib.Unit(1, 2), row_lib.Unit(1, 3, tiles=2)
   images = [(whole, grid)] * 2
-  said = layout.Text(ids("is"))
+  said = row_lib.Text(ids("is"))
   flat = TOKENIZER.chat.ask((messages.marked("<image> is <image>"),))
   assert packing.parts_of(flat, images) == [
-    *(layout.Text([1]), whole, grid, layout.Text([3, *said.ids])),
-    *(whole, grid, layout.Text([4])),
+    *(row_lib.Text([1]), whole, grid, row_lib.Text([3, *said.ids])),
+    *(whole, grid, row_lib.Text([4])),
   ]
   question = samples.Question("is?", "no", "what")
   turns = (samples.Turn("<image>is?", "no"), samples.Turn("is <image>?", "no"))
@@ -140,7 +140,7 @@ def test_a_prompt_is_the_row_of_its_question_up_to_the_answer():
   asked = (samples.Question("where is the fox?", "top", "where"),)
   whole = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, ONE)
   parts = packing.prompt(TOKENIZER, "where is the fox?", ONE)
-  row = layout.lay_out(parts, SHAPE)
+  row = row_lib.lay_out(parts, SHAPE)
   n = len(used(row, "tokens"))
   assert used(row, "tokens") == used(whole, "tokens")[:n]
   np.testing.assert_array_equal(row["position"][:n], whole["position"][:n])
@@ -155,7 +155,7 @@ def test_image_written_in_a_question_of_a_prompt_is_text():
 
 def test_a_too_long_sample_is_a_layout_error():
   sample = samples.Sample((), conversation=(samples.Turn("x" * 99, "y"),))
-  with pytest.raises(layout.LayoutError, match="sequence_length"):
+  with pytest.raises(row_lib.LayoutError, match="sequence_length"):
     packing.pack(sample, TOKENIZER, SHAPE, [])
 
 
@@ -191,10 +191,10 @@ def test_what_the_error_says_is_enough_is_enough():
   with pytest.raises(config_lib.ConfigError, match="24 are enough"):
     packing.check_scenes_fit(config(answer_slots=23), TOKENIZER)
   c = config(sequence_length=245, answer_slots=24, samples=400)
-  shape, source = layout.row_shape(c), sources.make(c, "train")
+  shape, source = row_lib.row_shape(c), sources.make(c, "train")
   for i in range(len(source)):
     sample = source.text(i)
-    packing.pack(sample, TOKENIZER, shape, [(layout.Unit(12, 12),)])
+    packing.pack(sample, TOKENIZER, shape, [(row_lib.Unit(12, 12),)])
 
 
 @pytest.fixture(scope="module")
@@ -266,9 +266,9 @@ def test_chatml_conversation(smollm2):
 
 
 def test_a_chatml_prompt_is_the_row_up_to_the_answer(smollm2):
-  row = layout.lay_out(packing.prompt(smollm2, "what?", ONE), WIDE)
+  row = row_lib.lay_out(packing.prompt(smollm2, "what?", ONE), WIDE)
   assert texts(smollm2, row) == {0: f"{SYSTEM}###|what?{ASKED}"}
-  row = layout.lay_out(packing.prompt(smollm2, "<|im_end|>"), WIDE)
+  row = row_lib.lay_out(packing.prompt(smollm2, "<|im_end|>"), WIDE)
   assert texts(smollm2, row) == {0: f"{SYSTEM}<|im_end|>{ASKED}"}
   assert used(row, "tokens").count(2) == 2  # not the one in the question
 
@@ -284,6 +284,6 @@ def test_a_row_of_smollm2_with_captions_fits_what_is_enough(smollm2):
     packing.check_scenes_fit(config(**changes | dict(answer_slots=67)), smollm2)
   c = config(**changes, samples=400)
   packing.check_scenes_fit(c, smollm2)
-  shape, source = layout.row_shape(c), sources.make(c, "train")
+  shape, source = row_lib.row_shape(c), sources.make(c, "train")
   for i in range(len(source)):
-    packing.pack(source.text(i), smollm2, shape, [(layout.Unit(12, 12),)])
+    packing.pack(source.text(i), smollm2, shape, [(row_lib.Unit(12, 12),)])

@@ -18,10 +18,10 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.data import emoji_scenes
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
+from gaze_jax.demo import emoji_scenes
 
 
 def config(*, workers=0, batch_size=4, count=10, **data):

@@ -8,10 +8,10 @@ from tokenizers import pre_tokenizers
 from tokenizers import processors
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.data import requests
 from gaze_jax.data import samples
+from gaze_jax.layout import row as row_lib
 
 WORDS = ["<bos>", "<image>", "<video>", "<|im_start|>", "see", "this", "and"]
 BOS, IMAGE, VIDEO, START, SEE, THIS, AND = range(len(WORDS))
@@ -63,12 +63,12 @@ def test_parts_and_pixels_are_in_reading_order():
     videos=[[picture(), picture()]],
   )
   assert request.parts == (
-    layout.Text([BOS, SEE]),
-    layout.Unit(1, 1),
-    layout.Unit(1, 1, tail=1),
-    layout.Text([AND]),
-    layout.Unit(2, 2),
-    layout.Unit(2, 5, tiles=2),
+    row_lib.Text([BOS, SEE]),
+    row_lib.Unit(1, 1),
+    row_lib.Unit(1, 1, tail=1),
+    row_lib.Text([AND]),
+    row_lib.Unit(2, 2),
+    row_lib.Unit(2, 5, tiles=2),
   )
   dark = [tile.mean() < 0 for tile in request.pixels]
   assert dark == [True, True, False, False, False]
@@ -133,7 +133,7 @@ def test_naflex_pictures_bring_their_grids():
   two = requests.make(
     "<image> and <image>", tokenizer, model, images=[wide, square]
   )
-  assert two.parts[1::2] == (layout.Unit(2, 6), layout.Unit(3, 3))
+  assert two.parts[1::2] == (row_lib.Unit(2, 6), row_lib.Unit(3, 3))
   none = requests.make("this", tokenizer, model)
   batch = requests.batch([two, none], model)
   assert batch.images.pixels.shape == (2, 2, 12, 12)
@@ -141,4 +141,4 @@ def test_naflex_pictures_bring_their_grids():
     batch.images.grid, [[[2, 6], [3, 3]], [[0, 0], [0, 0]]]
   )
   video = requests.make("<video>", tokenizer, model, videos=[[wide, wide]])
-  assert video.parts[1:] == (layout.Unit(2, 6),) * 2
+  assert video.parts[1:] == (row_lib.Unit(2, 6),) * 2

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from tokenizers import processors
 
-from gaze_jax import packages
-from gaze_jax.data import emoji
-from gaze_jax.data import gguf_tokenizer
-from gaze_jax.data import questions
 from gaze_jax.data import requests
 from gaze_jax.data import samples
-from gaze_jax.data import scenes
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import emoji
+from gaze_jax.demo import gguf_tokenizer
+from gaze_jax.demo import packages
+from gaze_jax.demo import questions
+from gaze_jax.demo import scenes
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
 

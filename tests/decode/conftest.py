@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from gaze_jax import layout
 from gaze_jax.data import requests
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 
 
@@ -36,7 +36,7 @@ def row(tiny):
   """
 
   def make(parts, seed=0, shape=None, skip=0):
-    count = sum(isinstance(p, layout.Unit) for p in parts)
+    count = sum(isinstance(p, row_lib.Unit) for p in parts)
     pixels = np.random.default_rng(seed).normal(size=(8, 70, 70, 3))
     request = requests.Request(
       tuple(parts), pixels[skip : skip + count].astype(np.float32)
@@ -52,7 +52,7 @@ def _apply(params, config, batch, budget):
 
 
 # One shape for the oracle, whatever the row, so that it compiles once.
-_SHAPE = layout.RowShape(
+_SHAPE = row_lib.RowShape(
   slots=192,
   units=4,
   unit_tokens=25,
@@ -74,7 +74,7 @@ def oracle(tiny_params, tiny, row):
 
   def say(parts, *, top_k, count, config=tiny, seed=0):
     number = max(
-      (p.question for p in parts if isinstance(p, layout.Text)), default=-1
+      (p.question for p in parts if isinstance(p, row_lib.Text)), default=-1
     )
     # Masked is what the other forms are held to, and compiles sooner.
     gaze = dataclasses.replace(config.gaze, implementation="masked")
@@ -82,7 +82,7 @@ def oracle(tiny_params, tiny, row):
     tokens, chosen = [], []
     for i in range(count):
       # A dummy token asks for the logits after the last one.
-      answer = layout.Text([*tokens, 0], question=number + 1)
+      answer = row_lib.Text([*tokens, 0], question=number + 1)
       batch = row([*parts, answer], seed, _SHAPE)
       out = _apply(tiny_params, config, batch, np.full(1, top_k, np.int32))
       at = int((batch.answer_slots[0] >= 0).sum()) - 1

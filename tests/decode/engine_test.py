@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from gaze_jax import errors
-from gaze_jax import layout
 from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import programs
 from gaze_jax.decode import reading
+from gaze_jax.layout import row as row_lib
 
-UNIT = layout.Unit(5, 5)
+UNIT = row_lib.Unit(5, 5)
 # What each row begins with; every one ends in text, as a chat does.
 PROMPTS = {
-  "text only": [layout.Text([1, 3, 70, 81, 9, 4])],
-  "one image": [layout.Text([1]), UNIT, layout.Text([3, 70, 81, 9, 4])],
+  "text only": [row_lib.Text([1, 3, 70, 81, 9, 4])],
+  "one image": [row_lib.Text([1]), UNIT, row_lib.Text([3, 70, 81, 9, 4])],
   "several images": [
-    layout.Text([1]),
+    row_lib.Text([1]),
     UNIT,
-    layout.Text([5, 6]),
+    row_lib.Text([5, 6]),
     UNIT,
-    layout.Text([3, 71, 4]),
+    row_lib.Text([3, 71, 4]),
   ],
-  "video frames": [layout.Text([1]), UNIT, UNIT, UNIT, layout.Text([90, 4])],
+  "video frames": [row_lib.Text([1]), UNIT, UNIT, UNIT, row_lib.Text([90, 4])],
 }
 COUNT = 5
 
@@ -164,8 +164,8 @@ def test_turns_go_on_from_what_was_said(
   prompt = read(first, top_k=k, config=config, trace=True)
   said = decode([engine.Row(prompt, k, COUNT)], config=config).said(0)
   assert list(said.tokens) == want
-  second = [layout.Text([8, 9]), UNIT, layout.Text([10, 11, 12, 13, 14, 4])]
-  whole = [*first, layout.Text(want, question=0), *second]
+  second = [row_lib.Text([8, 9]), UNIT, row_lib.Text([10, 11, 12, 13, 14, 4])]
+  whole = [*first, row_lib.Text(want, question=0), *second]
   want, regions = oracle(whole, top_k=k, count=COUNT, config=config)
   again = read(
     second, top_k=k, after=said.context, config=config, skip=1, trace=True
@@ -177,9 +177,9 @@ def test_turns_go_on_from_what_was_said(
 
 
 def test_a_context_is_a_value_that_forks_share(read, decode, tiny):
-  image = read([layout.Text([1]), UNIT], top_k=2).context
+  image = read([row_lib.Text([1]), UNIT], top_k=2).context
   pages = image.cache.visual.k.unsafe_buffer_pointer()
-  question = [layout.Text([3, 70, 81, 9, 4])]
+  question = [row_lib.Text([3, 70, 81, 9, 4])]
   rows = [
     engine.Row(read(question, top_k=2, after=image), 2, COUNT) for _ in range(2)
   ]
@@ -191,7 +191,7 @@ def test_a_context_is_a_value_that_forks_share(read, decode, tiny):
     visual = answer.context.cache.visual
     assert visual.k.unsafe_buffer_pointer() == pages
   # An image more is read into pages of its own.
-  more = read([UNIT, layout.Text([4])], top_k=2, after=image).context
+  more = read([UNIT, row_lib.Text([4])], top_k=2, after=image).context
   assert more.cache.visual.k.unsafe_buffer_pointer() != pages
   assert image.sizes == more.sizes[:9] and len(more.sizes) == 18
   assert not image.cache.k.is_deleted()
@@ -206,7 +206,7 @@ def test_an_answer_cut_short_goes_on_as_if_it_had_been_short(read, decode):
   go_on = lambda said: decode(
     [
       engine.Row(
-        read([layout.Text([7, 4])], top_k=2, after=said.context), 2, COUNT
+        read([row_lib.Text([7, 4])], top_k=2, after=said.context), 2, COUNT
       )
     ]
   ).tokens(0)
@@ -234,7 +234,7 @@ def test_an_ended_row_says_no_more(read, decode, tiny, tiny_params):
 @pytest.mark.nightly
 def test_prompts_of_many_lengths_share_programs(read, decode):
   def ask(length, images):
-    parts = [layout.Text([1]), *[UNIT] * images, layout.Text([4] * length)]
+    parts = [row_lib.Text([1]), *[UNIT] * images, row_lib.Text([4] * length)]
     decode([engine.Row(read(parts, top_k=2), 2, COUNT)])
 
   ask(5, 1)

@@ -9,7 +9,6 @@ import pytest
 
 from gaze_jax import api
 from gaze_jax import errors
-from gaze_jax import layout
 from gaze_jax.data import images
 from gaze_jax.data import packing
 from gaze_jax.data import pipeline
@@ -19,6 +18,7 @@ from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.evals import metrics
 from gaze_jax.evals import report
 from gaze_jax.evals import run
+from gaze_jax.layout import row as row_lib
 from gaze_jax.train import loop
 
 
@@ -197,8 +197,8 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   """What greedy decoding says, as the reference, is right in every token."""
   model = lively(api.load(workdir))
   config, tokenizer = model.config, model.tokenizer
-  shape = layout.row_shape(config)
-  unit = layout.Unit(config.model.vision.grid, config.model.vision.grid)
+  shape = row_lib.row_shape(config)
+  unit = row_lib.Unit(config.model.vision.grid, config.model.vision.grid)
   plain, greedy = sources.make(config, "new"), Greedy(model, top_k)
   for index in range(2):
     sample = plain.sample(index)
@@ -209,10 +209,10 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
       parts += packing.turn(tokenizer, question.text, images=1, branch=i + 1)
       # The second question is given one wrong token.
       said = [*ids[:-1], (ids[-1] + i) % tokenizer.size]
-      parts.append(layout.Text(said, i + 1, i))
+      parts.append(row_lib.Text(said, i + 1, i))
     pixels = images.preprocess(sample.images[0], config.model.vision)
-    batch = layout.make_batch(
-      [layout.lay_out(parts, shape)], pixels[None, None]
+    batch = row_lib.make_batch(
+      [row_lib.lay_out(parts, shape)], pixels[None, None]
     )
     right, _, _ = run._forward(
       model.params,

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.data import packing
 from gaze_jax.data import pipeline
 from gaze_jax.evals import tasks
+from gaze_jax.layout import row as row_lib
 
 
 @pytest.fixture
 def batch(tiny_config):
   """One row: <bos>, 25 visual and 2 context tokens, two words; and padding."""
-  shape = layout.row_shape(tiny_config())
-  parts = [layout.Text([1]), layout.Unit(5, 5), layout.Text([7, 8])]
-  rows = [layout.lay_out(parts, shape), packing.empty(shape)]
-  return layout.make_batch(rows, np.zeros((2, 1, 25, 16), np.float32))
+  shape = row_lib.row_shape(tiny_config())
+  parts = [row_lib.Text([1]), row_lib.Unit(5, 5), row_lib.Text([7, 8])]
+  rows = [row_lib.lay_out(parts, shape), packing.empty(shape)]
+  return row_lib.make_batch(rows, np.zeros((2, 1, 25, 16), np.float32))
 
 
 def test_conditions_by_hand(tiny_config):
@@ -66,7 +66,7 @@ def test_budgets_that_are_asked_for_need_not_be_in_the_config(tiny_config):
 )
 def test_a_share_is_of_each_row(tiny_config, batch, unit, half):
   config = tiny_config(model__gaze__budget=unit, data__max_units=2)
-  units = ((layout.Unit(5, 5),) * 2, ())
+  units = ((row_lib.Unit(5, 5),) * 2, ())
   one = pipeline.EvalBatch(
     batch, np.array([3, -1]), np.zeros((2, 2), np.int8), (), units
   )
@@ -75,7 +75,7 @@ def test_a_share_is_of_each_row(tiny_config, batch, unit, half):
   assert k(top_k=4).tolist() == [4, 4] and k(top_k=4).dtype == np.int32
 
 
-UNITS = (layout.Unit(5, 5),), ()
+UNITS = (row_lib.Unit(5, 5),), ()
 
 
 def preference(choice, batch, config, indices=(3, -1), units=UNITS):
@@ -103,7 +103,7 @@ def test_centre_regions_by_hand(batch, tiny_config):
 def test_centre_regions_of_other_grids(batch, tiny_config):
   # Row 1: 2 x 2 tokens in one region, then 2 x 6 in three across, one behind
   # the other from the left.
-  units = (), (layout.Unit(2, 2, tail=1), layout.Unit(2, 6))
+  units = (), (row_lib.Unit(2, 2, tail=1), row_lib.Unit(2, 6))
   order = preference("centre", batch, tiny_config(), units=units)
   assert not order[0].any()
   np.testing.assert_array_equal(order[1, 3], [0, -2, 0, -2, *[0] * 5])

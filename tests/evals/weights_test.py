@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from gaze_jax import config as config_lib
-from gaze_jax import packages
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import packages
 from gaze_jax.evals import weights
 
 

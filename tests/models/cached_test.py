@@ -11,8 +11,8 @@ import pytest
 import compare
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax import types
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 
@@ -38,7 +38,7 @@ CONFIG = config_lib.ModelConfig(
   ),
   gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=3, top_k=2),
 )
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=64,
   units=2,
   unit_tokens=25,
@@ -51,12 +51,12 @@ SHAPE = layout.RowShape(
 # Rows of other lengths and grids; the last has no image.
 ROWS = [
   [
-    layout.Text([1, 2]),
-    *(layout.Unit(3, 5), layout.Unit(5, 2)),
-    layout.Text([3, 4, 5]),
+    row_lib.Text([1, 2]),
+    *(row_lib.Unit(3, 5), row_lib.Unit(5, 2)),
+    row_lib.Text([3, 4, 5]),
   ],
-  [layout.Text([6]), layout.Unit(1, 1), layout.Text([7])],
-  [layout.Text([8]), layout.Text([9, 10])],
+  [row_lib.Text([6]), row_lib.Unit(1, 1), row_lib.Text([7])],
+  [row_lib.Text([8]), row_lib.Text([9, 10])],
 ]
 # Slots of each row that are read together, text and units by turns; chunks
 # have room for 18, and the first unit's context tokens end one.
@@ -80,8 +80,8 @@ def params():
 
 def batch_of(rows):
   pixels = np.random.default_rng(0).normal(size=(len(rows), 2, 70, 70, 3))
-  laid = [layout.lay_out(parts, SHAPE) for parts in rows]
-  return layout.make_batch(laid, pixels.astype(np.float32))
+  laid = [row_lib.lay_out(parts, SHAPE) for parts in rows]
+  return row_lib.make_batch(laid, pixels.astype(np.float32))
 
 
 _embed = jax.jit(mllm.embed, static_argnames="config")
@@ -192,7 +192,7 @@ def test_rows_read_in_pieces_are_whole_rows_read_at_once(params, config):
 
 def test_answers_go_on_as_in_the_parallel_form(params, config):
   whole = [
-    [*parts, layout.Text(answer, question=0)]
+    [*parts, row_lib.Text(answer, question=0)]
     for parts, answer in zip(ROWS, ANSWERS, strict=True)
   ]
   want = _apply(params, config, batch_of(whole), BUDGET)
@@ -225,7 +225,7 @@ def test_answers_go_on_as_in_the_parallel_form(params, config):
 
 def test_several_tokens_at_once_and_some_of_them_padding(params):
   whole = [
-    [*parts, layout.Text(answer, question=0)]
+    [*parts, row_lib.Text(answer, question=0)]
     for parts, answer in zip(ROWS, ANSWERS, strict=True)
   ]
   want = _apply(params, CONFIG, batch_of(whole), BUDGET)

@@ -10,8 +10,8 @@ import pytest
 
 import compare
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax import types
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.models import projector
@@ -39,7 +39,7 @@ CONFIG = config_lib.ModelConfig(
   ),
   gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=3, top_k=2),
 )
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=96,
   units=3,
   unit_tokens=25,
@@ -51,16 +51,16 @@ SHAPE = layout.RowShape(
 )
 # Prompts of every mix; each is asked to go on with ANSWER.
 PROMPTS = {
-  "one image": [layout.Text([1]), layout.Unit(5, 5), layout.Text([2, 3])],
+  "one image": [row_lib.Text([1]), row_lib.Unit(5, 5), row_lib.Text([2, 3])],
   "odd grids": [
-    layout.Unit(3, 5),
-    layout.Text([4]),
-    layout.Unit(5, 2),
-    layout.Unit(1, 1),
-    layout.Text([5, 6, 7]),
+    row_lib.Unit(3, 5),
+    row_lib.Text([4]),
+    row_lib.Unit(5, 2),
+    row_lib.Unit(1, 1),
+    row_lib.Text([5, 6, 7]),
   ],
-  "text only": [layout.Text([8, 9, 10])],
-  "image last": [layout.Text([11, 12]), layout.Unit(4, 4)],
+  "text only": [row_lib.Text([8, 9, 10])],
+  "image last": [row_lib.Text([11, 12]), row_lib.Unit(4, 4)],
 }
 ANSWER = [20, 21, 22, 23, 24]
 
@@ -75,8 +75,8 @@ def _batch(samples, seed=0, features=False):
   rng = np.random.default_rng(seed)
   tail = (25, 16) if features else (70, 70, 3)
   images = rng.normal(size=(len(samples), 3, *tail)).astype(np.float32)
-  rows = [layout.lay_out(parts, SHAPE) for parts in samples]
-  return layout.make_batch(rows, images)
+  rows = [row_lib.lay_out(parts, SHAPE) for parts in samples]
+  return row_lib.make_batch(rows, images)
 
 
 def _take(batch, row):
@@ -90,7 +90,7 @@ _extend = jax.jit(cached.extend, static_argnames=("config", "k_max"))
 
 def _teacher(params, prompts, k, config=CONFIG):
   """Logits float32 [B, 5, V] for each answer token, and regions read."""
-  samples = [[*p, layout.Text(ANSWER, question=0)] for p in prompts]
+  samples = [[*p, row_lib.Text(ANSWER, question=0)] for p in prompts]
   batch = _batch(samples)
   budget = np.full(len(prompts), k, np.int32)
   out = _apply(params, config, batch, budget)
@@ -200,18 +200,18 @@ def test_a_row_alone_is_the_row_in_a_batch(params, name):
 
 
 def test_a_question_in_a_branch_is_a_question_alone(params):
-  image = [layout.Text([1]), layout.Unit(5, 5)]
+  image = [row_lib.Text([1]), row_lib.Unit(5, 5)]
   asked = [([2, 3], [20, 21]), ([4], [22]), ([5, 6, 7], [23, 24])]
   packed = list(image)
   for i, (question, answer) in enumerate(asked):
     packed += [
-      layout.Text(question, i + 1),
-      layout.Text(answer, i + 1, question=i),
+      row_lib.Text(question, i + 1),
+      row_lib.Text(answer, i + 1, question=i),
     ]
   together = _batch([packed])
   out = _apply(params, CONFIG, together, np.array([2], np.int32)).logits
   for i, (question, answer) in enumerate(asked):
-    row = [*image, layout.Text(question), layout.Text(answer, question=0)]
+    row = [*image, row_lib.Text(question), row_lib.Text(answer, question=0)]
     alone = _apply(params, CONFIG, _batch([row]), np.array([2], np.int32))
     mine = np.asarray(out)[0, together.answer_of[0] == i]
     compare.close(alone.logits[0, : len(answer)], mine)
@@ -223,7 +223,7 @@ def _variant(**decoder):
 
 
 def _loss_and_grad(params, config):
-  batch = _batch([[*PROMPTS["one image"], layout.Text(ANSWER, question=0)]])
+  batch = _batch([[*PROMPTS["one image"], row_lib.Text(ANSWER, question=0)]])
 
   def loss(p):
     out = mllm.apply(p, config, batch, np.array([2], np.int32))
@@ -278,7 +278,7 @@ def test_terms_of_distillation_by_hand(params, refresh):
   gaze = dict(gradient="kl", granularity="kv_group", dense_layers=(1,))
   gaze = dataclasses.replace(CONFIG.gaze, refresh=refresh, **gaze)
   config = dataclasses.replace(CONFIG, gaze=gaze)
-  samples = [[*p, layout.Text(ANSWER, question=0)] for p in PROMPTS.values()]
+  samples = [[*p, row_lib.Text(ANSWER, question=0)] for p in PROMPTS.values()]
   batch = _batch(samples)
   slots = np.array([2 + 5, 1 + 3 + 5, 0, 5])
   terms = mllm.router_terms(config, batch)
@@ -299,7 +299,7 @@ def test_masked_and_chunked_models_agree(params):
 
 def test_features_take_the_place_of_pixels(params):
   prompt = PROMPTS["one image"]
-  pixels = _batch([[*prompt, layout.Text(ANSWER, question=0)]])
+  pixels = _batch([[*prompt, row_lib.Text(ANSWER, question=0)]])
   model = mllm.MLLM(CONFIG)
   features = model.apply({"params": params}, pixels.images, method="features")
   cached = dataclasses.replace(pixels, images=features)
@@ -386,7 +386,7 @@ def test_roles_choose_what_enters_the_decoder(params):
 
 def _tiled_embedding(parts, shape, images):
   """What slots hold, [S, E], with 0, 1, 2, ... for projected tokens."""
-  batch = layout.make_batch([layout.lay_out(parts, shape)], images)
+  batch = row_lib.make_batch([row_lib.lay_out(parts, shape)], images)
   tokens = np.arange(images.shape[1] * shape.unit_tokens, dtype=np.float32)
   numbers = np.broadcast_to(tokens[None, :, None], (1, len(tokens), 2))
   newline = np.array([100.0, 200.0], np.float32)
@@ -394,8 +394,8 @@ def _tiled_embedding(parts, shape, images):
 
 
 def test_visual_slots_hold_blends_and_newlines():
-  n = layout.NEWLINE
-  shape = layout.RowShape(
+  n = row_lib.NEWLINE
+  shape = row_lib.RowShape(
     slots=8,
     units=2,
     unit_tokens=4,
@@ -409,11 +409,11 @@ def test_visual_slots_hold_blends_and_newlines():
   )
   feed = np.array([[0, 1, 4, 5], [7, 0, 0, 0], [n, 0, 0, 0]])
   blend = np.array([[0.5, 0.25, 0.125, 0.125], [1, 0, 0, 0], [1, 0, 0, 0]])
-  unit = layout.Unit(
+  unit = row_lib.Unit(
     1, 2, tail=1, tiles=2, feed=feed, blend=blend.astype(np.float32)
   )
   images = np.zeros((1, 3, 1, 1, 3), np.float32)
-  got, batch = _tiled_embedding([layout.Unit(2, 2), unit], shape, images)
+  got, batch = _tiled_embedding([row_lib.Unit(2, 2), unit], shape, images)
   # The second unit's tiles begin with token 4: 4/2 + 5/4 + 8/8 + 9/8, then 11.
   np.testing.assert_allclose(
     got[:7], [[i, i] for i in (0, 1, 2, 3, 5.375, 11)] + [[100, 200]]
@@ -421,7 +421,7 @@ def test_visual_slots_hold_blends_and_newlines():
   assert batch.blend is not None
   # Without blends each slot is one token.
   plain = dataclasses.replace(shape, taps=1)
-  row = [layout.Unit(2, 2, tail=1), layout.Unit(1, 2)]
+  row = [row_lib.Unit(2, 2, tail=1), row_lib.Unit(1, 2)]
   plain = dataclasses.replace(plain, largest_unit=5, region_length=5)
   got, batch = _tiled_embedding(row, plain, images)
   assert batch.blend is None
@@ -441,12 +441,12 @@ def test_a_tiled_model_has_a_newline_and_others_have_none():
 
 def test_one_tap_of_four_is_a_plain_token(params):
   """With context tokens, whose numbers share the array of the taps."""
-  parts = [*PROMPTS["one image"], layout.Text(ANSWER, question=0)]
+  parts = [*PROMPTS["one image"], row_lib.Text(ANSWER, question=0)]
   images = _batch([parts]).images
   logits = []
   for taps in (1, 4):
     shape = dataclasses.replace(SHAPE, taps=taps)
-    batch = layout.make_batch([layout.lay_out(parts, shape)], images)
+    batch = row_lib.make_batch([row_lib.lay_out(parts, shape)], images)
     out = _apply(params, CONFIG, batch, np.array([2], np.int32))
     logits.append(np.asarray(out.logits)[0, :5])
   compare.close(logits[0], logits[1])

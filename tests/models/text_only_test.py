@@ -5,7 +5,7 @@ import numpy as np
 
 import compare
 from gaze_jax import config as config_lib
-from gaze_jax import layout
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 
@@ -18,7 +18,7 @@ CONFIG = config_lib.ModelConfig(
   ),
   gaze=config_lib.GazeConfig(region=(1, 1), context_tokens=2, top_k=2),
 )
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=16,
   units=1,
   unit_tokens=4,
@@ -31,10 +31,10 @@ SHAPE = layout.RowShape(
 
 
 def test_text_alone():
-  row = layout.lay_out(
-    [layout.Text([1, 2, 3]), layout.Text([4, 5], 0, 0)], SHAPE
+  row = row_lib.lay_out(
+    [row_lib.Text([1, 2, 3]), row_lib.Text([4, 5], 0, 0)], SHAPE
   )
-  text = layout.make_batch([row], None)
+  text = row_lib.make_batch([row], None)
   budget = np.full(1, 2, np.int32)
   params = {
     "decoder": jax.jit(decoder.init, static_argnums=0)(
@@ -43,7 +43,7 @@ def test_text_alone():
   }
   run = jax.jit(mllm.apply, static_argnames="config")
   got = run(params, CONFIG, text, budget).logits
-  black = layout.make_batch([row], np.zeros((1, 1, 28, 28, 3), np.float32))
+  black = row_lib.make_batch([row], np.zeros((1, 1, 28, 28, 3), np.float32))
   whole = jax.jit(mllm.init, static_argnums=0)(CONFIG, jax.random.key(1))
   whole = {k: v for k, v in whole.items() if k != "decoder"} | params
   whole = mllm.nn.meta.unbox(whole)

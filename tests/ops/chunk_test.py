@@ -9,15 +9,15 @@ import pytest
 
 import compare
 from gaze_jax import config as config_lib
-from gaze_jax import layout as layout_lib
 from gaze_jax import types
+from gaze_jax.layout import row as row_lib
 from gaze_jax.ops import attention
 from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import chunk as chunk_ops
 from gaze_jax.ops import masks
 from gaze_jax.ops import regions
 
-SHAPE = layout_lib.RowShape(
+SHAPE = row_lib.RowShape(
   slots=36,
   units=3,
   unit_tokens=9,
@@ -29,12 +29,12 @@ SHAPE = layout_lib.RowShape(
 )
 # t t | v x 9, c c | t | v x 6, c c | v v, c c | t
 PARTS = [
-  layout_lib.Text([1, 2]),
-  layout_lib.Unit(3, 3),
-  layout_lib.Text([3]),
-  layout_lib.Unit(2, 3),
-  layout_lib.Unit(1, 2),
-  layout_lib.Text([4]),
+  row_lib.Text([1, 2]),
+  row_lib.Unit(3, 3),
+  row_lib.Text([3]),
+  row_lib.Unit(2, 3),
+  row_lib.Unit(1, 2),
+  row_lib.Text([4]),
 ]
 # Slots of each chunk, and whether they are text.
 CUTS = [
@@ -95,7 +95,7 @@ def add_text(cache, k, v, count):
 @pytest.fixture
 def row(heads):
   """A row, its heads with numbers, and a row of padding behind it."""
-  batch = layout_lib.make_batch([layout_lib.lay_out(PARTS, SHAPE)], None)
+  batch = row_lib.make_batch([row_lib.lay_out(PARTS, SHAPE)], None)
   return batch, heads(2, SHAPE.slots)
 
 

@@ -20,9 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 import compare
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.kernels import support
+from gaze_jax.layout import row as row_lib
 from gaze_jax.ops import attention
 from gaze_jax.ops import cache
 from gaze_jax.ops import gaze
@@ -49,20 +49,20 @@ routing_options = lambda test: pytest.mark.parametrize(
 
 # Odd grids, several units, text before, between and after, and no image.
 TWO_IMAGES = (
-  layout.Text([1, 2]),
-  layout.Unit(4, 5),
-  layout.Text([3]),
-  layout.Unit(3, 3),
-  layout.Text([4, 5, 6]),
+  row_lib.Text([1, 2]),
+  row_lib.Unit(4, 5),
+  row_lib.Text([3]),
+  row_lib.Unit(3, 3),
+  row_lib.Text([4, 5, 6]),
 )
-ONE_IMAGE = (layout.Unit(5, 5), layout.Text([1, 2]))
-TEXT_ONLY = (layout.Text([1, 2, 3]),)
+ONE_IMAGE = (row_lib.Unit(5, 5), row_lib.Text([1, 2]))
+TEXT_ONLY = (row_lib.Text([1, 2, 3]),)
 EMPTY = ()
 
 
 def _batch(shape, *samples):
-  rows = [layout.lay_out(parts, shape) for parts in samples]
-  return layout.make_batch(rows, np.zeros(()))
+  rows = [row_lib.lay_out(parts, shape) for parts in samples]
+  return row_lib.make_batch(rows, np.zeros(()))
 
 
 def _simulated(implementation):
@@ -145,20 +145,20 @@ def test_forms_agree_with_the_oracle_in_value_and_gradient(
 
 
 ANSWERED = (
-  layout.Text([1, 2]),
-  layout.Unit(4, 5),
-  layout.Unit(3, 3),
-  layout.Text([3, 4]),
-  layout.Text([5, 6, 7], question=0),
-  layout.Text([8]),
-  layout.Text([9, 9], question=1),
+  row_lib.Text([1, 2]),
+  row_lib.Unit(4, 5),
+  row_lib.Unit(3, 3),
+  row_lib.Text([3, 4]),
+  row_lib.Text([5, 6, 7], question=0),
+  row_lib.Text([8]),
+  row_lib.Text([9, 9], question=1),
 )
 BRANCHED = (
-  layout.Unit(5, 5),
-  layout.Text([1], 1),
-  layout.Text([5, 6], 1, question=0),
-  layout.Text([2], 2),
-  layout.Text([7], 2, question=1),
+  row_lib.Unit(5, 5),
+  row_lib.Text([1], 1),
+  row_lib.Text([5, 6], 1, question=0),
+  row_lib.Text([2], 2),
+  row_lib.Text([7], 2, question=1),
 )
 
 
@@ -258,13 +258,13 @@ def test_a_row_does_not_depend_on_its_neighbours(heads, small_shape, form):
 
 @form
 def test_packing_and_branches_change_nothing(heads, small_shape, form):
-  first = layout.lay_out(ONE_IMAGE, small_shape)
-  second = layout.lay_out(
-    [layout.Unit(3, 3), layout.Text([1], 1), layout.Text([2, 3], 2)],
+  first = row_lib.lay_out(ONE_IMAGE, small_shape)
+  second = row_lib.lay_out(
+    [row_lib.Unit(3, 3), row_lib.Text([1], 1), row_lib.Text([2, 3], 2)],
     small_shape,
   )
-  packed = layout.concatenate([first, second], small_shape)
-  batch = layout.make_batch([packed], np.zeros(()))
+  packed = row_lib.concatenate([first, second], small_shape)
+  batch = row_lib.make_batch([packed], np.zeros(()))
   h = heads(1, small_shape.slots)
   got = np.asarray(_run(h, batch, 1, form).out)[0]
 
@@ -274,14 +274,14 @@ def test_packing_and_branches_change_nothing(heads, small_shape, form):
       ((0, 0), (0, small_shape.slots - len(slots)), (0, 0), (0, 0)),
     )
     part = dataclasses.replace(h, q=take(h.q), k=take(h.k), v=take(h.v))
-    one = layout.make_batch([row], np.zeros(()))
+    one = row_lib.make_batch([row], np.zeros(()))
     return np.asarray(_run(part, one, 1, form).out)[0, : len(slots)]
 
   a = np.arange(29)  # 25 visual, 2 context, 2 text
   compare.close(alone(first, a), got[a])
   trunk = 29 + np.arange(11)  # 9 visual, 2 context
   for text, slots in (([1], [40]), ([2, 3], [41, 42])):
-    row = layout.lay_out([layout.Unit(3, 3), layout.Text(text)], small_shape)
+    row = row_lib.lay_out([row_lib.Unit(3, 3), row_lib.Text(text)], small_shape)
     mine = np.concatenate([trunk, slots])
     compare.close(alone(row, mine)[11:], got[slots])
 
@@ -395,7 +395,7 @@ def test_a_long_chunk_of_text_is_read_as_its_tokens_are(
   """37 tokens: more rows than a word has bits, and than the kernel takes."""
   x = 37
   shape = dataclasses.replace(small_shape, slots=36 + x)
-  batch = _batch(shape, (*TWO_IMAGES[:4], layout.Text(range(1, x + 1))))
+  batch = _batch(shape, (*TWO_IMAGES[:4], row_lib.Text(range(1, x + 1))))
   h = heads(1, shape.slots, query_heads=2 * group)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, 2, "masked")
@@ -450,9 +450,9 @@ def test_decode_is_the_parallel_form(heads, small_shape, sample, k, k_max):
 def test_forms_agree_on_any_layout(
   heads, small_shape, rows, columns, units, k, query_heads, seed
 ):
-  sample = [layout.Text([1]), *[layout.Unit(rows, columns)] * units]
+  sample = [row_lib.Text([1]), *[row_lib.Unit(rows, columns)] * units]
   shape = dataclasses.replace(small_shape, slots=85)
-  batch = _batch(shape, [*sample, layout.Text([2, 3, 4])])
+  batch = _batch(shape, [*sample, row_lib.Text([2, 3, 4])])
   h = heads(1, shape.slots, query_heads=query_heads, seed=seed)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, k, "masked")
@@ -464,8 +464,8 @@ def test_forms_agree_on_any_layout(
 
 # Of two samples in a row: text, a unit and text each, and padding behind them.
 PACKED = (
-  (layout.Text([1, 2]), layout.Unit(4, 5), layout.Text([3, 4])),
-  (layout.Text([5]), layout.Unit(3, 3), layout.Text([6, 7, 8])),
+  (row_lib.Text([1, 2]), row_lib.Unit(4, 5), row_lib.Text([3, 4])),
+  (row_lib.Text([5]), row_lib.Unit(3, 3), row_lib.Text([6, 7, 8])),
 )
 CONFINED = dict(implementation="chunked", visual_attention="own_unit", chunk=26)
 NAN_FORMS = {
@@ -483,9 +483,9 @@ def test_another_segment_may_be_anything(heads, small_shape, form):
   """
   options, gradient = NAN_FORMS[form]
   config = config_lib.GazeConfig(**options, gradient=gradient)
-  rows = [layout.lay_out(parts, small_shape) for parts in PACKED]
-  row = layout.concatenate(rows, small_shape)
-  batch = layout.make_batch([row], np.zeros(()))
+  rows = [row_lib.lay_out(parts, small_shape) for parts in PACKED]
+  row = row_lib.concatenate(rows, small_shape)
+  batch = row_lib.make_batch([row], np.zeros(()))
   segment = batch.layout.segment[0]
   assert [(segment == i).sum() for i in (0, 1, -1)] == [26, 15, 7]
   weight = heads(1, small_shape.slots, seed=1).q
@@ -611,7 +611,7 @@ def _by_hand():
 
   Keys 1 and 3, values 0 and 1; D = 1, so that scores are the logits.
   """
-  shape = layout.RowShape(
+  shape = row_lib.RowShape(
     slots=3,
     units=1,
     unit_tokens=2,
@@ -621,7 +621,7 @@ def _by_hand():
     region=(1, 1),
     context_tokens=0,
   )
-  batch = _batch(shape, [layout.Unit(1, 2), layout.Text([1])])
+  batch = _batch(shape, [row_lib.Unit(1, 2), row_lib.Text([1])])
   row = lambda *x: jnp.array(x, jnp.float32).reshape(1, 3, 1, 1)
   return batch, row(0, 0, 1), row(1, 3, 0), row(0, 1, 0)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from gaze_jax import layout
+from gaze_jax.layout import row as row_lib
 from gaze_jax.ops import masks
 
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=12,
   units=2,
   unit_tokens=2,
@@ -21,8 +21,8 @@ SLOTS = np.arange(SHAPE.slots)[None]
 
 
 def _visible(*parts):
-  row = layout.lay_out(parts, SHAPE)
-  batch = layout.make_batch([row], np.zeros(()))
+  row = row_lib.lay_out(parts, SHAPE)
+  batch = row_lib.make_batch([row], np.zeros(()))
   seen = masks.visible(batch.layout, batch.layout, SLOTS, SLOTS)
   return np.asarray(seen)[0].astype(int)
 
@@ -37,7 +37,7 @@ def _matrix(*rows):
 
 def test_one_unit_between_text():
   # t v v c t t, then padding
-  seen = _visible(layout.Text([1]), layout.Unit(1, 2), layout.Text([2, 3]))
+  seen = _visible(row_lib.Text([1]), row_lib.Unit(1, 2), row_lib.Text([2, 3]))
   np.testing.assert_array_equal(
     seen,
     _matrix(
@@ -53,7 +53,7 @@ def test_one_unit_between_text():
 
 def test_two_units():
   # v v c v v c t
-  seen = _visible(layout.Unit(1, 2), layout.Unit(1, 2), layout.Text([1]))
+  seen = _visible(row_lib.Unit(1, 2), row_lib.Unit(1, 2), row_lib.Text([1]))
   np.testing.assert_array_equal(
     seen,
     _matrix(
@@ -71,7 +71,7 @@ def test_two_units():
 def test_branches_share_the_trunk_alone():
   # t | a a | b b
   seen = _visible(
-    layout.Text([1]), layout.Text([2, 3], 1), layout.Text([4, 5], 2)
+    row_lib.Text([1]), row_lib.Text([2, 3], 1), row_lib.Text([4, 5], 2)
   )
   np.testing.assert_array_equal(
     seen, _matrix("1", "1 1", "1 1 1", "1 0 0 1", "1 0 0 1 1")
@@ -79,8 +79,8 @@ def test_branches_share_the_trunk_alone():
 
 
 def test_packed_samples_never_see_each_other():
-  rows = [layout.lay_out([layout.Text([1, 2])], SHAPE)] * 2
-  batch = layout.make_batch([layout.concatenate(rows, SHAPE)], np.zeros(()))
+  rows = [row_lib.lay_out([row_lib.Text([1, 2])], SHAPE)] * 2
+  batch = row_lib.make_batch([row_lib.concatenate(rows, SHAPE)], np.zeros(()))
   seen = masks.visible(batch.layout, batch.layout, SLOTS, SLOTS)
   np.testing.assert_array_equal(
     np.asarray(seen)[0].astype(int), _matrix("1", "1 1", "0 0 1", "0 0 1 1")

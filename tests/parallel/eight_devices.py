@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax.data import pipeline
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.ops import gaze
@@ -189,7 +189,7 @@ def main():
     found[name] = attention(config, mesh) | dict(
       growing=grown, in_pieces=in_pieces(mesh), state=state
     )
-  regions = layout.row_shape(config).regions
+  regions = row_lib.row_shape(config).regions
   print(json.dumps(dict(regions=regions, **found)))
 
 

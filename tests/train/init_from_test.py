@@ -11,14 +11,14 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax.convert import store
-from gaze_jax.convert import writer
 from gaze_jax.evals import weights
 from gaze_jax.models import mllm
 from gaze_jax.train import frozen
 from gaze_jax.train import loop
 from gaze_jax.train import optimizer
 from gaze_jax.train import state as state_lib
+from gaze_jax.weights import store
+from gaze_jax.weights import writer
 
 _init = jax.jit(mllm.init, static_argnums=0)
 

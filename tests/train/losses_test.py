@@ -5,10 +5,10 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from gaze_jax import layout
+from gaze_jax.layout import row as row_lib
 from gaze_jax.train import losses
 
-SHAPE = layout.RowShape(
+SHAPE = row_lib.RowShape(
   slots=8,
   units=0,
   unit_tokens=1,
@@ -22,12 +22,12 @@ SHAPE = layout.RowShape(
 
 def batch(*rows):
   images = np.zeros((len(rows), 0, 1, 4), np.float32)
-  return layout.make_batch([layout.lay_out(r, SHAPE) for r in rows], images)
+  return row_lib.make_batch([row_lib.lay_out(r, SHAPE) for r in rows], images)
 
 
 def test_targets_are_the_tokens_after_the_answer_slots():
-  row = [layout.Text([9, 8]), layout.Text([5, 6], question=0)]
-  target, scored = losses.targets(batch(row, [layout.Text([7])]))
+  row = [row_lib.Text([9, 8]), row_lib.Text([5, 6], question=0)]
+  target, scored = losses.targets(batch(row, [row_lib.Text([7])]))
   assert target[0, :2].tolist() == [5, 6]
   assert scored.tolist() == [[True, True, False], [False] * 3]
 

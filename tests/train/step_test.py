@@ -8,9 +8,9 @@ import pytest
 from jax.extend import core
 
 import compare
-from gaze_jax import layout
 from gaze_jax import types
 from gaze_jax.data import pipeline
+from gaze_jax.layout import row as row_lib
 from gaze_jax.train import checkpoint
 from gaze_jax.train import groups
 from gaze_jax.train import losses
@@ -25,7 +25,7 @@ class Run:
   def __init__(self, config):
     self.config = config
     chain = optimizer.make(config.train)
-    self.regions = layout.row_shape(config).regions
+    self.regions = row_lib.row_shape(config).regions
     self.new = lambda: state_lib.create(config, chain)
     self.step = step_lib.make(config, chain)
     rng = np.random.default_rng(0)

@@ -13,13 +13,13 @@ from PIL import Image
 import compare
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax import layout
 from gaze_jax.data import pipeline
 from gaze_jax.data import requests
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
 from gaze_jax.evals import run as evals_run
+from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import loop
@@ -142,8 +142,8 @@ def test_a_row_is_its_request(config, folder, top_k):
     parts = []
     for piece in pieces:
       image = isinstance(piece, int)
-      parts += seen[piece].units if image else [layout.Text(piece)]
-    parts.append(layout.Text(said, question=0))
+      parts += seen[piece].units if image else [row_lib.Text(piece)]
+    parts.append(row_lib.Text(said, question=0))
     pixels = units.join([one.pixels for one in seen], config.model)
     request = requests.Request(tuple(parts), pixels)
     batches = (
@@ -168,7 +168,7 @@ def test_shapes_do_not_depend_on_the_sample(config):
     jax.tree.leaves(one) == jax.tree.leaves(shapes[0]) for one in shapes
   )
   if config.model.tiling.kind == "anyres":
-    tiles = layout.row_shape(config).tiles
+    tiles = row_lib.row_shape(config).tiles
     assert shapes[0].images == (2, tiles, 28, 28, 3) and tiles == 10
 
 

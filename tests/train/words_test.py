@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from gaze_jax import errors
-from gaze_jax.convert import families
-from gaze_jax.convert import keys
-from gaze_jax.convert import store
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.train import words
+from gaze_jax.weights import store
+from gaze_jax.weights import tables
+from gaze_jax.weights.families import registry
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def start(tiny_config, tmp_path):
 
   def make(own=True, layout="B", parts=("decoder", "projector")):
     config = tiny_config()
-    shapes = families.shapes(config.model)
+    shapes = registry.shapes(config.model)
     leaves = [
       store.Leaf((part, *path), x.shape, x.dtype, lambda i, x=x: _zeros(x, i))
       for part in parts
-      for path, x in keys.flatten(shapes[part])
+      for path, x in tables.flatten(shapes[part])
     ]
     folder = tmp_path / "ours"
     folder.mkdir()

@@ -1,0 +1,60 @@
+"""Budgets: how many regions a query reads, in the unit of `gaze.budget`.
+
+  fixed     K regions
+  per_unit  K regions for each unit in sight, picked over all units together
+  ratio     thousandths of the regions in sight, rounded up
+
+What a row holds is given as the regions of each of its units, in reading order:
+a tiled image is two units, and its grid has more regions than its square.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax.layout import tiles
+
+RATIO_PARTS = 1000
+
+
+def every(gaze: config_lib.GazeConfig, regions: Sequence[int]) -> int:
+  """The least budget that reads all regions, after any of the units."""
+  if gaze.budget == "ratio":
+    return RATIO_PARTS
+  if gaze.budget == "fixed":
+    return sum(regions)
+  seen, units = np.cumsum(regions), np.arange(len(regions)) + 1
+  return int((-(-seen // units)).max(initial=0))
+
+
+def of_share(
+  gaze: config_lib.GazeConfig, share: float, regions: Sequence[int]
+) -> int:
+  """The budget that reads a share of all regions, rounded up."""
+  # What rounding adds to a product is no region.
+  return math.ceil(round(share * every(gaze, regions), 6))
+
+
+def of_count(
+  gaze: config_lib.GazeConfig, k: int, regions: Sequence[int]
+) -> int:
+  """K regions, or with "per_unit" K for each unit.
+
+  As a "ratio" it is K of all regions in the row: exactly so many of up to
+  1,000, of more at most one in a thousand above.
+  """
+  if gaze.budget != "ratio" or not k:
+    return k
+  return min(max(k * RATIO_PARTS // max(sum(regions), 1), 1), RATIO_PARTS)
+
+
+def of_config(config: config_lib.Config) -> tuple[int, int]:
+  """The budget that reads every region of any row, and the trained one."""
+  gaze = config.model.gaze
+  regions = tiles.unit_regions(config.model, config.data.max_units)
+  dense = every(gaze, regions)
+  if gaze.budget == "ratio":
+    return dense, max(round(gaze.ratio * RATIO_PARTS), 1)
+  return dense, min(gaze.top_k, dense)

@@ -1,0 +1,345 @@
+"""A checkpoint of transformers: what is in it, and which leaf is made of what.
+
+`open_checkpoint` reads config.json, holds every tensor's name and shape to the
+tables, and reads no tensor. Whatever does not fit ends in one error that lists
+all of it, against the layout of names that came nearest.
+"""
+
+import dataclasses
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from gaze_jax import config as config_lib
+from gaze_jax import errors as errors_lib
+from gaze_jax import fields
+from gaze_jax import schema as schema_lib
+from gaze_jax.layout import tiles
+from gaze_jax.weights import errors
+from gaze_jax.weights import json_file
+from gaze_jax.weights import mismatch
+from gaze_jax.weights import partial
+from gaze_jax.weights import tables
+from gaze_jax.weights import tensors
+from gaze_jax.weights.families import image_processors
+from gaze_jax.weights.families import registry
+
+_HEAD = "head.weight"
+EMBEDDING = ("decoder", "embedding")
+# Context tokens in a directory of transformers, and their options in its
+# config.json: ours, and ignored by it.
+GAZE_FILE, GAZE_KEY = "gaze.safetensors", "gaze"
+# Files of a checkpoint that are kept as they are.
+GENERATION = "generation_config.json"
+PICTURES = (
+  image_processors.ALONE,
+  image_processors.NESTED,
+  image_processors.VIDEO,
+)
+TEXTS = (
+  GENERATION,
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "tokenizer.model",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
+  "chat_template.json",
+  "chat_templates",
+)
+FILES = ("config.json", *PICTURES, *TEXTS)
+# What may differ in two configs of one architecture.
+_FREE = {
+  *("weights", "frozen", "scan", "remat", "dtype"),
+  *("embedding_std", "position_std", "context_std"),
+}
+_TEXT_SLOTS = 1024  # room for text in a row, beside one picture
+_ROWS = 4096  # rows of the head that are compared at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """An opened checkpoint that fits the tables.
+
+  Attributes:
+    directory: where it is.
+    raw: its config.json.
+    model: its architecture, and how we run it.
+    parts: the keys of our parameters that it fills.
+    layout: name of the layout of its names.
+    entries: every leaf, with the tensors that it is made of.
+    unused: tensors that nothing here computes with, kept for the way back.
+    alias: name of a head that repeats the tied embedding; "" for none.
+    source: its tensors.
+  """
+
+  directory: pathlib.Path
+  raw: Mapping[str, Any]
+  model: config_lib.ModelConfig
+  parts: tuple[str, ...]
+  layout: str
+  entries: tuple[tables.Entry, ...]
+  unused: tuple[str, ...]
+  alias: str
+  source: tensors.Source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match:
+  """What one layout makes of the names in a file."""
+
+  layout: str
+  entries: list[tables.Entry]
+  problems: list[str]
+  unused: list[str]
+  alias: str
+
+
+def open_checkpoint(
+  directory: pathlib.Path,
+  adapt: Callable[
+    [config_lib.ModelConfig], config_lib.ModelConfig
+  ] = lambda m: m,
+) -> Checkpoint:
+  """Opens a checkpoint directory of transformers.
+
+  Args:
+    directory: where it is.
+    adapt: changes how it is run (another hidden state, another picture size)
+      before its tensors are held to the tables.
+
+  Raises:
+    ConversionError: there is none, it is broken, its family is not known, or
+      its tensors do not fit: one message with all that is missing, unexpected
+      or misshapen.
+  """
+  source = tensors.Source(directory)
+  partial.refuse_names(directory, list(source.tensors))
+  raw, family, model = read_configs(directory)
+  model = adapt(model)
+  matches = [
+    _match(name, family, model, raw, source.tensors) for name in family.layouts
+  ]
+  best = min(matches, key=lambda m: len(m.problems))
+  if best.problems:
+    raise errors.ConversionError(
+      mismatch.explain(
+        directory,
+        raw,
+        model,
+        best.layout,
+        best.entries,
+        best.problems,
+        source.tensors.keys(),
+      )
+    )
+  checkpoint = Checkpoint(
+    directory=directory,
+    raw=raw,
+    model=model,
+    parts=family.parts,
+    layout=best.layout,
+    entries=tuple(best.entries),
+    unused=tuple(best.unused),
+    alias=best.alias,
+    source=source,
+  )
+  _check_alias(checkpoint)
+  _say_beside(checkpoint)
+  return checkpoint
+
+
+def _say_beside(c: Checkpoint) -> None:
+  """Names what lies beside the weights and changes nothing here."""
+  if c.model.tiling.kind == "anyres":  # which is asked about videos
+    for line in image_processors.other_for_videos(c.directory, c.model.vision):
+      logging.warning(
+        "%s: %s; frames are shown to the model as pictures are",
+        c.directory,
+        line,
+      )
+  if beside := partial.adapters(p.name for p in c.directory.iterdir()):
+    logging.warning(
+      "%s: the adapter %s lies beside the weights and is not applied; merge it"
+      " into them if it belongs to the model",
+      c.directory,
+      beside[0],
+    )
+
+
+def read_configs(
+  directory: pathlib.Path,
+) -> tuple[dict[str, Any], registry.Family, config_lib.ModelConfig]:
+  """config.json, and the family and the architecture that it names.
+
+  Raises:
+    ConversionError: it is missing, or asks for what is not computed here.
+  """
+  raw = json_file.read(directory / "config.json")
+  family = registry.find(raw)
+  found = image_processors.find(directory) if "vision" in family.parts else None
+  file, preprocessor = found or ("", None)
+  try:
+    model = family.model(raw, preprocessor)
+    if GAZE_KEY in raw:
+      gaze = _gaze(directory / "config.json", raw[GAZE_KEY])
+      model = dataclasses.replace(model, gaze=gaze)
+    config_lib.from_config_dict(config_lib.to_dict(config_for(model)))
+  except image_processors.PixelsError as error:
+    where = directory / (file or "config.json")
+    raise errors.ConversionError(f"{where}: {error}") from None
+  except errors.ConversionError:
+    raise
+  except errors_lib.GazeError as error:
+    raise errors.ConversionError(f"{directory}/config.json: {error}") from None
+  except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+    raise errors.ConversionError(
+      f"{directory}/config.json: a value is of a kind that it can't be: {error}"
+    ) from None
+  return raw, family, model
+
+
+def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:
+  """What stands under `GAZE_KEY` in a config.json."""
+  return schema_lib.mark("gaze") | config_lib.to_dict(gaze)
+
+
+def _gaze(where: pathlib.Path, said: Any) -> config_lib.GazeConfig:
+  if isinstance(said, Mapping):
+    schema_lib.read(said, f"{where}: {GAZE_KEY}", "gaze")
+    said = {k: v for k, v in said.items() if k != schema_lib.KEY}
+  return fields.read(config_lib.GazeConfig, said, GAZE_KEY)
+
+
+def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
+  """A whole config around a converted model, with rows that an image fits."""
+  units = 2 if model.tiling.kind == "anyres" else 1
+  slots = units * (tiles.largest_unit(model) + model.gaze.context_tokens)
+  data = config_lib.DataConfig(
+    max_units=units, sequence_length=slots + _TEXT_SLOTS
+  )
+  return config_lib.Config(model=model, data=data)
+
+
+def refuse_other(
+  where: pathlib.Path,
+  found: config_lib.ModelConfig,
+  wanted: config_lib.ModelConfig,
+  part: str,
+) -> None:
+  """Refuses a part of another architecture.
+
+  Raises:
+    ConversionError: names every field that differs.
+  """
+  there, here = (dataclasses.asdict(getattr(m, part)) for m in (found, wanted))
+  differ = [
+    f"model.{part}.{name} is {value!r} there and {here[name]!r} in the config"
+    for name, value in there.items()
+    if name not in _FREE and value != here[name]
+  ]
+  if differ:
+    raise errors.ConversionError(
+      f"{where}: another architecture: {'; '.join(differ)}"
+    )
+
+
+def keep_files(
+  source: pathlib.Path, to: pathlib.Path, names: Iterable[str]
+) -> None:
+  """Copies the files and folders that are there, as they are."""
+  for name in names:
+    if (source / name).is_file():
+      to.mkdir(exist_ok=True)
+      shutil.copyfile(source / name, to / name)
+    elif (source / name).is_dir():
+      shutil.copytree(source / name, to / name, dirs_exist_ok=True)
+
+
+def bind(
+  model: config_lib.ModelConfig,
+  parts: Iterable[str],
+  raw: Mapping[str, Any],
+  layout: Mapping[str, str],
+) -> list[tables.Entry]:
+  """Every leaf that a checkpoint of this model, with these names, fills."""
+  shapes = registry.shapes(model)
+  entries = []
+  for part in parts:
+    table = registry.rules(model, part, raw)
+    leaves = {k: v for k, v in shapes[part].items() if k not in NEW[part]}
+    entries += tables.bind(table, part, leaves, layout)
+  return entries
+
+
+# Leaves that no checkpoint of transformers has, by part.
+NEW: Mapping[str, frozenset[str]] = {
+  "decoder": frozenset(),
+  "vision": frozenset(),
+  "projector": frozenset({"context"}),
+}
+
+
+def _match(
+  name: str,
+  family: registry.Family,
+  model: config_lib.ModelConfig,
+  raw: Mapping[str, Any],
+  found: Mapping[str, tensors.Tensor],
+) -> _Match:
+  layout = family.layouts[name]
+  entries = bind(model, family.parts, raw, layout)
+  want = tables.wanted(entries)
+  unused = _pattern(family.unused(model, raw), layout)
+  dropped = _pattern(family.dropped, layout)
+  head = tables.in_layout(_HEAD, layout) if "head" in layout else ""
+  alias = head if head in found and head not in want else ""
+  rest = lambda key: (
+    key == alias or dropped.fullmatch(key) or unused.fullmatch(key)
+  )
+  shapes = {key: tensor.shape for key, tensor in found.items()}
+  return _Match(
+    name,
+    entries,
+    tables.differences(want, shapes, rest),
+    [k for k in found if k not in want and unused.fullmatch(k)],
+    alias,
+  )
+
+
+def _pattern(
+  patterns: registry.Patterns, layout: Mapping[str, str]
+) -> re.Pattern:
+  """One regex of the names in a file; it matches nothing if there are none."""
+  each = []
+  for token, names in patterns.items():
+    under = layout[token] if token else ""
+    prefix = re.escape(f"{under}." if under else "")
+    each += [f"{prefix}(?:{name})" for name in names]
+  return re.compile("|".join(each) or r"(?!)")
+
+
+def _check_alias(c: Checkpoint) -> None:
+  """A head beside a tied embedding must repeat it, or one of them is lost."""
+  if not c.alias:
+    return
+  embedding = next(e for e in c.entries if e.path == EMBEDDING)
+  name = embedding.sources[0]
+  rows, width = c.source.tensors[name].shape
+  same = c.source.tensors[c.alias].shape == (rows, width)
+  for start in range(0, rows if same else 0, _ROWS):
+    part = (slice(start, min(start + _ROWS, rows)), slice(0, width))
+    both = [c.source.read(n, part) for n in (name, c.alias)]
+    same = same and np.array_equal(*both, equal_nan=True)
+  if not same:
+    raise errors.ConversionError(
+      f"{c.directory}: tie_word_embeddings is true, and {c.alias} differs from"
+      f" {name}; set tie_word_embeddings to false if it is a head of its own"
+    )

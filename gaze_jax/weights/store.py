@@ -1,0 +1,282 @@
+"""Our own directory of weights: what launch/convert.py writes.
+
+  gaze.json            the config, the parts that are here, where they came from
+  model*.safetensors   one tensor a leaf, named by its path, in our layout
+  unused.safetensors   tensors of the source that nothing here computes with
+  hf/                  config.json, tokenizer and the rest of the source, as is
+
+It is read by launch/train.py (train.init_from) and launch/generate.py, and
+written back to transformers' format by `launch/convert.py --export`. Every
+device reads its own part of a leaf and no more.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from gaze_jax import config as config_lib
+from gaze_jax import schema as schema_lib
+from gaze_jax.weights import errors
+from gaze_jax.weights import json_file
+from gaze_jax.weights import tables
+from gaze_jax.weights import tensors
+from gaze_jax.weights import writer as writer_lib
+from gaze_jax.weights.families import registry
+
+NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
+_SHOWN = 10**9  # bytes from which progress is shown
+_BLOCK = 2**27  # elements that are read and written at a time
+
+# A part of a leaf; the index has a slice for each axis.
+Part = Callable[[tables.Index], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What is kept of a checkpoint of transformers for the way back.
+
+  Attributes:
+    layout: name of the layout of its names; "" if there was none.
+    alias: name of a head that repeats the tied embedding; "" for none.
+  """
+
+  layout: str = ""
+  alias: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One parameter, and how to get parts of it.
+
+  Attributes:
+    path: where it belongs.
+    shape: its shape.
+    dtype: its dtype on disk.
+    part: gives a part of it, in any float dtype.
+  """
+
+  path: tables.Path
+  shape: tables.Shape
+  dtype: np.dtype
+  part: Part
+
+  @property
+  def name(self) -> str:
+    return "/".join(self.path)
+
+  @property
+  def bytes(self) -> int:
+    """On disk."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def blocks(self) -> Iterator[np.ndarray]:
+    """The leaf in pieces along its leading axes, in order, in its dtype.
+
+    Raises:
+      ConversionError: a finite value does not fit the dtype.
+    """
+    for index in _blocks(self.shape):
+      block = self.part(index)
+      with np.errstate(over="ignore"):  # refused in the next lines
+        narrow = block.astype(self.dtype, copy=False)
+      if self.dtype.itemsize < block.dtype.itemsize and not np.array_equal(
+        np.isfinite(narrow), np.isfinite(block)
+      ):
+        raise errors.ConversionError(
+          f"{self.name}: a value does not fit {self.dtype.name}; choose"
+          " --dtype=bfloat16 or --dtype=float32"
+        )
+      yield narrow
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Weights in our format, unread: a directory, or what would be one.
+
+  Attributes:
+    directory: where the files are that came with them, for the way back.
+    config: the config that goes with the weights.
+    leaves: every leaf that is here.
+    origin: where they came from.
+  """
+
+  directory: pathlib.Path
+  config: config_lib.Config
+  leaves: tuple[Leaf, ...]
+  origin: Origin
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """The keys of the parameters that are here."""
+    return tuple(sorted({leaf.path[0] for leaf in self.leaves}))
+
+
+def leaves_of(source: tensors.Source) -> list[Leaf]:
+  """The tensors of a file or directory as leaves, unread."""
+  return [
+    Leaf(
+      tuple(t.name.split("/")),
+      t.shape,
+      t.dtype,
+      functools.partial(source.read, t.name),
+    )
+    for t in source.tensors.values()
+  ]
+
+
+def is_stored(directory: pathlib.Path) -> bool:
+  """Whether a directory is one of ours."""
+  return (directory / NAME).is_file()
+
+
+def open_stored(directory: pathlib.Path) -> Stored:
+  """Opens a directory that `write` has written; reads no tensor.
+
+  Raises:
+    ConversionError: it is none, or its leaves are not those of its config;
+      the message lists every difference.
+    SchemaError: it is of a schema that is not known.
+  """
+  manifest = json_file.read(directory / NAME)
+  schema = schema_lib.read(manifest, directory / NAME, "model")
+  if absent := {"config", "parts", "origin"} - manifest.keys():
+    raise errors.ConversionError(
+      f"{directory / NAME}: has no {', '.join(sorted(absent))}; convert the"
+      " checkpoint again"
+    )
+  config = config_lib.from_config_dict(manifest["config"])
+  parts = manifest["parts"]
+  leaves = leaves_of(tensors.Source(directory))
+  if schema < 2:
+    leaves = [leaf for leaf in leaves if leaf.bytes]
+  want = {
+    "/".join((part, *path)): tuple(leaf.shape)
+    for part, tree in registry.shapes(config.model).items()
+    if part in parts
+    for path, leaf in tables.flatten(tree)
+  }
+  got = {leaf.name: leaf.shape for leaf in leaves}
+  problems = tables.differences(want, got)
+  if problems:
+    raise errors.ConversionError(
+      f"{directory}: the weights do not fit {NAME}:\n  " + "\n  ".join(problems)
+    )
+  origin = Origin(**manifest["origin"])
+  return Stored(directory, config, tuple(leaves), origin)
+
+
+def write(
+  directory: pathlib.Path,
+  config: config_lib.Config,
+  leaves: Iterable[Leaf],
+  origin: Origin = Origin(),
+) -> None:
+  """Writes leaves one piece at a time into an empty directory.
+
+  Args:
+    directory: empty; give it its name when all is written
+      (`writer.destination`).
+    config: the config that goes with them.
+    leaves: every leaf of each part that has one.
+    origin: where they came from.
+  """
+  leaves = list(leaves)
+  write_leaves(directory, leaves)
+  manifest = schema_lib.mark("model") | dict(
+    config=config_lib.to_dict(config),
+    parts=sorted({leaf.path[0] for leaf in leaves}),
+    origin=dataclasses.asdict(origin),
+  )
+  text = json.dumps(manifest, indent=2)
+  (directory / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
+  """Writes tensors into a directory, or into one safetensors file."""
+  leaves = list(leaves)
+  specs = {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves}
+  total = sum(int(np.prod(n)) * kind.itemsize for n, kind in specs.values())
+  bar = tqdm.tqdm(
+    total=total,
+    desc="writing",
+    unit="B",
+    unit_scale=True,
+    mininterval=5,
+    disable=True if total < _SHOWN else None,  # None: on a terminal alone
+  )
+  with bar, writer_lib.Writer(path, specs) as writer:
+    for leaf in leaves:
+      for block in leaf.blocks():
+        writer.write(leaf.name, block)
+        bar.update(block.nbytes)
+
+
+def load(
+  leaves: Iterable[Leaf],
+  *,
+  dtype: Any = np.float32,
+  sharding: Callable[[tables.Path], jax.sharding.Sharding] | None = None,
+) -> dict[str, Any]:
+  """Arrays on devices; each device's part is read by itself.
+
+  Args:
+    leaves: of `Stored.leaves` or `convert.leaves`.
+    dtype: of the arrays; None for that of each leaf.
+    sharding: path -> sharding; all on the first device by default.
+
+  Returns:
+    Nested dict of jax arrays.
+  """
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  place = sharding or (lambda path: here)
+  return tables.unflatten(
+    {
+      leaf.path: jax.make_array_from_callback(
+        leaf.shape,
+        place(leaf.path),
+        lambda index, leaf=leaf: leaf.part(index).astype(
+          dtype or leaf.dtype, copy=False
+        ),
+      )
+      for leaf in leaves
+    }
+  )
+
+
+def from_params(params: Mapping[str, Any]) -> list[Leaf]:
+  """Leaves of parameters in memory."""
+  return [
+    Leaf(path, x.shape, np.dtype(x.dtype), lambda i, x=x: np.asarray(x[i]))
+    for path, x in tables.flatten(params)
+  ]
+
+
+def _blocks(shape: tables.Shape) -> Iterator[tables.Index]:
+  """Indices of pieces that lie one after the other in row-major order.
+
+  A piece is at most `_BLOCK` elements, or one row of the first two axes.
+  """
+  if not shape:
+    yield ()
+    return
+  full = tuple(slice(0, n) for n in shape)
+  if (size := int(np.prod(shape))) <= _BLOCK:
+    yield full
+    return
+  row = size // shape[0]
+  if row > _BLOCK and len(shape) > 1:
+    for i in range(shape[0]):
+      for index in _blocks(shape[1:]):
+        yield (slice(i, i + 1), *index)
+    return
+  step = max(_BLOCK // row, 1)
+  for start in range(0, shape[0], step):
+    yield (slice(start, min(start + step, shape[0])), *full[1:])

@@ -1,0 +1,289 @@
+"""How parameters of ours and tensors of a PyTorch checkpoint correspond.
+
+A table is a list of `Rule`s, which read like this:
+
+  Rule("layers/query/weight", "text.layers.{i}.self_attn.q_proj.weight",
+       "(h d) e -> e h d")
+
+The left name is a leaf of ours; "{i}" says that it is a stack over layers.
+The first word of the right one is a token that a layout replaces: the same
+tensor is `model.layers.0...` in one file and `language_model.model.layers.0...`
+in another. The pattern is einops', from torch to ours. It is run backwards for
+the way out, and its axes say which part of a tensor a part of ours needs, so
+that a device can read its shard and no more.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import einops
+import numpy as np
+
+from gaze_jax.weights import errors
+
+Path = tuple[str, ...]
+Index = tuple[slice, ...]
+Shape = tuple[int, ...]
+# (name, index) -> that part of a tensor.
+Read = Callable[[str, Index], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """One line of a table.
+
+  Attributes:
+    ours: path of the leaf below its part, joined by "/".
+    torch: name in the file, with a layout's token and perhaps "{i}".
+    pattern: einops pattern of one layer from torch to ours; "" copies.
+    sizes: sizes of axes that our shape does not tell, by name.
+  """
+
+  ours: str
+  torch: str
+  pattern: str = ""
+  sizes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A rule bound to a model: one leaf and the tensors that it is made of.
+
+  Attributes:
+    path: the leaf.
+    shape: its shape, with the layers in front where it is a stack.
+    stacked: whether it is.
+    sources: one name, or one for each layer.
+    pattern: as in `Rule`.
+    sizes: the size of every named axis of the pattern.
+  """
+
+  path: Path
+  shape: Shape
+  stacked: bool
+  sources: tuple[str, ...]
+  pattern: str
+  sizes: Mapping[str, int]
+
+  @property
+  def layer_shape(self) -> Shape:
+    """Shape of ours without the layers."""
+    return self.shape[1:] if self.stacked else self.shape
+
+  @property
+  def torch_shape(self) -> Shape:
+    """Shape of each source."""
+    if not self.pattern:
+      return self.layer_shape
+    left, _ = _axes(self.pattern)
+    return tuple(math.prod(self.sizes[a] for a in group) for group in left)
+
+  def read(self, index: Index, read: Read) -> np.ndarray:
+    """A part of the leaf, made of no more than the parts that it needs.
+
+    Args:
+      index: a slice for each axis of ours, without steps.
+      read: gives a part of a source.
+    """
+    if not self.stacked:
+      return self._read_layer(self.sources[0], index, read)
+    layers = range(*index[0].indices(self.shape[0]))
+    rows = [self._read_layer(self.sources[i], index[1:], read) for i in layers]
+    return np.stack(rows) if len(rows) > 1 else rows[0][None]
+
+  def back(self) -> "Entry":
+    """The way from one layer of ours to its tensor: an entry like any other."""
+    left, _, right = self.pattern.partition(" -> ")
+    return dataclasses.replace(
+      self,
+      shape=self.torch_shape,
+      stacked=False,
+      sources=("/".join(self.path),),
+      pattern=right and f"{right} -> {left}",
+    )
+
+  def _read_layer(self, name: str, index: Index, read: Read) -> np.ndarray:
+    if not self.pattern:
+      return read(name, index)
+    left, right = _axes(self.pattern)
+    if any(len(group) != 1 for group in right):  # small tensors alone
+      whole = read(name, tuple(slice(0, n) for n in self.torch_shape))
+      return self._to_ours(whole, self.sizes)[index]
+    wanted = {
+      group[0]: slice(*s.indices(self.sizes[group[0]])[:2])
+      for group, s in zip(right, index, strict=True)
+    }
+    source, sizes, rest = [], {}, dict(wanted)
+    for group in left:
+      part, got = _within(group, wanted, self.sizes)
+      source.append(part)
+      for axis, (size, kept) in got.items():
+        sizes[axis], rest[axis] = size, kept
+    block = self._to_ours(read(name, tuple(source)), sizes)
+    return block[tuple(rest[group[0]] for group in right)]
+
+  def _to_ours(self, block: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    given = {a: sizes[a] for a in self._given(self.pattern)}
+    return einops.rearrange(block, self.pattern, **given)
+
+  def _given(self, pattern: str) -> dict[str, int]:
+    """Sizes that einops can't see: of axes in groups on the left."""
+    left, _ = _axes(pattern)
+    return {a: self.sizes[a] for g in left if len(g) > 1 for a in g}
+
+
+def _within(
+  group: Sequence[str],
+  wanted: Mapping[str, slice],
+  sizes: Mapping[str, int],
+) -> tuple[slice, dict[str, tuple[int, slice]]]:
+  """Which part of a torch axis covers what is wanted of its named axes.
+
+  Only the outermost axis of a group is cut; the inner ones are read whole.
+
+  Returns:
+    The slice to read, and for each axis its size in what is read and the part
+    of that which is wanted.
+  """
+  if not group:
+    return slice(0, 1), {}
+  outer, *inner = group
+  step = math.prod(sizes[a] for a in inner)
+  start, stop = wanted[outer].start, wanted[outer].stop
+  got = {outer: (stop - start, slice(0, stop - start))}
+  got |= {a: (sizes[a], wanted[a]) for a in inner}
+  return slice(start * step, stop * step), got
+
+
+@functools.cache
+def _axes(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
+  """Axis groups of both sides; "1" is the empty group."""
+
+  def side(text: str) -> tuple[tuple[str, ...], ...]:
+    found = re.findall(r"\(([^)]*)\)|(\S+)", text)
+    return tuple(
+      () if one == "1" else tuple(inside.split() or [one])
+      for inside, one in found
+    )
+
+  left, right = pattern.split("->")
+  return side(left), side(right)
+
+
+def bind(
+  rules: Iterable[Rule], part: str, shapes: Any, layout: Mapping[str, str]
+) -> list[Entry]:
+  """Binds a table to the shapes of a part of the model.
+
+  Args:
+    rules: the table.
+    part: key of the part in the parameters, such as "decoder".
+    shapes: nested dict of what has a `shape`: the part's leaves.
+    layout: token -> prefix of names in the file.
+
+  Raises:
+    ConversionError: a leaf has no rule, a rule no leaf, or two rules one leaf.
+  """
+  leaves = dict(flatten(shapes))
+  entries, seen = [], set()
+  for rule in rules:
+    path = tuple(rule.ours.split("/"))
+    if path not in leaves or path in seen:
+      why = "is filled twice" if path in seen else "is no parameter"
+      raise errors.ConversionError(f"table of {part}: {rule.ours} {why}")
+    seen.add(path)
+    entries.append(_bind(rule, part, path, tuple(leaves[path].shape), layout))
+  if missing := leaves.keys() - seen:
+    names = ", ".join(sorted("/".join(p) for p in missing))
+    raise errors.ConversionError(f"table of {part}: no rule fills {names}")
+  return entries
+
+
+def _bind(
+  rule: Rule, part: str, path: Path, shape: Shape, layout: Mapping[str, str]
+) -> Entry:
+  stacked = "{i}" in rule.torch
+  name = in_layout(rule.torch, layout)
+  sources = (name,)
+  if stacked:
+    sources = tuple(name.replace("{i}", str(i)) for i in range(shape[0]))
+  sizes = dict(rule.sizes)
+  if rule.pattern:
+    _, right = _axes(rule.pattern)
+    ours = shape[1:] if stacked else shape
+    for group, size in zip(right, ours, strict=True):
+      if len(group) == 1:
+        sizes[group[0]] = size
+  full = (part, *path)
+  return Entry(full, shape, stacked, sources, rule.pattern, sizes)
+
+
+def in_layout(name: str, layout: Mapping[str, str]) -> str:
+  """A table's name in a file: its longest token is replaced by its prefix."""
+  for token in sorted(layout, key=len, reverse=True):
+    if name == token or name.startswith(token + "."):
+      return f"{layout[token]}{name[len(token) :]}".removeprefix(".")
+  raise errors.ConversionError(f"no prefix for {name} in {sorted(layout)}")
+
+
+def wanted(entries: Iterable[Entry]) -> dict[str, Shape]:
+  """Shape of every tensor that entries are made of, by name."""
+  return {name: e.torch_shape for e in entries for name in e.sources}
+
+
+def differences(
+  want: Mapping[str, Shape],
+  found: Mapping[str, Shape],
+  ignored: Callable[[str], Any] = lambda name: False,
+) -> list[str]:
+  """One line for each tensor that is missing, unexpected or misshapen.
+
+  Args:
+    want: shapes by name.
+    found: likewise.
+    ignored: whether a name that is not wanted may be there all the same.
+  """
+  missing = [n for n in want if n not in found]
+  more = [n for n in found if n not in want and not ignored(n)]
+  other = [n for n in want if n in found and tuple(found[n]) != want[n]]
+  return [
+    *(f"missing: {n} {list(want[n])}" for n in missing),
+    *(f"unexpected: {n} {list(found[n])}" for n in more),
+    *(f"shape of {n}: {list(found[n])} is not {list(want[n])}" for n in other),
+  ]
+
+
+def fill(
+  entries: Iterable[Entry], weights: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+  """Nested dict of whole leaves, out of tensors in memory."""
+  return unflatten(
+    {
+      e.path: e.read((slice(None),) * len(e.shape), lambda n, i: weights[n][i])
+      for e in entries
+    }
+  )
+
+
+def flatten(tree: Any, path: Path = ()) -> Iterable[tuple[Path, Any]]:
+  """(path, leaf) of a nested dict."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from flatten(value, (*path, key))
+    else:
+      yield (*path, key), value
+
+
+def unflatten(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+  """Nested dict of (path, leaf)."""
+  tree: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    node = tree
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    node[path[-1]] = leaf
+  return tree

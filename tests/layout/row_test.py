@@ -1,0 +1,312 @@
+"""Layouts against hand-written ones, and the properties of region edges."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.layout import row as row_lib
+
+P, T = types.Role.PAD, types.Role.TEXT
+V, C = types.Role.VISUAL, types.Role.CONTEXT
+
+
+def shape(**changes):
+  values = dict(
+    slots=16,
+    units=2,
+    unit_tokens=6,
+    regions=4,
+    region_length=4,
+    answer_slots=4,
+    region=(2, 2),
+    context_tokens=1,
+  )
+  return row_lib.RowShape(**(values | changes))
+
+
+def test_region_map_splits_evenly_in_raster_order():
+  expected = [
+    [0, 0, 1, 1, 1],
+    [2, 2, 3, 3, 3],
+    [2, 2, 3, 3, 3],
+  ]
+  np.testing.assert_array_equal(row_lib.region_map(3, 5, (2, 3)), expected)
+
+
+@pytest.mark.parametrize(
+  "length, size, parts", [(24, 6, 4), (32, 8, 4), (12, 3, 4)]
+)
+def test_published_grids_split_exactly(length, size, parts):
+  edges = row_lib.balanced_edges(length, size)
+  np.testing.assert_array_equal(edges, np.arange(parts + 1) * size)
+
+
+def test_27_by_27_gives_regions_of_25_to_36_tokens():
+  counts = np.bincount(row_lib.region_map(27, 27, (6, 6)).ravel())
+  assert (len(counts), counts.min(), counts.max()) == (25, 25, 36)
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_edges_are_balanced(length, size):
+  edges = row_lib.balanced_edges(length, size)
+  parts = np.diff(edges)
+  assert edges[0] == 0 and edges[-1] == length
+  assert parts.min() >= 1 and parts.max() <= size
+  assert parts.max() - parts.min() <= 1
+  assert len(parts) == -(-length // size)
+
+
+def test_two_questions_on_one_image():
+  row = row_lib.lay_out(
+    [
+      row_lib.Text([9]),
+      row_lib.Unit(2, 3),
+      row_lib.Text([5, 6], branch=1),
+      row_lib.Text([7], branch=1, question=0),
+      row_lib.Text([5], branch=2),
+      row_lib.Text([8, 2], branch=2, question=1),
+    ],
+    shape(),
+  )
+  expected = dict(
+    #        bos  image             ctx q0 . a  q1 a .  pad
+    tokens=[9, 0, 0, 0, 0, 0, 0, 0, 5, 6, 7, 5, 8, 2, 0, 0],
+    role=[T, V, V, V, V, V, V, C, T, T, T, T, T, T, P, P],
+    unit=[-1, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1],
+    region=[-1, 0, 1, 1, 0, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1, -1],
+    position=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 8, 9, 10, 0, 0],
+    segment=[0] * 14 + [-1] * 2,
+    branch=[0] * 8 + [1] * 3 + [2] * 3 + [0] * 2,
+    feed=[0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    region_slots=[[1, 4, -1, -1], [2, 3, 5, 6], [-1] * 4, [-1] * 4],
+    answer_slots=[9, 11, 12, -1],
+    answer_of=[0, 1, 1, -1],
+  )
+  assert row.keys() == expected.keys()
+  for name, values in expected.items():
+    assert row[name].dtype == np.int32
+    np.testing.assert_array_equal(row[name], values, name)
+
+
+def test_a_second_image_continues_units_regions_and_feed():
+  row = row_lib.lay_out(
+    [row_lib.Unit(1, 2), row_lib.Text([3]), row_lib.Unit(2, 2)], shape()
+  )
+  used = dict(
+    role=[V, V, C, T, V, V, V, V, C],
+    unit=[0, 0, 0, -1, 1, 1, 1, 1, 1],
+    region=[0, 0, -1, -1, 1, 1, 1, 1, -1],
+    feed=[0, 1, 0, 0, 6, 7, 8, 9, 0],
+    position=list(range(9)),
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][:9], values, name)
+  np.testing.assert_array_equal(
+    row["region_slots"][:2], [[0, 1, -1, -1], [4, 5, 6, 7]]
+  )
+
+
+def test_text_only_row_has_no_region():
+  row = row_lib.lay_out([row_lib.Text([4, 5])], shape())
+  assert (row["region"] == -1).all() and (row["region_slots"] == -1).all()
+
+
+def test_packed_samples_are_segments_with_their_own_positions():
+  one = [
+    row_lib.Text([9]),
+    row_lib.Unit(1, 2),
+    row_lib.Text([5]),
+    row_lib.Text([7], question=0),
+  ]
+  laid = row_lib.lay_out(one, shape())
+  row = row_lib.concatenate([laid, laid], shape())
+  used = dict(
+    tokens=[9, 0, 0, 0, 5, 7] * 2,
+    segment=[0] * 6 + [1] * 6,
+    position=[0, 1, 2, 3, 4, 5] * 2,
+    unit=[-1, 0, 0, 0, -1, -1, -1, 1, 1, 1, -1, -1],
+    region=[-1, 0, 0, -1, -1, -1, -1, 1, 1, -1, -1, -1],
+    feed=[0, 0, 1, 0, 0, 0, 0, 6, 7, 0, 0, 0],
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][:12], values, name)
+  np.testing.assert_array_equal(row["answer_slots"], [4, 10, -1, -1])
+  np.testing.assert_array_equal(row["answer_of"], [0, 1, -1, -1])
+  np.testing.assert_array_equal(
+    row["region_slots"][:2], [[1, 2, -1, -1], [7, 8, -1, -1]]
+  )
+
+
+@pytest.mark.parametrize(
+  "parts, words",
+  [
+    ([row_lib.Text([1] * 17)], "at least 17 slots, the limit is 16"),
+    ([row_lib.Unit(1, 1)] * 3, "more than 2 units of images.*data.max_units"),
+    ([row_lib.Unit(2, 4)], "8 visual tokens, the row takes 6"),
+    ([row_lib.Text([1], 1), row_lib.Text([1])], "trunk part follows a branch"),
+    ([row_lib.Text([1], 1), row_lib.Unit(1, 1)], "trunk part follows a branch"),
+    ([row_lib.Text([1], 0, 0)], "needs a token of its branch before it"),
+    (
+      [row_lib.Text([1]), row_lib.Text([1], 1, 0)],
+      "needs a token of its branch",
+    ),
+    (
+      [row_lib.Text([1]), row_lib.Text([1] * 5, 0, 0)],
+      "more than 4 answer",
+    ),
+  ],
+)
+def test_what_does_not_fit_says_so(parts, words):
+  with pytest.raises(row_lib.LayoutError, match=words):
+    row_lib.lay_out(parts, shape())
+
+
+def test_too_many_regions_or_too_long_ones_say_so():
+  with pytest.raises(row_lib.LayoutError, match="more than 1 regions"):
+    row_lib.lay_out([row_lib.Unit(1, 3)], shape(regions=1))
+  with pytest.raises(row_lib.LayoutError, match="a region of 4 tokens"):
+    row_lib.lay_out([row_lib.Unit(2, 2)], shape(region_length=3))
+  one = row_lib.lay_out([row_lib.Unit(2, 2)], shape())
+  with pytest.raises(row_lib.LayoutError, match="more than 2 images"):
+    row_lib.concatenate([one] * 3, shape())
+
+
+def test_row_shape_of_the_default_config():
+  s = row_lib.row_shape(config_lib.Config())
+  assert (s.unit_tokens, s.regions, s.region_length) == (144, 4, 36)
+
+
+def test_batch_stacks_rows():
+  row = row_lib.lay_out([row_lib.Text([4, 5])], shape())
+  batch = row_lib.make_batch([row, row], np.zeros((2, 1, 4, 4, 3), np.float32))
+  assert batch.tokens.shape == batch.layout.role.shape == (2, 16)
+  assert batch.region_slots.shape == (2, 4, 4)
+
+
+N = row_lib.NEWLINE
+
+
+def test_a_newline_after_an_image_is_in_its_last_region():
+  row = row_lib.lay_out(
+    [row_lib.Text([3]), row_lib.Unit(2, 2, tail=1), row_lib.Unit(1, 1, tail=2)],
+    shape(region=(1, 2), unit_tokens=6),
+  )
+  used = dict(
+    role=[T, V, V, V, V, V, C, V, V, V, C],
+    unit=[-1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
+    region=[-1, 0, 0, 1, 1, 1, -1, 2, 2, 2, -1],
+    feed=[0, 0, 1, 2, 3, N, 0, 6, N, N, 0],
+    position=list(range(11)),
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][:11], values, name)
+  np.testing.assert_array_equal(
+    row["region_slots"][:3], [[1, 2, -1, -1], [3, 4, 5, -1], [7, 8, 9, -1]]
+  )
+  assert "blend" not in row
+
+
+def test_a_tiled_image_is_a_square_and_a_grid():
+  # Two tiles of 1 x 2 tokens side by side, each row with a newline.
+  grid = row_lib.Unit(1, 5, tiles=2, feed=np.array([0, 1, 2, 3, N]))
+  row = row_lib.lay_out(
+    [row_lib.Unit(1, 2), grid, row_lib.Text([3]), row_lib.Unit(1, 1)],
+    shape(units=3, unit_tokens=2, tiles=4, largest_unit=5, regions=5),
+  )
+  used = dict(
+    role=[V, V, C, V, V, V, V, V, C, T, V, C],
+    unit=[0, 0, 0, 1, 1, 1, 1, 1, 1, -1, 2, 2],
+    region=[0, 0, -1, 1, 2, 2, 3, 3, -1, -1, 4, -1],
+    feed=[0, 1, 0, 2, 3, 4, 5, N, 0, 0, 6, 0],
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][: len(values)], values, name)
+
+
+def test_blended_tokens_have_four_taps():
+  feed = np.array([[0, 1, 2, 3], [N, 0, 0, 0]])
+  blend = np.array([[0.25] * 4, [1, 0, 0, 0]], np.float32)
+  row = row_lib.lay_out(
+    [
+      row_lib.Text([3]),
+      row_lib.Unit(1, 1),
+      row_lib.Unit(1, 1, tail=1, feed=feed, blend=blend),
+    ],
+    shape(unit_tokens=4, taps=4, context_tokens=2),
+  )
+  # text, token, two context, blended, newline, two context
+  wanted = [0, 0, 0, 1, 4, N, 0, 1]
+  np.testing.assert_array_equal(row["feed"][:8, 0], wanted)
+  np.testing.assert_array_equal(row["feed"][4], [4, 5, 6, 7])
+  np.testing.assert_array_equal(row["blend"][1], [1, 0, 0, 0])
+  np.testing.assert_array_equal(row["blend"][4:6], blend)
+  assert row["feed"].shape == row["blend"].shape == (16, 4)
+  assert (row["feed"].dtype, row["blend"].dtype) == (np.int32, np.float32)
+  batch = row_lib.make_batch([row], np.zeros((1, 2, 4, 4, 3), np.float32))
+  assert batch.blend.shape == (1, 16, 4)
+
+
+@pytest.mark.parametrize(
+  "unit, changes, words",
+  [
+    (row_lib.Unit(1, 2, tail=1), dict(largest_unit=2), "3 visual tokens"),
+    (row_lib.Unit(1, 2, tiles=3), {}, "3 squares of images, the row takes 2"),
+    (
+      row_lib.Unit(1, 1, feed=np.array([6])),
+      {},
+      "feeds on token 6 of 1 tiles of 6",
+    ),
+    (
+      row_lib.Unit(1, 1, feed=np.zeros((1, 4), int), blend=np.eye(1, 4)),
+      {},
+      "a blended image",
+    ),
+    (row_lib.Unit(2, 2, tail=1), dict(region_length=4), "a region of 5 tokens"),
+  ],
+)
+def test_what_does_not_fit_of_a_tiled_image(unit, changes, words):
+  with pytest.raises(row_lib.LayoutError, match=words):
+    row_lib.lay_out([unit], shape(**changes))
+
+
+def test_packing_keeps_newlines_and_refuses_tiles():
+  one = row_lib.lay_out(
+    [row_lib.Unit(1, 1, tail=1), row_lib.Text([3])], shape()
+  )
+  row = row_lib.concatenate([one, one], shape())
+  np.testing.assert_array_equal(row["feed"][:8], [0, N, 0, 0, 6, N, 0, 0])
+  with pytest.raises(row_lib.LayoutError, match="can't be packed"):
+    row_lib.concatenate([one], shape(tiles=2))
+
+
+def test_row_shape_of_a_tiled_model_has_room_for_all_that_occurs():
+  sides = range(384, 2305, 384)
+  config = config_lib.Config(
+    model=config_lib.ModelConfig(
+      vision=config_lib.VisionConfig(image_size=384, position_grid=27),
+      tiling=config_lib.TilingConfig(
+        kind="anyres", pinpoints=tuple((h, w) for h in sides for w in sides)
+      ),
+    ),
+    data=config_lib.DataConfig(max_units=3, sequence_length=10_000),
+  )
+  s = row_lib.row_shape(config)
+  assert (s.unit_tokens, s.largest_unit, s.taps) == (729, 8100, 4)
+  assert (s.units, s.tiles) == (3, 37 + 1)
+  # A square of 25 regions and a newline in a full one.
+  assert s.region_length == 37
+  # The most regions: 49 x 162 tokens, just not shrunk, and a newline a row.
+  assert s.regions == 25 + 9 * 28 + 25
+
+
+def test_row_shape_of_naflex_has_room_for_a_line():
+  vision = config_lib.VisionConfig(max_patches=30)
+  gaze = config_lib.GazeConfig(region=(3, 3))
+  config = config_lib.Config(
+    model=config_lib.ModelConfig(vision=vision, gaze=gaze)
+  )
+  s = row_lib.row_shape(config)
+  assert (s.unit_tokens, s.regions, s.region_length) == (30, 10, 9)
