@@ -51,7 +51,7 @@ def main() -> None:
     raise errors.GazeError(
       f"--chips={min(unknown)}: one of {', '.join(map(str, _TOPOLOGIES))}"
     )
-  config = cli.read_shape()
+  config = cli.read_config()
   topology_lib.prepare("O0")
   print("chips  rows  sent a chip  all-gather  reduce-scatter  all-reduce")
   rows = []

@@ -57,8 +57,6 @@ def get_config() -> ConfigDict:
         gaze=dict(region=(6, 6), context_tokens=4, top_k=4),
       ),
       data=dict(
-        source="llava_json",
-        path="",
         sequence_length=2048,
         answer_slots=1024,
       ),

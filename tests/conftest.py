@@ -109,7 +109,12 @@ def tiny_settings():
       gaze=dict(region=(2, 2), top_k=2, context_tokens=2),
     ),
     data=dict(
-      samples=12, questions=2, sequence_length=96, answer_slots=16, workers=0
+      source="emoji_scenes",
+      samples=12,
+      questions=2,
+      sequence_length=96,
+      answer_slots=16,
+      workers=0,
     ),
     train=dict(
       steps=6,
@@ -120,7 +125,7 @@ def tiny_settings():
       features="cached",
       k_schedule=dict(dense_until=0.2, final_at=0.8),
     ),
-    eval=dict(canvases=5, other_canvases=2, budgets=(0, 2, 4), batch_size=4),
+    eval=dict(samples=5, other_samples=2, budgets=(0, 2, 4), batch_size=4),
   )
 
 

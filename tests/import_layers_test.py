@@ -17,10 +17,11 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 
 # Any room may import these files of the top level.
 SHARED = {
-  *("types", "config", "config_rules", "errors", "schema", "fields"),
+  *("types", "config", "plugins", "errors", "schema", "fields"),
   "fingerprint",
 }
-# A room, and the other rooms that it may import.
+# A room, and the other rooms that it may import. Nobody imports demo: it is
+# found by name (gaze_jax/plugins.py).
 ARROWS = {
   "": set(),  # the shared files themselves
   "cli": set(),
@@ -30,17 +31,18 @@ ARROWS = {
   "kernels": set(),
   "ops": {"kernels", "parallel", "layout"},
   "models": {"ops", "parallel", "layout"},
-  "weights": {"models", "layout", "demo"},
-  "data": {"layout", "demo"},
+  "weights": {"models", "layout"},
+  "data": {"layout"},
   "train": {"data", "weights", "models", "ops", "parallel", "layout"},
   "aot": {"train", "models", "ops", "parallel", "kernels", "layout"},
   "decode": {"models", "ops", "layout"},
   "view": {"decode"},
   "evals": {"decode", "train", "weights", "data", "models", "ops", "layout"},
   "api": {"evals", "view", "decode", "weights", "data", "models", "layout"},
+  "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),
-    *("parallel", "aot"),
+    *("parallel", "aot", "runtime"),
   },
   "configs": set(),
 }
@@ -53,7 +55,7 @@ FORBIDDEN = {
 }
 # The dispatcher, and what compiles ahead of time for another platform.
 KERNEL_USERS = ("ops/gaze.py", "aot/programs.py", "aot/report.py")
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 400, 60, 120
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 600, 60, 120
 
 
 def room_of(path: str) -> str:
@@ -203,11 +205,11 @@ def test_arrows_have_no_cycle():
     ("gaze_jax/decode/x.py", "from gaze_jax.train import step", "decode"),
     ("gaze_jax/train/loop.py", "import orbax.checkpoint", "only train/check"),
     ("gaze_jax/models/x.py", "from gaze_jax.kernels import k", "only ops/gaze"),
-    ("gaze_jax/layout/row.py", "from gaze_jax.ops import rope", "shared file"),
+    ("gaze_jax/types.py", "from gaze_jax.ops import rope", "shared file"),
     ("configs/x.py", "from gaze_jax import config", "configs import nothing"),
     ("gaze_jax/ops/x.py", "def f():\n  import os", "within a function"),
     ("gaze_jax/ops/x.py", "def f():\n" + "  pass\n" * 59, "60 lines"),
-    ("gaze_jax/ops/x.py", "x = 1\n" * 400, "400 lines"),
+    ("gaze_jax/ops/x.py", "x = 1\n" * 600, "600 lines"),
   ],
 )
 def test_the_test_sees_a_violation(path, line, says):

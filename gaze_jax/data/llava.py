@@ -29,6 +29,7 @@ from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import fingerprint
+from gaze_jax import plugins
 from gaze_jax.data import images
 from gaze_jax.data import json_rows
 from gaze_jax.data import packing
@@ -293,13 +294,17 @@ class _Digest:
     )
 
 
-def from_config(config: config_lib.Config, split: str) -> LlavaJson:
+def _make(config: config_lib.Config, split: str) -> LlavaJson:
   """The source of `data.path` (train) or `data.eval_path` (new)."""
   data = config.data
   paths = dict(train=data.path, new=data.eval_path)
   if split not in paths:
     raise config_lib.ConfigError(
       f"llava_json has no split {split!r}; it has train and new"
+    )
+  if not data.path and split == "train":
+    raise config_lib.ConfigError(
+      "config: data.source = 'llava_json' needs data.path, the JSON file"
     )
   if not paths[split]:
     raise config_lib.ConfigError(
@@ -338,3 +343,10 @@ def _one_line(text: str) -> str:
   """Whatever a file says, as one line that can be printed."""
   text = " ".join(text[:_LINE].split())
   return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
+  return {"new": config} if config.data.eval_path else {}
+
+
+SOURCE = plugins.Source(make=_make, splits=_splits)

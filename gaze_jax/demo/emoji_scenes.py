@@ -1,14 +1,29 @@
-"""EmojiScenes: the built-in source of scenes with questions."""
+"""EmojiScenes: a source that makes scenes with questions; `SOURCE` below."""
 
+import dataclasses
 import importlib.metadata
+from collections.abc import Sequence
 
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import fields
+from gaze_jax import plugins
+from gaze_jax.data import packing
 from gaze_jax.data import samples
+from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import emoji
 from gaze_jax.demo import questions
 from gaze_jax.demo import scenes
+from gaze_jax.layout import tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """`data.options` of this source."""
+
+  curriculum: fields.Share = 0.0  # of training canvases: those with one thing
+  captions: bool = False  # the first question of a canvas asks for a caption
 
 
 class EmojiScenes:
@@ -48,8 +63,6 @@ class EmojiScenes:
         f"emoji_scenes needs a canvas of at least {scenes.MIN_SIZE} pixels a"
         f" side, model.vision.image_size is {size}"
       )
-    if seed < 0:
-      raise config_lib.ConfigError(f"config: data.seed = {seed} is below 0")
     self._split, self._size, self._length = split, size, length
     self._seed, self._questions, self._curriculum = seed, questions, curriculum
     self._captions = captions
@@ -119,3 +132,103 @@ class EmojiScenes:
       epoch=epoch,
     )
     return first + asked
+
+
+def _make(config: config_lib.Config, split: str) -> EmojiScenes:
+  data, options = config.data, config.data.options
+  lengths = dict(train=data.samples, new=config.eval.samples)
+  return EmojiScenes(
+    split,
+    size=config.model.vision.image_size,
+    length=lengths.get(split, config.eval.other_samples),
+    seed=data.seed,
+    questions=data.questions,
+    curriculum=options.curriculum if split == "train" else 0.0,
+    captions=options.captions,
+  )
+
+
+def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
+  """New canvases, (thing, place) pairs never trained on, and larger canvases.
+
+  These are half as large again a side, with things of the same size in pixels;
+  their rows grow by the added visual tokens.
+  """
+  vision = config.model.vision
+  side = vision.grid + vision.grid // 2
+  bigger = dataclasses.replace(vision, image_size=side * vision.patch_size)
+  data = dataclasses.replace(
+    config.data,
+    sequence_length=config.data.sequence_length
+    + config.data.max_units * (bigger.tokens - vision.tokens),
+  )
+  projector = dataclasses.replace(
+    config.model.projector,
+    position_grid=config.model.projector.position_grid or vision.grid,
+  )
+  model = dataclasses.replace(config.model, vision=bigger, projector=projector)
+  larger = dataclasses.replace(config, data=data, model=model)
+  return {"new": config, "held_out_pairs": config, "larger": larger}
+
+
+def _validate(config: config_lib.Config) -> None:
+  model = config.model
+  if len(tiles.unit_grids(model)) > 1:
+    raise config_lib.ConfigError(
+      "config: data.source = 'emoji_scenes' paints one square, and this model"
+      " sees images of any aspect (model.tiling.kind ="
+      f" {model.tiling.kind!r}, model.vision.max_patches ="
+      f" {model.vision.max_patches}); use data.source = 'llava_json'"
+    )
+
+
+def check_rows(
+  config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
+) -> None:
+  """Refuses a row shape that the longest EmojiScenes row would not fit.
+
+  Raises:
+    config_lib.ConfigError: naming the field and the value that suffices.
+  """
+  data = config.data
+  cut = packing.shared_items(tokenizer, (), 1)
+  longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
+
+  def size(asked: Sequence[str], said: Sequence[str]) -> np.ndarray:
+    """Slots of a branch at most, and those of its answer."""
+    lesson = tokenizer.chat.lesson(1, longest(asked), longest(said))
+    (span,) = lesson.spans
+    more = int(span.end >= 0)
+    return np.array(
+      [len(lesson.flat) - cut + more, span.stop - span.start + more]
+    )
+
+  sizes = [size(*wording) for wording in questions.wordings().values()]
+  totals = data.questions * np.max(sizes, axis=0)
+  if data.options.captions:
+    caption = size([questions.CAPTION], questions.longest_captions())
+    totals += caption - np.max(sizes, axis=0)
+  tokens = config.model.vision.tokens
+  image = tokens + config.model.gaze.context_tokens
+  slots = cut - 1 + image + int(totals[0])
+  if slots > data.sequence_length:
+    raise config_lib.ConfigError(
+      f"config: data.sequence_length = {data.sequence_length} is too short for"
+      f" {data.questions} questions on an image of {tokens} tokens: {slots} is"
+      " enough"
+    )
+  if totals[1] > data.answer_slots:
+    raise config_lib.ConfigError(
+      f"config: data.answer_slots = {data.answer_slots} is too few for"
+      f" {data.questions} questions: {totals[1]} are enough"
+    )
+
+
+SOURCE = plugins.Source(
+  make=_make,
+  splits=_splits,
+  options=Options,
+  validate=_validate,
+  check_rows=check_rows,
+  repeats=True,
+)

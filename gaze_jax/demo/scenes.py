@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from gaze_jax.data import samples
 from gaze_jax.demo import emoji
 
 VERSION = 1  # raise it whenever the same index would give another picture
@@ -79,11 +80,6 @@ class Scene:
     return tuple(p for p in self.placed if p.thing >= 0)
 
 
-def generator(*key: int) -> np.random.Generator:
-  """A random generator that is a pure function of a key of whole numbers."""
-  return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
 def scene(
   seed: int, split: str, index: int, *, size: int, curriculum: float = 0.0
 ) -> Scene:
@@ -96,7 +92,7 @@ def scene(
     size: pixels a side; things keep their size in pixels on a larger canvas.
     curriculum: share of the canvases that hold a single thing.
   """
-  rng = generator(_CANVAS_STREAM, seed, SPLITS.index(split), index)
+  rng = samples.generator(_CANVAS_STREAM, seed, SPLITS.index(split), index)
   number = (
     1 if rng.random() < curriculum else int(rng.integers(2, MAX_THINGS + 1))
   )

@@ -6,6 +6,7 @@ rows of queries and keys in the order of interleaved RoPE (pairs next to each
 other); ours, as that of transformers, has the halves of a head apart.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ import gguf
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import plugins
+from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
 from gaze_jax.models import decoder
 from gaze_jax.weights import errors
@@ -162,3 +165,18 @@ def _differences(
     # The file holds float32: 1e-5 comes out as 9.99999975e-06.
     if theirs is None or np.float32(ours) != np.float32(theirs):
       yield f"model.decoder.{field} = {ours}, the file's {key} is {theirs}"
+
+
+@functools.cache  # reading the file takes seconds
+def tokenizer() -> tuple[str, str]:
+  """The package's tokenizer.json and chat template, as text.
+
+  Raises:
+    packages.PackageError: the package is not installed.
+    samples.DataError: the file can't be read.
+  """
+  found, template = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+  return found.to_str(), template
+
+
+WEIGHTS = plugins.Weights("decoder", load=load, tokenizer=tokenizer)

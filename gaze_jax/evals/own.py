@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import plugins
 from gaze_jax.data import llava
 from gaze_jax.data import packing
 from gaze_jax.data import requests
@@ -51,6 +52,7 @@ def on(
   changed = dataclasses.replace(
     config.data,
     source="llava_json",
+    options=plugins.NoOptions(),
     eval_path=data,
     image_folder=image_folder or config.data.image_folder,
     sequence_length=slots,

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from gaze_jax.data import samples
-
 
 def markdown(report: dict[str, Any]) -> str:
   """Tables of what `run.evaluate` returned."""
@@ -13,7 +11,7 @@ def markdown(report: dict[str, Any]) -> str:
     " checkpoint. Visual KV: entries read a query head, and the union over a"
     " KV group, over the visual tokens. `prior` answers with the most frequent"
     " training answer to the same question.",
-    f"## {report['data']['path'] or 'New canvases'}",
+    f"## {report['data']['path'] or 'New samples'}",
     _table(report["accuracy"]),
   ]
   if report["routing_accuracy"]:
@@ -24,8 +22,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _table(conditions: dict[str, dict[str, Any]]) -> str:
-  kinds = [k for k in samples.KINDS if any(k in c for c in conditions.values())]
-  columns = [*kinds, "overall"]
+  kinds = {k for c in conditions.values() for k in c["interval_95"]}
+  columns = [*sorted(kinds - {"overall"}), "overall"]
   head = ["condition", *columns, "n", "visual KV", "unique"]
   lines = [_row(head), _row(["---"] * len(head))]
   for name, c in conditions.items():

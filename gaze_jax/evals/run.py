@@ -13,6 +13,7 @@ import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import plugins
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
@@ -63,10 +64,9 @@ class Score:
     """
     out: dict[str, Any] = {}
     intervals = {}
-    for kind in samples.KINDS:
-      if n := self.asked[kind]:
-        out[kind] = self.right[kind] / n
-        intervals[kind] = metrics.wilson(self.right[kind], n)
+    for kind, n in self.asked.items():
+      out[kind] = self.right[kind] / n
+      intervals[kind] = metrics.wilson(self.right[kind], n)
     n, right = (c.total() - c["caption"] for c in (self.asked, self.right))
     out |= dict(overall=right / max(n, 1), n=n)
     out["n_by_kind"] = dict(self.asked)
@@ -109,7 +109,7 @@ def evaluate(
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
   params = trained | frozen.load(config, pixels=not cached)
-  splits = tasks.splits(config)
+  splits = plugins.source(config.data.source).splits(config)
   if not splits:
     raise errors.GazeError(
       f"{workdir}: nothing to evaluate on; name a file, --data=FILE"
@@ -196,21 +196,19 @@ def _condition(
   scores: dict[str, Score],
 ) -> None:
   """Adds one batch under one condition to its score."""
-  score, rows = scores[condition.name], batch.valid
+  score = scores[condition.name]
   shown = batch.batch if condition.image else tasks.without_image(batch.batch)
   override = tasks.override(condition, batch, config.model)
   budget = tasks.budget(condition, batch, config)
   right, usage, chosen = jax.device_get(
     _forward(params, config.model, ends, shown, budget, override)
   )
-  exact = metrics.exact_match(
-    right, batch.batch.answer_of, batch.kinds.shape[1]
-  )
-  for row in range(rows):
-    for number, kind in enumerate(batch.kinds[row]):
-      if kind >= 0:
-        score.asked[samples.KINDS[kind]] += 1
-        score.right[samples.KINDS[kind]] += int(exact[row, number])
+  most = max(len(sample.kinds) for sample in batch.samples)
+  exact = metrics.exact_match(right, batch.batch.answer_of, most)
+  for row, sample in enumerate(batch.samples):
+    for number, kind in enumerate(sample.kinds):
+      score.asked[kind] += 1
+      score.right[kind] += int(exact[row, number])
   score.usage += [usage.chosen, usage.unique, usage.visible]
   if condition.name == "gaze":
     _add_routing(config, batch, source, chosen, score)
@@ -253,9 +251,9 @@ def _routing(score: Score) -> dict[str, Any]:
 
 
 def _prior(config: config_lib.Config) -> dict[str, str]:
-  """The most frequent training answer to each wording of a question."""
-  if config.data.source != "emoji_scenes":
-    return {}  # conversations have none
+  """The most frequent training answer to each question, where they repeat."""
+  if not plugins.source(config.data.source).repeats:
+    return {}
   train = sources.make(config, "train")
   seen: dict[str, collections.Counter] = collections.defaultdict(
     collections.Counter

@@ -1,4 +1,4 @@
-"""What is evaluated: conditions and splits, in one registry.
+"""The conditions that a checkpoint is evaluated under, in one registry.
 
 A condition is a budget and a rule for choosing regions; all of them run the
 same weights through the same compiled program.
@@ -136,30 +136,3 @@ def without_image(batch: types.Batch) -> types.Batch:
     ),
     region_slots=np.full_like(batch.region_slots, -1),
   )
-
-
-def splits(
-  config: config_lib.Config,
-) -> dict[str, config_lib.Config]:
-  """Each split with the config that its rows are made by.
-
-  The `larger` canvases are half as large again a side, with things of the
-  same size in pixels; their rows grow by the added visual tokens.
-  """
-  if config.data.source != "emoji_scenes":
-    return {"new": config} if config.data.eval_path else {}
-  vision = config.model.vision
-  side = vision.grid + vision.grid // 2
-  bigger = dataclasses.replace(vision, image_size=side * vision.patch_size)
-  data = dataclasses.replace(
-    config.data,
-    sequence_length=config.data.sequence_length
-    + config.data.max_units * (bigger.tokens - vision.tokens),
-  )
-  projector = dataclasses.replace(
-    config.model.projector,
-    position_grid=config.model.projector.position_grid or vision.grid,
-  )
-  model = dataclasses.replace(config.model, vision=bigger, projector=projector)
-  larger = dataclasses.replace(config, data=data, model=model)
-  return {"new": config, "held_out_pairs": config, "larger": larger}

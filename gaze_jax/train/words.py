@@ -4,8 +4,8 @@ import pathlib
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import plugins
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.demo import packages
 from gaze_jax.weights import store
 
 
@@ -19,7 +19,7 @@ def check(config: config_lib.Config) -> None:
       first token whose id differs.
   """
   named = config.data.tokenizer
-  if not config.train.init_from or named == packages.SMOLLM2:
+  if not config.train.init_from or plugins.has_weights(named):
     return
   directory = pathlib.Path(config.train.init_from)
   stored = store.open_stored(directory)

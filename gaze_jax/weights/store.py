@@ -152,7 +152,7 @@ def open_stored(directory: pathlib.Path) -> Stored:
       f"{directory / NAME}: has no {', '.join(sorted(absent))}; convert the"
       " checkpoint again"
     )
-  config = config_lib.from_config_dict(manifest["config"])
+  config = config_lib.of_saved(manifest["config"])
   parts = manifest["parts"]
   leaves = leaves_of(tensors.Source(directory))
   if schema < 2:

@@ -377,3 +377,16 @@ def test_what_tells_the_samples_from_others(folder):
   (folder / "images" / "a.png").write_bytes(content)
   assert differs(rows) == {"pictures", "any_order"}
   assert make(folder, rows).fingerprint() != base.fingerprint()
+
+
+def test_llava_has_a_split_if_it_has_a_file(tiny_config):
+  json = dict(data__source="llava_json", data__path="x.json")
+  assert llava.SOURCE.splits(tiny_config(**json)) == {}
+  config = tiny_config(**json, data__eval_path="y.json")
+  assert llava.SOURCE.splits(config) == {"new": config}
+
+
+def test_training_needs_a_file(tiny_config):
+  config = tiny_config(data__source="llava_json")
+  with pytest.raises(config_lib.ConfigError, match="needs data.path"):
+    sources.make(config, "train")

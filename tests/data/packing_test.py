@@ -11,6 +11,7 @@ from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import emoji_scenes
 from gaze_jax.layout import row as row_lib
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
@@ -159,15 +160,14 @@ def test_a_too_long_sample_is_a_layout_error():
     packing.pack(sample, TOKENIZER, SHAPE, [])
 
 
-def test_kinds_are_numbers_into_the_table():
+def test_kinds_are_those_of_questions_and_chat_for_a_turn():
   asked = (
     samples.Question("a", "b", "where"),
     samples.Question("a", "b", "right_of"),
   )
-  kinds = packing.kinds_of(samples.Sample((), asked), 4)
-  assert kinds.dtype == np.int8 and kinds.tolist() == [1, 5, -1, -1]
-  chat = samples.Sample((), conversation=(samples.Turn("a", "b"),))
-  assert packing.kinds_of(chat, 2).tolist() == [6, -1]
+  assert samples.Sample((), asked).kinds == ("where", "right_of")
+  chat = samples.Sample((), conversation=(samples.Turn("a", "b"),) * 2)
+  assert chat.kinds == ("chat", "chat")
 
 
 def test_an_empty_row_is_all_pad():
@@ -176,20 +176,22 @@ def test_an_empty_row_is_all_pad():
 
 
 def config(**data):
-  return config_lib.from_config_dict(dict(data=data))
+  return config_lib.from_config_dict(
+    dict(data=dict(source="emoji_scenes") | data)
+  )
 
 
 def test_the_default_config_fits_every_scene():
-  packing.check_scenes_fit(config(), TOKENIZER)
+  emoji_scenes.check_rows(config(), TOKENIZER)
 
 
 @pytest.mark.nightly
 def test_what_the_error_says_is_enough_is_enough():
   with pytest.raises(config_lib.ConfigError, match="245 is enough"):
-    packing.check_scenes_fit(config(sequence_length=244), TOKENIZER)
-  packing.check_scenes_fit(config(sequence_length=245), TOKENIZER)
+    emoji_scenes.check_rows(config(sequence_length=244), TOKENIZER)
+  emoji_scenes.check_rows(config(sequence_length=245), TOKENIZER)
   with pytest.raises(config_lib.ConfigError, match="24 are enough"):
-    packing.check_scenes_fit(config(answer_slots=23), TOKENIZER)
+    emoji_scenes.check_rows(config(answer_slots=23), TOKENIZER)
   c = config(sequence_length=245, answer_slots=24, samples=400)
   shape, source = row_lib.row_shape(c), sources.make(c, "train")
   for i in range(len(source)):
@@ -275,15 +277,17 @@ def test_a_chatml_prompt_is_the_row_up_to_the_answer(smollm2):
 
 @pytest.mark.nightly
 def test_a_row_of_smollm2_with_captions_fits_what_is_enough(smollm2):
-  changes = dict(captions=True, sequence_length=356, answer_slots=68)
+  changes = dict(
+    options=dict(captions=True), sequence_length=356, answer_slots=68
+  )
   with pytest.raises(config_lib.ConfigError, match="356 is enough"):
-    packing.check_scenes_fit(
+    emoji_scenes.check_rows(
       config(**changes | dict(sequence_length=355)), smollm2
     )
   with pytest.raises(config_lib.ConfigError, match="68 are enough"):
-    packing.check_scenes_fit(config(**changes | dict(answer_slots=67)), smollm2)
+    emoji_scenes.check_rows(config(**changes | dict(answer_slots=67)), smollm2)
   c = config(**changes, samples=400)
-  packing.check_scenes_fit(c, smollm2)
+  emoji_scenes.check_rows(c, smollm2)
   shape, source = row_lib.row_shape(c), sources.make(c, "train")
   for i in range(len(source)):
     packing.pack(source.text(i), smollm2, shape, [(row_lib.Unit(12, 12),)])

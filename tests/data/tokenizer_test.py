@@ -21,6 +21,7 @@ from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
 from gaze_jax.demo import questions
 from gaze_jax.demo import scenes
+from gaze_jax.demo import train_tokenizer
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
 
@@ -120,7 +121,7 @@ def test_a_missing_broken_or_foreign_file_is_one_clear_error(tmp_path):
 
 
 def test_what_is_shipped_is_what_the_command_trains():
-  trained = tokenizer_lib.train(tokenizer_lib.training_text())
+  trained = train_tokenizer.train(train_tokenizer.training_text())
   assert trained.to_str() == tokenizer_lib.SHIPPED.read_text()
   assert tokenizer_lib.SHIPPED.stat().st_size <= 130_000
 

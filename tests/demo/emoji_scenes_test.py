@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gaze_jax import config as config_lib
-from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.demo import emoji_scenes
+from gaze_jax.demo import questions
 
 
 def make(**changes):
@@ -21,7 +21,7 @@ def test_a_sample_has_canvas_questions_and_masks():
   assert canvas.shape == (84, 84, 3) and canvas.dtype == np.uint8
   np.testing.assert_array_equal(canvas, s.canvas(3)[0])
   assert len(sample.questions) == 4
-  assert {q.kind for q in sample.questions} <= set(samples.KINDS)
+  assert {q.kind for q in sample.questions} <= set(questions.TEMPLATES)
   assert len(sample.things) == len(s.scene(3).things)
   for thing in sample.things:
     assert thing.mask.shape == (84, 84) and thing.mask.any()
@@ -53,8 +53,8 @@ def test_the_fingerprint_names_all_that_decides_the_pictures():
 def test_splits_of_a_config():
   config = config_lib.from_config_dict(
     dict(
-      data=dict(samples=7, curriculum=1.0),
-      eval=dict(canvases=5, other_canvases=3),
+      data=dict(source="emoji_scenes", samples=7, options=dict(curriculum=1.0)),
+      eval=dict(samples=5, other_samples=3),
     )
   )
   length = {
@@ -67,18 +67,21 @@ def test_splits_of_a_config():
   assert all(len(s.things) > 1 for s in sources.make(config, "new"))
 
 
-@pytest.mark.parametrize(
-  "changes, words",
-  [
-    (dict(size=28), "at least 42 pixels.*image_size is 28"),
-    (dict(seed=-1), "data.seed = -1"),
-  ],
-)
-def test_what_cannot_be_is_refused(changes, words):
-  with pytest.raises(config_lib.ConfigError, match=words):
-    make(**changes)
+def test_a_canvas_that_shows_nothing_is_refused():
+  with pytest.raises(config_lib.ConfigError, match="at least 42.*size is 28"):
+    make(size=28)
 
 
-def test_an_unknown_split_names_those_there_are():
+def test_an_unknown_split_names_those_there_are(tiny_config):
   with pytest.raises(config_lib.ConfigError, match="no split 'test'.*larger"):
-    sources.make(config_lib.Config(), "test")
+    sources.make(tiny_config(), "test")
+
+
+def test_larger_canvases_have_room_for_their_tokens(tiny_config):
+  config = tiny_config()
+  splits = emoji_scenes.SOURCE.splits(config)
+  assert list(splits) == ["new", "held_out_pairs", "larger"]
+  larger = splits["larger"]
+  assert larger.model.vision.image_size == 98  # 7 tokens a side
+  assert larger.data.sequence_length == 96 + 49 - 25
+  assert splits["new"] == config

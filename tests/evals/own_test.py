@@ -42,7 +42,9 @@ TILES = dict(
 
 @pytest.mark.parametrize("changes", [{}, TILES], ids=["squares", "tiles"])
 def test_rows_grow_and_batches_shrink(tiny_config, write, changes):
-  config = tiny_config(**changes, train__features="none")
+  config = tiny_config(
+    data__source="llava_json", train__features="none", **changes
+  )
   file = write(
     [("<image> a", "b")],
     [("<image> a", "word " * 40), ("<image><image> b", "c " * 200)],

@@ -67,9 +67,7 @@ def test_budgets_that_are_asked_for_need_not_be_in_the_config(tiny_config):
 def test_a_share_is_of_each_row(tiny_config, batch, unit, half):
   config = tiny_config(model__gaze__budget=unit, data__max_units=2)
   units = ((row_lib.Unit(5, 5),) * 2, ())
-  one = pipeline.EvalBatch(
-    batch, np.array([3, -1]), np.zeros((2, 2), np.int8), (), units
-  )
+  one = pipeline.EvalBatch(batch, np.array([3, -1]), (), units)
   k = lambda **how: tasks.budget(tasks.Condition("x", **how), one, config)
   assert k(share=0.5)[0] == half and k(share=0.0).tolist() == [0, 0]
   assert k(top_k=4).tolist() == [4, 4] and k(top_k=4).dtype == np.int32
@@ -80,8 +78,7 @@ UNITS = (row_lib.Unit(5, 5),), ()
 
 def preference(choice, batch, config, indices=(3, -1), units=UNITS):
   condition = tasks.Condition("x", 2, choice)
-  indices, kinds = np.array(indices), np.zeros((2, 2), np.int8)
-  one = pipeline.EvalBatch(batch, indices, kinds, (), units)
+  one = pipeline.EvalBatch(batch, np.array(indices), (), units)
   return tasks.override(condition, one, config.model)
 
 
@@ -132,20 +129,3 @@ def test_without_image_only_text_is_left(batch):
   for name in ("position", "segment", "branch"):
     before, after = (getattr(b.layout, name)[0][text] for b in (batch, blind))
     np.testing.assert_array_equal(before, after)
-
-
-def test_larger_canvases_have_room_for_their_tokens(tiny_config):
-  config = tiny_config()
-  splits = tasks.splits(config)
-  assert list(splits) == ["new", "held_out_pairs", "larger"]
-  larger = splits["larger"]
-  assert larger.model.vision.image_size == 98  # 7 tokens a side
-  assert larger.data.sequence_length == 96 + 49 - 25
-  assert splits["new"] == config
-
-
-def test_llava_has_a_split_if_it_has_a_file(tiny_config):
-  json = dict(data__source="llava_json", data__path="x.json")
-  assert tasks.splits(tiny_config(**json)) == {}
-  config = tiny_config(**json, data__eval_path="y.json")
-  assert tasks.splits(config) == {"new": config}

@@ -103,7 +103,7 @@ def test_what_may_differ(saved, monkeypatch, capsys):
   new = dataclasses.replace
   other = new(
     CONFIG,
-    eval=config_lib.EvalConfig(canvases=1),
+    eval=config_lib.EvalConfig(samples=1),
     data=new(CONFIG.data, workers=3),
     train=new(CONFIG.train, log_every=7, save_every=3, keep=9, keep_best=1),
     model=new(CONFIG.model, decoder=config_lib.DecoderConfig(remat="full")),

@@ -327,7 +327,7 @@ def test_another_config(whole, tiny_config):
     loop.train(tiny_config(train__batch_size=2), whole)
   assert "train.batch_size: 4 -> 2" in str(error.value)
   assert files() == before
-  loop.train(tiny_config(eval__canvases=3, train__log_every=3), whole)
+  loop.train(tiny_config(eval__samples=3, train__log_every=3), whole)
 
 
 def two(config_file, workdir, *more):

