@@ -15,6 +15,7 @@ from gaze_jax.data import packing
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import sources
+from gaze_jax.demo import emoji_scenes
 from gaze_jax.evals import metrics
 from gaze_jax.evals import report
 from gaze_jax.evals import run
@@ -79,7 +80,7 @@ def test_evaluating_twice_gives_the_same(result, workdir):
 
 
 def test_nothing_to_evaluate_on(workdir, monkeypatch):
-  none = plugins.Source(make=None, splits=lambda _: {})
+  none = dataclasses.replace(emoji_scenes.SOURCE, splits=lambda _: {})
   monkeypatch.setattr(plugins, "source", lambda _: none)
   with pytest.raises(errors.GazeError, match="nothing to evaluate on"):
     run.evaluate(workdir)
