@@ -210,7 +210,10 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GazeConfig:
-  """Gaze Attention (METHOD.md sections 1 and 5); defaults are the paper's."""
+  """Gaze Attention (docs/method.md, sections 1 and 5).
+
+  Defaults are the paper's.
+  """
 
   region: tuple[fields.Count, fields.Count] = (6, 6)  # tokens: rows, columns
   context_tokens: fields.Natural = 4
@@ -306,7 +309,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-  """K over the steps (METHOD.md section 5); shares are of all steps."""
+  """K over the steps (docs/method.md, section 5); shares are of all steps."""
 
   kind: Literal["progressive", "constant", "random"] = "progressive"
   dense_until: fields.Share = 0.1

@@ -1,6 +1,6 @@
 """The dims legend, and the pytrees that travel between the rooms.
 
-Dims (METHOD.md section 2), used in every shape comment and einsum:
+Dims (docs/method.md, section 2), used in every shape comment and einsum:
 
   B rows            S sequence          Q query heads       H KV heads
   G = Q / H         D head dim          M units of a row    R regions of a row
@@ -203,10 +203,11 @@ class Visits:
 
 @_pytree
 class Usage:
-  """Visual KV entries that routed queries read, summed (METHOD.md section 8).
+  """Visual KV entries that routed queries read, summed.
 
-  Every sum is over TEXT queries that have a region to choose from, so a
-  quotient with `visible` is a mean fraction. float32 scalars.
+  See docs/method.md, section 8. Every sum is over TEXT queries that have a
+  region to choose from, so a quotient with `visible` is a mean fraction.
+  float32 scalars.
 
   Attributes:
     chosen: entries per query head, context tokens included.

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md: who may import whom, and how long a file may be."""
+"""docs/architecture.md: who may import whom, and how long a file may be."""
 
 import ast
 import pathlib

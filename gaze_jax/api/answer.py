@@ -45,7 +45,10 @@ class Answer:
   model: "Asked" = dataclasses.field(repr=False)
 
   def accounting(self) -> accounting_lib.Accounting:
-    """The four figures of METHOD.md section 8; times steps to tell the last."""
+    """The four figures of docs/method.md, section 8.
+
+    Times steps to tell the last.
+    """
     return accounting_lib.account(
       self.model.params,
       self.model.config.model,

@@ -119,7 +119,7 @@ def preprocess(
 ) -> np.ndarray:
   """Fits uint8 [h, w, 3] to the encoder's square and normalises it.
 
-  With `vision.resize` = "square" the aspect ratio is not kept (METHOD.md
+  With `vision.resize` = "square" the aspect ratio is not kept (docs/method.md,
   section 1). With "crop" the shorter side is fitted and the middle of the
   longer one is kept (CLIP). What has the right size already is not resampled.
 

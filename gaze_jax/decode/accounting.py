@@ -1,4 +1,4 @@
-"""What an answer cost: the four figures of METHOD.md section 8."""
+"""What an answer cost: the four figures of docs/method.md, section 8."""
 
 import dataclasses
 import statistics

@@ -52,8 +52,8 @@ class Carry:
     count: int32 [B], how many there are.
     done: bool [B], rows that say no more.
     read: float32 [B, 2], summed over the tokens: visual entries read per query
-      head, and unique ones per KV head (METHOD.md section 8), context tokens
-      not included.
+      head, and unique ones per KV head (docs/method.md, section 8), context
+      tokens not included.
   """
 
   cache: types.DecodeCache

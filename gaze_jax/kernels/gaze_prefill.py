@@ -1,9 +1,9 @@
 """Attention of routed rows to the pages they chose: Pallas TPU, both passes.
 
-The training and prefill form of METHOD.md section 6. Few rows of a sequence
-are routed (TEXT and CONTEXT); compacted, they come as `query`. Tiles of them
-(gaze_prefill_plan.py) lie on lanes and keys on sublanes, so that "who reads
-this page" is one lane row, and the softmax statistics are lane vectors.
+The training and prefill form of docs/method.md, section 6. Few rows of a
+sequence are routed (TEXT and CONTEXT); compacted, they come as `query`. Tiles
+of them (gaze_prefill_plan.py) lie on lanes and keys on sublanes, so that "who
+reads this page" is one lane row, and the softmax statistics are lane vectors.
 
   kernel    grid                 walks                      by
   forward   (B, H, tiles)        pages that any lane reads  DMA from HBM

@@ -1,7 +1,8 @@
-"""Sequence layout: regions of a grid, and a row's slots (METHOD.md section 3).
+"""Sequence layout: regions of a grid, and a row's slots.
 
-Pure numpy, on the host. The data room lays out training rows with it and the
-decode room lays out requests, so that both mean the same by a region.
+See docs/method.md, section 3. Pure numpy, on the host. The data room lays out
+training rows with it and the decode room lays out requests, so that both mean
+the same by a region.
 """
 
 import dataclasses

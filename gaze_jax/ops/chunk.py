@@ -1,7 +1,8 @@
 """The units of a prompt, some of its slots at a time, before a cache.
 
-No slot of a chunk is routed: VISUAL and CONTEXT slots see all that METHOD.md
-section 4 lets them see. Three sets of keys, merged by log-sum-exp:
+No slot of a chunk is routed: VISUAL and CONTEXT slots see all that
+docs/method.md, section 4, lets them see. Three sets of keys, merged by
+log-sum-exp:
 
              pages            linear          the chunk itself
   VISUAL     all, or its own  all             causal, or its own

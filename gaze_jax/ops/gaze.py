@@ -5,7 +5,7 @@ region test as a mask, or visits the chosen regions of each tile of rows. The
 decode form scores stored descriptors, reads the chosen pages and merges them
 with text and context by log-sum-exp. They agree because a region is complete
 before any query that may see it, both use the same scores and tie rule, and
-the merge is exact (METHOD.md section 6).
+the merge is exact (docs/method.md, section 6).
 
   form       implementation   for
   parallel   masked           the oracle: one S x S mask

@@ -28,7 +28,9 @@ def mean_keys(
   key: types.Float[types.Array, "B Y H D"],
   members: types.Float[types.Array, "B R Y"],
 ) -> types.Float[types.Array, "B H R D"]:
-  """Descriptor of each region: the mean of its keys (METHOD.md section 1).
+  """Descriptor of each region: the mean of its keys.
+
+  See docs/method.md, section 1.
 
   Args:
     key: [B, Y, H, D], post-RoPE.
@@ -55,7 +57,7 @@ def descriptors(
   region_slots: types.Int[types.Array, "B R L"],
   config: config_lib.GazeConfig,
 ) -> types.Float[types.Array, "B H PR D"]:
-  """What each region is scored by (METHOD.md section 5).
+  """What each region is scored by (docs/method.md, section 5).
 
   Args:
     key: [B, Y, H, D], post-RoPE.

@@ -1,4 +1,4 @@
-"""Which regions a query reads (METHOD.md section 5).
+"""Which regions a query reads (docs/method.md, section 5).
 
 Everything here has an axis `n` of those that choose: Q query heads, H KV
 groups or the one layer, by `GazeConfig.granularity`; `per_head` spreads their

@@ -1,4 +1,4 @@
-"""The budget K over the steps (METHOD.md section 5)."""
+"""The budget K over the steps (docs/method.md, section 5)."""
 
 import numpy as np
 

@@ -38,7 +38,7 @@ _NOTHING = 255  # the byte of a score that there is not
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """What the answer was allowed, and what it used (METHOD.md section 8).
+  """What the answer was allowed, and what it used (docs/method.md, section 8).
 
   Attributes:
     top_k: regions that a query head reads at a step.
