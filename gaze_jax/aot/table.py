@@ -1,4 +1,4 @@
-"""The README's table of recipes, from the command's JSON."""
+"""The tables of recipes in docs/scale.md, from the command's JSON."""
 
 from typing import Any
 

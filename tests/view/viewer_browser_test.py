@@ -609,7 +609,7 @@ def test_of_arrays_that_were_averaged_it_is_said(
 
 
 @pytest.mark.nightly
-def test_a_picture_for_the_readme(browser, tmp_path):
+def test_a_picture_for_the_docs(browser, tmp_path):
   wanted = os.environ.get("GAZE_WRITE_DOCS", "")
   target = (DOCS if wanted else tmp_path) / "viewer.png"
   source = tmp_path / "gaze.html"
