@@ -104,7 +104,7 @@ def repository(tmp_path):
   return tmp_path
 
 
-def ci(repository, found, *arguments):
+def ci(repository, found):
   """Lines of .ci/run; `found`: what find_python answers, by its arguments."""
   cases = "\n".join(f'"{k}") echo {v} ;;' for k, v in found.items())
   (repository / "launch/environment.sh").write_text(
@@ -115,7 +115,7 @@ def ci(repository, found, *arguments):
   )
   names = ("PYTHON", "GAZE_VENV")
   done = subprocess.run(
-    [BASH, ".ci/run", *arguments],
+    [BASH, ".ci/run"],
     cwd=repository,
     env={k: v for k, v in os.environ.items() if k not in names},
     capture_output=True,
@@ -129,14 +129,8 @@ def ci(repository, found, *arguments):
 FOUND = {"3.12": "p/python", "3.11 3.12": "python3.11"}
 
 
-def test_ci_runs_both_pythons_and_says_what_it_left_out(repository):
-  *lines, last = ci(repository, FOUND)
-  assert lines[1::2] == ["test.sh", "test.sh p/python .venv312"]
-  assert "NOT run; bash .ci/run all" in last
-
-
-def test_ci_runs_both_tiers(repository):
-  assert ci(repository, FOUND, "all")[1::2] == [
+def test_ci_runs_both_pythons_and_both_tiers(repository):
+  assert ci(repository, FOUND)[1::2] == [
     "test.sh",
     "test.sh p/python .venv312",
     "test.sh -m nightly",
@@ -154,7 +148,7 @@ def test_ci_runs_both_tiers(repository):
   ],
 )
 def test_ci_says_why_3_12_did_not_run_beside(repository, found, says):
-  _, fast, line, _, nightly = ci(repository, found, "all")
+  _, fast, line, _, nightly = ci(repository, found)
   assert (fast, nightly) == ("test.sh", "test.sh -m nightly")
   assert says in line
 
