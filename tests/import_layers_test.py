@@ -18,7 +18,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "config_rules", "errors", "schema", "fields"),
-  "fingerprint",
+  *("fingerprint", "json_file"),
 }
 # A room, and the other rooms that it may import.
 ARROWS = {
@@ -30,14 +30,17 @@ ARROWS = {
   "kernels": set(),
   "ops": {"kernels", "parallel", "layout"},
   "models": {"ops", "parallel", "layout"},
-  "weights": {"models", "layout", "demo"},
+  "weights": {"data", "models", "layout"},
   "data": {"layout", "demo"},
   "train": {"data", "weights", "models", "ops", "parallel", "layout"},
   "aot": {"train", "models", "ops", "parallel", "kernels", "layout"},
   "decode": {"models", "ops", "layout"},
   "view": {"decode"},
   "evals": {"decode", "train", "weights", "data", "models", "ops", "layout"},
-  "api": {"evals", "view", "decode", "weights", "data", "models", "layout"},
+  "api": {
+    *("evals", "view", "decode", "train", "weights", "data", "models"),
+    "layout",
+  },
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),
     *("parallel", "aot"),
@@ -53,7 +56,7 @@ FORBIDDEN = {
 }
 # The dispatcher, and what compiles ahead of time for another platform.
 KERNEL_USERS = ("ops/gaze.py", "aot/programs.py", "aot/report.py")
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 400, 60, 120
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 600, 60, 120
 
 
 def room_of(path: str) -> str:
@@ -207,7 +210,7 @@ def test_arrows_have_no_cycle():
     ("configs/x.py", "from gaze_jax import config", "configs import nothing"),
     ("gaze_jax/ops/x.py", "def f():\n  import os", "within a function"),
     ("gaze_jax/ops/x.py", "def f():\n" + "  pass\n" * 59, "60 lines"),
-    ("gaze_jax/ops/x.py", "x = 1\n" * 400, "400 lines"),
+    ("gaze_jax/ops/x.py", "x = 1\n" * 600, "600 lines"),
   ],
 )
 def test_the_test_sees_a_violation(path, line, says):

@@ -19,6 +19,7 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
+from gaze_jax import json_file
 from gaze_jax.data import chat as chat_lib
 from gaze_jax.data import chat_files
 from gaze_jax.data import ends as ends_lib
@@ -233,12 +234,7 @@ def read(file: pathlib.Path) -> tokenizers.Tokenizer:
   """
   if not file.is_file():
     raise samples.DataError(_absent(file))
-  try:
-    text = file.read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise samples.DataError(
-      f"can't read the tokenizer {file}: {error}"
-    ) from None
+  text = json_file.read_text(file, samples.DataError)
   try:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # the package raises a bare Exception

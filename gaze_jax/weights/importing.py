@@ -1,16 +1,13 @@
-"""The way in: a checkpoint of transformers, or two of them, to our format.
+"""The way in: a checkpoint of transformers, or two of them, as weights of ours.
 
-The destination gets its name at the end, when all is there. One piece of one
-tensor is read and written at a time.
+Nothing is read of a tensor until a leaf is.
 """
 
-import collections
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,7 +20,6 @@ from gaze_jax.weights import hf
 from gaze_jax.weights import store
 from gaze_jax.weights import tables
 from gaze_jax.weights import tensors
-from gaze_jax.weights import writer as writer_lib
 from gaze_jax.weights.families import image_processors
 
 # How a tower is looked through, which its checkpoint does not decide, and what
@@ -32,42 +28,35 @@ _VIEW = ("hidden_state", "final_norm", "image_size")
 _PIXELS = ("resize", "shorter_side", "resample", "mean", "std")
 
 
-def to_ours(
-  source: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
-) -> None:
-  """Converts a checkpoint of transformers.
+def convert(c: hf.Checkpoint, dtype: str | None = None) -> store.Stored:
+  """A checkpoint of transformers as weights of ours.
 
   Args:
-    source: its directory.
-    to: a directory that does not exist yet, or is empty; None checks
-      everything but the values, and writes nothing.
-    dtype: "float32", "bfloat16" or "float16"; as in the source by default.
+    c: the checkpoint.
+    dtype: "float32", "bfloat16" or "float16"; as in the checkpoint by default.
 
   Raises:
-    ConversionError: it does not fit (see `hf.open_checkpoint`), or a value
-      does not fit the dtype; nothing is left at `to`.
+    ConversionError: the tensors of one leaf have several dtypes and none was
+      asked for.
   """
-  checkpoint = hf.open_checkpoint(source)
-  origin = store.Origin(checkpoint.layout, checkpoint.alias)
-  parts = leaves(checkpoint, dtype)
-  if to is None:
-    return
-  with writer_lib.destination(to) as directory:
-    store.write(directory, hf.config_for(checkpoint.model), parts, origin)
-    kept = directory / store.SOURCE
-    hf.keep_files(source, kept, hf.FILES)
-    _keep_unused(checkpoint, directory)
+  unused = set(c.unused)
+  return store.Stored(
+    hf.config_for(c.model),
+    _leaves(c, dtype),
+    store.Origin(c.naming, c.alias),
+    unused=[x for x in store.leaves_of(c.source) if x.name in unused],
+    files=hf.files_of(c.directory, hf.FILES),
+  )
 
 
-def assemble(
+def join(
   text_source: pathlib.Path,
   vision_source: pathlib.Path,
   model: config_lib.ModelConfig,
-  to: pathlib.Path | None,
   *,
   dtype: str | None = None,
-) -> None:
-  """Makes a multimodal model of a decoder and a vision tower.
+) -> store.Stored:
+  """One multimodal model of a decoder and a vision tower.
 
   The projector and the context tokens are new, from seed 0.
 
@@ -75,8 +64,7 @@ def assemble(
     text_source: a checkpoint of transformers with a decoder.
     vision_source: one with a vision tower.
     model: the whole; its decoder and tower must be those two.
-    to: as in `to_ours`.
-    dtype: as in `to_ours`; new parameters are float32 by default.
+    dtype: as in `convert`; new parameters are float32 by default.
 
   Raises:
     ConversionError: a checkpoint is not of the model's architecture; names
@@ -84,12 +72,12 @@ def assemble(
     ConfigError: the model makes no sense.
   """
   config = config_lib.from_config_dict(config_lib.to_dict(hf.config_for(model)))
-  said = image_processors.find(vision_source)
-  fields = _VIEW if said else _VIEW + _PIXELS
+  shown = image_processors.find(vision_source)
+  fields = _VIEW if shown else _VIEW + _PIXELS
   view = functools.partial(_with_view, wanted=model, fields=fields)
   decoder = hf.open_checkpoint(text_source)
   tower = hf.open_checkpoint(vision_source, view)
-  parts = []
+  leaves = []
   for checkpoint, part in ((decoder, "decoder"), (tower, "vision")):
     if part not in checkpoint.parts:
       raise errors.ConversionError(
@@ -97,31 +85,17 @@ def assemble(
         f" has no {part}"
       )
     hf.refuse_other(checkpoint.directory, checkpoint.model, model, part)
-    parts += [p for p in leaves(checkpoint, dtype) if p.path[0] == part]
-  parts += _new(model, dtype or "float32")
-  if to is None:
-    return
-  with writer_lib.destination(to) as directory:
-    store.write(directory, config, parts)
-    kept = directory / store.SOURCE
-    hf.keep_files(text_source, kept, hf.TEXTS)
-    _keep_ends(decoder.raw, kept)
+    leaves += [x for x in _leaves(checkpoint, dtype) if x.path[0] == part]
+  leaves += _new(model, dtype or "float32")
+  files = _ends(decoder) | hf.files_of(text_source, hf.TEXTS)
+  return store.Stored(config, leaves, files=files)
 
 
-def leaves(c: hf.Checkpoint, dtype: str | None = None) -> list[store.Leaf]:
-  """Every leaf of a converted checkpoint, unread.
-
-  Args:
-    c: the checkpoint.
-    dtype: as in `to_ours`.
-
-  Raises:
-    ConversionError: the tensors of one leaf have several dtypes and none was
-      asked for.
-  """
+def _leaves(c: hf.Checkpoint, dtype: str | None) -> list[store.Leaf]:
+  """Every leaf of a checkpoint, unread."""
   out = []
   for entry in c.entries:
-    found = {c.source.tensors[s].dtype for s in entry.sources}
+    found = {c.source.listed[name].dtype for name in entry.tensors}
     if len(found) > 1 and not dtype:
       names = ", ".join(sorted(d.name for d in found))
       raise errors.ConversionError(
@@ -129,13 +103,13 @@ def leaves(c: hf.Checkpoint, dtype: str | None = None) -> list[store.Leaf]:
         " choose one with --dtype"
       )
     kind = np.dtype(dtype) if dtype else found.pop()
-    part = functools.partial(entry.read, read=c.source.read)
-    out.append(store.Leaf(entry.path, entry.shape, kind, part))
+    read = functools.partial(entry.read, read=c.source.read)
+    out.append(store.Leaf(entry.path, entry.shape, kind, read))
   return out + (_context(c) if "projector" in c.parts else [])
 
 
 def _context(c: hf.Checkpoint) -> list[store.Leaf]:
-  """Context tokens, which `export.write` put beside; a model may have none."""
+  """Context tokens, which `exporting.write` put beside; there may be none."""
   beside, count = c.directory / hf.GAZE_FILE, c.model.gaze.context_tokens
   if not beside.exists() and not count:
     return []
@@ -145,7 +119,7 @@ def _context(c: hf.Checkpoint) -> list[store.Leaf]:
       f" {{context_tokens: {count}, ...}}; copy it from where the checkpoint"
       " was written"
     )
-  found = store.leaves_of(tensors.Source(beside))
+  found = store.leaves_of(tensors.Tensors(beside))
   want = {"projector/context": (count, c.model.decoder.width)} if count else {}
   got = {leaf.name: leaf.shape for leaf in found}
   if problems := tables.differences(want, got):
@@ -155,7 +129,7 @@ def _context(c: hf.Checkpoint) -> list[store.Leaf]:
   return found
 
 
-def _new(model: config_lib.ModelConfig, dtype: Any) -> list[store.Leaf]:
+def _new(model: config_lib.ModelConfig, dtype: str) -> list[store.Leaf]:
   """New leaves of the projector, from seed 0."""
 
   @jax.jit  # what is not returned is not computed
@@ -177,47 +151,9 @@ def _with_view(
   return dataclasses.replace(model, vision=tower)
 
 
-def _keep_ends(raw: Mapping[str, Any], kept: pathlib.Path) -> None:
-  """Writes the ids that end an answer where config.json alone says them."""
-  ends = raw.get("eos_token_id")
-  file = kept / hf.GENERATION
-  if ends is not None and not file.exists():
-    kept.mkdir(exist_ok=True)
-    text = json.dumps({"eos_token_id": ends})
-    file.write_text(text + "\n", encoding="utf-8")
-
-
-def _keep_unused(c: hf.Checkpoint, directory: pathlib.Path) -> None:
-  """Copies what nothing here computes with, under its own names."""
-  unused = set(c.unused)
-  kept = [leaf for leaf in store.leaves_of(c.source) if leaf.name in unused]
-  if kept:
-    store.write_leaves(directory / store.UNUSED, kept)
-
-
-def inspect(directory: pathlib.Path) -> str:
-  """What a directory holds, for people; reads no tensor.
-
-  Raises:
-    ConversionError: it holds no checkpoint, of transformers or ours.
-  """
-  if store.is_stored(directory):
-    stored = store.open_stored(directory)
-    what, model, parts = "ours", stored.config.model, stored.parts
-    used, rest = stored.leaves, ()
-  else:
-    c = hf.open_checkpoint(directory)
-    what = f"transformers, {c.raw['model_type']}, layout of names {c.layout}"
-    model, parts, rest = c.model, c.parts, c.unused
-    used = [t for name, t in c.source.tensors.items() if name not in rest]
-  kinds = collections.Counter(t.dtype.name for t in used)
-  size = sum(t.bytes for t in used)
-  return "\n".join(
-    [
-      f"{directory}: {what}",
-      f"tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"
-      f", {size / 1e9:.3f} GB",
-      *([f"kept but not computed with: {len(rest)}"] if rest else []),
-      *(f"{part}: {getattr(model, part)}" for part in parts),
-    ]
-  )
+def _ends(decoder: hf.Checkpoint) -> dict[str, str]:
+  """The file of ids that end an answer, if config.json names them."""
+  ends = decoder.raw.get("eos_token_id")
+  if ends is None:
+    return {}
+  return {hf.GENERATION: json.dumps({"eos_token_id": ends}) + "\n"}

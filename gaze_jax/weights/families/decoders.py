@@ -28,8 +28,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _SHARED = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
 MODEL_TYPES = tuple(_DEFAULTS)
 
-# Token of a table's name -> prefix in the file.
-LAYOUTS: Mapping[str, Mapping[str, str]] = {
+NAMINGS: Mapping[str, tables.Naming] = {
   "causal LM": {"text": "model", "head": "lm_head"},
   "bare decoder": {"text": "", "head": "lm_head"},
 }
@@ -158,10 +157,10 @@ def rules(c: config_lib.DecoderConfig) -> list[tables.Rule]:
   ]
   if not c.tied:
     table.append(tables.Rule("head/weight", "head.weight", "v e -> e v"))
-  for ours, (name, pattern) in layer.items():
-    torch = f"text.layers.{{i}}.{name}"
-    table.append(tables.Rule(f"layers/{ours}", torch, pattern))
-  return table
+  return table + [
+    tables.Rule(f"layers/{leaf}", f"text.layers.{{i}}.{name}", pattern)
+    for leaf, (name, pattern) in layer.items()
+  ]
 
 
 def _rope_theta(value: Mapping[str, Any]) -> float:

@@ -1,14 +1,14 @@
-"""Files that hold tensors: what is in them, and any part of one.
+"""The formats of files that hold tensors, safetensors and torch.save.
 
+A file is listed by its header; then any part of a tensor can be read.
 safetensors files are read here and not by the library of that name, whose
 mapped pages count as memory of the process, whose `pread` backend reads a whole
-tensor for every slice (0.8.0), and which does not say what a cut file lacks.
-Files of torch.save are read by torch, and never by pickle alone.
+tensor for every slice (0.8.0), and which does not say what a truncated file
+lacks. Files of torch.save are read by torch, and never by pickle alone.
 """
 
 import dataclasses
 import io
-import json
 import math
 import pathlib
 import re
@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gaze_jax import json_file
 from gaze_jax.weights import errors
 
 Spans = Sequence[tuple[int, int]]  # (start, stop) of each axis
@@ -88,28 +89,18 @@ def spans(shape: Sequence[int], index: Sequence[slice]) -> Spans:
 def row_blocks(
   shape: Sequence[int], dtype: np.dtype, limit: int = 2**26
 ) -> Iterator[slice]:
-  """Cuts the leading axis into blocks of at most `limit` bytes, or one row."""
+  """Slices of the leading axis, each of at most `limit` bytes or of one row."""
   row = max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
   step = max(1, limit // row)
   for start in range(0, shape[0], step):
     yield slice(start, min(start + step, shape[0]))
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """For json.loads: an object whose keys are all different."""
-  table = dict(pairs)
-  if len(table) < len(pairs):
-    names = [key for key, _ in pairs]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    raise ValueError(f"{', '.join(twice[:3])} is there twice")
-  return table
-
-
 def list_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
   """What a safetensors file holds, by name; only its header is read.
 
   Raises:
-    ConversionError: the file is cut, or is none of that format.
+    ConversionError: the file is truncated, or is none of that format.
     OSError: it can't be read.
   """
   size = path.stat().st_size
@@ -148,8 +139,8 @@ def _read_header(path: pathlib.Path, size: int) -> tuple[dict[str, Any], int]:
       raise errors.ConversionError(f"{path}: {_foreign(head, size, length)}")
     raw = head[8:] + file.read(length - 1)
   try:
-    header = json.loads(raw, object_pairs_hook=unique)
-  except (ValueError, RecursionError) as error:
+    header = json_file.parse(json_file.decode(raw), json_file.unique)
+  except json_file.NotJsonError as error:
     raise errors.ConversionError(
       f"{path}: the safetensors header is no JSON ({error}); {_AGAIN}"
     ) from None

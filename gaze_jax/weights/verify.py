@@ -22,7 +22,6 @@ from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.data import requests
 from gaze_jax.data import units
-from gaze_jax.evals import weights
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -57,24 +56,28 @@ class Compared:
     )
 
 
-def verify(ours: pathlib.Path, reference: pathlib.Path) -> list[Compared]:
-  """Runs random inputs through both and compares.
+def verify(
+  config: config_lib.Config, params: mllm.Params, reference: pathlib.Path
+) -> list[Compared]:
+  """Runs random inputs through both models and compares.
 
   Args:
-    ours: what is to be checked: a directory of ours, or one of transformers,
-      which is converted on the way.
+    config: of the model that is checked.
+    params: its parameters.
     reference: a checkpoint that transformers loads.
 
   Raises:
     VerifyError: an output differs by more than rounding; names each.
-    errors.GazeError: a directory can't be used.
+    errors.GazeError: the checkpoint can't be used, or has other parts.
   """
-  config, params = weights.load(ours)
   raw, family, _ = hf.read_configs(reference)
   model = _transformers(reference, raw)
   missing = set(family.parts) - params.keys()
   if missing:
-    raise errors.GazeError(f"{ours} has no {', '.join(sorted(missing))}")
+    raise errors.GazeError(
+      f"the weights to verify have no {', '.join(sorted(missing))}, and"
+      f" {reference} has; verify them with what they came from"
+    )
   results = []
   if "vision" in family.parts:
     results.append(_vision(params, config.model, model))
@@ -85,7 +88,7 @@ def verify(ours: pathlib.Path, reference: pathlib.Path) -> list[Compared]:
   bad = [r for r in results if not r.error <= TOLERANCE * r.scale]
   if bad:
     raise VerifyError(
-      f"{ours} does not compute what transformers does with {reference}: "
+      f"our numbers are not those of transformers with {reference}: "
       + "; ".join(map(str, bad))
     )
   return results
