@@ -43,7 +43,7 @@ FORMS = {
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
   # context tokens of a model without any.
   "model": Form(2),
-  "gaze": Form(1),  # our options in a config.json of transformers (convert/hf)
+  "gaze": Form(1),  # our options in a config.json of transformers (weights/hf)
   # context.json (api/store.py). 1 knew its model by every option that there
   # was, so that a new one made it another model's; 2 held no conversation.
   "context": Form(3, oldest=3, again="Read the images again"),

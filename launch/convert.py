@@ -35,20 +35,21 @@ def main() -> None:
   path = lambda flag: flag.value and pathlib.Path(flag.value)
   source, to, out, reference = map(path, (_FROM, _TO, _EXPORT, _VERIFY))
   if _INSPECT.value:
-    print(load.inspect(path(_INSPECT)))
-    return
+    return print(load.inspect(path(_INSPECT)))
   if not source or not (to or out or reference):
     raise errors.GazeError(
       "needs --inspect=DIR, or --from=DIR and --to, --export or --verify"
     )
-  dry, dtype = _DRY.value, _DTYPE.value
-  if _VISION.value:
-    model = cli.read_model() if _CONFIG else None
-    directory.join(source, path(_VISION), model, to, dtype=dtype, dry=dry)
-  elif to:
-    directory.to_ours(source, to, dtype=dtype, dry=dry)
-  if out:
-    directory.to_transformers(source, out, dtype=dtype, dry=dry)
+  dry, tower = _DRY.value, path(_VISION)
+  directory.convert(
+    source,
+    tower=tower,
+    model=cli.read_model() if tower and _CONFIG else None,
+    to=to,
+    export=out,
+    dtype=_DTYPE.value,
+    dry=dry,
+  )
   for place in filter(None, (to, out)):
     print(f"{source} {'fits' if dry else 'is now in'} {place}")
   if reference:

@@ -7,7 +7,7 @@ from gaze_jax import errors
 from gaze_jax.models import mllm
 from gaze_jax.train import runs
 from gaze_jax.weights import exporting
-from gaze_jax.weights import importing
+from gaze_jax.weights import joining
 from gaze_jax.weights import load as load_lib
 from gaze_jax.weights import store
 
@@ -30,86 +30,63 @@ def load(directory: pathlib.Path) -> tuple[config_lib.Config, mllm.Params]:
   return load_lib.load(directory)
 
 
-def to_ours(
+def open_directory(
+  directory: pathlib.Path, *, dtype: str | None = None
+) -> store.Stored:
+  """The weights in a directory, to be saved in our format or exported.
+
+  Args:
+    directory: as in `load`.
+    dtype: "float32", "bfloat16" or "float16", of what is not in our format;
+      as it is there by default.
+
+  Raises:
+    errors.GazeError: as in `load`.
+  """
+  if runs.is_run(directory):
+    return runs.stored(directory, dtype)
+  return load_lib.open_directory(directory, dtype=dtype)
+
+
+def convert(
   source: pathlib.Path,
-  to: pathlib.Path,
   *,
+  tower: pathlib.Path | None = None,
+  model: config_lib.ModelConfig | None = None,
+  to: pathlib.Path | None = None,
+  export: pathlib.Path | None = None,
   dtype: str | None = None,
   dry: bool = False,
 ) -> None:
-  """Writes a checkpoint of transformers, or of a run, in our format.
+  """Writes the weights in a directory in our format, in transformers', or both.
 
   Args:
-    source: its directory, or a workdir of launch/train.py.
-    to: a new directory.
-    dtype: of the weights; as in the source by default.
+    source: as in `load`.
+    tower: a checkpoint of transformers with a vision tower to join with it.
+    model: the whole, with a tower.
+    to: a new directory for our format.
+    export: one for transformers' format.
+    dtype: of what is written; as it is there by default.
     dry: check everything but the values, write nothing.
 
   Raises:
-    errors.GazeError: it does not fit, or `to` is taken.
+    errors.GazeError: the weights don't fit, or a new directory is taken.
   """
-  if runs.is_run(source):
-    stored = runs.stored(source, dtype)
-  elif store.is_stored(source):
+  if tower:
+    if not model or not to:
+      raise errors.GazeError("--vision needs --config=FILE and --to=DIR")
+    stored = joining.join(source, tower, model, dtype=dtype)
+  elif to and store.is_stored(source):
     raise errors.GazeError(
       f"{source}: in our format already; --export=DIR writes that of"
       " transformers"
     )
-  else:
-    stored = load_lib.open_directory(source, dtype=dtype)
-  if not dry:
+  elif to or export:
+    stored = open_directory(source, dtype=dtype)
+  if to and not dry:
     store.save(stored, to)
-
-
-def join(
-  source: pathlib.Path,
-  tower: pathlib.Path,
-  model: config_lib.ModelConfig | None,
-  to: pathlib.Path | None,
-  *,
-  dtype: str | None = None,
-  dry: bool = False,
-) -> None:
-  """Writes one model of a decoder and a vision tower; see `importing.join`.
-
-  Raises:
-    errors.GazeError: model or destination is None, or the parts don't fit.
-  """
-  if model is None or to is None:
-    raise errors.GazeError("--vision needs --config=FILE and --to=DIR")
-  stored = importing.join(source, tower, model, dtype=dtype)
-  if not dry:
-    store.save(stored, to)
-
-
-def to_transformers(
-  source: pathlib.Path,
-  to: pathlib.Path,
-  *,
-  dtype: str | None = None,
-  dry: bool = False,
-) -> None:
-  """Writes a model of ours in transformers' format.
-
-  Args:
-    source: a directory of launch/convert.py, or a workdir of launch/train.py.
-    to: a new directory.
-    dtype: of the weights; as in the source by default.
-    dry: check everything, write nothing.
-
-  Raises:
-    errors.GazeError: no family of transformers computes it, or `to` is taken.
-  """
-  if runs.is_run(source):
-    stored = runs.stored(source)
-  elif store.is_stored(source):
-    stored = store.open_stored(source)
-  else:
-    raise errors.GazeError(
-      f"{source}: not a directory of ours nor a workdir of launch/train.py;"
-      " make one with --to, from a checkpoint of transformers"
-    )
-  exporting.write(stored, None if dry else to, dtype=dtype)
+  if export:
+    exporting.write(stored, None if dry else export, dtype=dtype)
 
 
 def compare(ours: pathlib.Path, reference: pathlib.Path) -> str:

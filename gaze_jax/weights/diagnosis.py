@@ -71,7 +71,7 @@ _OF_WHOLE = re.compile(r"vision_tower\.|mm_projector\.|multi_modal_projector\.")
 
 
 def is_no_model(name: str) -> bool:
-  """Whether a file's name says that it has no weights of a model."""
+  """Whether a file, by its name, has no weights of a model."""
   return bool(
     _ADAPTER.fullmatch(name)
     or _PROJECTOR.fullmatch(name)
@@ -160,7 +160,7 @@ def explain(
   Args:
     directory: the checkpoint's.
     raw: its config.json.
-    model: what that says.
+    model: the model that this describes.
     naming: the naming of tensors that came nearest.
     entries: every leaf that should be filled, by that naming.
     problems: of `tables.differences`.
@@ -222,10 +222,10 @@ def _whole_parts(
   """One line for a part of which nothing is there."""
   for part in dict.fromkeys(entry.path[0] for entry in entries):
     wanted = tables.wanted(e for e in entries if e.path[0] == part)
-    told = [f"missing: {n} {list(shape)}" for n, shape in wanted.items()]
-    if len(told) > 1 and set(told) <= set(lines):
-      one = f"{told[0]} and the {len(told) - 1} others of the {part}"
-      lines = [one, *(line for line in lines if line not in told)]
+    absent = [f"missing: {n} {list(shape)}" for n, shape in wanted.items()]
+    if len(absent) > 1 and set(absent) <= set(lines):
+      one = f"{absent[0]} and the {len(absent) - 1} others of the {part}"
+      lines = [one, *(line for line in lines if line not in absent)]
   return lines
 
 

@@ -26,7 +26,7 @@ def write(
 
   What came from such a checkpoint goes back bitwise, under its own names.
   Context tokens, which transformers has no name for, go to a file of their own
-  beside the model, where `importing.convert` finds them again.
+  beside the model, where `hf.open_checkpoint` finds them again.
 
   Args:
     stored: the weights.
@@ -48,7 +48,7 @@ def write(
     raw = _config(stored)
     family = registry.find(raw)
     described = family.model(raw, None)
-  naming = family.namings[stored.origin.naming or family.written]
+  naming = family.namings[stored.naming or family.written]
   out, new = _tensors(stored, raw, naming)
   if to is None:
     return
@@ -82,7 +82,7 @@ def _tensors(
   for entry in hf.bind(stored.config.model, stored.parts, raw, naming):
     leaf = new.pop(entry.path)
     out += _tensors_of(entry, leaf)
-    if entry.path == hf.EMBEDDING and (alias := stored.origin.alias):
+    if entry.path == hf.EMBEDDING and (alias := stored.alias):
       out += _tensors_of(dataclasses.replace(entry, tensors=(alias,)), leaf)
   return out, list(new.values())
 

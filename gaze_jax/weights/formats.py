@@ -3,7 +3,7 @@
 A file is listed by its header; then any part of a tensor can be read.
 safetensors files are read here and not by the library of that name, whose
 mapped pages count as memory of the process, whose `pread` backend reads a whole
-tensor for every slice (0.8.0), and which does not say what a truncated file
+tensor for every slice (0.8.0), and which does not name what a truncated file
 lacks. Files of torch.save are read by torch, and never by pickle alone.
 """
 
@@ -86,12 +86,9 @@ def spans(shape: Sequence[int], index: Sequence[slice]) -> Spans:
   return [(start, max(start, stop)) for start, stop, _ in ranges]
 
 
-def row_blocks(
-  shape: Sequence[int], dtype: np.dtype, limit: int = 2**26
-) -> Iterator[slice]:
-  """Slices of the leading axis, each of at most `limit` bytes or of one row."""
-  row = max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
-  step = max(1, limit // row)
+def row_blocks(shape: Sequence[int], limit: int) -> Iterator[slice]:
+  """Slices of the leading axis, each of at most `limit` elements or one row."""
+  step = max(1, limit // max(1, math.prod(shape[1:])))
   for start in range(0, shape[0], step):
     yield slice(start, min(start + step, shape[0]))
 
@@ -116,10 +113,10 @@ def list_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
       )
     end += tensor.bytes
   if size < end:
-    cut = min(t.name for t in tensors.values() if t.offset + t.bytes > size)
+    lost = min(t.name for t in tensors.values() if t.offset + t.bytes > size)
     raise errors.ConversionError(
       f"{path}: the file is truncated: {end:,} bytes expected, {size:,} found;"
-      f" {cut} is not whole; {_AGAIN}"
+      f" {lost} is not whole; {_AGAIN}"
     )
   if size > end:
     raise errors.ConversionError(
@@ -161,7 +158,7 @@ def _foreign(head: bytes, size: int, length: int) -> str:
   if size < 8 or length <= _LONGEST_HEADER and length > size - 8:
     want = f"{length + 8:,}" if size >= 8 else "at least 8"
     return (
-      f"the safetensors header is cut: {want} bytes expected, {size:,} found;"
+      f"the safetensors header is truncated: {want} bytes expected, {size:,} found;"
       f" {_AGAIN}"
     )
   if length > _LONGEST_HEADER:
@@ -231,7 +228,7 @@ def _fill(
     _read_into(file, out, offset)
   elif (inner - wanted) * out.itemsize <= _GAP and row <= _BLOCK:
     rest = tuple(slice(*p) for p in part[1:])
-    for rows in row_blocks((len(out), *shape[1:]), out.dtype, _BLOCK):
+    for rows in row_blocks((len(out), *shape[1:]), _BLOCK // out.itemsize):
       buffer = np.empty((rows.stop - rows.start, *shape[1:]), out.dtype)
       _read_into(file, buffer, offset + rows.start * row)
       out[rows] = buffer[:, *rest]
@@ -275,10 +272,6 @@ class TorchFile:
       for name, value in self._mapped().items()
     }
 
-  def close(self) -> None:
-    """Gives the mapping back."""
-    self._state, self._touched = None, 0
-
   def read(self, tensor: Tensor, part: Spans) -> np.ndarray:
     """A part of a tensor, copied out of the mapping block by block."""
     out = np.empty([stop - start for start, stop in part], tensor.dtype)
@@ -287,14 +280,14 @@ class TorchFile:
     elif out.size:
       start, rest = part[0][0], tuple(slice(*p) for p in part[1:])
       shape = (len(out), *tensor.shape[1:])
-      for rows in row_blocks(shape, tensor.dtype, _MAPPED // 4):
+      for rows in row_blocks(shape, _MAPPED // 4 // out.itemsize):
         here = slice(start + rows.start, start + rows.stop)
         out[rows] = self._array(tensor)[here, *rest]
         self._touched += (rows.stop - rows.start) * (
           tensor.bytes // tensor.shape[0]
         )
-        if self._touched >= _MAPPED:
-          self.close()
+        if self._touched >= _MAPPED:  # the mapping is given back
+          self._state, self._touched = None, 0
     return out
 
   def _mapped(self) -> Mapping[str, Any]:

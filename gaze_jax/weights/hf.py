@@ -1,11 +1,12 @@
-"""A checkpoint of transformers: what is in it, and which leaf is made of what.
+"""A checkpoint of transformers, opened as weights of ours.
 
-`open_checkpoint` reads config.json, holds every tensor's name and shape to the
-tables, and reads no tensor. Whatever does not fit ends in one error that lists
-all of it, against the naming of tensors that came nearest.
+config.json is read, and every tensor's name and shape held to the tables; no
+tensor is read until a leaf is. Whatever does not fit ends in one error that
+lists all of it, against the naming of tensors that came nearest.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from gaze_jax import schema as schema_lib
 from gaze_jax.layout import tiles
 from gaze_jax.weights import diagnosis
 from gaze_jax.weights import errors
+from gaze_jax.weights import store
 from gaze_jax.weights import tables
 from gaze_jax.weights import tensors
 from gaze_jax.weights.families import image_processors
@@ -65,85 +67,86 @@ _ROWS = 4096  # rows of the head that are compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """An opened checkpoint that fits the tables.
+class _Fit:
+  """What one naming makes of the tensors of a checkpoint.
 
   Attributes:
-    directory: where it is.
-    raw: its config.json.
-    model: its architecture, and how we run it.
-    parts: the keys of our parameters that it fills.
-    naming: name of the naming of its tensors.
+    naming: its name.
     entries: every leaf, with the tensors that it is made of.
-    unused: tensors that nothing here computes with, kept for the way back.
+    problems: what is missing, unexpected or misshapen.
+    unused: tensors that nothing here computes with.
     alias: name of a head that repeats the tied embedding; "" for none.
-    source: its tensors.
   """
 
-  directory: pathlib.Path
-  raw: Mapping[str, Any]
-  model: config_lib.ModelConfig
-  parts: tuple[str, ...]
   naming: str
-  entries: tuple[tables.Entry, ...]
-  unused: tuple[str, ...]
+  entries: list[tables.Entry]
+  problems: list[str]
+  unused: set[str]
   alias: str
-  source: tensors.Tensors
 
 
 def open_checkpoint(
   directory: pathlib.Path,
+  *,
+  dtype: str | None = None,
   adapt: Callable[
     [config_lib.ModelConfig], config_lib.ModelConfig
   ] = lambda m: m,
-) -> Checkpoint:
+) -> store.Stored:
   """Opens a checkpoint directory of transformers.
 
   Args:
     directory: where it is.
+    dtype: "float32", "bfloat16" or "float16"; as in the checkpoint by default.
     adapt: changes how it is run (another hidden state, another picture size)
       before its tensors are held to the tables.
 
   Raises:
-    ConversionError: there is none, it is broken, its family is not known, or
-      its tensors do not fit: one message with all that is missing, unexpected
-      or misshapen.
+    ConversionError: there is none, it is broken, its family is not known, its
+      tensors do not fit (one message with all that is missing, unexpected or
+      misshapen), or those of one leaf have several dtypes and none was asked
+      for.
   """
   source = tensors.Tensors(directory)
   diagnosis.refuse_partial(directory, list(source.listed))
   raw, family, model = read_configs(directory)
   model = adapt(model)
-  fitted = [
-    _fit(directory, raw, family, model, naming, source)
-    for naming in family.namings
-  ]
-  checkpoint, problems = min(fitted, key=lambda pair: len(pair[1]))
-  if problems:
+  fits = [_fit(n, raw, family, model, source) for n in family.namings]
+  best = min(fits, key=lambda fit: len(fit.problems))
+  if best.problems:
     raise errors.ConversionError(
       diagnosis.explain(
         directory,
         raw,
         model,
-        checkpoint.naming,
-        checkpoint.entries,
-        problems,
+        best.naming,
+        best.entries,
+        best.problems,
         source.listed.keys(),
       )
     )
-  _check_alias(checkpoint)
-  _warn_of_others(checkpoint)
-  return checkpoint
+  _check_alias(directory, best, source)
+  _warn_of_others(directory, model)
+  leaves = [_leaf(directory, e, source, dtype) for e in best.entries]
+  if "projector" in family.parts:
+    leaves += _context(directory, model)
+  return store.Stored(
+    config_for(model),
+    leaves,
+    naming=best.naming,
+    alias=best.alias,
+    unused=[x for x in store.leaves_of(source) if x.name in best.unused],
+    files=files_of(directory, FILES),
+  )
 
 
 def _fit(
-  directory: pathlib.Path,
+  name: str,
   raw: Mapping[str, Any],
   family: registry.Family,
   model: config_lib.ModelConfig,
-  name: str,
   source: tensors.Tensors,
-) -> tuple[Checkpoint, list[str]]:
-  """The checkpoint by one naming of its tensors, and what does not fit."""
+) -> _Fit:
   naming, found = family.namings[name], source.listed
   entries = bind(model, family.parts, raw, naming)
   wanted = tables.wanted(entries)
@@ -156,18 +159,8 @@ def _fit(
     {key: tensor.shape for key, tensor in found.items()},
     lambda key: key == alias or dropped.fullmatch(key) or unused.fullmatch(key),
   )
-  checkpoint = Checkpoint(
-    directory=directory,
-    raw=raw,
-    model=model,
-    parts=family.parts,
-    naming=name,
-    entries=tuple(entries),
-    unused=tuple(k for k in found if k not in wanted and unused.fullmatch(k)),
-    alias=alias,
-    source=source,
-  )
-  return checkpoint, problems
+  rest = {key for key in found.keys() - wanted.keys() if unused.fullmatch(key)}
+  return _Fit(name, entries, problems, rest, alias)
 
 
 def _pattern(patterns: registry.Patterns, naming: tables.Naming) -> re.Pattern:
@@ -180,39 +173,81 @@ def _pattern(patterns: registry.Patterns, naming: tables.Naming) -> re.Pattern:
   return re.compile("|".join(each) or r"(?!)")
 
 
-def _check_alias(c: Checkpoint) -> None:
+def _leaf(
+  directory: pathlib.Path,
+  entry: tables.Entry,
+  source: tensors.Tensors,
+  dtype: str | None,
+) -> store.Leaf:
+  found = {source.listed[name].dtype for name in entry.tensors}
+  if len(found) > 1 and not dtype:
+    names = ", ".join(sorted(d.name for d in found))
+    raise errors.ConversionError(
+      f"{directory}: the layers of {'/'.join(entry.path)} are {names};"
+      " choose one with --dtype"
+    )
+  kind = np.dtype(dtype) if dtype else found.pop()
+  read = functools.partial(entry.read, read=source.read)
+  return store.Leaf(entry.path, entry.shape, kind, read)
+
+
+def _context(
+  directory: pathlib.Path, model: config_lib.ModelConfig
+) -> list[store.Leaf]:
+  """Context tokens, which `exporting.write` put beside; there may be none."""
+  beside, count = directory / GAZE_FILE, model.gaze.context_tokens
+  if not beside.exists() and not count:
+    return []
+  if not beside.exists():
+    raise errors.ConversionError(
+      f"{beside}: no such file, and config.json has {GAZE_KEY} ="
+      f" {{context_tokens: {count}, ...}}; copy it from where the checkpoint"
+      " was written"
+    )
+  found = store.leaves_of(tensors.Tensors(beside))
+  want = {"projector/context": (count, model.decoder.width)} if count else {}
+  got = {leaf.name: leaf.shape for leaf in found}
+  if problems := tables.differences(want, got):
+    raise errors.ConversionError(
+      f"{beside}: not the context tokens of this model: {'; '.join(problems)}"
+    )
+  return found
+
+
+def _check_alias(
+  directory: pathlib.Path, fit: _Fit, source: tensors.Tensors
+) -> None:
   """A head beside a tied embedding must repeat it, or one of them is lost."""
-  if not c.alias:
+  if not fit.alias:
     return
-  embedding = next(e for e in c.entries if e.path == EMBEDDING)
-  name = embedding.tensors[0]
-  rows, width = c.source.listed[name].shape
-  same = c.source.listed[c.alias].shape == (rows, width)
+  (name,) = next(e.tensors for e in fit.entries if e.path == EMBEDDING)
+  rows, width = source.listed[name].shape
+  same = source.listed[fit.alias].shape == (rows, width)
   for start in range(0, rows if same else 0, _ROWS):
     part = (slice(start, min(start + _ROWS, rows)), slice(0, width))
-    both = [c.source.read(n, part) for n in (name, c.alias)]
+    both = [source.read(n, part) for n in (name, fit.alias)]
     same = same and np.array_equal(*both, equal_nan=True)
   if not same:
     raise errors.ConversionError(
-      f"{c.directory}: tie_word_embeddings is true, and {c.alias} differs from"
+      f"{directory}: tie_word_embeddings is true, and {fit.alias} differs from"
       f" {name}; set tie_word_embeddings to false if it is a head of its own"
     )
 
 
-def _warn_of_others(c: Checkpoint) -> None:
+def _warn_of_others(
+  directory: pathlib.Path, model: config_lib.ModelConfig
+) -> None:
   """Warns of files beside the weights that change nothing here."""
-  if c.model.tiling.kind == "anyres":  # which is asked about videos
-    for line in image_processors.other_for_videos(c.directory, c.model.vision):
+  if model.tiling.kind == "anyres":  # which is asked about videos
+    for line in image_processors.other_for_videos(directory, model.vision):
       logging.warning(
-        "%s: %s; frames are shown to the model as pictures are",
-        c.directory,
-        line,
+        "%s: %s; frames are shown to the model as pictures are", directory, line
       )
-  if beside := diagnosis.adapters(p.name for p in c.directory.iterdir()):
+  if beside := diagnosis.adapters(p.name for p in directory.iterdir()):
     logging.warning(
       "%s: the adapter %s is beside the weights and is not applied; merge it"
       " into them if it belongs to the model",
-      c.directory,
+      directory,
       beside[0],
     )
 

@@ -10,8 +10,8 @@ from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.models import mllm
 from gaze_jax.weights import diagnosis
 from gaze_jax.weights import hf
-from gaze_jax.weights import importing
 from gaze_jax.weights import store
+from gaze_jax.weights import tensors
 
 
 def load(directory: pathlib.Path) -> tuple[config_lib.Config, mllm.Params]:
@@ -28,7 +28,7 @@ def load(directory: pathlib.Path) -> tuple[config_lib.Config, mllm.Params]:
     errors.GazeError: it is neither, or it is broken.
   """
   stored = open_directory(directory)
-  ours, foreign = store.is_stored(directory), bool(stored.origin.naming)
+  ours, foreign = store.is_stored(directory), bool(stored.naming)
   folder = directory / store.SOURCE if ours else directory
   config = _with_tokenizer(stored.config, folder, foreign)
   return config, store.load(stored.leaves)
@@ -48,12 +48,6 @@ def open_directory(
   """
   if store.is_stored(directory):
     return store.open_stored(directory)
-  _check_hf(directory)
-  return importing.convert(hf.open_checkpoint(directory), dtype)
-
-
-def _check_hf(directory: pathlib.Path) -> None:
-  """Refuses what is no checkpoint of transformers, by what it is."""
   if not directory.is_dir():
     raise errors.GazeError(
       f"{directory}: no such directory; make one with launch/train.py or"
@@ -66,6 +60,7 @@ def _check_hf(directory: pathlib.Path) -> None:
       " launch/convert.py, nor a checkpoint of transformers, which has a"
       " config.json"
     )
+  return hf.open_checkpoint(directory, dtype=dtype)
 
 
 def _with_tokenizer(
@@ -91,16 +86,14 @@ def inspect(directory: pathlib.Path) -> str:
   Raises:
     errors.GazeError: as in `load`.
   """
-  if store.is_stored(directory):
-    stored = store.open_stored(directory)
-    what, model, parts = "ours", stored.config.model, stored.parts
-    used, rest = stored.leaves, ()
-  else:
-    _check_hf(directory)
-    c = hf.open_checkpoint(directory)
-    what = f"transformers, {c.raw['model_type']}, naming of tensors {c.naming}"
-    model, parts, rest = c.model, c.parts, c.unused
-    used = [t for name, t in c.source.listed.items() if name not in rest]
+  stored = open_directory(directory)
+  what = "ours"
+  if not store.is_stored(directory):
+    raw, _, _ = hf.read_configs(directory)
+    what = f"transformers, {raw['model_type']}, naming of {stored.naming}"
+  unused = {leaf.name for leaf in stored.unused}
+  listed = tensors.Tensors(directory).listed
+  used = [tensor for name, tensor in listed.items() if name not in unused]
   kinds = collections.Counter(t.dtype.name for t in used)
   size = sum(t.bytes for t in used)
   return "\n".join(
@@ -108,7 +101,7 @@ def inspect(directory: pathlib.Path) -> str:
       f"{directory}: {what}",
       f"tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"
       f", {size / 1e9:.3f} GB",
-      *([f"kept but not computed with: {len(rest)}"] if rest else []),
-      *(f"{part}: {getattr(model, part)}" for part in parts),
+      *([f"kept but not computed with: {len(unused)}"] if unused else []),
+      *(f"{p}: {getattr(stored.config.model, p)}" for p in stored.parts),
     ]
   )

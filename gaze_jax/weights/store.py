@@ -28,6 +28,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import json_file
 from gaze_jax import schema as schema_lib
 from gaze_jax.weights import errors
+from gaze_jax.weights import formats
 from gaze_jax.weights import tables
 from gaze_jax.weights import tensors
 from gaze_jax.weights import writer as writer_lib
@@ -36,19 +37,6 @@ from gaze_jax.weights.families import registry
 NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
 _SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """What is kept of a checkpoint of transformers for the way back.
-
-  Attributes:
-    naming: of its tensors, by its name; "" if it came from none.
-    alias: name of a head that repeats the tied embedding; "" for none.
-  """
-
-  naming: str = ""
-  alias: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +91,9 @@ class Stored:
   Attributes:
     config: the config that goes with them.
     leaves: every leaf of each part that is here.
-    origin: where they came from.
+    naming: of the tensors of the checkpoint of transformers that they came
+      from, by its name; "" for none.
+    alias: name of a head there that repeats the tied embedding; "" for none.
     unused: tensors of the source that nothing here computes with.
     files: what the source has beside its tensors, by name: a file or a folder
       to copy, or the text to write.
@@ -111,7 +101,8 @@ class Stored:
 
   config: config_lib.Config
   leaves: Sequence[Leaf]
-  origin: Origin = Origin()
+  naming: str = ""
+  alias: str = ""
   unused: Sequence[Leaf] = ()
   files: Mapping[str, pathlib.Path | str] = dataclasses.field(
     default_factory=dict
@@ -177,7 +168,8 @@ def open_stored(directory: pathlib.Path) -> Stored:
   return Stored(
     config,
     leaves,
-    Origin(origin.get("layout", ""), origin.get("alias", "")),
+    naming=origin.get("layout", ""),
+    alias=origin.get("alias", ""),
     unused=leaves_of(tensors.Tensors(unused)) if unused.exists() else (),
     files={p.name: p for p in files.iterdir()} if files.is_dir() else {},
   )
@@ -196,11 +188,10 @@ def save(stored: Stored, to: pathlib.Path) -> None:
   """
   with writer_lib.destination(to) as directory:
     write_leaves(directory, stored.leaves)
-    origin = dict(layout=stored.origin.naming, alias=stored.origin.alias)
     manifest = schema_lib.mark("model") | dict(
       config=config_lib.to_dict(stored.config),
       parts=stored.parts,
-      origin=origin,
+      origin=dict(layout=stored.naming, alias=stored.alias),
     )
     write_json(directory / NAME, manifest)
     if stored.unused:
@@ -296,15 +287,10 @@ def _blocks(shape: tables.Shape) -> Iterator[tables.Index]:
     yield ()
     return
   full = tuple(slice(0, n) for n in shape)
-  if (size := int(np.prod(shape))) <= _BLOCK:
-    yield full
-    return
-  row = size // shape[0]
-  if row > _BLOCK and len(shape) > 1:
+  if math.prod(shape[1:]) > _BLOCK and len(shape) > 1:
     for i in range(shape[0]):
       for index in _blocks(shape[1:]):
         yield (slice(i, i + 1), *index)
     return
-  step = max(_BLOCK // row, 1)
-  for start in range(0, shape[0], step):
-    yield (slice(start, min(start + step, shape[0])), *full[1:])
+  for rows in formats.row_blocks(shape, _BLOCK):
+    yield (rows, *full[1:])

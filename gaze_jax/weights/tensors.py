@@ -23,7 +23,7 @@ _FORMATS = (
   ("pytorch_model.bin", "pytorch_model*.bin"),
 )
 _PICKLES = (".bin", ".pth", ".pt")
-# Last words of names that only quantised checkpoints have.
+# Last parts of names that only quantised checkpoints have.
 _QUANTISED = {
   *("weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale"),
   *("weight_packed", "weight_zero_point", "qweight", "qzeros", "g_idx"),
@@ -35,8 +35,8 @@ _SHOWN = 4  # names in a message
 class Tensors:
   """The tensors in the files of a checkpoint, of which any part can be read.
 
-  Reading holds no file open and maps none (but those of torch.save, which
-  `close` gives back), so memory is that of the parts asked for.
+  Reading holds no file open and maps none (but those of torch.save), so memory
+  is that of the parts asked for.
 
   Attributes:
     path: what was opened.
@@ -56,17 +56,6 @@ class Tensors:
       held = {file: self._list(file) for file in paths}
     self.listed: Mapping[str, formats.Tensor] = _merge(self.path, held, index)
     _refuse_quantised(self.path, self.listed)
-
-  def __enter__(self) -> "Tensors":
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self.close()
-
-  def close(self) -> None:
-    """Gives mapped files back; the next read maps them again."""
-    for file in self._torch.values():
-      file.close()
 
   def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
     """A part of a tensor, and no other part of it, in its dtype.
@@ -226,7 +215,7 @@ def _merge(
   held: Mapping[pathlib.Path, Mapping[str, formats.Tensor]],
   index: Mapping[str, str] | None,
 ) -> dict[str, formats.Tensor]:
-  """The tensors of all files, which must be where the index says."""
+  """The tensors of all files, which must be where the index has them."""
   merged: dict[str, formats.Tensor] = {}
   twice, lost, unnamed = [], [], []
   for file, tensors in held.items():
@@ -263,7 +252,7 @@ def _refuse_quantised(
   path: pathlib.Path, tensors: Mapping[str, formats.Tensor]
 ) -> None:
   """Weights that are numbers only together with their scales are refused."""
-  told = [
+  found = [
     f"{name} ({t.dtype.name})"
     for name, t in tensors.items()
     if (t.dtype.itemsize == 1 and t.dtype.kind != "b")  # int8, float8, packed
@@ -273,10 +262,10 @@ def _refuse_quantised(
   with contextlib.suppress(errors.ConversionError):
     config = json_file.read(folder / "config.json", errors.ConversionError)
     if config.get("quantization_config"):
-      told.append("quantization_config in config.json")
-  if told:
+      found.append("quantization_config in config.json")
+  if found:
     raise errors.ConversionError(
-      f"{path}: the weights are quantised: {_some(told)}; dequantise the"
+      f"{path}: the weights are quantised: {_some(found)}; dequantise the"
       " checkpoint first, and save it as bfloat16, float16 or float32"
     )
 

@@ -182,10 +182,10 @@ def text_logits(
   params: mllm.Params, config: config_lib.ModelConfig, tokens: np.ndarray
 ) -> np.ndarray:
   """float32 [n - 1, V], what follows each of int [n] tokens but the last."""
-  before = row_lib.Text(tokens[:1].tolist())
-  said = row_lib.Text(tokens[1:].tolist(), question=0)
-  request = requests.Request((before, said), np.zeros((0, 1, 1, 3), np.float32))
-  return logits(params, config, request)
+  prompt = row_lib.Text(tokens[:1].tolist())
+  answer = row_lib.Text(tokens[1:].tolist(), question=0)
+  blank = np.zeros((0, 1, 1, 3), np.float32)
+  return logits(params, config, requests.Request((prompt, answer), blank))
 
 
 def _whole(
@@ -201,8 +201,8 @@ def _whole(
   picture = rng.integers(0, 256, (side, 2 * side - 5, 3), np.uint8)
   seen = units.of_images([picture], config)[0]
   text = _random_tokens(config).tolist()
-  before, said = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
-  request = requests.Request((before, *seen.units, said), seen.pixels)
+  prompt, answer = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
+  request = requests.Request((prompt, *seen.units, answer), seen.pixels)
   got = logits(params | {"projector": projector}, config, request)
   marks = [model.config.image_token_index] * sum(u.tokens for u in seen.units)
   pixels = seen.pixels.transpose(0, 3, 1, 2)

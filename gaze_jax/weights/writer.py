@@ -68,7 +68,7 @@ class Writer:
         )
     self._left = {name: self._bytes(name) for name in self._specs}
     self._files: list[IO[bytes]] = []
-    self._place: dict[str, tuple[IO[bytes], int]] = {}  # where it goes on
+    self._place: dict[str, tuple[IO[bytes], int]] = {}  # of the next piece
     try:
       self._start(path, shard_bytes)
     except BaseException:

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from gaze_jax import api
-from gaze_jax.api import directory as directory_lib
+from gaze_jax.weights import exporting
+from gaze_jax.weights import store
 from tests import chat_families
 
 pytestmark = pytest.mark.nightly  # it is asked turn by turn, compiled: 30 s
@@ -135,7 +136,7 @@ def test_it_carries_its_chat_format_along(pair, tmp_path):
   """Out again it is a processor of transformers with the same template."""
   directory = pair.ours.config.data.tokenizer.removesuffix("/tokenizer.json")
   source = directory.removesuffix("/hf")
-  directory_lib.to_transformers(pathlib.Path(source), tmp_path / "back")
+  exporting.write(store.open_stored(pathlib.Path(source)), tmp_path / "back")
   back = transformers.LlavaProcessor.from_pretrained(str(tmp_path / "back"))
   assert back.chat_template == pair.processor.chat_template
   config = json.loads((tmp_path / "back" / "config.json").read_text())

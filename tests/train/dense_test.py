@@ -13,6 +13,7 @@ from gaze_jax.train import checkpoint
 from gaze_jax.train import loop
 from gaze_jax.train import optimizer
 from gaze_jax.train import state as state_lib
+from gaze_jax.weights import store
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_it_is_evaluated(workdir):
 
 @pytest.mark.nightly
 def test_it_answers_alike_out_of_every_directory(workdir, tmp_path):
-  directory_lib.to_ours(workdir, tmp_path / "ours")
+  store.save(directory_lib.open_directory(workdir), tmp_path / "ours")
   picture = np.random.default_rng(0).integers(0, 255, (70, 70, 3), np.uint8)
   said = []
   for directory in (workdir, tmp_path / "ours"):

@@ -121,15 +121,13 @@ def test_cached_features_are_those_of_these_weights(
 def test_a_run_goes_out_whole(tiny_config, converted, tmp_path):
   config = start(tiny_config, converted, train__steps=1)
   loop.train(config, tmp_path / "run")
-  directory_lib.to_ours(tmp_path / "run", tmp_path / "out")
+  store.save(directory_lib.open_directory(tmp_path / "run"), tmp_path / "out")
   want_config, want = directory_lib.load(tmp_path / "run")
   got_config, got = directory_lib.load(tmp_path / "out")
   assert got_config == want_config == config
   assert got.keys() == {"vision", "projector", "decoder"}
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert (tmp_path / "out" / store.SOURCE / "tokenizer_config.json").exists()
-  directory_lib.to_ours(tmp_path / "run", tmp_path / "dry", dry=True)
-  assert not (tmp_path / "dry").exists()
 
 
 def test_what_is_not_weights_is_refused(tmp_path):

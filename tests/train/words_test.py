@@ -27,7 +27,7 @@ def start(tiny_config, tmp_path):
       for path, x in tables.flatten(shapes[part])
     ]
     folder = tmp_path / "ours"
-    store.save(store.Stored(config, leaves, store.Origin(naming)), folder)
+    store.save(store.Stored(config, leaves, naming), folder)
     (folder / "hf").mkdir()
     if own:
       shutil.copyfile(tokenizer_lib.SHIPPED, folder / "hf" / "tokenizer.json")

@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,12 @@ import transformers
 from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
-from gaze_jax.api import directory
 from gaze_jax.data import ends
 from gaze_jax.layout import budgets
 from gaze_jax.weights import errors
 from gaze_jax.weights import exporting
 from gaze_jax.weights import hf
-from gaze_jax.weights import importing
+from gaze_jax.weights import joining
 from gaze_jax.weights import load
 from gaze_jax.weights import store
 from gaze_jax.weights import verify
@@ -34,6 +34,7 @@ from gaze_jax.weights.families import registry
 
 tensors_of = checkpoints.tensors_of
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 VOCABULARY = 60
 TEXT = checkpoints.TEXT | dict(vocab_size=VOCABULARY)
 TOWER = dict(
@@ -124,7 +125,7 @@ def export(source, to, dtype=None):
 
 
 def join(text, tower, model, to):
-  store.save(importing.join(text, tower, model), to)
+  store.save(joining.join(text, tower, model), to)
 
 
 def verified(ours, reference):
@@ -174,19 +175,18 @@ def test_both_ways_to_read_give_the_same(saved, family, tmp_path):
 
 
 SHARDED = """
-import dataclasses, pathlib, sys
+import pathlib, sys
 import jax, numpy as np
-from gaze_jax.weights import hf, importing, store
-checkpoint = hf.open_checkpoint(pathlib.Path(sys.argv[1]))
-name = "decoder/layers/query/weight"
-leaf = next(x for x in importing.convert(checkpoint).leaves if x.name == name)
-source, asked = checkpoint.source.read, []
-def read(name, index):
-  part = source(name, index)
+from gaze_jax.weights import hf, store, tensors
+read, asked = tensors.Tensors.read, []
+def counted(self, name, index):
+  part = read(self, name, index)
   asked.append(part.size)
   return part
-entry = next(e for e in checkpoint.entries if "/".join(e.path) == name)
-leaf = dataclasses.replace(leaf, read=lambda i: entry.read(i, read))
+tensors.Tensors.read = counted
+stored = hf.open_checkpoint(pathlib.Path(sys.argv[1]))
+name = "decoder/layers/query/weight"
+leaf = next(x for x in stored.leaves if x.name == name)
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("tensor",))
 spec = jax.sharding.PartitionSpec(None, None, "tensor")
 place = lambda path: jax.sharding.NamedSharding(mesh, spec)
@@ -254,8 +254,18 @@ def test_a_dtype_can_be_chosen_and_must_hold_the_values(saved, tmp_path):
   assert not (tmp_path / "half").exists()
 
 
+@pytest.mark.nightly
 def test_a_dry_run_writes_nothing(saved, tmp_path):
-  directory.to_ours(saved("qwen2"), tmp_path / "ours", dry=True)
+  out = [f"--to={tmp_path / 'ours'}", f"--export={tmp_path / 'back'}"]
+  ran = subprocess.run(
+    [sys.executable, "launch/convert.py", f"--from={saved('qwen2')}", *out]
+    + ["--dry-run"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert ran.stdout.count(" fits ") == 2
   assert list(tmp_path.iterdir()) == []
 
 

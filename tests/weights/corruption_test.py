@@ -343,7 +343,7 @@ def test_cut_header(copied, family, left):
   file = shard_of(path, q_proj(family))
   os.truncate(file, left)
   text = refused(path)
-  assert text.startswith(f"{file}: the safetensors header is cut: ")
+  assert text.startswith(f"{file}: the safetensors header is truncated: ")
   assert f"{left} found; download or copy it again" in text
 
 

@@ -116,7 +116,7 @@ def test_an_adapter_beside_the_weights_is_named_and_not_applied(
   if shards:  # which have no index
     name = "model-00001-of-00001.safetensors"
     (path / "model.safetensors").rename(path / name)
-  assert hf.open_checkpoint(path).unused == () and not caplog.messages
+  assert not hf.open_checkpoint(path).unused and not caplog.messages
   adapter(path)
   (path / "optimizer.pt").write_bytes(b"")
   (path / "training_args.bin").write_bytes(b"")

@@ -26,6 +26,7 @@ from gaze_jax.models import mllm
 from gaze_jax.weights import errors
 from gaze_jax.weights import hf
 from gaze_jax.weights import load
+from gaze_jax.weights import store
 from gaze_jax.weights.families import llava
 from gaze_jax.weights.families import registry
 
@@ -299,8 +300,8 @@ def assert_same(params, wanted) -> None:
 def test_every_naming_gives_the_same_bits(onevision, tmp_path, name):
   source = hf.open_checkpoint(saved_in(name, onevision, tmp_path))
   assert source.naming.split()[0] == name
-  assert source.model == onevision.config
-  assert_same(load.load(source.directory)[1], onevision.params)
+  assert source.config.model == onevision.config
+  assert_same(store.load(source.leaves), onevision.params)
 
 
 def flat_config(tower: pathlib.Path, **changes):
@@ -335,8 +336,8 @@ def test_the_flat_config_of_llavas_own_code(onevision, tmp_path):
     saved_in("A", onevision, whole, flat_config(tower))
   )
   assert source.naming.startswith("A")
-  assert source.model == onevision.config
-  assert_same(load.load(source.directory)[1], onevision.params)
+  assert source.config.model == onevision.config
+  assert_same(store.load(source.leaves), onevision.params)
 
 
 def test_the_towers_that_everybody_uses_are_known_by_name():
@@ -498,12 +499,12 @@ def test_a_siglip_with_a_qwen3_goes_out_as_a_llava(onevision):
   model = dataclasses.replace(
     onevision.config, decoder=decoder, tiling=config_lib.TilingConfig()
   )
-  raw = llava.to_hf(model, image_token=7)
+  raw = llava.to_hf(model)
   theirs = transformers.LlavaForConditionalGeneration(
     transformers.AutoConfig.for_model(**raw)
   )
   assert theirs.config.text_config.model_type == "qwen3"
-  assert theirs.config.image_token_id == 7
+  assert theirs.config.image_token_id == IMAGE + 1
   assert llava.config(raw).decoder == decoder
   with pytest.raises(errors.ConversionError, match="projector.positions"):
     projector = dataclasses.replace(model.projector, positions="row_column")

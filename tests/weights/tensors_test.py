@@ -488,9 +488,12 @@ class TestFile:
     "content, says",
     [
       (b"", "the file is empty"),
-      (b"\0" * 5, "header is cut: at least 8 bytes expected, 5 found"),
-      (b"\xff" * 5, "header is cut: at least 8 bytes expected, 5 found"),
-      (struct.pack("<Q", 90) + b'{"a', "cut: 98 bytes expected, 11 found"),
+      (b"\0" * 5, "header is truncated: at least 8 bytes expected, 5 found"),
+      (b"\xff" * 5, "header is truncated: at least 8 bytes expected, 5 found"),
+      (
+        struct.pack("<Q", 90) + b'{"a',
+        "truncated: 98 bytes expected, 11 found",
+      ),
       (b"\xff" * 20, "a header of 18,446,744,073,709,551,615 bytes, the limit"),
       (struct.pack("<Q", 10**8 + 1) + b"{", "a header of 100,000,001 bytes"),
       (struct.pack("<Q", 4) + b"\0\1\2\3", "the safetensors header is garbage"),

@@ -278,7 +278,7 @@ def test_a_tower_of_ours_is_read_by_transformers(saved, name, tmp_path):
     k.removeprefix("vision."): v for k, v in towers.filler(config, name).items()
   }
   out |= _to_torch(_entries(config, name, "bare tower"), params)
-  written = towers.to_hf(config, name)
+  written = towers.to_hf(config)
   (tmp_path / "config.json").write_text(json.dumps(written))
   safetensors.save_file(
     out, tmp_path / "model.safetensors", metadata={"format": "pt"}
@@ -304,7 +304,7 @@ def test_a_tower_of_ours_is_read_by_transformers(saved, name, tmp_path):
 def test_a_tower_from_nowhere_finds_its_family(name):
   config = towers.config({"model_type": name})
   assert towers.model_type_of(config) == name
-  assert towers.to_hf(config) == towers.to_hf(config, name)
+  assert towers.to_hf(config)["model_type"] == name
 
 
 def test_a_tower_that_is_in_no_family_says_so():
@@ -354,7 +354,7 @@ def test_so400m_by_hand():
     std=(0.5, 0.5, 0.5),
   )
   assert c.tokens == 729
-  assert towers.to_hf(c, "siglip")["image_size"] == 384
+  assert towers.to_hf(c)["image_size"] == 384
 
 
 CLIP = {"model_type": "clip_vision_model"}
@@ -405,14 +405,19 @@ def test_a_config_that_is_not_computed_is_refused(raw, message):
       "siglip2",
       "max_patches = 0",
     ),
-    ({"mlp_dim": 400}, "dinov2", "mlp_dim = 400: dinov2 has a multiple"),
   ],
   ids=str,
 )
 def test_a_family_that_cannot_hold_a_tower_says_so(change, kind, message):
   config = dataclasses.replace(config_lib.VisionConfig(), **change)
   with pytest.raises(errors.ConversionError, match=message):
-    towers.to_hf(config, kind)
+    towers.rules(config, kind)
+
+
+def test_dinov2_has_a_multiple_of_its_width():
+  config = dataclasses.replace(config_lib.VisionConfig(), mlp_dim=400)
+  with pytest.raises(errors.ConversionError, match="mlp_dim = 400: dinov2 has"):
+    towers.to_hf(config)
 
 
 def _processor(raw, model_type=CLIP):
@@ -462,7 +467,7 @@ def test_the_table_keeps_its_size_when_pictures_have_another():
   )
   assert (c.image_size, c.position_grid, c.shorter_side) == (224, 37, 256)
   assert image_processors.write(c)["size"] == {"shortest_edge": 256}
-  assert towers.to_hf(c, "dinov2")["image_size"] == 518
+  assert towers.to_hf(c)["image_size"] == 518
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from gaze_jax.api import directory
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.evals import run
 from gaze_jax.train import loop
+from gaze_jax.weights import exporting
 from gaze_jax.weights import hf
 from gaze_jax.weights import store
 from gaze_jax.weights import verify
@@ -65,10 +66,10 @@ def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def test_a_tuned_model_goes_back(llava, tuned, tmp_path):
-  for name, source in (("direct", tuned), ("twice", tmp_path / "ours")):
-    if source != tuned:
-      directory.to_ours(tuned, source)
-    directory.to_transformers(source, tmp_path / name)
+  run = directory.open_directory(tuned)
+  exporting.write(run, tmp_path / "direct")
+  store.save(run, tmp_path / "ours")
+  exporting.write(store.open_stored(tmp_path / "ours"), tmp_path / "twice")
   before, after = tensors(llava), tensors(tmp_path / "direct")
   assert {k: v.shape for k, v in after.items()} == {
     k: v.shape for k, v in before.items()

@@ -173,22 +173,15 @@ def _refuse_unknown_math(raw: Mapping[str, Any], kind: str) -> None:
   """Everything that a config may ask for and our decoder does not compute."""
   ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
   kinds = {r.get("rope_type", r.get("type", "default")) for r in ropes}
-  wanted = {
-    "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-    "use_sliding_window": (bool(raw.get("use_sliding_window")), False),
-    "attention_bias": (bool(raw.get("attention_bias")), False),
-    "mlp_bias": (bool(raw.get("mlp_bias")), False),
-    "partial_rotary_factor": (raw.get("partial_rotary_factor") or 1.0, 1.0),
-    "rope_type": (sorted(kinds), ["default"]),
-    "layer_types": (
-      sorted({*(raw.get("layer_types") or ()), "full_attention"}),
-      ["full_attention"],
-    ),
-    "quantization_config": (raw.get("quantization_config"), None),
-  }
-  for key, (got, known) in wanted.items():
-    if got != known:
-      raise errors.ConversionError(
-        f"config.json: {key} = {got!r} of this {kind} model is not computed"
-        f" here, {known!r} is"
-      )
+  layers = {*(raw.get("layer_types") or ()), "full_attention"}
+  values = dict(
+    hidden_act=(raw.get("hidden_act", "silu"), ["silu"]),
+    use_sliding_window=(bool(raw.get("use_sliding_window")), [False]),
+    attention_bias=(bool(raw.get("attention_bias")), [False]),
+    mlp_bias=(bool(raw.get("mlp_bias")), [False]),
+    partial_rotary_factor=(raw.get("partial_rotary_factor") or 1.0, [1.0]),
+    rope_type=(sorted(kinds), [["default"]]),
+    layer_types=(sorted(layers), [["full_attention"]]),
+    quantization_config=(raw.get("quantization_config"), [None]),
+  )
+  errors.refuse_unknown(f"{kind} model", values)

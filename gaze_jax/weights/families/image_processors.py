@@ -87,7 +87,7 @@ class PixelsError(errors.ConversionError):
 
 
 def find(directory: pathlib.Path) -> tuple[str, dict[str, Any]] | None:
-  """The image processor of a checkpoint: the file that says it, and its JSON.
+  """The image processor of a checkpoint: its file, and its JSON there.
 
   As in transformers that of processor_config.json goes first, where it is
   there; None where neither file has one.
@@ -338,7 +338,7 @@ def _size(name: str, value: Raw) -> dict[str, Any]:
   if value.get("do_center_crop"):
     crop = square(value.get("crop_size"), "crop_size")
   if isinstance(size, int):
-    size = {"shortest_edge": size}  # as old files say it
+    size = {"shortest_edge": size}  # as old files have it
   if isinstance(size, Mapping):
     size = {k: v for k, v in size.items() if v is not None}
   edge = None

@@ -128,21 +128,17 @@ _FLAT_DECODERS = {
   "LlavaQwenForCausalLM": "qwen2",
   "LlavaLlamaForCausalLM": "llama",
 }
+# Classes of decoders alone: some rename the whole, to tune it as text.
 _PLAIN = (None, "Qwen2ForCausalLM", "LlamaForCausalLM")
-_DECODER_TYPES = {
-  "llava_qwen": "qwen2",
-  "llava_llama": "llama",
-  "qwen2": "qwen2",
-  "llama": "llama",
-}
 # Key -> what its absence means, and what is computed here.
-_KNOWN: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+_Known = Mapping[str, tuple[Any, tuple[Any, ...]]]
+_KNOWN: _Known = {
   "mm_projector_type": ("linear", ("mlp2x_gelu",)),
   "mm_resampler_type": (None, (None,)),
   "mm_use_im_start_end": (False, (False,)),
   "mm_vision_select_feature": ("patch", ("patch",)),
 }
-_KNOWN_TILED: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+_KNOWN_TILED: _Known = {
   "mm_patch_merge_type": ("flat", ("spatial_unpad",)),
   "mm_newline_position": ("one_token", ("one_token",)),
   "mm_spatial_pool_mode": ("bilinear", ("bilinear",)),
@@ -203,19 +199,11 @@ def rules(model: config_lib.ModelConfig) -> list[tables.Rule]:
   return table
 
 
-def to_hf(
-  model: config_lib.ModelConfig,
-  *,
-  image_token: int | None = None,
-  video_token: int | None = None,
-) -> dict[str, Any]:
+def to_hf(model: config_lib.ModelConfig) -> dict[str, Any]:
   """The config.json that transformers reads a whole model of ours with.
 
-  Args:
-    model: the model.
-    image_token: id that stands for an image's tokens in a prompt; by default
-      the last of the vocabulary, which is padding in Qwen's.
-    video_token: the same for videos; by default the one before.
+  The last id of the vocabulary, which is padding in Qwen's, stands for an
+  image's tokens in a prompt, and the one before for a video's.
 
   Raises:
     ConversionError: no family of transformers computes this model.
@@ -227,7 +215,7 @@ def to_hf(
     model_type="llava",
     vision_config=towers.to_hf(model.vision),
     text_config=decoders.to_hf(model.decoder),
-    image_token_index=last if image_token is None else image_token,
+    image_token_index=last,
     image_seq_length=model.vision.tokens,
     projector_hidden_act="gelu",
     multimodal_projector_bias=True,
@@ -241,7 +229,7 @@ def to_hf(
   return out | dict(
     architectures=["LlavaOnevisionForConditionalGeneration"],
     model_type="llava_onevision",
-    video_token_index=last - 1 if video_token is None else video_token,
+    video_token_index=last - 1,
     image_grid_pinpoints=[list(p) for p in model.tiling.pinpoints],
     vision_aspect_ratio=f"anyres_max_{model.tiling.max_tiles}",
   )
@@ -281,17 +269,14 @@ def _filled(raw: Raw) -> dict[str, Any]:
 
 def _refuse_unknown_math(value: Raw, tower: config_lib.VisionConfig) -> None:
   kind = value["model_type"]
-  for key, known in dict(
+  known = dict(
     projector_hidden_act="gelu",
     multimodal_projector_bias=True,
     vision_feature_select_strategy=_strategy(tower),
     quantization_config=None,
-  ).items():
-    if (got := value.get(key)) != known:
-      raise errors.ConversionError(
-        f"config.json: {key} = {got!r} of this {kind} model is not computed"
-        f" here, {known!r} is; take a checkpoint with it"
-      )
+  )
+  values = {k: (value.get(k), [one]) for k, one in known.items()}
+  errors.refuse_unknown(f"{kind} model", values)
   layer = value["vision_feature_layer"]
   if (
     not isinstance(layer, int)
@@ -382,11 +367,12 @@ def _nested(raw: Raw) -> dict[str, Any]:
     ConversionError: its tower is not known, or it asks for something that we
       don't compute; names the key, its value and what to do.
   """
-  _refuse_unknown(raw, _KNOWN)
+  _refuse_flat(raw, _KNOWN)
   architecture = (raw.get("architectures") or [None])[0]
   decoder = _FLAT_DECODERS.get(architecture)
-  if architecture in _PLAIN:  # as it is renamed to be tuned
-    decoder = _DECODER_TYPES.get(raw.get("model_type"))
+  if architecture in _PLAIN:
+    kind = str(raw.get("model_type")).removeprefix("llava_")
+    decoder = dict(qwen="qwen2", qwen2="qwen2", llama="llama").get(kind)
   if not decoder:
     raise errors.ConversionError(
       f"config.json: architectures = [{architecture!r}] is no LLaVA that is"
@@ -419,7 +405,7 @@ def _nested(raw: Raw) -> dict[str, Any]:
       " 'anyres_max_9' and 'square' (LLaVA-1.5 in transformers: the middle of"
       " the picture) are; set it to one of these"
     )
-  _refuse_unknown(raw, _KNOWN_TILED)
+  _refuse_flat(raw, _KNOWN_TILED)
   return out | dict(
     model_type="llava_onevision",
     vision_aspect_ratio=scheme,
@@ -427,15 +413,9 @@ def _nested(raw: Raw) -> dict[str, Any]:
   )
 
 
-def _refuse_unknown(
-  raw: Raw, known: Mapping[str, tuple[Any, tuple[Any, ...]]]
-) -> None:
-  for key, (absent, values) in known.items():
-    if (got := raw.get(key, absent)) not in values:
-      raise errors.ConversionError(
-        f"config.json: {key} = {got!r} of this LLaVA is not computed here,"
-        f" {values[0]!r} is; take a checkpoint with it"
-      )
+def _refuse_flat(raw: Raw, known: _Known) -> None:
+  values = {k: (raw.get(k, absent), ok) for k, (absent, ok) in known.items()}
+  errors.refuse_unknown("LLaVA", values)
 
 
 def _named_tower(name: str) -> dict[str, Any]:

@@ -184,7 +184,7 @@ _FAMILIES = {
     (r"embeddings\.mask_token",),
   ),
 }
-# A whole model, and its vision half where that does not say its model_type.
+# A whole model, and its vision half where that has no model_type.
 _WHOLE = {
   "siglip": "siglip_vision_model",
   "siglip2": "siglip2_vision_model",
@@ -355,23 +355,17 @@ def model_type_of(c: config_lib.VisionConfig) -> str:
   )
 
 
-def to_hf(
-  c: config_lib.VisionConfig, model_type: str | None = None
-) -> dict[str, Any]:
+def to_hf(c: config_lib.VisionConfig) -> dict[str, Any]:
   """The config that transformers reads a tower of ours with.
 
   It has the layers that we run and no pooling head, so its features are those
   of its last layer.
 
-  Args:
-    c: the tower.
-    model_type: of what is written; None for one that can hold it.
-
   Raises:
-    ConversionError: this family does not compute such a tower.
+    ConversionError: no family computes such a tower.
   """
-  kind = _kind(model_type or model_type_of(c))
-  family = _family(c, kind)
+  kind = model_type_of(c)
+  family = _FAMILIES[kind]
   activations = {v: k for k, v in reversed(_ACTIVATIONS.items())}
   out = dict(
     architectures=[family.architecture],
@@ -438,20 +432,13 @@ def _family(c: config_lib.VisionConfig, model_type: str) -> _Family:
 
 
 def _refuse_unknown_math(value: Raw) -> None:
-  for key, known in _KNOWN.items():
-    if (got := value.get(key, known)) != known:
-      raise errors.ConversionError(
-        f"config.json: {key} = {got!r} of this vision tower is not computed"
-        f" here, {known!r} is; take a checkpoint without it"
-      )
+  values = {k: (value.get(k, known), [known]) for k, known in _KNOWN.items()}
+  errors.refuse_unknown("vision tower", values)
   width, heads = value["hidden_size"], value["num_attention_heads"]
   if width % heads or value.get("head_dim", width // heads) * heads != width:
     raise errors.ConversionError(
       f"config.json: hidden_size = {width} is not num_attention_heads ="
       f" {heads} times the size of a head"
     )
-  if (act := value["hidden_act"]) not in _ACTIVATIONS:
-    raise errors.ConversionError(
-      f"config.json: hidden_act = {act!r} of this vision tower is not computed"
-      f" here; {', '.join(_ACTIVATIONS)} are"
-    )
+  activation = dict(hidden_act=(value["hidden_act"], list(_ACTIVATIONS)))
+  errors.refuse_unknown("vision tower", activation)
