@@ -158,8 +158,8 @@ def _foreign(head: bytes, size: int, length: int) -> str:
   if size < 8 or length <= _LONGEST_HEADER and length > size - 8:
     want = f"{length + 8:,}" if size >= 8 else "at least 8"
     return (
-      f"the safetensors header is truncated: {want} bytes expected, {size:,} found;"
-      f" {_AGAIN}"
+      f"the safetensors header is truncated: {want} bytes expected, {size:,}"
+      f" found; {_AGAIN}"
     )
   if length > _LONGEST_HEADER:
     return (

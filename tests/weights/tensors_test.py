@@ -492,7 +492,7 @@ class TestFile:
       (b"\xff" * 5, "header is truncated: at least 8 bytes expected, 5 found"),
       (
         struct.pack("<Q", 90) + b'{"a',
-        "truncated: 98 bytes expected, 11 found",
+        ": 98 bytes expected, 11 found",
       ),
       (b"\xff" * 20, "a header of 18,446,744,073,709,551,615 bytes, the limit"),
       (struct.pack("<Q", 10**8 + 1) + b"{", "a header of 100,000,001 bytes"),
