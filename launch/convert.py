@@ -15,8 +15,8 @@ from absl import flags
 
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.evals import weights
-from gaze_jax.weights import importing
+from gaze_jax.api import directory
+from gaze_jax.weights import load
 
 # Only a model that is made of two needs a config.
 _CONFIG = any(a.startswith("--config") for a in sys.argv)
@@ -35,24 +35,25 @@ def main() -> None:
   path = lambda flag: flag.value and pathlib.Path(flag.value)
   source, to, out, reference = map(path, (_FROM, _TO, _EXPORT, _VERIFY))
   if _INSPECT.value:
-    print(importing.inspect(path(_INSPECT)))
-    return
+    return print(load.inspect(path(_INSPECT)))
   if not source or not (to or out or reference):
     raise errors.GazeError(
       "needs --inspect=DIR, or --from=DIR and --to, --export or --verify"
     )
-  dry, dtype = _DRY.value, _DTYPE.value
-  if _VISION.value:
-    model = cli.read_model() if _CONFIG else None
-    weights.join(source, path(_VISION), model, to, dtype=dtype, dry=dry)
-  elif to:
-    weights.take_in(source, to, dtype=dtype, dry=dry)
-  if out:
-    weights.give_out(source, out, dtype=dtype, dry=dry)
+  dry, tower = _DRY.value, path(_VISION)
+  directory.convert(
+    source,
+    tower=tower,
+    model=cli.read_model() if tower and _CONFIG else None,
+    to=to,
+    export=out,
+    dtype=_DTYPE.value,
+    dry=dry,
+  )
   for place in filter(None, (to, out)):
     print(f"{source} {'fits' if dry else 'is now in'} {place}")
   if reference:
-    print(weights.compare(to if to and not dry else source, reference))
+    print(directory.compare(to if to and not dry else source, reference))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "plugins", "errors", "schema", "fields"),
-  "fingerprint",
+  *("fingerprint", "json_file"),
 }
 # A room, and the other rooms that it may import. Nobody imports demo: it is
 # found by name (gaze_jax/plugins.py).
@@ -31,14 +31,17 @@ ARROWS = {
   "kernels": set(),
   "ops": {"kernels", "parallel", "layout"},
   "models": {"ops", "parallel", "layout"},
-  "weights": {"models", "layout"},
+  "weights": {"data", "models", "layout"},
   "data": {"layout"},
   "train": {"data", "weights", "models", "ops", "parallel", "layout"},
   "aot": {"train", "models", "ops", "parallel", "kernels", "layout"},
   "decode": {"models", "ops", "layout"},
   "view": {"decode"},
   "evals": {"decode", "train", "weights", "data", "models", "ops", "layout"},
-  "api": {"evals", "view", "decode", "weights", "data", "models", "layout"},
+  "api": {
+    *("evals", "view", "decode", "train", "weights", "data", "models"),
+    "layout",
+  },
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),

@@ -13,13 +13,13 @@ import jax
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import ask as ask_lib
+from gaze_jax.api import directory as directory_lib
 from gaze_jax.api import turns
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
-from gaze_jax.evals import weights
 from gaze_jax.models import decoder
 
 # Tokens between two looks for stop strings.
@@ -255,7 +255,7 @@ def load(
   """
   _keep_programs()
   path = pathlib.Path(directory)
-  config, params = weights.load(path)
+  config, params = directory_lib.load(path)
   if "decoder" not in params:
     raise errors.GazeError(
       f"{path}: no decoder here, so it can't answer; join it with one by"

@@ -20,6 +20,7 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import json_file
 from gaze_jax import schema
 from gaze_jax import types
 from gaze_jax.api import model as model_lib
@@ -28,7 +29,6 @@ from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import trace
 from gaze_jax.models import cached
-from gaze_jax.weights import json_file
 from gaze_jax.weights import store
 from gaze_jax.weights import tensors
 from gaze_jax.weights import writer
@@ -83,7 +83,7 @@ def load_context(
   folder = pathlib.Path(directory)
   if not (folder / _NAME).is_file():
     raise errors.GazeError(f"{folder}: no {_NAME} here; keep a context first")
-  about = json_file.read(folder / _NAME)
+  about = json_file.read(folder / _NAME, errors.GazeError)
   schema.read(about, folder / _NAME, "context")
   if absent := {"model", "views", "talk", *_COUNTS} - about.keys():
     raise errors.GazeError(
@@ -95,7 +95,7 @@ def load_context(
       f"{folder}: read by another model; its keys mean nothing to this one."
       " Load the model that kept it, or read the images again"
     )
-  arrays = store.load(store.leaves_of(tensors.Source(folder)), dtype=None)
+  arrays = store.load(store.leaves_of(tensors.Tensors(folder)), dtype=None)
   views = tuple(
     trace.View(
       images.decode(folder / _view(i), model.config.data.max_pixels),

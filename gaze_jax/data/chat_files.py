@@ -14,12 +14,12 @@ tokenizer alone.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import tokenizers
 
+from gaze_jax import json_file
 from gaze_jax.data import samples
 
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -115,24 +115,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, files: ChatFiles) -> None:
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
   """A JSON object; {} where there is no such file."""
-  if not file.is_file():
-    return {}
-  try:
-    value = json.loads(_text(file))
-  except (ValueError, RecursionError) as error:
-    raise samples.DataError(f"{file} is not JSON: {error}") from None
-  if not isinstance(value, dict):
-    raise samples.DataError(
-      f"{file}: an object is needed, got {type(value).__name__}"
-    )
-  return value
-
-
-def _text(file: pathlib.Path) -> str:
-  try:
-    return file.read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise samples.DataError(f"can't read {file}: {error}") from None
+  return json_file.read(file, samples.DataError) if file.is_file() else {}
 
 
 def _is_whole(config: dict[str, Any], settings: dict[str, Any]) -> bool:
@@ -157,9 +140,11 @@ def _template(
     ]
   single = folder / "chat_template.jinja"
   more = sorted((folder / "chat_templates").glob("*.jinja"))
-  named = {path.stem: _text(path) for path in more}
+  named = {
+    path.stem: json_file.read_text(path, samples.DataError) for path in more
+  }
   if single.is_file():
-    named["default"] = _text(single)
+    named["default"] = json_file.read_text(single, samples.DataError)
   places += [
     (single, named or None),
     (folder / "tokenizer_config.json", settings.get("chat_template")),

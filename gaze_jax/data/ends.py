@@ -1,10 +1,9 @@
 """Ids that end an answer, by the files beside a tokenizer.json."""
 
-import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
+from gaze_jax import json_file
 from gaze_jax.data import samples
 
 _FILES = ("generation_config.json", "config.json")
@@ -32,7 +31,7 @@ def beside(file: pathlib.Path) -> tuple[int, ...]:
 
 
 def _ids(path: pathlib.Path) -> Iterator[int]:
-  raw = _read(path)
+  raw = json_file.read(path, samples.DataError)
   texts = raw.get("text_config")  # of a whole model
   for table in (raw, texts if isinstance(texts, dict) else {}):
     value = table.get("eos_token_id")
@@ -46,13 +45,3 @@ def _ids(path: pathlib.Path) -> Iterator[int]:
         )
       if one >= 0:
         yield one
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    raw = json.loads(path.read_bytes())  # bytes: with or without a BOM
-  except (OSError, ValueError, RecursionError) as error:
-    raise samples.DataError(f"{path}: can't be read: {error}") from None
-  if not isinstance(raw, dict):
-    raise samples.DataError(f"{path}: not a JSON object")
-  return raw

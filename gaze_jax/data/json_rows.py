@@ -1,10 +1,10 @@
 """Rows of a file: a JSON list of them, or JSON Lines, one a line."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
+from gaze_jax import json_file
 from gaze_jax.data import samples
 
 # Under this key an object has the names that stand in it twice, with different
@@ -32,10 +32,6 @@ class Row:
   error: str = ""
 
 
-class _NotJsonError(Exception):
-  """Says why in a few words."""
-
-
 def read(path: str) -> list[Row]:
   """The rows of a file in UTF-8, with a byte-order mark or without.
 
@@ -47,40 +43,24 @@ def read(path: str) -> list[Row]:
     samples.DataError: it can't be read, or holds no rows.
   """
   try:
-    text = _text(pathlib.Path(path).read_bytes())
+    text = json_file.decode(pathlib.Path(path).read_bytes())
     rows = _rows(text, path.lower().endswith((".jsonl", ".ndjson")))
   except OSError as error:
     raise samples.DataError(f"can't read {path}: {error.strerror}") from None
-  except _NotJsonError as error:
+  except json_file.NotJsonError as error:
     raise samples.DataError(f"{path} is not JSON: {error}") from None
   if not rows:
     raise samples.DataError(f"{path}: the list of samples is empty")
   return rows
 
 
-def _text(data: bytes) -> str:
-  encoding = json.detect_encoding(data)
-  if not encoding.startswith("utf-8"):
-    raise _NotJsonError(
-      f"it is {encoding.upper()} text, which PowerShell's > writes; save it as"
-      " UTF-8"
-    )
-  try:
-    return data.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise _NotJsonError(
-      f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; save it as"
-      " UTF-8"
-    ) from None
-
-
 def _rows(text: str, lines: bool) -> list[Row]:
   try:
-    value = _parse(text)
-  except _NotJsonError as error:
+    value = json_file.parse(text, _object)
+  except json_file.NotJsonError as error:
     rows = _lines(text) if text.lstrip().startswith("{") else []
     if all(row.error for row in rows):
-      raise _NotJsonError(f"{error}; {_NEEDED}") from None
+      raise json_file.NotJsonError(f"{error}; {_NEEDED}") from None
     return rows
   if isinstance(value, list):
     return [Row(f"sample {i}", one) for i, one in enumerate(value)]
@@ -88,7 +68,7 @@ def _rows(text: str, lines: bool) -> list[Row]:
     return [Row("line 1", value)]
   keys = ", ".join(str(key) for key in value) if isinstance(value, dict) else ""
   kind = f"one object ({keys[:60]})" if keys else type(value).__name__
-  raise _NotJsonError(f"{_NEEDED}, and it is {kind}")
+  raise json_file.NotJsonError(f"{_NEEDED}, and it is {kind}")
 
 
 def _lines(text: str) -> list[Row]:
@@ -99,21 +79,10 @@ def _lines(text: str) -> list[Row]:
     if not line:
       continue
     try:
-      out.append(Row(f"line {number}", _parse(line)))
-    except _NotJsonError as error:
+      out.append(Row(f"line {number}", json_file.parse(line, _object)))
+    except json_file.NotJsonError as error:
       out.append(Row(f"line {number}", error=str(error)))
   return out
-
-
-def _parse(text: str) -> Any:
-  try:
-    return json.loads(text, object_pairs_hook=_object)
-  except json.JSONDecodeError as error:
-    raise _NotJsonError(str(error)) from None
-  except ValueError:  # Python's limit on the digits of a whole number
-    raise _NotJsonError("a number in it has thousands of digits") from None
-  except RecursionError:
-    raise _NotJsonError("it is nested too deep") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from gaze_jax import json_file
 from gaze_jax import plugins
 from gaze_jax.data import chat as chat_lib
 from gaze_jax.data import chat_files
@@ -221,12 +222,7 @@ def read(file: pathlib.Path) -> tokenizers.Tokenizer:
   """
   if not file.is_file():
     raise samples.DataError(_absent(file))
-  try:
-    text = file.read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise samples.DataError(
-      f"can't read the tokenizer {file}: {error}"
-    ) from None
+  text = json_file.read_text(file, samples.DataError)
   try:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # the package raises a bare Exception

@@ -26,7 +26,7 @@ def check(config: config_lib.Config) -> None:
   own = directory / store.SOURCE / "tokenizer.json"
   if "decoder" not in stored.parts:
     return
-  if not named and (own.is_file() or stored.origin.layout):
+  if not named and (own.is_file() or stored.naming):
     raise errors.GazeError(
       "config: data.tokenizer is empty, which is the tokenizer of EmojiScenes,"
       f" and the decoder in {directory} was trained with another: set"

@@ -2,47 +2,21 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from gaze_jax import config as config_lib
-from gaze_jax.weights import errors
 from gaze_jax.weights import hf
-from gaze_jax.weights import json_file
 from gaze_jax.weights import store
 from gaze_jax.weights import tables
-from gaze_jax.weights import tensors
 from gaze_jax.weights import writer as writer_lib
 from gaze_jax.weights.families import decoders
 from gaze_jax.weights.families import image_processors
 from gaze_jax.weights.families import llava
 from gaze_jax.weights.families import registry
 from gaze_jax.weights.families import towers
-
-
-def to_hf(
-  source: pathlib.Path, to: pathlib.Path | None, *, dtype: str | None = None
-) -> None:
-  """Writes a directory of ours as a checkpoint that transformers loads.
-
-  Args:
-    source: a directory of `convert.to_ours` or `convert.assemble`.
-    to: as in `write`.
-    dtype: likewise.
-
-  Raises:
-    ConversionError: as in `write`; or it is no such directory.
-  """
-  if not store.is_stored(source):
-    raise errors.ConversionError(
-      f"{source}: not a directory of ours nor a workdir of launch/train.py;"
-      " make one with --to, from a checkpoint of transformers"
-    )
-  write(store.open_stored(source), to, dtype=dtype)
 
 
 def write(
@@ -52,7 +26,7 @@ def write(
 
   What came from such a checkpoint goes back bitwise, under its own names.
   Context tokens, which transformers has no name for, go to a file of their own
-  beside the model, where `convert.to_ours` finds them again.
+  beside the model, where `hf.open_checkpoint` finds them again.
 
   Args:
     stored: the weights.
@@ -64,84 +38,68 @@ def write(
     ConversionError: no family of transformers computes this model; nothing is
       left at `to`.
   """
-  model, origin = stored.config.model, stored.origin
-  files = stored.directory / store.SOURCE
-  kept = (files / "config.json").exists()
-  raw = json_file.read(files / "config.json") if kept else _config(stored)
-  family = registry.find(raw)
-  layout = family.layouts[origin.layout or family.written]
-  described = _described(files, stored) if kept else family.model(raw, None)
-  by_path = {leaf.path: leaf for leaf in stored.leaves}
-  out = []
-  for entry in hf.bind(model, stored.parts, raw, layout):
-    leaf = by_path.pop(entry.path)
-    out += _torch_leaves(entry, leaf, dtype)
-    if entry.path == hf.EMBEDDING and origin.alias:
-      head = dataclasses.replace(entry, sources=(origin.alias,))
-      out += _torch_leaves(head, leaf, dtype)
-  new = list(by_path.values())
+  model, kept = stored.config.model, stored.files.get("config.json")
+  if kept:
+    raw, family, described = hf.read_configs(kept.parent)
+    # A newline that a run without tiles has dropped would be missing there.
+    for part in (*stored.parts, "tiling"):
+      hf.refuse_other(kept.parent, described, model, part)
+  else:
+    raw = _config(stored)
+    family = registry.find(raw)
+    described = family.model(raw, None)
+  naming = family.namings[stored.naming or family.written]
+  out, new = _tensors(stored, raw, naming)
   if to is None:
     return
+  out += stored.unused if kept else ()
+  if dtype:
+    out = [dataclasses.replace(leaf, dtype=np.dtype(dtype)) for leaf in out]
+  out += () if kept else _filler(stored, raw, naming)
+  # The pictures of a joined model are its own, not those of its tower.
+  names = hf.FILES if kept else hf.TEXTS
+  changed = {k: dtype for k in ("dtype", "torch_dtype") if dtype and k in raw}
+  if model.gaze != described.gaze:
+    changed[hf.GAZE_KEY] = hf.gaze_to_json(model.gaze)
   with writer_lib.destination(to) as directory:
-    rest = _unused(stored, dtype) if kept else _filler(stored, raw, layout)
-    store.write_leaves(directory, out + rest)
-    # The pictures of a joined model are its own, not those of its tower.
-    hf.keep_files(files, directory, hf.FILES if kept else hf.TEXTS)
-    changed = {k: dtype for k in ("dtype", "torch_dtype") if dtype and k in raw}
+    store.write_leaves(directory, out)
+    files = {k: v for k, v in stored.files.items() if k in names}
+    store.write_files(directory, files)
     if new:
       store.write_leaves(directory / hf.GAZE_FILE, new)
-    if model.gaze != described.gaze:
-      changed[hf.GAZE_KEY] = hf.gaze_to_json(model.gaze)
     if changed or not kept:
-      _write_json(directory / "config.json", raw | changed)
+      store.write_json(directory / "config.json", raw | changed)
     if "vision" in stored.parts and not image_processors.find(directory):
       pictures = directory / image_processors.ALONE
-      _write_json(pictures, llava.preprocessor_to_hf(model))
+      store.write_json(pictures, llava.preprocessor_to_hf(model))
 
 
-def _described(
-  files: pathlib.Path, stored: store.Stored
-) -> config_lib.ModelConfig:
-  """The model of the kept config.json, which must still be this one.
-
-  Raises:
-    ConversionError: naming each field that differs.
-  """
-  _, _, found = hf.read_configs(files)
-  # A newline that a run without tiles has dropped would be missing there.
-  for part in (*stored.parts, "tiling"):
-    hf.refuse_other(files, found, stored.config.model, part)
-  return found
+def _tensors(
+  stored: store.Stored, raw: Mapping[str, Any], naming: tables.Naming
+) -> tuple[list[store.Leaf], list[store.Leaf]]:
+  """Tensors of transformers, unread, and leaves that it has no name for."""
+  out, new = [], {leaf.path: leaf for leaf in stored.leaves}
+  for entry in hf.bind(stored.config.model, stored.parts, raw, naming):
+    leaf = new.pop(entry.path)
+    out += _tensors_of(entry, leaf)
+    if entry.path == hf.EMBEDDING and (alias := stored.alias):
+      out += _tensors_of(dataclasses.replace(entry, tensors=(alias,)), leaf)
+  return out, list(new.values())
 
 
-def _torch_leaves(
-  entry: tables.Entry, leaf: store.Leaf, dtype: str | None
-) -> Iterator[store.Leaf]:
-  """The tensors that one leaf goes out as, unread."""
+def _tensors_of(entry: tables.Entry, leaf: store.Leaf) -> Iterator[store.Leaf]:
+  """The tensors that one leaf becomes, unread."""
   back = entry.back()
 
   def tensor(i: int, index: tables.Index) -> np.ndarray:
     if not entry.stacked:
-      return back.read(index, lambda _, part: leaf.part(part))
+      return back.read(index, lambda _, part: leaf.read(part))
     layer = slice(i, i + 1)
-    return back.read(index, lambda _, part: leaf.part((layer, *part))[0])
+    return back.read(index, lambda _, part: leaf.read((layer, *part))[0])
 
-  for i, name in enumerate(entry.sources):
-    yield store.Leaf(
-      (name,),
-      back.shape,
-      np.dtype(dtype) if dtype else leaf.dtype,
-      functools.partial(tensor, i),
-    )
-
-
-def _unused(stored: store.Stored, dtype: str | None) -> list[store.Leaf]:
-  """What the source had and nothing here computes with."""
-  path = stored.directory / store.UNUSED
-  kept = store.leaves_of(tensors.Source(path)) if path.exists() else []
-  if not dtype:
-    return kept
-  return [dataclasses.replace(leaf, dtype=np.dtype(dtype)) for leaf in kept]
+  for i, name in enumerate(entry.tensors):
+    read = functools.partial(tensor, i)
+    yield store.Leaf((name,), back.shape, leaf.dtype, read)
 
 
 def _config(stored: store.Stored) -> dict[str, Any]:
@@ -151,11 +109,11 @@ def _config(stored: store.Stored) -> dict[str, Any]:
     return llava.to_hf(model)
   if "decoder" in stored.parts:
     return decoders.to_hf(model.decoder)
-  return towers.to_hf(model.vision, llava.vision_kind(model.vision))
+  return towers.to_hf(model.vision)
 
 
 def _filler(
-  stored: store.Stored, raw: Mapping[str, Any], layout: Mapping[str, str]
+  stored: store.Stored, raw: Mapping[str, Any], naming: tables.Naming
 ) -> list[store.Leaf]:
   """Weights that transformers wants and nothing depends on."""
   if "vision" not in stored.parts:
@@ -163,9 +121,5 @@ def _filler(
   tower = stored.config.model.vision
   found = towers.filler(tower, registry.vision_type(raw))
   return store.from_params(
-    {tables.in_layout(name, layout): value for name, value in found.items()}
+    {tables.in_naming(name, naming): value for name, value in found.items()}
   )
-
-
-def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

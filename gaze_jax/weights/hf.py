@@ -1,14 +1,14 @@
-"""A checkpoint of transformers: what is in it, and which leaf is made of what.
+"""A checkpoint of transformers, opened as weights of ours.
 
-`open_checkpoint` reads config.json, holds every tensor's name and shape to the
-tables, and reads no tensor. Whatever does not fit ends in one error that lists
-all of it, against the layout of names that came nearest.
+config.json is read, and every tensor's name and shape held to the tables; no
+tensor is read until a leaf is. Whatever does not fit ends in one error that
+lists all of it, against the naming of tensors that came nearest.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,12 +18,12 @@ from absl import logging
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
 from gaze_jax import fields
+from gaze_jax import json_file
 from gaze_jax import schema as schema_lib
 from gaze_jax.layout import tiles
+from gaze_jax.weights import diagnosis
 from gaze_jax.weights import errors
-from gaze_jax.weights import json_file
-from gaze_jax.weights import mismatch
-from gaze_jax.weights import partial
+from gaze_jax.weights import store
 from gaze_jax.weights import tables
 from gaze_jax.weights import tensors
 from gaze_jax.weights.families import image_processors
@@ -55,6 +55,8 @@ TEXTS = (
   "chat_templates",
 )
 FILES = ("config.json", *PICTURES, *TEXTS)
+# Leaves that no checkpoint of transformers has, by part.
+_NEW = dict(decoder=(), vision=(), projector=("context",))
 # What may differ in two configs of one architecture.
 _FREE = {
   *("weights", "frozen", "scan", "remat", "dtype"),
@@ -65,111 +67,187 @@ _ROWS = 4096  # rows of the head that are compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """An opened checkpoint that fits the tables.
+class _Fit:
+  """What one naming makes of the tensors of a checkpoint.
 
   Attributes:
-    directory: where it is.
-    raw: its config.json.
-    model: its architecture, and how we run it.
-    parts: the keys of our parameters that it fills.
-    layout: name of the layout of its names.
+    naming: its name.
     entries: every leaf, with the tensors that it is made of.
-    unused: tensors that nothing here computes with, kept for the way back.
+    problems: what is missing, unexpected or misshapen.
+    unused: tensors that nothing here computes with.
     alias: name of a head that repeats the tied embedding; "" for none.
-    source: its tensors.
   """
 
-  directory: pathlib.Path
-  raw: Mapping[str, Any]
-  model: config_lib.ModelConfig
-  parts: tuple[str, ...]
-  layout: str
-  entries: tuple[tables.Entry, ...]
-  unused: tuple[str, ...]
-  alias: str
-  source: tensors.Source
-
-
-@dataclasses.dataclass(frozen=True)
-class _Match:
-  """What one layout makes of the names in a file."""
-
-  layout: str
+  naming: str
   entries: list[tables.Entry]
   problems: list[str]
-  unused: list[str]
+  unused: set[str]
   alias: str
 
 
 def open_checkpoint(
   directory: pathlib.Path,
+  *,
+  dtype: str | None = None,
   adapt: Callable[
     [config_lib.ModelConfig], config_lib.ModelConfig
   ] = lambda m: m,
-) -> Checkpoint:
+) -> store.Stored:
   """Opens a checkpoint directory of transformers.
 
   Args:
     directory: where it is.
+    dtype: "float32", "bfloat16" or "float16"; as in the checkpoint by default.
     adapt: changes how it is run (another hidden state, another picture size)
       before its tensors are held to the tables.
 
   Raises:
-    ConversionError: there is none, it is broken, its family is not known, or
-      its tensors do not fit: one message with all that is missing, unexpected
-      or misshapen.
+    ConversionError: there is none, it is broken, its family is not known, its
+      tensors do not fit (one message with all that is missing, unexpected or
+      misshapen), or those of one leaf have several dtypes and none was asked
+      for.
   """
-  source = tensors.Source(directory)
-  partial.refuse_names(directory, list(source.tensors))
+  source = tensors.Tensors(directory)
+  diagnosis.refuse_partial(directory, list(source.listed))
   raw, family, model = read_configs(directory)
   model = adapt(model)
-  matches = [
-    _match(name, family, model, raw, source.tensors) for name in family.layouts
-  ]
-  best = min(matches, key=lambda m: len(m.problems))
+  fits = [_fit(n, raw, family, model, source) for n in family.namings]
+  best = min(fits, key=lambda fit: len(fit.problems))
   if best.problems:
     raise errors.ConversionError(
-      mismatch.explain(
+      diagnosis.explain(
         directory,
         raw,
         model,
-        best.layout,
+        best.naming,
         best.entries,
         best.problems,
-        source.tensors.keys(),
+        source.listed.keys(),
       )
     )
-  checkpoint = Checkpoint(
-    directory=directory,
-    raw=raw,
-    model=model,
-    parts=family.parts,
-    layout=best.layout,
-    entries=tuple(best.entries),
-    unused=tuple(best.unused),
+  _check_alias(directory, best, source)
+  _warn_of_others(directory, model)
+  leaves = [_leaf(directory, e, source, dtype) for e in best.entries]
+  if "projector" in family.parts:
+    leaves += _context(directory, model)
+  return store.Stored(
+    config_for(model),
+    leaves,
+    naming=best.naming,
     alias=best.alias,
-    source=source,
+    unused=[x for x in store.leaves_of(source) if x.name in best.unused],
+    files=files_of(directory, FILES),
   )
-  _check_alias(checkpoint)
-  _say_beside(checkpoint)
-  return checkpoint
 
 
-def _say_beside(c: Checkpoint) -> None:
-  """Names what lies beside the weights and changes nothing here."""
-  if c.model.tiling.kind == "anyres":  # which is asked about videos
-    for line in image_processors.other_for_videos(c.directory, c.model.vision):
+def _fit(
+  name: str,
+  raw: Mapping[str, Any],
+  family: registry.Family,
+  model: config_lib.ModelConfig,
+  source: tensors.Tensors,
+) -> _Fit:
+  naming, found = family.namings[name], source.listed
+  entries = bind(model, family.parts, raw, naming)
+  wanted = tables.wanted(entries)
+  unused = _pattern(family.unused(model, raw), naming)
+  dropped = _pattern(family.dropped, naming)
+  head = tables.in_naming(_HEAD, naming) if "head" in naming else ""
+  alias = head if head in found and head not in wanted else ""
+  problems = tables.differences(
+    wanted,
+    {key: tensor.shape for key, tensor in found.items()},
+    lambda key: key == alias or dropped.fullmatch(key) or unused.fullmatch(key),
+  )
+  rest = {key for key in found.keys() - wanted.keys() if unused.fullmatch(key)}
+  return _Fit(name, entries, problems, rest, alias)
+
+
+def _pattern(patterns: registry.Patterns, naming: tables.Naming) -> re.Pattern:
+  """One regex of the names in a file; it matches nothing if there are none."""
+  each = []
+  for token, names in patterns.items():
+    under = naming[token] if token else ""
+    prefix = re.escape(f"{under}." if under else "")
+    each += [f"{prefix}(?:{name})" for name in names]
+  return re.compile("|".join(each) or r"(?!)")
+
+
+def _leaf(
+  directory: pathlib.Path,
+  entry: tables.Entry,
+  source: tensors.Tensors,
+  dtype: str | None,
+) -> store.Leaf:
+  found = {source.listed[name].dtype for name in entry.tensors}
+  if len(found) > 1 and not dtype:
+    names = ", ".join(sorted(d.name for d in found))
+    raise errors.ConversionError(
+      f"{directory}: the layers of {'/'.join(entry.path)} are {names};"
+      " choose one with --dtype"
+    )
+  kind = np.dtype(dtype) if dtype else found.pop()
+  read = functools.partial(entry.read, read=source.read)
+  return store.Leaf(entry.path, entry.shape, kind, read)
+
+
+def _context(
+  directory: pathlib.Path, model: config_lib.ModelConfig
+) -> list[store.Leaf]:
+  """Context tokens, which `exporting.write` put beside; there may be none."""
+  beside, count = directory / GAZE_FILE, model.gaze.context_tokens
+  if not beside.exists() and not count:
+    return []
+  if not beside.exists():
+    raise errors.ConversionError(
+      f"{beside}: no such file, and config.json has {GAZE_KEY} ="
+      f" {{context_tokens: {count}, ...}}; copy it from where the checkpoint"
+      " was written"
+    )
+  found = store.leaves_of(tensors.Tensors(beside))
+  want = {"projector/context": (count, model.decoder.width)} if count else {}
+  got = {leaf.name: leaf.shape for leaf in found}
+  if problems := tables.differences(want, got):
+    raise errors.ConversionError(
+      f"{beside}: not the context tokens of this model: {'; '.join(problems)}"
+    )
+  return found
+
+
+def _check_alias(
+  directory: pathlib.Path, fit: _Fit, source: tensors.Tensors
+) -> None:
+  """A head beside a tied embedding must repeat it, or one of them is lost."""
+  if not fit.alias:
+    return
+  (name,) = next(e.tensors for e in fit.entries if e.path == EMBEDDING)
+  rows, width = source.listed[name].shape
+  same = source.listed[fit.alias].shape == (rows, width)
+  for start in range(0, rows if same else 0, _ROWS):
+    part = (slice(start, min(start + _ROWS, rows)), slice(0, width))
+    both = [source.read(n, part) for n in (name, fit.alias)]
+    same = same and np.array_equal(*both, equal_nan=True)
+  if not same:
+    raise errors.ConversionError(
+      f"{directory}: tie_word_embeddings is true, and {fit.alias} differs from"
+      f" {name}; set tie_word_embeddings to false if it is a head of its own"
+    )
+
+
+def _warn_of_others(
+  directory: pathlib.Path, model: config_lib.ModelConfig
+) -> None:
+  """Warns of files beside the weights that change nothing here."""
+  if model.tiling.kind == "anyres":  # which is asked about videos
+    for line in image_processors.other_for_videos(directory, model.vision):
       logging.warning(
-        "%s: %s; frames are shown to the model as pictures are",
-        c.directory,
-        line,
+        "%s: %s; frames are shown to the model as pictures are", directory, line
       )
-  if beside := partial.adapters(p.name for p in c.directory.iterdir()):
+  if beside := diagnosis.adapters(p.name for p in directory.iterdir()):
     logging.warning(
-      "%s: the adapter %s lies beside the weights and is not applied; merge it"
+      "%s: the adapter %s is beside the weights and is not applied; merge it"
       " into them if it belongs to the model",
-      c.directory,
+      directory,
       beside[0],
     )
 
@@ -182,7 +260,7 @@ def read_configs(
   Raises:
     ConversionError: it is missing, or asks for what is not computed here.
   """
-  raw = json_file.read(directory / "config.json")
+  raw = json_file.read(directory / "config.json", errors.ConversionError)
   family = registry.find(raw)
   found = image_processors.find(directory) if "vision" in family.parts else None
   file, preprocessor = found or ("", None)
@@ -211,11 +289,11 @@ def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:
   return schema_lib.mark("gaze") | config_lib.to_dict(gaze)
 
 
-def _gaze(where: pathlib.Path, said: Any) -> config_lib.GazeConfig:
-  if isinstance(said, Mapping):
-    schema_lib.read(said, f"{where}: {GAZE_KEY}", "gaze")
-    said = {k: v for k, v in said.items() if k != schema_lib.KEY}
-  return fields.read(config_lib.GazeConfig, said, GAZE_KEY)
+def _gaze(where: pathlib.Path, value: Any) -> config_lib.GazeConfig:
+  if isinstance(value, Mapping):
+    schema_lib.read(value, f"{where}: {GAZE_KEY}", "gaze")
+    value = {k: v for k, v in value.items() if k != schema_lib.KEY}
+  return fields.read(config_lib.GazeConfig, value, GAZE_KEY)
 
 
 def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
@@ -251,95 +329,25 @@ def refuse_other(
     )
 
 
-def keep_files(
-  source: pathlib.Path, to: pathlib.Path, names: Iterable[str]
-) -> None:
-  """Copies the files and folders that are there, as they are."""
-  for name in names:
-    if (source / name).is_file():
-      to.mkdir(exist_ok=True)
-      shutil.copyfile(source / name, to / name)
-    elif (source / name).is_dir():
-      shutil.copytree(source / name, to / name, dirs_exist_ok=True)
+def files_of(
+  directory: pathlib.Path, names: Iterable[str]
+) -> dict[str, pathlib.Path]:
+  """Those of these files and folders that a directory has, by name."""
+  paths = {name: directory / name for name in names}
+  return {name: path for name, path in paths.items() if path.exists()}
 
 
 def bind(
   model: config_lib.ModelConfig,
   parts: Iterable[str],
   raw: Mapping[str, Any],
-  layout: Mapping[str, str],
+  naming: tables.Naming,
 ) -> list[tables.Entry]:
   """Every leaf that a checkpoint of this model, with these names, fills."""
   shapes = registry.shapes(model)
   entries = []
   for part in parts:
     table = registry.rules(model, part, raw)
-    leaves = {k: v for k, v in shapes[part].items() if k not in NEW[part]}
-    entries += tables.bind(table, part, leaves, layout)
+    leaves = {k: v for k, v in shapes[part].items() if k not in _NEW[part]}
+    entries += tables.bind(table, part, leaves, naming)
   return entries
-
-
-# Leaves that no checkpoint of transformers has, by part.
-NEW: Mapping[str, frozenset[str]] = {
-  "decoder": frozenset(),
-  "vision": frozenset(),
-  "projector": frozenset({"context"}),
-}
-
-
-def _match(
-  name: str,
-  family: registry.Family,
-  model: config_lib.ModelConfig,
-  raw: Mapping[str, Any],
-  found: Mapping[str, tensors.Tensor],
-) -> _Match:
-  layout = family.layouts[name]
-  entries = bind(model, family.parts, raw, layout)
-  want = tables.wanted(entries)
-  unused = _pattern(family.unused(model, raw), layout)
-  dropped = _pattern(family.dropped, layout)
-  head = tables.in_layout(_HEAD, layout) if "head" in layout else ""
-  alias = head if head in found and head not in want else ""
-  rest = lambda key: (
-    key == alias or dropped.fullmatch(key) or unused.fullmatch(key)
-  )
-  shapes = {key: tensor.shape for key, tensor in found.items()}
-  return _Match(
-    name,
-    entries,
-    tables.differences(want, shapes, rest),
-    [k for k in found if k not in want and unused.fullmatch(k)],
-    alias,
-  )
-
-
-def _pattern(
-  patterns: registry.Patterns, layout: Mapping[str, str]
-) -> re.Pattern:
-  """One regex of the names in a file; it matches nothing if there are none."""
-  each = []
-  for token, names in patterns.items():
-    under = layout[token] if token else ""
-    prefix = re.escape(f"{under}." if under else "")
-    each += [f"{prefix}(?:{name})" for name in names]
-  return re.compile("|".join(each) or r"(?!)")
-
-
-def _check_alias(c: Checkpoint) -> None:
-  """A head beside a tied embedding must repeat it, or one of them is lost."""
-  if not c.alias:
-    return
-  embedding = next(e for e in c.entries if e.path == EMBEDDING)
-  name = embedding.sources[0]
-  rows, width = c.source.tensors[name].shape
-  same = c.source.tensors[c.alias].shape == (rows, width)
-  for start in range(0, rows if same else 0, _ROWS):
-    part = (slice(start, min(start + _ROWS, rows)), slice(0, width))
-    both = [c.source.read(n, part) for n in (name, c.alias)]
-    same = same and np.array_equal(*both, equal_nan=True)
-  if not same:
-    raise errors.ConversionError(
-      f"{c.directory}: tie_word_embeddings is true, and {c.alias} differs from"
-      f" {name}; set tie_word_embeddings to false if it is a head of its own"
-    )

@@ -5,8 +5,9 @@
   unused.safetensors   tensors of the source that nothing here computes with
   hf/                  config.json, tokenizer and the rest of the source, as is
 
-It is read by launch/train.py (train.init_from) and launch/generate.py, and
-written back to transformers' format by `launch/convert.py --export`. Every
+`Stored` is what such a directory holds, unread; a checkpoint of transformers
+and a run are opened as the same (weights/importing.py, train/runs.py), so that
+one `save` writes, one `load` reads and one exporter exports them all. Every
 device reads its own part of a leaf and no more.
 """
 
@@ -15,7 +16,8 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,9 +25,10 @@ import numpy as np
 import tqdm
 
 from gaze_jax import config as config_lib
+from gaze_jax import json_file
 from gaze_jax import schema as schema_lib
 from gaze_jax.weights import errors
-from gaze_jax.weights import json_file
+from gaze_jax.weights import formats
 from gaze_jax.weights import tables
 from gaze_jax.weights import tensors
 from gaze_jax.weights import writer as writer_lib
@@ -35,38 +38,22 @@ NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
 _SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
 
-# A part of a leaf; the index has a slice for each axis.
-Part = Callable[[tables.Index], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """What is kept of a checkpoint of transformers for the way back.
-
-  Attributes:
-    layout: name of the layout of its names; "" if there was none.
-    alias: name of a head that repeats the tied embedding; "" for none.
-  """
-
-  layout: str = ""
-  alias: str = ""
-
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One parameter, and how to get parts of it.
+  """An array of the parameters, unread.
 
   Attributes:
     path: where it belongs.
-    shape: its shape.
-    dtype: its dtype on disk.
-    part: gives a part of it, in any float dtype.
+    shape: of the array.
+    dtype: of the array on disk.
+    read: gives a part, in any float dtype; its index has a slice for each axis.
   """
 
   path: tables.Path
   shape: tables.Shape
   dtype: np.dtype
-  part: Part
+  read: Callable[[tables.Index], np.ndarray]
 
   @property
   def name(self) -> str:
@@ -84,7 +71,7 @@ class Leaf:
       ConversionError: a finite value does not fit the dtype.
     """
     for index in _blocks(self.shape):
-      block = self.part(index)
+      block = self.read(index)
       with np.errstate(over="ignore"):  # refused in the next lines
         narrow = block.astype(self.dtype, copy=False)
       if self.dtype.itemsize < block.dtype.itemsize and not np.array_equal(
@@ -99,19 +86,27 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Weights in our format, unread: a directory, or what would be one.
+  """Weights, unread, and all that belongs to them.
 
   Attributes:
-    directory: where the files are that came with them, for the way back.
-    config: the config that goes with the weights.
-    leaves: every leaf that is here.
-    origin: where they came from.
+    config: the config that goes with them.
+    leaves: every leaf of each part that is here.
+    naming: of the tensors of the checkpoint of transformers that they came
+      from, by its name; "" for none.
+    alias: name of a head there that repeats the tied embedding; "" for none.
+    unused: tensors of the source that nothing here computes with.
+    files: what the source has beside its tensors, by name: a file or a folder
+      to copy, or the text to write.
   """
 
-  directory: pathlib.Path
   config: config_lib.Config
-  leaves: tuple[Leaf, ...]
-  origin: Origin
+  leaves: Sequence[Leaf]
+  naming: str = ""
+  alias: str = ""
+  unused: Sequence[Leaf] = ()
+  files: Mapping[str, pathlib.Path | str] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def parts(self) -> tuple[str, ...]:
@@ -119,8 +114,8 @@ class Stored:
     return tuple(sorted({leaf.path[0] for leaf in self.leaves}))
 
 
-def leaves_of(source: tensors.Source) -> list[Leaf]:
-  """The tensors of a file or directory as leaves, unread."""
+def leaves_of(source: tensors.Tensors) -> list[Leaf]:
+  """Tensors as leaves, unread; their names are paths joined by "/"."""
   return [
     Leaf(
       tuple(t.name.split("/")),
@@ -128,7 +123,7 @@ def leaves_of(source: tensors.Source) -> list[Leaf]:
       t.dtype,
       functools.partial(source.read, t.name),
     )
-    for t in source.tensors.values()
+    for t in source.listed.values()
   ]
 
 
@@ -138,14 +133,14 @@ def is_stored(directory: pathlib.Path) -> bool:
 
 
 def open_stored(directory: pathlib.Path) -> Stored:
-  """Opens a directory that `write` has written; reads no tensor.
+  """Opens a directory that `save` has written; reads no tensor.
 
   Raises:
     ConversionError: it is none, or its leaves are not those of its config;
       the message lists every difference.
     SchemaError: it is of a schema that is not known.
   """
-  manifest = json_file.read(directory / NAME)
+  manifest = json_file.read(directory / NAME, errors.ConversionError)
   schema = schema_lib.read(manifest, directory / NAME, "model")
   if absent := {"config", "parts", "origin"} - manifest.keys():
     raise errors.ConversionError(
@@ -154,7 +149,7 @@ def open_stored(directory: pathlib.Path) -> Stored:
     )
   config = config_lib.of_saved(manifest["config"])
   parts = manifest["parts"]
-  leaves = leaves_of(tensors.Source(directory))
+  leaves = leaves_of(tensors.Tensors(directory))
   if schema < 2:
     leaves = [leaf for leaf in leaves if leaf.bytes]
   want = {
@@ -164,46 +159,70 @@ def open_stored(directory: pathlib.Path) -> Stored:
     for path, leaf in tables.flatten(tree)
   }
   got = {leaf.name: leaf.shape for leaf in leaves}
-  problems = tables.differences(want, got)
-  if problems:
+  if problems := tables.differences(want, got):
     raise errors.ConversionError(
       f"{directory}: the weights do not fit {NAME}:\n  " + "\n  ".join(problems)
     )
-  origin = Origin(**manifest["origin"])
-  return Stored(directory, config, tuple(leaves), origin)
+  origin = manifest["origin"]
+  unused, files = directory / UNUSED, directory / SOURCE
+  return Stored(
+    config,
+    leaves,
+    naming=origin.get("layout", ""),
+    alias=origin.get("alias", ""),
+    unused=leaves_of(tensors.Tensors(unused)) if unused.exists() else (),
+    files={p.name: p for p in files.iterdir()} if files.is_dir() else {},
+  )
 
 
-def write(
-  directory: pathlib.Path,
-  config: config_lib.Config,
-  leaves: Iterable[Leaf],
-  origin: Origin = Origin(),
-) -> None:
-  """Writes leaves one piece at a time into an empty directory.
+def save(stored: Stored, to: pathlib.Path) -> None:
+  """Writes weights in our format, one piece of one leaf at a time.
 
   Args:
-    directory: empty; give it its name when all is written
-      (`writer.destination`).
-    config: the config that goes with them.
-    leaves: every leaf of each part that has one.
-    origin: where they came from.
+    stored: the weights.
+    to: a directory that does not exist yet, or is empty.
+
+  Raises:
+    ConversionError: a value does not fit its dtype, or `to` can't be made;
+      nothing is left there.
   """
-  leaves = list(leaves)
-  write_leaves(directory, leaves)
-  manifest = schema_lib.mark("model") | dict(
-    config=config_lib.to_dict(config),
-    parts=sorted({leaf.path[0] for leaf in leaves}),
-    origin=dataclasses.asdict(origin),
-  )
-  text = json.dumps(manifest, indent=2)
-  (directory / NAME).write_text(text + "\n", encoding="utf-8")
+  with writer_lib.destination(to) as directory:
+    write_leaves(directory, stored.leaves)
+    manifest = schema_lib.mark("model") | dict(
+      config=config_lib.to_dict(stored.config),
+      parts=stored.parts,
+      origin=dict(layout=stored.naming, alias=stored.alias),
+    )
+    write_json(directory / NAME, manifest)
+    if stored.unused:
+      write_leaves(directory / UNUSED, stored.unused)
+    if stored.files:
+      (directory / SOURCE).mkdir()
+      write_files(directory / SOURCE, stored.files)
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_files(
+  directory: pathlib.Path, files: Mapping[str, pathlib.Path | str]
+) -> None:
+  """Writes files as `Stored` has them."""
+  for name, content in files.items():
+    if isinstance(content, str):
+      (directory / name).write_text(content, encoding="utf-8")
+    elif content.is_dir():
+      shutil.copytree(content, directory / name)
+    else:
+      shutil.copyfile(content, directory / name)
 
 
 def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
   """Writes tensors into a directory, or into one safetensors file."""
   leaves = list(leaves)
   specs = {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves}
-  total = sum(int(np.prod(n)) * kind.itemsize for n, kind in specs.values())
+  total = sum(leaf.bytes for leaf in leaves)
   bar = tqdm.tqdm(
     total=total,
     desc="writing",
@@ -228,7 +247,7 @@ def load(
   """Arrays on devices; each device's part is read by itself.
 
   Args:
-    leaves: of `Stored.leaves` or `convert.leaves`.
+    leaves: as `Stored` has them.
     dtype: of the arrays; None for that of each leaf.
     sharding: path -> sharding; all on the first device by default.
 
@@ -242,7 +261,7 @@ def load(
       leaf.path: jax.make_array_from_callback(
         leaf.shape,
         place(leaf.path),
-        lambda index, leaf=leaf: leaf.part(index).astype(
+        lambda index, leaf=leaf: leaf.read(index).astype(
           dtype or leaf.dtype, copy=False
         ),
       )
@@ -260,7 +279,7 @@ def from_params(params: Mapping[str, Any]) -> list[Leaf]:
 
 
 def _blocks(shape: tables.Shape) -> Iterator[tables.Index]:
-  """Indices of pieces that lie one after the other in row-major order.
+  """Indices of pieces that follow each other in row-major order.
 
   A piece is at most `_BLOCK` elements, or one row of the first two axes.
   """
@@ -268,15 +287,10 @@ def _blocks(shape: tables.Shape) -> Iterator[tables.Index]:
     yield ()
     return
   full = tuple(slice(0, n) for n in shape)
-  if (size := int(np.prod(shape))) <= _BLOCK:
-    yield full
-    return
-  row = size // shape[0]
-  if row > _BLOCK and len(shape) > 1:
+  if math.prod(shape[1:]) > _BLOCK and len(shape) > 1:
     for i in range(shape[0]):
       for index in _blocks(shape[1:]):
         yield (slice(i, i + 1), *index)
     return
-  step = max(_BLOCK // row, 1)
-  for start in range(0, shape[0], step):
-    yield (slice(start, min(start + step, shape[0])), *full[1:])
+  for rows in formats.row_blocks(shape, _BLOCK):
+    yield (rows, *full[1:])

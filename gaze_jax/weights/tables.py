@@ -1,16 +1,18 @@
-"""How parameters of ours and tensors of a PyTorch checkpoint correspond.
+"""How our leaves and the tensors of a checkpoint of transformers correspond.
 
-A table is a list of `Rule`s, which read like this:
+A leaf is an array of our parameters, known by its path; a tensor is one of a
+file, known by its name. A table is a list of `Rule`s, which read like this:
 
   Rule("layers/query/weight", "text.layers.{i}.self_attn.q_proj.weight",
        "(h d) e -> e h d")
 
-The left name is a leaf of ours; "{i}" says that it is a stack over layers.
-The first word of the right one is a token that a layout replaces: the same
-tensor is `model.layers.0...` in one file and `language_model.model.layers.0...`
-in another. The pattern is einops', from torch to ours. It is run backwards for
-the way out, and its axes say which part of a tensor a part of ours needs, so
-that a device can read its shard and no more.
+The first is the leaf, the second its tensor; "{i}" makes the leaf a stack of
+one tensor a layer. The tensor's first word is a token that a naming replaces by
+a prefix: the same tensor is `model.layers.0...` in one file and
+`language_model.model.layers.0...` in another. The pattern is einops', from the
+tensor to the leaf. It is run backwards for the way out, and its axes give the
+part of a tensor that a part of a leaf needs, so that a device reads its shard
+and no more.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from gaze_jax.weights import errors
 Path = tuple[str, ...]
 Index = tuple[slice, ...]
 Shape = tuple[int, ...]
+Naming = Mapping[str, str]  # token of a table -> prefix in the file
 # (name, index) -> that part of a tensor.
 Read = Callable[[str, Index], np.ndarray]
 
@@ -37,14 +40,14 @@ class Rule:
   """One line of a table.
 
   Attributes:
-    ours: path of the leaf below its part, joined by "/".
-    torch: name in the file, with a layout's token and perhaps "{i}".
-    pattern: einops pattern of one layer from torch to ours; "" copies.
-    sizes: sizes of axes that our shape does not tell, by name.
+    leaf: its path below its part of the model, joined by "/".
+    tensor: its name, with a naming's token and perhaps "{i}".
+    pattern: einops pattern from a tensor to a layer of the leaf; "" copies.
+    sizes: sizes of axes that the leaf's shape does not tell, by name.
   """
 
-  ours: str
-  torch: str
+  leaf: str
+  tensor: str
   pattern: str = ""
   sizes: tuple[tuple[str, int], ...] = ()
 
@@ -54,10 +57,10 @@ class Entry:
   """A rule bound to a model: one leaf and the tensors that it is made of.
 
   Attributes:
-    path: the leaf.
-    shape: its shape, with the layers in front where it is a stack.
+    path: of the leaf.
+    shape: of the leaf, with the layers in front where it is a stack.
     stacked: whether it is.
-    sources: one name, or one for each layer.
+    tensors: one name, or one for each layer.
     pattern: as in `Rule`.
     sizes: the size of every named axis of the pattern.
   """
@@ -65,18 +68,18 @@ class Entry:
   path: Path
   shape: Shape
   stacked: bool
-  sources: tuple[str, ...]
+  tensors: tuple[str, ...]
   pattern: str
   sizes: Mapping[str, int]
 
   @property
   def layer_shape(self) -> Shape:
-    """Shape of ours without the layers."""
+    """Shape of the leaf without the layers."""
     return self.shape[1:] if self.stacked else self.shape
 
   @property
-  def torch_shape(self) -> Shape:
-    """Shape of each source."""
+  def tensor_shape(self) -> Shape:
+    """Shape of each tensor."""
     if not self.pattern:
       return self.layer_shape
     left, _ = _axes(self.pattern)
@@ -86,23 +89,23 @@ class Entry:
     """A part of the leaf, made of no more than the parts that it needs.
 
     Args:
-      index: a slice for each axis of ours, without steps.
-      read: gives a part of a source.
+      index: a slice for each axis of the leaf, without steps.
+      read: gives a part of a tensor.
     """
     if not self.stacked:
-      return self._read_layer(self.sources[0], index, read)
+      return self._read_layer(self.tensors[0], index, read)
     layers = range(*index[0].indices(self.shape[0]))
-    rows = [self._read_layer(self.sources[i], index[1:], read) for i in layers]
+    rows = [self._read_layer(self.tensors[i], index[1:], read) for i in layers]
     return np.stack(rows) if len(rows) > 1 else rows[0][None]
 
   def back(self) -> "Entry":
-    """The way from one layer of ours to its tensor: an entry like any other."""
+    """From one layer of the leaf to its tensor: an entry like any other."""
     left, _, right = self.pattern.partition(" -> ")
     return dataclasses.replace(
       self,
-      shape=self.torch_shape,
+      shape=self.tensor_shape,
       stacked=False,
-      sources=("/".join(self.path),),
+      tensors=("/".join(self.path),),
       pattern=right and f"{right} -> {left}",
     )
 
@@ -111,29 +114,26 @@ class Entry:
       return read(name, index)
     left, right = _axes(self.pattern)
     if any(len(group) != 1 for group in right):  # small tensors alone
-      whole = read(name, tuple(slice(0, n) for n in self.torch_shape))
-      return self._to_ours(whole, self.sizes)[index]
+      whole = read(name, tuple(slice(0, n) for n in self.tensor_shape))
+      return self._to_leaf(whole, self.sizes)[index]
     wanted = {
       group[0]: slice(*s.indices(self.sizes[group[0]])[:2])
       for group, s in zip(right, index, strict=True)
     }
-    source, sizes, rest = [], {}, dict(wanted)
+    part, sizes, rest = [], {}, dict(wanted)
     for group in left:
-      part, got = _within(group, wanted, self.sizes)
-      source.append(part)
+      span, got = _within(group, wanted, self.sizes)
+      part.append(span)
       for axis, (size, kept) in got.items():
         sizes[axis], rest[axis] = size, kept
-    block = self._to_ours(read(name, tuple(source)), sizes)
+    block = self._to_leaf(read(name, tuple(part)), sizes)
     return block[tuple(rest[group[0]] for group in right)]
 
-  def _to_ours(self, block: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    given = {a: sizes[a] for a in self._given(self.pattern)}
+  def _to_leaf(self, block: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    left, _ = _axes(self.pattern)
+    grouped = [a for group in left if len(group) > 1 for a in group]
+    given = {a: sizes[a] for a in grouped}  # which einops can't see
     return einops.rearrange(block, self.pattern, **given)
-
-  def _given(self, pattern: str) -> dict[str, int]:
-    """Sizes that einops can't see: of axes in groups on the left."""
-    left, _ = _axes(pattern)
-    return {a: self.sizes[a] for g in left if len(g) > 1 for a in g}
 
 
 def _within(
@@ -141,9 +141,9 @@ def _within(
   wanted: Mapping[str, slice],
   sizes: Mapping[str, int],
 ) -> tuple[slice, dict[str, tuple[int, slice]]]:
-  """Which part of a torch axis covers what is wanted of its named axes.
+  """The part of a tensor's axis that covers what is wanted of its named axes.
 
-  Only the outermost axis of a group is cut; the inner ones are read whole.
+  Only the outermost axis of a group is read in part, the inner ones whole.
 
   Returns:
     The slice to read, and for each axis its size in what is read and the part
@@ -175,7 +175,7 @@ def _axes(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
 
 
 def bind(
-  rules: Iterable[Rule], part: str, shapes: Any, layout: Mapping[str, str]
+  rules: Iterable[Rule], part: str, shapes: Any, naming: Naming
 ) -> list[Entry]:
   """Binds a table to the shapes of a part of the model.
 
@@ -183,7 +183,7 @@ def bind(
     rules: the table.
     part: key of the part in the parameters, such as "decoder".
     shapes: nested dict of what has a `shape`: the part's leaves.
-    layout: token -> prefix of names in the file.
+    naming: of the tensors.
 
   Raises:
     ConversionError: a leaf has no rule, a rule no leaf, or two rules one leaf.
@@ -191,48 +191,44 @@ def bind(
   leaves = dict(flatten(shapes))
   entries, seen = [], set()
   for rule in rules:
-    path = tuple(rule.ours.split("/"))
+    path = tuple(rule.leaf.split("/"))
     if path not in leaves or path in seen:
       why = "is filled twice" if path in seen else "is no parameter"
-      raise errors.ConversionError(f"table of {part}: {rule.ours} {why}")
+      raise errors.ConversionError(f"table of {part}: {rule.leaf} {why}")
     seen.add(path)
-    entries.append(_bind(rule, part, path, tuple(leaves[path].shape), layout))
+    entries.append(_bind(rule, (part, *path), leaves[path].shape, naming))
   if missing := leaves.keys() - seen:
     names = ", ".join(sorted("/".join(p) for p in missing))
     raise errors.ConversionError(f"table of {part}: no rule fills {names}")
   return entries
 
 
-def _bind(
-  rule: Rule, part: str, path: Path, shape: Shape, layout: Mapping[str, str]
-) -> Entry:
-  stacked = "{i}" in rule.torch
-  name = in_layout(rule.torch, layout)
-  sources = (name,)
-  if stacked:
-    sources = tuple(name.replace("{i}", str(i)) for i in range(shape[0]))
+def _bind(rule: Rule, path: Path, shape: Shape, naming: Naming) -> Entry:
+  shape, stacked = tuple(shape), "{i}" in rule.tensor
+  name = in_naming(rule.tensor, naming)
+  layers = range(shape[0] if stacked else 1)
   sizes = dict(rule.sizes)
   if rule.pattern:
     _, right = _axes(rule.pattern)
-    ours = shape[1:] if stacked else shape
-    for group, size in zip(right, ours, strict=True):
+    inner = shape[1:] if stacked else shape
+    for group, size in zip(right, inner, strict=True):
       if len(group) == 1:
         sizes[group[0]] = size
-  full = (part, *path)
-  return Entry(full, shape, stacked, sources, rule.pattern, sizes)
+  tensors = tuple(name.replace("{i}", str(i)) for i in layers)
+  return Entry(path, shape, stacked, tensors, rule.pattern, sizes)
 
 
-def in_layout(name: str, layout: Mapping[str, str]) -> str:
+def in_naming(name: str, naming: Naming) -> str:
   """A table's name in a file: its longest token is replaced by its prefix."""
-  for token in sorted(layout, key=len, reverse=True):
+  for token in sorted(naming, key=len, reverse=True):
     if name == token or name.startswith(token + "."):
-      return f"{layout[token]}{name[len(token) :]}".removeprefix(".")
-  raise errors.ConversionError(f"no prefix for {name} in {sorted(layout)}")
+      return f"{naming[token]}{name[len(token) :]}".removeprefix(".")
+  raise errors.ConversionError(f"no prefix for {name} in {sorted(naming)}")
 
 
 def wanted(entries: Iterable[Entry]) -> dict[str, Shape]:
-  """Shape of every tensor that entries are made of, by name."""
-  return {name: e.torch_shape for e in entries for name in e.sources}
+  """Shape of every tensor that the leaves are made of, by name."""
+  return {name: e.tensor_shape for e in entries for name in e.tensors}
 
 
 def differences(

@@ -1,33 +1,29 @@
-"""Checkpoints on disk: reads any part of a tensor, writes piece by piece.
+"""The tensors of a checkpoint: of one file, or of shards with their index.
 
-A checkpoint is one file or a directory of shards with their index. Opening one
-reads headers alone; everything that can be wrong with the files is found then
-and is one error, so that no conversion starts that can't end.
+Opening one reads headers alone; everything that can be wrong with the files is
+found then and is one error, so that no conversion starts that can't end.
 """
 
 import contextlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from gaze_jax import json_file
+from gaze_jax.weights import diagnosis
 from gaze_jax.weights import errors
-from gaze_jax.weights import files
-from gaze_jax.weights import partial
+from gaze_jax.weights import formats
 from gaze_jax.weights import writer
 
-Tensor = files.Tensor
-
-SINGLE = writer.SINGLE
 # Whole file and shards of each format, in the order in which they are taken.
 _FORMATS = (
-  (SINGLE, "*.safetensors"),
+  (writer.SINGLE, "*.safetensors"),
   ("pytorch_model.bin", "pytorch_model*.bin"),
 )
 _PICKLES = (".bin", ".pth", ".pt")
-# Last words of names that only quantised checkpoints have.
+# Last parts of names that only quantised checkpoints have.
 _QUANTISED = {
   *("weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale"),
   *("weight_packed", "weight_zero_point", "qweight", "qzeros", "g_idx"),
@@ -36,15 +32,15 @@ _QUANTISED = {
 _SHOWN = 4  # names in a message
 
 
-class Source:
-  """A checkpoint of one or more files, opened lazily.
+class Tensors:
+  """The tensors in the files of a checkpoint, of which any part can be read.
 
-  Reading holds no file open and maps none (but those of torch.save, which
-  `close` gives back), so memory is that of the parts asked for.
+  Reading holds no file open and maps none (but those of torch.save), so memory
+  is that of the parts asked for.
 
   Attributes:
     path: what was opened.
-    tensors: everything in it, by name. Buffers that are no weights, such as
+    listed: everything in it, by name. Buffers that are no weights, such as
       int64 positions, are listed; `read` refuses them.
 
   Raises:
@@ -54,29 +50,18 @@ class Source:
 
   def __init__(self, path: pathlib.Path | str):
     self.path = pathlib.Path(path)
-    self._torch: dict[pathlib.Path, files.TorchFile] = {}
+    self._torch: dict[pathlib.Path, formats.TorchFile] = {}
     paths, index = _find(self.path)
     with _readable(self.path):
       held = {file: self._list(file) for file in paths}
-    self.tensors: Mapping[str, Tensor] = _merge(self.path, held, index)
-    _refuse_quantised(self.path, self.tensors)
-
-  def __enter__(self) -> "Source":
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self.close()
-
-  def close(self) -> None:
-    """Gives mapped files back; the next read maps them again."""
-    for file in self._torch.values():
-      file.close()
+    self.listed: Mapping[str, formats.Tensor] = _merge(self.path, held, index)
+    _refuse_quantised(self.path, self.listed)
 
   def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
     """A part of a tensor, and no other part of it, in its dtype.
 
     Args:
-      name: a key of `tensors`.
+      name: a key of `listed`.
       index: a slice for each axis, without steps; axes left out are whole.
 
     Returns:
@@ -86,24 +71,24 @@ class Source:
       ConversionError: there is no such tensor, it is not bfloat16, float16 or
         float32, or its file can't be read any more.
     """
-    if name not in self.tensors:
+    if name not in self.listed:
       raise errors.ConversionError(f"{self.path}: there is no tensor {name}")
-    tensor = self.tensors[name]
-    if tensor.dtype not in files.WEIGHTS:
+    tensor = self.listed[name]
+    if tensor.dtype not in formats.WEIGHTS:
       raise errors.ConversionError(
         f"{tensor.file}: {name} is {tensor.dtype.name}, and weights are"
         " bfloat16, float16 or float32; save it as one of them"
       )
-    part = files.spans(tensor.shape, index)
+    part = formats.spans(tensor.shape, index)
     with _readable(tensor.file):
       if tensor.file in self._torch:
         return self._torch[tensor.file].read(tensor, part)
-      return files.read_safetensors(tensor, part)
+      return formats.read_safetensors(tensor, part)
 
-  def _list(self, file: pathlib.Path) -> dict[str, Tensor]:
+  def _list(self, file: pathlib.Path) -> dict[str, formats.Tensor]:
     if file.suffix not in _PICKLES:
-      return files.list_safetensors(file)
-    self._torch[file] = files.TorchFile(file)
+      return formats.list_safetensors(file)
+    self._torch[file] = formats.TorchFile(file)
     return self._torch[file].tensors
 
 
@@ -139,7 +124,7 @@ def _find(
     names = sorted(
       file.name
       for file in path.iterdir()
-      if file.is_file() and not partial.is_beside(file.name)
+      if file.is_file() and not diagnosis.is_no_model(file.name)
     )
   for single, pattern in _FORMATS:
     if (index := f"{single}.index.json") in names:
@@ -163,9 +148,9 @@ def _find(
       f"{path}: {_some(pickles)}: which one holds the weights? Give that file"
     )
   with _readable(path):
-    partial.refuse_files(path)
+    diagnosis.refuse_files(path)
   raise errors.ConversionError(
-    f"{path}: no weights in this directory ({SINGLE}, its shards, or"
+    f"{path}: no weights in this directory ({writer.SINGLE}, its shards, or"
     " pytorch_model.bin); give the directory of a checkpoint"
   )
 
@@ -174,10 +159,10 @@ def _indexed(path: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]]:
   """Files that an index names, and the index: tensor -> name of a file."""
   remedy = "download it again"
   with _readable(path):
-    text = path.read_bytes()
+    data = path.read_bytes()
   try:
-    table = json.loads(text, object_pairs_hook=files.unique)
-  except (ValueError, RecursionError) as error:
+    table = json_file.parse(json_file.decode(data), json_file.unique)
+  except json_file.NotJsonError as error:
     raise errors.ConversionError(
       f"{path}: the index is no JSON ({error}); {remedy}"
     ) from None
@@ -227,11 +212,11 @@ def _refuse_gaps(folder: pathlib.Path, names: Sequence[str]) -> None:
 
 def _merge(
   path: pathlib.Path,
-  held: Mapping[pathlib.Path, Mapping[str, Tensor]],
+  held: Mapping[pathlib.Path, Mapping[str, formats.Tensor]],
   index: Mapping[str, str] | None,
-) -> dict[str, Tensor]:
-  """The tensors of all files, which must be where the index says."""
-  merged: dict[str, Tensor] = {}
+) -> dict[str, formats.Tensor]:
+  """The tensors of all files, which must be where the index has them."""
+  merged: dict[str, formats.Tensor] = {}
   twice, lost, unnamed = [], [], []
   for file, tensors in held.items():
     for name, tensor in tensors.items():
@@ -264,23 +249,23 @@ def _merge(
 
 
 def _refuse_quantised(
-  path: pathlib.Path, tensors: Mapping[str, Tensor]
+  path: pathlib.Path, tensors: Mapping[str, formats.Tensor]
 ) -> None:
   """Weights that are numbers only together with their scales are refused."""
-  told = [
+  found = [
     f"{name} ({t.dtype.name})"
     for name, t in tensors.items()
     if (t.dtype.itemsize == 1 and t.dtype.kind != "b")  # int8, float8, packed
     or name.rpartition(".")[2] in _QUANTISED
   ]
   folder = path if path.is_dir() else path.parent
-  with contextlib.suppress(OSError, ValueError, RecursionError):
-    config = json.loads((folder / "config.json").read_bytes())
-    if isinstance(config, dict) and config.get("quantization_config"):
-      told.append("quantization_config in config.json")
-  if told:
+  with contextlib.suppress(errors.ConversionError):
+    config = json_file.read(folder / "config.json", errors.ConversionError)
+    if config.get("quantization_config"):
+      found.append("quantization_config in config.json")
+  if found:
     raise errors.ConversionError(
-      f"{path}: the weights are quantised: {_some(told)}; dequantise the"
+      f"{path}: the weights are quantised: {_some(found)}; dequantise the"
       " checkpoint first, and save it as bfloat16, float16 or float32"
     )
 

@@ -20,10 +20,10 @@ from typing import IO
 import numpy as np
 
 from gaze_jax.weights import errors
-from gaze_jax.weights import files
+from gaze_jax.weights import formats
 
 SINGLE = "model.safetensors"
-_CODES = {dtype: code for code, dtype in files.CODES.items()}
+_CODES = {dtype: code for code, dtype in formats.CODES.items()}
 _TILE = 256
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -61,14 +61,14 @@ class Writer:
       for name, (shape, dtype) in specs.items()
     }
     for name, (_, dtype) in self._specs.items():
-      if dtype not in files.WEIGHTS:
+      if dtype not in formats.WEIGHTS:
         raise errors.ConversionError(
           f"{path}: {name} is {dtype.name}; write it as bfloat16, float16 or"
           " float32"
         )
     self._left = {name: self._bytes(name) for name in self._specs}
     self._files: list[IO[bytes]] = []
-    self._place: dict[str, tuple[IO[bytes], int]] = {}  # where it goes on
+    self._place: dict[str, tuple[IO[bytes], int]] = {}  # of the next piece
     try:
       self._start(path, shard_bytes)
     except BaseException:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gaze_jax import api
 from gaze_jax import errors
-from gaze_jax.evals import weights
+from gaze_jax.api import directory as directory_lib
 from gaze_jax.layout import budgets
 from gaze_jax.models import decoder
 
@@ -163,7 +163,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(
   config = dataclasses.replace(
     config, model=dataclasses.replace(config.model, decoder=decoder)
   )
-  monkeypatch.setattr(weights, "load", lambda path: (config, ours.params))
+  monkeypatch.setattr(directory_lib, "load", lambda path: (config, ours.params))
   with pytest.raises(errors.GazeError, match="= 2047 are beyond"):
     api.load(tmp_path)
 

@@ -6,19 +6,11 @@ prompts are raw: `requests.make`, `reading.read`, `engine.Decoding`.
 
 import dataclasses
 
-import numpy as np
+import checkpoints
 import pytest
 import tokenizers
 import torch
 import transformers
-from PIL import Image
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import pre_tokenizers
-from transformers.models.llava import image_processing_pil_llava
-from transformers.models.llava_onevision import (
-  image_processing_pil_llava_onevision as image_processing,
-)
 
 import compare
 import tiers
@@ -28,9 +20,7 @@ from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.models import mllm
-from gaze_jax.weights import hf
-from gaze_jax.weights import importing
-from gaze_jax.weights import store
+from gaze_jax.weights import load
 
 COUNT = 12
 # 139 bytes and so tokens, which are read in two pieces.
@@ -38,23 +28,7 @@ LONG = (
   "Then the fox went over the hill, past seven old mills; why did nobody ask"
   " where it lived, or whom it had left? Say so in a few short words!"
 )[:139]
-IMAGE, VIDEO, VOCABULARY = 256, 257, 258
-TEXT = dict(
-  vocab_size=VOCABULARY,
-  hidden_size=32,
-  intermediate_size=48,
-  num_hidden_layers=2,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-)
-TOWER = dict(
-  hidden_size=16,
-  intermediate_size=24,
-  num_hidden_layers=2,
-  num_attention_heads=2,
-  image_size=28,
-  patch_size=7,
-)
+VOCABULARY = 258
 PINPOINTS = [[28, 28], [28, 56], [56, 28], [56, 56]]
 
 
@@ -110,33 +84,17 @@ class Pair:
     return got
 
 
-def tiny_tokenizer():
-  """All bytes, without merges, and the two marks."""
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  vocabulary = {c: i for i, c in enumerate(alphabet)}
-  vocabulary |= {"<image>": IMAGE, "<video>": VIDEO}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(["<image>", "<video>"])
-  return tokenizer
-
-
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory):
   def make(kind, config, pixels=None):
     directory = tmp_path_factory.mktemp(kind.__name__)
-    torch.manual_seed(0)
-    theirs = kind(config).eval()
-    with torch.no_grad():  # numbers that differ, in every bias and norm too
-      for p in theirs.parameters():
-        p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
+    theirs = checkpoints.drawn(kind, config, 0.3)
     theirs.save_pretrained(directory)
     if pixels:
       pixels.save_pretrained(directory)
-    source = hf.open_checkpoint(directory)
-    params = store.load(importing.leaves(source))
-    return Pair(theirs, source.model, params, tiny_tokenizer())
+    config, params = load.load(directory)
+    tokenizer = checkpoints.byte_tokenizer(VOCABULARY)
+    return Pair(theirs, config.model, params, tokenizer)
 
   return make
 
@@ -144,7 +102,9 @@ def pair_of(tmp_path_factory):
 @pytest.mark.nightly
 def test_a_text_model_says_what_transformers_says(pair_of):
   """Qwen3; the decoders below are Qwen2 and Llama."""
-  config = transformers.Qwen3Config(**TEXT, head_dim=12)
+  config = transformers.Qwen3Config(
+    **checkpoints.TEXT, vocab_size=VOCABULARY, head_dim=12
+  )
   pair = pair_of(transformers.Qwen3ForCausalLM, config)
   said = []
   for prompt in ("what is it?", LONG):
@@ -153,74 +113,21 @@ def test_a_text_model_says_what_transformers_says(pair_of):
   assert said[0] != said[1]
 
 
-def onevision_pixels():
-  return image_processing.LlavaOnevisionImageProcessorPil(
-    size=dict(height=28, width=28),
-    image_grid_pinpoints=PINPOINTS,
-    image_mean=(0.48, 0.45, 0.40),
-    image_std=(0.26, 0.26, 0.27),
-  )
-
-
 @pytest.fixture(scope="module")
 def onevision(pair_of):
-  tower = TOWER | dict(model_type="siglip_vision_model", vision_use_head=False)
-  config = transformers.LlavaOnevisionConfig(
-    vision_config=tower,
-    text_config=TEXT | dict(model_type="qwen2"),
-    image_token_index=IMAGE,
-    video_token_index=VIDEO,
+  config = checkpoints.onevision_config(
+    VOCABULARY,
     image_grid_pinpoints=PINPOINTS,
     vision_aspect_ratio="anyres_max_4",
   )
-  return pair_of(
-    transformers.LlavaOnevisionForConditionalGeneration,
-    config,
-    onevision_pixels(),
-  )
+  pixels = checkpoints.onevision_pixels(PINPOINTS)
+  return pair_of(checkpoints.onevision, config, pixels)
 
 
 @pytest.fixture(scope="module")
 def llava(pair_of):
-  tower = TOWER | dict(model_type="clip_vision_model", num_hidden_layers=3)
-  config = transformers.LlavaConfig(
-    vision_config=tower,
-    text_config=TEXT | dict(model_type="llama"),
-    image_token_index=IMAGE,
-  )
-  return pair_of(
-    transformers.LlavaForConditionalGeneration, config, llava_pixels()
-  )
-
-
-def llava_pixels():
-  return image_processing_pil_llava.LlavaImageProcessorPil(
-    size=dict(shortest_edge=28), crop_size=dict(height=28, width=28)
-  )
-
-
-def fast_tokenizer():
-  return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=tiny_tokenizer(),
-    image_token="<image>",
-    video_token="<video>",
-  )
-
-
-class _Processor(transformers.LlavaOnevisionProcessor):
-  """Theirs without a processor for videos, which would need torchvision."""
-
-  def check_argument_for_proper_class(self, argument_name, argument):
-    if argument_name != "video_processor":
-      super().check_argument_for_proper_class(argument_name, argument)
-
-
-def picture(height, width, seed=0):
-  """Smooth and coloured, so that no part of it is like another."""
-  rng = np.random.default_rng(seed)
-  small = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
-  size = (width, height)
-  return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+  config = checkpoints.llava_config(VOCABULARY)
+  return pair_of(checkpoints.llava, config, checkpoints.llava_pixels())
 
 
 @pytest.mark.parametrize(
@@ -235,33 +142,21 @@ def picture(height, width, seed=0):
   ids=["one wide image", "two images"],
 )
 def test_onevision_says_what_transformers_says(onevision, prompt, sizes):
-  processor = _Processor(
-    onevision_pixels(),
-    fast_tokenizer(),
-    num_image_tokens=16,
-    vision_feature_select_strategy="full",
-    vision_aspect_ratio="anyres_max_4",
-  )
-  images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+  processor = checkpoints.onevision_processor(VOCABULARY, PINPOINTS)
+  images = [checkpoints.picture(size, seed) for seed, size in enumerate(sizes)]
   prompt += " tell me:"
   inputs = processor(text=prompt, images=[images], return_tensors="pt")
   said = onevision.agree(prompt, dict(inputs), images)
   # The pictures matter.
-  others = [picture(*size, seed + 9) for seed, size in enumerate(sizes)]
+  others = [checkpoints.picture(size, i + 9) for i, size in enumerate(sizes)]
   assert onevision.ours(prompt, others) != said
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("size", [(28, 28), (33, 90)])
 def test_llava_says_what_transformers_says(llava, size):
-  processor = transformers.LlavaProcessor(
-    llava_pixels(),
-    fast_tokenizer(),
-    patch_size=7,
-    vision_feature_select_strategy="default",
-    num_additional_image_tokens=1,
-  )
-  prompt, image = "see <image>\nwhat is it?", picture(*size)
+  processor = checkpoints.llava_processor(VOCABULARY)
+  prompt, image = "see <image>\nwhat is it?", checkpoints.picture(size)
   inputs = processor(text=prompt, images=[image], return_tensors="pt")
   said = llava.agree(prompt, dict(inputs), [image])
-  assert llava.ours(prompt, [picture(*size, 5)]) != said
+  assert llava.ours(prompt, [checkpoints.picture(size, 5)]) != said

@@ -4,15 +4,14 @@ import dataclasses
 import json
 import pathlib
 
-import numpy as np
+import checkpoints
 import pytest
 import torch
 import transformers
-from PIL import Image
-from transformers.models.llava import image_processing_pil_llava
 
 from gaze_jax import api
-from gaze_jax.evals import weights
+from gaze_jax.weights import exporting
+from gaze_jax.weights import store
 from tests import chat_families
 
 pytestmark = pytest.mark.nightly  # it is asked turn by turn, compiled: 30 s
@@ -54,56 +53,24 @@ def pair(tmp_path_factory):
   chat_families.save(family, folder)
   tokenizer = chat_families.theirs(folder)
   image = tokenizer.convert_tokens_to_ids("<image>")
-  config = transformers.LlavaConfig(
-    vision_config=dict(
-      model_type="clip_vision_model",
-      hidden_size=16,
-      intermediate_size=24,
-      num_hidden_layers=3,
-      num_attention_heads=2,
-      image_size=28,
-      patch_size=7,
-    ),
-    text_config=dict(
-      model_type="llama",
-      vocab_size=len(tokenizer),
-      hidden_size=32,
-      intermediate_size=48,
-      num_hidden_layers=2,
-      num_attention_heads=4,
-      num_key_value_heads=2,
-    ),
-    image_token_index=image,
-  )
-  torch.manual_seed(0)
-  theirs = transformers.LlavaForConditionalGeneration(config).eval()
+  config = checkpoints.llava_config(len(tokenizer), image_token_index=image)
+  theirs = checkpoints.drawn(checkpoints.llava, config, 0.3)
   with torch.no_grad():
-    for p in theirs.parameters():
-      p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1))
     # Words, not single bytes, nor marks.
     theirs.lm_head.weight[:300] = 0
     theirs.lm_head.weight[image] = 0
   theirs.save_pretrained(folder)
-  processor = transformers.LlavaProcessor(
-    image_processing_pil_llava.LlavaImageProcessorPil(
-      size=dict(shortest_edge=28), crop_size=dict(height=28, width=28)
-    ),
-    tokenizer,
-    patch_size=7,
-    vision_feature_select_strategy="default",
-    num_additional_image_tokens=1,
-    chat_template=family.template,
+  processor = checkpoints.llava_processor(
+    tokenizer, chat_template=family.template
   )
   processor.save_pretrained(folder)
-  weights.take_in(folder, folder / "ours")
+  checkpoints.to_ours(folder, folder / "ours")
   processor = transformers.LlavaProcessor.from_pretrained(str(folder))
   return Pair(theirs, processor, api.load(folder / "ours"))
 
 
 def picture(seed):
-  rng = np.random.default_rng(seed)
-  small = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
-  return Image.fromarray(small).resize((40, 33), Image.Resampling.BICUBIC)
+  return checkpoints.picture((33, 40), seed)
 
 
 def user(text, *pictures):
@@ -169,7 +136,7 @@ def test_it_carries_its_chat_format_along(pair, tmp_path):
   """Out again it is a processor of transformers with the same template."""
   directory = pair.ours.config.data.tokenizer.removesuffix("/tokenizer.json")
   source = directory.removesuffix("/hf")
-  weights.give_out(pathlib.Path(source), tmp_path / "back")
+  exporting.write(store.open_stored(pathlib.Path(source)), tmp_path / "back")
   back = transformers.LlavaProcessor.from_pretrained(str(tmp_path / "back"))
   assert back.chat_template == pair.processor.chat_template
   config = json.loads((tmp_path / "back" / "config.json").read_text())

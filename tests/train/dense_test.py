@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from gaze_jax import api
+from gaze_jax.api import directory as directory_lib
 from gaze_jax.api import store as context_store
 from gaze_jax.evals import run
-from gaze_jax.evals import weights
 from gaze_jax.train import checkpoint
 from gaze_jax.train import loop
 from gaze_jax.train import optimizer
 from gaze_jax.train import state as state_lib
+from gaze_jax.weights import store
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_it_is_evaluated(workdir):
 
 @pytest.mark.nightly
 def test_it_answers_alike_out_of_every_directory(workdir, tmp_path):
-  weights.take_in(workdir, tmp_path / "ours")
+  store.save(directory_lib.open_directory(workdir), tmp_path / "ours")
   picture = np.random.default_rng(0).integers(0, 255, (70, 70, 3), np.uint8)
   said = []
   for directory in (workdir, tmp_path / "ours"):

@@ -18,7 +18,7 @@ from gaze_jax.weights.families import registry
 def start(tiny_config, tmp_path):
   """Makes converted weights, with a tokenizer of their own or without."""
 
-  def make(own=True, layout="B", parts=("decoder", "projector")):
+  def make(own=True, naming="B", parts=("decoder", "projector")):
     config = tiny_config()
     shapes = registry.shapes(config.model)
     leaves = [
@@ -27,8 +27,7 @@ def start(tiny_config, tmp_path):
       for path, x in tables.flatten(shapes[part])
     ]
     folder = tmp_path / "ours"
-    folder.mkdir()
-    store.write(folder, config, leaves, store.Origin(layout))
+    store.save(store.Stored(config, leaves, naming), folder)
     (folder / "hf").mkdir()
     if own:
       shutil.copyfile(tokenizer_lib.SHIPPED, folder / "hf" / "tokenizer.json")
@@ -65,7 +64,7 @@ def test_weights_of_others_are_never_read_by_our_tokenizer(start, tiny_config):
 @pytest.mark.parametrize(
   "made",
   [
-    dict(own=False, layout=""),  # a run of ours
+    dict(own=False, naming=""),  # a run of ours
     dict(parts=("projector",)),  # which reads no words
   ],
 )

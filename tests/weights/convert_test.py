@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import checkpoints
 import jax
 import numpy as np
 import pytest
@@ -20,27 +21,22 @@ from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
 from gaze_jax.data import ends
-from gaze_jax.evals import verify
-from gaze_jax.evals import weights
 from gaze_jax.layout import budgets
 from gaze_jax.weights import errors
 from gaze_jax.weights import exporting
 from gaze_jax.weights import hf
-from gaze_jax.weights import importing
-from gaze_jax.weights import json_file
+from gaze_jax.weights import joining
+from gaze_jax.weights import load
 from gaze_jax.weights import store
-from gaze_jax.weights import writer
+from gaze_jax.weights import verify
 from gaze_jax.weights.families import image_processors
 from gaze_jax.weights.families import registry
 
-TEXT = dict(
-  vocab_size=60,
-  hidden_size=32,
-  intermediate_size=48,
-  num_hidden_layers=2,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-)
+tensors_of = checkpoints.tensors_of
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+VOCABULARY = 60
+TEXT = checkpoints.TEXT | dict(vocab_size=VOCABULARY)
 TOWER = dict(
   hidden_size=24,
   intermediate_size=40,
@@ -51,30 +47,22 @@ TOWER = dict(
 )
 
 
-def siglip(**more):
-  return transformers.SiglipVisionConfig(**TOWER | more)
-
-
 def onevision():
-  text = transformers.Qwen2Config(**TEXT, tie_word_embeddings=True)
-  config = transformers.LlavaOnevisionConfig(
-    vision_config=siglip(vision_use_head=False),
-    text_config=text,
-    image_token_index=58,
-    video_token_index=59,
-    image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
+  tower = dict(model_type="siglip_vision_model", vision_use_head=False)
+  config = checkpoints.onevision_config(
+    VOCABULARY,
+    vision_config=TOWER | tower,
+    text=TEXT | dict(tie_word_embeddings=True),
     tie_word_embeddings=True,
   )
-  return transformers.LlavaOnevisionForConditionalGeneration(config)
+  return checkpoints.onevision(config)
 
 
 def llava():
-  tower = transformers.CLIPVisionConfig(**TOWER)
-  text = transformers.LlamaConfig(**TEXT)
-  config = transformers.LlavaConfig(
-    vision_config=tower, text_config=text, image_token_index=58
+  tower = TOWER | dict(model_type="clip_vision_model")
+  return checkpoints.llava(
+    checkpoints.llava_config(VOCABULARY, vision_config=tower)
   )
-  return transformers.LlavaForConditionalGeneration(config)
 
 
 def siglip2():
@@ -99,7 +87,9 @@ MODELS = {
   "llama": lambda: transformers.LlamaForCausalLM(
     transformers.LlamaConfig(**TEXT)
   ),
-  "siglip": lambda: transformers.SiglipVisionModel(siglip()),
+  "siglip": lambda: transformers.SiglipVisionModel(
+    transformers.SiglipVisionConfig(**TOWER)
+  ),
   "siglip2": siglip2,
   "clip": lambda: transformers.CLIPVisionModel(
     transformers.CLIPVisionConfig(**TOWER)
@@ -130,11 +120,16 @@ def saved(tmp_path_factory):
   return make
 
 
-def tensors_of(path):
-  found = {}
-  for file in sorted(pathlib.Path(path).glob("model*.safetensors")):
-    found |= safetensors.numpy.load_file(file)
-  return found
+def export(source, to, dtype=None):
+  exporting.write(store.open_stored(source), to, dtype=dtype)
+
+
+def join(text, tower, model, to):
+  store.save(joining.join(text, tower, model), to)
+
+
+def verified(ours, reference):
+  return verify.verify(*load.load(ours), reference)
 
 
 def bits(x):
@@ -153,8 +148,8 @@ def assert_bitwise(got, want):
 @pytest.mark.parametrize("family", MODELS)
 def test_there_and_back_is_bitwise(saved, family, dtype, tmp_path):
   path = saved(family, dtype)
-  importing.to_ours(path, tmp_path / "ours")
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  checkpoints.to_ours(path, tmp_path / "ours")
+  export(tmp_path / "ours", tmp_path / "back")
   assert_bitwise(tensors_of(tmp_path / "back"), tensors_of(path))
   read = lambda p: json.loads((p / "config.json").read_text())
   assert read(tmp_path / "back") == read(path)
@@ -164,35 +159,34 @@ def test_there_and_back_is_bitwise(saved, family, dtype, tmp_path):
 @pytest.mark.parametrize("family", MODELS)
 def test_ours_computes_what_transformers_does(saved, family, tmp_path):
   path = saved(family)
-  importing.to_ours(path, tmp_path / "ours")
-  for compared in verify.verify(tmp_path / "ours", path):
+  checkpoints.to_ours(path, tmp_path / "ours")
+  for compared in verified(tmp_path / "ours", path):
     assert compared.error <= 1e-5 * compared.scale, compared
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llava_onevision"])
 def test_both_ways_to_read_give_the_same(saved, family, tmp_path):
   path = saved(family)
-  importing.to_ours(path, tmp_path / "ours")
-  config, ours = weights.load(tmp_path / "ours")
-  direct_config, direct = weights.load(path)
+  checkpoints.to_ours(path, tmp_path / "ours")
+  config, ours = load.load(tmp_path / "ours")
+  direct_config, direct = load.load(path)
   assert config.model == direct_config.model
   jax.tree.map(np.testing.assert_array_equal, ours, direct)
 
 
 SHARDED = """
-import dataclasses, pathlib, sys
+import pathlib, sys
 import jax, numpy as np
-from gaze_jax.weights import hf, importing, store
-checkpoint = hf.open_checkpoint(pathlib.Path(sys.argv[1]))
-name = "decoder/layers/query/weight"
-leaf = next(x for x in importing.leaves(checkpoint) if x.name == name)
-source, asked = checkpoint.source.read, []
-def read(name, index):
-  part = source(name, index)
+from gaze_jax.weights import hf, store, tensors
+read, asked = tensors.Tensors.read, []
+def counted(self, name, index):
+  part = read(self, name, index)
   asked.append(part.size)
   return part
-entry = next(e for e in checkpoint.entries if "/".join(e.path) == name)
-leaf = dataclasses.replace(leaf, part=lambda i: entry.read(i, read))
+tensors.Tensors.read = counted
+stored = hf.open_checkpoint(pathlib.Path(sys.argv[1]))
+name = "decoder/layers/query/weight"
+leaf = next(x for x in stored.leaves if x.name == name)
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("tensor",))
 spec = jax.sharding.PartitionSpec(None, None, "tensor")
 place = lambda path: jax.sharding.NamedSharding(mesh, spec)
@@ -217,7 +211,7 @@ def test_each_device_reads_its_own_part(saved, tmp_path):
   )
   # 4 devices have one of 4 heads each, of 2 layers: 8 rows of 32.
   assert run.stdout.strip() == f"4 (2, 32, 1, 8) {[256] * 8}"
-  _, params = weights.load(saved("qwen2"))
+  _, params = load.load(saved("qwen2"))
   want = params["decoder"]["layers"]["query"]["weight"]
   np.testing.assert_array_equal(np.load(out), want)
 
@@ -231,21 +225,21 @@ def test_a_head_that_repeats_the_tied_embedding(saved, tmp_path):
   (hub / "config.json").write_bytes((path / "config.json").read_bytes())
   file = hub / "model.safetensors"
   safetensors.numpy.save_file(found, file)
-  importing.to_ours(hub, tmp_path / "ours")
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  checkpoints.to_ours(hub, tmp_path / "ours")
+  export(tmp_path / "ours", tmp_path / "back")
   assert_bitwise(tensors_of(tmp_path / "back"), found)
   found["lm_head.weight"] = found["lm_head.weight"] + 1
   safetensors.numpy.save_file(found, file)
   with pytest.raises(errors.ConversionError, match="lm_head.weight differs"):
-    importing.to_ours(hub, tmp_path / "other")
+    checkpoints.to_ours(hub, tmp_path / "other")
 
 
 def test_a_dtype_can_be_chosen_and_must_hold_the_values(saved, tmp_path):
   path = saved("qwen2")
-  importing.to_ours(path, tmp_path / "narrow", dtype="bfloat16")
+  checkpoints.to_ours(path, tmp_path / "narrow", dtype="bfloat16")
   stored = store.open_stored(tmp_path / "narrow")
   assert {leaf.dtype.name for leaf in stored.leaves} == {"bfloat16"}
-  exporting.to_hf(tmp_path / "narrow", tmp_path / "wide", dtype="float32")
+  export(tmp_path / "narrow", tmp_path / "wide", dtype="float32")
   want = tensors_of(path)
   for name, tensor in tensors_of(tmp_path / "wide").items():
     assert tensor.dtype == np.float32
@@ -256,28 +250,39 @@ def test_a_dtype_can_be_chosen_and_must_hold_the_values(saved, tmp_path):
   (hub / "config.json").write_bytes((path / "config.json").read_bytes())
   safetensors.numpy.save_file(large, hub / "model.safetensors")
   with pytest.raises(errors.ConversionError, match="does not fit float16"):
-    importing.to_ours(hub, tmp_path / "half", dtype="float16")
+    checkpoints.to_ours(hub, tmp_path / "half", dtype="float16")
   assert not (tmp_path / "half").exists()
 
 
+@pytest.mark.nightly
 def test_a_dry_run_writes_nothing(saved, tmp_path):
-  weights.take_in(saved("qwen2"), tmp_path / "ours", dry=True)
+  out = [f"--to={tmp_path / 'ours'}", f"--export={tmp_path / 'back'}"]
+  ran = subprocess.run(
+    [sys.executable, "launch/convert.py", f"--from={saved('qwen2')}", *out]
+    + ["--dry-run"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert ran.stdout.count(" fits ") == 2
   assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_lost_its_newline_is_no_onevision(saved, tmp_path):
-  importing.to_ours(saved("llava_onevision"), tmp_path / "ours")
+  checkpoints.to_ours(saved("llava_onevision"), tmp_path / "ours")
   stored = store.open_stored(tmp_path / "ours")
   plain = dataclasses.replace(
     stored.config.model, tiling=config_lib.TilingConfig()
   )
-  with writer.destination(tmp_path / "plain") as directory:
-    leaves = [x for x in stored.leaves if x.path[-1] != "newline"]
-    store.write(directory, hf.config_for(plain), leaves, stored.origin)
-    kept = directory / store.SOURCE
-    shutil.copytree(tmp_path / "ours" / store.SOURCE, kept)
+  without = dataclasses.replace(
+    stored,
+    config=hf.config_for(plain),
+    leaves=[x for x in stored.leaves if x.path[-1] != "newline"],
+  )
+  store.save(without, tmp_path / "plain")
   with pytest.raises(errors.ConversionError, match="model.tiling.kind is 'any"):
-    exporting.to_hf(tmp_path / "plain", tmp_path / "back")
+    export(tmp_path / "plain", tmp_path / "back")
   assert not (tmp_path / "back").exists()
 
 
@@ -320,8 +325,8 @@ def joined():
 
 def test_two_towers_into_one_model(saved, joined, tmp_path):
   parts = saved("qwen3"), saved("siglip")
-  importing.assemble(*parts, joined(), tmp_path / "ours")
-  config, params = weights.load(tmp_path / "ours")
+  join(*parts, joined(), tmp_path / "ours")
+  config, params = load.load(tmp_path / "ours")
   assert config.model == joined()
   assert params["projector"]["context"].shape == (4, 32)
   want = tensors_of(parts[1])["encoder.layers.1.mlp.fc1.weight"]
@@ -329,10 +334,10 @@ def test_two_towers_into_one_model(saved, joined, tmp_path):
   assert got.shape[0] == 2  # the third layer is past the hidden state
   np.testing.assert_array_equal(got[1], want.T)
   # It is a LLaVA to transformers, and its context tokens come back.
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
-  for compared in verify.verify(tmp_path / "ours", tmp_path / "back"):
+  export(tmp_path / "ours", tmp_path / "back")
+  for compared in verified(tmp_path / "ours", tmp_path / "back"):
     assert compared.error <= 1e-5 * compared.scale, compared
-  again, other = weights.load(tmp_path / "back")
+  again, other = load.load(tmp_path / "back")
   assert again.model.gaze == config.model.gaze
   context = other["projector"]["context"]
   np.testing.assert_array_equal(context, params["projector"]["context"])
@@ -349,10 +354,10 @@ def test_a_nested_image_processor_goes_in_and_out(saved, tmp_path):
   )
   whole = dict(processor_class="LlavaProcessor", image_processor=inner)
   (tmp_path / "hf/processor_config.json").write_text(json.dumps(whole))
-  importing.to_ours(tmp_path / "hf", tmp_path / "ours")
+  checkpoints.to_ours(tmp_path / "hf", tmp_path / "ours")
   tower = store.open_stored(tmp_path / "ours").config.model.vision
   assert (tower.mean, tower.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  export(tmp_path / "ours", tmp_path / "back")
   assert image_processors.find(tmp_path / "back") == (
     image_processors.NESTED,
     inner,
@@ -368,15 +373,15 @@ def test_a_nested_image_processor_goes_in_and_out(saved, tmp_path):
 def test_an_image_processor_beside_text_alone_is_not_read(saved, tmp_path):
   shutil.copytree(saved("qwen2"), tmp_path / "hf")
   (tmp_path / "hf/processor_config.json").write_text("{")
-  assert "qwen2" in importing.inspect(tmp_path / "hf")
+  assert "qwen2" in load.inspect(tmp_path / "hf")
 
 
 def test_a_byte_order_mark_before_config_json(saved, tmp_path):
   shutil.copytree(saved("qwen2"), tmp_path / "hf")
   file = tmp_path / "hf/config.json"
   file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
-  importing.to_ours(tmp_path / "hf", tmp_path / "ours")
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  checkpoints.to_ours(tmp_path / "hf", tmp_path / "ours")
+  export(tmp_path / "ours", tmp_path / "back")
   assert (tmp_path / "back/config.json").read_bytes() == file.read_bytes()
 
 
@@ -394,13 +399,13 @@ def test_a_joined_model_ends_as_its_decoder_does(
   text = tmp_path / "text"
   shutil.copytree(saved("qwen3"), text)
   (text / "generation_config.json").unlink()
-  raw = json_file.read(text / "config.json")
+  raw = json.loads((text / "config.json").read_text())
   raw.pop("eos_token_id", None)
   (text / "config.json").write_text(json.dumps(raw | said.get("config", {})))
   if other := said.get("generation_config"):
     (text / "generation_config.json").write_text(json.dumps(other))
-  importing.assemble(text, saved("siglip"), joined(), tmp_path / "ours")
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  join(text, saved("siglip"), joined(), tmp_path / "ours")
+  export(tmp_path / "ours", tmp_path / "back")
   for folder in ("ours/hf", "back"):
     assert ends.beside(tmp_path / folder / "tokenizer.json") == want
 
@@ -412,8 +417,8 @@ def test_a_joined_models_pictures_are_its_own(saved, joined, tmp_path):
   raw = dict(image_processor_type="SiglipImageProcessor", resample=3)
   raw |= dict(size={"height": 56, "width": 56}, image_mean=0.5, image_std=0.5)
   (tower / image_processors.ALONE).write_text(json.dumps(raw))
-  importing.assemble(saved("qwen3"), tower, joined(), tmp_path / "ours")
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  join(saved("qwen3"), tower, joined(), tmp_path / "ours")
+  export(tmp_path / "ours", tmp_path / "back")
   _, back = image_processors.find(tmp_path / "back")
   assert back["size"] == {"height": 28, "width": 28}
 
@@ -422,9 +427,7 @@ def test_another_architecture_is_named(saved, joined, tmp_path):
   decoder = dataclasses.replace(joined().decoder, depth=5, norm_eps=1e-5)
   model = dataclasses.replace(joined(), decoder=decoder)
   with pytest.raises(errors.ConversionError) as caught:
-    importing.assemble(
-      saved("qwen3"), saved("siglip"), model, tmp_path / "ours"
-    )
+    join(saved("qwen3"), saved("siglip"), model, tmp_path / "ours")
   assert "model.decoder.depth is 2 there and 5" in str(caught.value)
   assert "model.decoder.norm_eps is 1e-06 there and 1e-05" in str(caught.value)
   shown = tmp_path / "shown"
@@ -433,9 +436,9 @@ def test_another_architecture_is_named(saved, joined, tmp_path):
   raw |= dict(size={"height": 28, "width": 28})
   (shown / "preprocessor_config.json").write_text(json.dumps(raw))
   with pytest.raises(errors.ConversionError, match="resample is 'bilinear'"):
-    importing.assemble(saved("qwen3"), shown, joined(), tmp_path / "o")
+    join(saved("qwen3"), shown, joined(), tmp_path / "o")
   with pytest.raises(errors.ConversionError, match="has no vision"):
-    importing.assemble(saved("qwen3"), saved("qwen2"), joined(), tmp_path / "o")
+    join(saved("qwen3"), saved("qwen2"), joined(), tmp_path / "o")
   assert list(tmp_path.iterdir()) == [shown]
 
 
@@ -448,9 +451,9 @@ def test_verify_sees_a_swap_that_shapes_do_not_show(saved, tmp_path):
   found[q], found[k] = found[k], found[q]
   (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
   safetensors.numpy.save_file(found, tmp_path / "model.safetensors")
-  assert verify.verify(path, path)
+  assert verified(path, path)
   with pytest.raises(verify.VerifyError, match="features of pictures"):
-    verify.verify(tmp_path, path)
+    verified(tmp_path, path)
 
 
 @pytest.mark.parametrize(
@@ -467,31 +470,29 @@ def test_a_value_that_can_not_be(saved, tmp_path, key, value, says):
   file = tmp_path / "hf" / "config.json"
   file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
   with pytest.raises(errors.ConversionError, match=says) as caught:
-    importing.to_ours(tmp_path / "hf", tmp_path / "ours")
+    checkpoints.to_ours(tmp_path / "hf", tmp_path / "ours")
   assert "config.json" in str(caught.value)
 
 
 def test_other_context_tokens_are_refused(saved, joined, tmp_path):
-  importing.assemble(
-    saved("qwen3"), saved("siglip"), joined(), tmp_path / "ours"
-  )
-  exporting.to_hf(tmp_path / "ours", tmp_path / "back")
+  join(saved("qwen3"), saved("siglip"), joined(), tmp_path / "ours")
+  export(tmp_path / "ours", tmp_path / "back")
   wrong = {"projector/context": np.zeros((3, 32), np.float32)}
   safetensors.numpy.save_file(wrong, tmp_path / "back" / "gaze.safetensors")
   with pytest.raises(errors.ConversionError, match="not the context tokens"):
-    importing.to_ours(tmp_path / "back", tmp_path / "again")
+    checkpoints.to_ours(tmp_path / "back", tmp_path / "again")
   beside = tmp_path / "back" / hf.GAZE_FILE
   beside.unlink()
   with pytest.raises(errors.ConversionError, match="no such file, and config"):
-    importing.to_ours(tmp_path / "back", tmp_path / "again")
+    checkpoints.to_ours(tmp_path / "back", tmp_path / "again")
   shutil.copytree(saved("llava"), tmp_path / "plain")
   safetensors.numpy.save_file(wrong, tmp_path / "plain" / hf.GAZE_FILE)
   with pytest.raises(errors.ConversionError, match="not the context tokens"):
-    importing.to_ours(tmp_path / "plain", tmp_path / "again")
+    checkpoints.to_ours(tmp_path / "plain", tmp_path / "again")
 
 
 def test_a_budget_of_its_own_goes_there_and_back(saved, tmp_path):
-  importing.to_ours(saved("llava"), tmp_path / "ours")
+  checkpoints.to_ours(saved("llava"), tmp_path / "ours")
   stored = store.open_stored(tmp_path / "ours")
   model = stored.config.model
   gaze = dataclasses.replace(model.gaze, budget="fixed", top_k=3, region=(2, 2))
@@ -500,7 +501,7 @@ def test_a_budget_of_its_own_goes_there_and_back(saved, tmp_path):
   sparse = dataclasses.replace(stored, config=config)
   exporting.write(sparse, tmp_path / "back")
   assert not (tmp_path / "back" / hf.GAZE_FILE).exists()
-  again, params = weights.load(tmp_path / "back")
+  again, params = load.load(tmp_path / "back")
   assert again.model.gaze == gaze and "context" not in params["projector"]
   file = tmp_path / "back" / "config.json"
   raw = json.loads(file.read_text())
@@ -508,7 +509,7 @@ def test_a_budget_of_its_own_goes_there_and_back(saved, tmp_path):
   raw[hf.GAZE_KEY]["schema"] = 2
   file.write_text(json.dumps(raw))
   with pytest.raises(errors_lib.GazeError, match="gaze: written as schema 2"):
-    weights.load(tmp_path / "back")
+    load.load(tmp_path / "back")
 
 
 def manifest_of(directory, **changes):
@@ -521,19 +522,18 @@ def manifest_of(directory, **changes):
 
 def test_what_was_converted_before_there_were_schemas_is_read(saved, tmp_path):
   """It had `version`, and a leaf without elements for no context tokens."""
-  importing.to_ours(saved("llava"), tmp_path / "ours")
+  checkpoints.to_ours(saved("llava"), tmp_path / "ours")
   stored = store.open_stored(tmp_path / "ours")
   none = {"projector": {"context": np.zeros((0, 32), np.float32)}}
   old = tmp_path / "old"
-  with writer.destination(old) as directory:
-    leaves = [*stored.leaves, *store.from_params(none)]
-    store.write(directory, stored.config, leaves, stored.origin)
+  leaves = [*stored.leaves, *store.from_params(none)]
+  store.save(dataclasses.replace(stored, leaves=leaves), old)
   with pytest.raises(errors.ConversionError, match="unexpected: proj"):
     store.open_stored(old)
   manifest_of(old, version=1, schema=...)
   assert store.open_stored(old).config == stored.config
-  _, params = weights.load(old)
-  _, want = weights.load(tmp_path / "ours")
+  _, params = load.load(old)
+  _, want = load.load(tmp_path / "ours")
   jax.tree.map(np.testing.assert_array_equal, params, want)
 
 
@@ -548,10 +548,10 @@ def test_what_was_converted_before_there_were_schemas_is_read(saved, tmp_path):
   ],
 )
 def test_a_manifest_that_is_not_read(saved, tmp_path, changes, says):
-  importing.to_ours(saved("qwen3"), tmp_path / "ours")
+  checkpoints.to_ours(saved("qwen3"), tmp_path / "ours")
   manifest_of(tmp_path / "ours", **changes)
   with pytest.raises(errors_lib.GazeError, match=says) as caught:
-    weights.load(tmp_path / "ours")
+    load.load(tmp_path / "ours")
   assert str(tmp_path / "ours" / store.NAME) in str(caught.value)
 
 
@@ -561,15 +561,15 @@ def test_what_transformers_can_not_run_is_said(saved, tmp_path):
   raw = json.loads(file.read_text()) | {"architectures": ["LlavaQwen"]}
   file.write_text(json.dumps(raw))
   with pytest.raises(errors_lib.GazeError, match="no class of transformers"):
-    verify.verify(saved("qwen2"), tmp_path / "hf")
+    verified(saved("qwen2"), tmp_path / "hf")
 
 
 def test_inspect_says_what_is_there(saved, tmp_path):
-  said = importing.inspect(saved("siglip"))
+  said = load.inspect(saved("siglip"))
   assert "siglip_vision_model" in said and "width=24" in said
   assert "kept but not computed with: " in said
-  importing.to_ours(saved("siglip"), tmp_path / "ours")
-  assert "ours" in importing.inspect(tmp_path / "ours")
+  checkpoints.to_ours(saved("siglip"), tmp_path / "ours")
+  assert "ours" in load.inspect(tmp_path / "ours")
 
 
 # Parameters as their makers publish them: all, and without embeddings.

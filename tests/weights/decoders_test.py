@@ -11,11 +11,9 @@ import torch
 import transformers
 
 import compare
-from gaze_jax.evals import verify
 from gaze_jax.weights import errors
-from gaze_jax.weights import hf
-from gaze_jax.weights import importing
-from gaze_jax.weights import store
+from gaze_jax.weights import load
+from gaze_jax.weights import verify
 from gaze_jax.weights.families import decoders
 
 SIZES = dict(
@@ -68,8 +66,8 @@ def saved(tmp_path_factory):
 
 
 def read(path):
-  checkpoint = hf.open_checkpoint(path)
-  return checkpoint.model, store.load(importing.leaves(checkpoint))
+  config, params = load.load(path)
+  return config.model, params
 
 
 @pytest.mark.few(3)

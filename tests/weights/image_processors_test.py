@@ -77,7 +77,7 @@ def test_what_frames_are_not_given_is_said(tmp_path, files, want):
   "name, text, message",
   [
     (NESTED, '{"image_processor": []}', "image_processor is not a JSON object"),
-    (NESTED, "{", "can't be read"),
+    (NESTED, "{", "is not JSON"),
     (ALONE, "[" * 200_000, "nested too deep"),
     (ALONE, "", "the file is empty"),
     (ALONE, "version https://git-lfs.github.com/spec/v1", "git lfs pull"),

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 
+import checkpoints
 import jax
 import numpy as np
 import pytest
@@ -15,13 +16,6 @@ import tokenizers
 import torch
 import transformers
 from PIL import Image
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import pre_tokenizers
-from transformers.models.llava import image_processing_pil_llava
-from transformers.models.llava_onevision import (
-  image_processing_pil_llava_onevision as image_processing,
-)
 
 import compare
 from gaze_jax import config as config_lib
@@ -31,35 +25,15 @@ from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.weights import errors
 from gaze_jax.weights import hf
-from gaze_jax.weights import importing
-from gaze_jax.weights import json_file
+from gaze_jax.weights import load
 from gaze_jax.weights import store
 from gaze_jax.weights.families import llava
 from gaze_jax.weights.families import registry
 
 PINPOINTS = [[28 * i, 28 * j] for i in (1, 2, 3) for j in (1, 2, 3)]
-MEAN, STD = (0.48, 0.45, 0.40), (0.26, 0.26, 0.27)
+MEAN, STD = checkpoints.MEAN, checkpoints.STD
 VOCABULARY = 300
-IMAGE, VIDEO = 298, 299
-TEXT = dict(
-  model_type="qwen2",
-  vocab_size=VOCABULARY,
-  hidden_size=32,
-  intermediate_size=48,
-  num_hidden_layers=2,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-)
-TOWER = dict(
-  model_type="siglip_vision_model",
-  hidden_size=16,
-  intermediate_size=24,
-  num_hidden_layers=2,
-  num_attention_heads=2,
-  image_size=28,
-  patch_size=7,
-  vision_use_head=False,
-)
+IMAGE, VIDEO = VOCABULARY - 2, VOCABULARY - 1
 # Images by what is special about their aspect, height and width.
 SIZES = {
   "one square": (28, 28),
@@ -101,120 +75,44 @@ class Pair:
   tokenizer: tokenizers.Tokenizer
 
 
-def tiny_tokenizer() -> tokenizers.Tokenizer:
-  """All bytes, without merges, and the two marks."""
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  vocabulary = {c: i for i, c in enumerate(alphabet)}
-  vocabulary |= {f"<unused{i}>": i for i in range(len(alphabet), IMAGE)}
-  vocabulary |= {"<image>": IMAGE, "<video>": VIDEO}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(["<image>", "<video>"])
-  return tokenizer
-
-
-def onevision_config(**changes):
-  values = dict(
-    vision_config=TOWER,
-    text_config=TEXT,
-    image_token_index=IMAGE,
-    video_token_index=VIDEO,
-    image_grid_pinpoints=PINPOINTS,
-    vision_aspect_ratio="anyres_max_4",
-  )
-  return transformers.LlavaOnevisionConfig(**(values | changes))
-
-
-def onevision_pixels():
-  return image_processing.LlavaOnevisionImageProcessorPil(
-    size=dict(height=28, width=28),
-    image_grid_pinpoints=PINPOINTS,
-    image_mean=MEAN,
-    image_std=STD,
-  )
-
-
-def make_pair(directory, kind, hf_config, processor) -> Pair:
-  torch.manual_seed(0)
-  theirs = kind(hf_config).eval()
-  with torch.no_grad():  # numbers that differ, in every bias and norm too
-    for p in theirs.parameters():
-      p.copy_(torch.randn_like(p) * 0.2 + (p.ndim == 1))
+def make_pair(directory, make, hf_config, processor) -> Pair:
+  theirs = checkpoints.drawn(make, hf_config, 0.2)
   theirs.save_pretrained(directory)
   processor.save_pretrained(directory)
-  source = hf.open_checkpoint(directory)
-  params = store.load(importing.leaves(source))
-  return Pair(theirs, directory, source.model, params, tiny_tokenizer())
+  config, params = load.load(directory)
+  tokenizer = checkpoints.byte_tokenizer(VOCABULARY)
+  return Pair(theirs, directory, config.model, params, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def onevision(tmp_path_factory) -> Pair:
   return make_pair(
     tmp_path_factory.mktemp("onevision"),
-    transformers.LlavaOnevisionForConditionalGeneration,
-    onevision_config(),
-    onevision_pixels(),
+    checkpoints.onevision,
+    checkpoints.onevision_config(
+      VOCABULARY,
+      image_grid_pinpoints=PINPOINTS,
+      vision_aspect_ratio="anyres_max_4",
+    ),
+    checkpoints.onevision_pixels(PINPOINTS),
   )
 
 
 @pytest.fixture(scope="module")
 def clip_llava(tmp_path_factory) -> Pair:
-  tower = TOWER | dict(model_type="clip_vision_model", num_hidden_layers=3)
-  del tower["vision_use_head"]
-  text = TEXT | dict(model_type="llama")
-  pixels = image_processing_pil_llava.LlavaImageProcessorPil(
-    size=dict(shortest_edge=28), crop_size=dict(height=28, width=28)
-  )
   return make_pair(
     tmp_path_factory.mktemp("llava"),
-    transformers.LlavaForConditionalGeneration,
-    transformers.LlavaConfig(
-      vision_config=tower, text_config=text, image_token_index=IMAGE
-    ),
-    pixels,
+    checkpoints.llava,
+    checkpoints.llava_config(VOCABULARY),
+    checkpoints.llava_pixels(),
   )
-
-
-def picture(size, seed=0) -> Image.Image:
-  """Smooth and coloured, so that no part of it is like another."""
-  rng = np.random.default_rng(seed)
-  small = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
-  return Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC)
-
-
-class _Processor(transformers.LlavaOnevisionProcessor):
-  """Theirs without a processor for videos, which would need torchvision."""
-
-  def check_argument_for_proper_class(self, argument_name, argument):
-    if argument_name != "video_processor":
-      super().check_argument_for_proper_class(argument_name, argument)
 
 
 def their_processor(pair: Pair):
   """The processor of transformers with our tiny tokenizer."""
-  fast = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=tiny_tokenizer(),
-    image_token="<image>",
-    video_token="<video>",
-  )
   if pair.config.tiling.kind == "none":
-    return transformers.LlavaProcessor(
-      image_processing_pil_llava.LlavaImageProcessorPil(
-        size=dict(shortest_edge=28), crop_size=dict(height=28, width=28)
-      ),
-      fast,
-      patch_size=7,
-      vision_feature_select_strategy="default",
-      num_additional_image_tokens=1,
-    )
-  return _Processor(
-    onevision_pixels(),
-    fast,
-    num_image_tokens=16,
-    vision_feature_select_strategy="full",
-    vision_aspect_ratio="anyres_max_4",
-  )
+    return checkpoints.llava_processor(VOCABULARY)
+  return checkpoints.onevision_processor(VOCABULARY, PINPOINTS)
 
 
 def their_logits(pair: Pair, inputs) -> tuple[np.ndarray, np.ndarray]:
@@ -259,7 +157,10 @@ def same_logits(pair: Pair, inputs, request, shape=None) -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_one_image_of_any_aspect_gives_their_logits(onevision, name):
-  prompt, image = "see <image>\nwhat?" + ANSWER, picture(SIZES[name])
+  prompt, image = (
+    "see <image>\nwhat?" + ANSWER,
+    checkpoints.picture(SIZES[name]),
+  )
   inputs = their_processor(onevision)(
     text=prompt, images=[[image]], return_tensors="pt"
   )
@@ -270,7 +171,7 @@ def test_one_image_of_any_aspect_gives_their_logits(onevision, name):
 
 
 def test_the_smallest_row_gives_the_same_logits(onevision):
-  prompt, image = "<image>" + ANSWER, picture(SIZES["wide"])
+  prompt, image = "<image>" + ANSWER, checkpoints.picture(SIZES["wide"])
   request = requests.make(
     prompt, onevision.tokenizer, onevision.config, images=[np.asarray(image)]
   )
@@ -282,7 +183,8 @@ def test_the_smallest_row_gives_the_same_logits(onevision):
 
 def test_several_images_give_their_logits(onevision):
   prompt = "<image> and <image><image>?" + ANSWER
-  images = [picture(s, i) for i, s in enumerate([(30, 61), (28, 28), (77, 20)])]
+  sizes = [(30, 61), (28, 28), (77, 20)]
+  images = [checkpoints.picture(s, i) for i, s in enumerate(sizes)]
   inputs = their_processor(onevision)(
     text=prompt, images=[images], return_tensors="pt"
   )
@@ -297,7 +199,7 @@ def test_several_images_give_their_logits(onevision):
 
 def test_a_video_gives_their_logits(onevision):
   prompt = "a <video> b" + ANSWER
-  frames = [picture((40, 50), i) for i in range(3)]
+  frames = [checkpoints.picture((40, 50), i) for i in range(3)]
   # Their processor needs torchvision; this is what it says it does.
   pixels = [f.resize((28, 28), Image.Resampling.BICUBIC) for f in frames]
   pixels = (np.stack(pixels) / 255 - np.array(MEAN)) / np.array(STD)
@@ -327,7 +229,7 @@ def test_text_alone_gives_their_logits(onevision):
 
 @pytest.mark.parametrize("size", [(28, 28), (33, 90), (61, 28)])
 def test_clip_llava_gives_their_logits(clip_llava, size):
-  prompt, image = "see <image>\nwhat?" + ANSWER, picture(size)
+  prompt, image = "see <image>\nwhat?" + ANSWER, checkpoints.picture(size)
   inputs = their_processor(clip_llava)(
     text=prompt, images=[image], return_tensors="pt"
   )
@@ -337,7 +239,7 @@ def test_clip_llava_gives_their_logits(clip_llava, size):
   same_logits(clip_llava, inputs, request)
 
 
-# How each layout of CONVERSION.md names what is in memory, longest first.
+# How each naming names what is in memory, longest first.
 RENAMED = {
   "A": {
     "model.language_model.": "model.",
@@ -368,18 +270,22 @@ def rename(name: str, table) -> str:
   return name
 
 
-def saved_in(layout_name, pair: Pair, directory, raw=None) -> pathlib.Path:
-  """The checkpoint with the names of a layout."""
+def saved_in(naming, pair: Pair, directory, raw=None) -> pathlib.Path:
+  """The checkpoint with the tensors by a naming."""
   tensors = {
-    rename(name, RENAMED[layout_name]): tensor.numpy().copy()
+    rename(name, RENAMED[naming]): tensor.numpy().copy()
     for name, tensor in pair.theirs.state_dict().items()
   }
   safetensors.numpy.save_file(tensors, directory / "model.safetensors")
-  raw = raw or json_file.read(pair.directory / "config.json")
+  raw = raw or read(pair.directory / "config.json")
   (directory / "config.json").write_text(json.dumps(raw))
   processor = (pair.directory / "preprocessor_config.json").read_text()
   (directory / "preprocessor_config.json").write_text(processor)
   return directory
+
+
+def read(file: pathlib.Path):
+  return json.loads(file.read_text())
 
 
 def assert_same(params, wanted) -> None:
@@ -391,17 +297,18 @@ def assert_same(params, wanted) -> None:
 
 
 @pytest.mark.parametrize("name", RENAMED)
-def test_every_layout_gives_the_same_bits(onevision, tmp_path, name):
+def test_every_naming_gives_the_same_bits(onevision, tmp_path, name):
   source = hf.open_checkpoint(saved_in(name, onevision, tmp_path))
-  assert source.layout.split()[0] == name
-  assert source.model == onevision.config
-  assert_same(store.load(importing.leaves(source)), onevision.params)
+  assert source.naming.split()[0] == name
+  assert source.config.model == onevision.config
+  assert_same(store.load(source.leaves), onevision.params)
 
 
 def flat_config(tower: pathlib.Path, **changes):
   """The same model as LLaVA's own code describes it."""
   raw = dict(
-    TEXT,
+    checkpoints.TEXT,
+    vocab_size=VOCABULARY,
     model_type="llava",
     architectures=["LlavaQwenForCausalLM"],
     rms_norm_eps=1e-6,
@@ -423,14 +330,14 @@ def test_the_flat_config_of_llavas_own_code(onevision, tmp_path):
   # LLaVA names the whole tower, and leaves its last layer out.
   tower, whole = tmp_path / "tower", tmp_path / "whole"
   tower.mkdir(), whole.mkdir()
-  layers = dict(TOWER, num_hidden_layers=3)
+  layers = dict(checkpoints.SIGLIP, num_hidden_layers=3)
   (tower / "config.json").write_text(json.dumps(layers))
   source = hf.open_checkpoint(
     saved_in("A", onevision, whole, flat_config(tower))
   )
-  assert source.layout.startswith("A")
-  assert source.model == onevision.config
-  assert_same(store.load(importing.leaves(source)), onevision.params)
+  assert source.naming.startswith("A")
+  assert source.config.model == onevision.config
+  assert_same(store.load(source.leaves), onevision.params)
 
 
 def test_the_towers_that_everybody_uses_are_known_by_name():
@@ -465,7 +372,7 @@ def gaze_config(pair: Pair, **gaze):
 
 def dense_request(pair: Pair):
   """A prompt with an image in tiles, their logits, and the ids to go on."""
-  prompt, image = "see <image>\nwhat?", picture((91, 33))
+  prompt, image = "see <image>\nwhat?", checkpoints.picture((91, 33))
   inputs = their_processor(pair)(
     text=prompt + ANSWER, images=[[image]], return_tensors="pt"
   )
@@ -548,7 +455,7 @@ def test_rows_of_several_requests_are_each_as_alone(onevision):
   sizes = [(91, 33), (28, 28), None]
   made = []
   for i, size in enumerate(sizes):
-    images = [picture(size, i)] if size else []
+    images = [checkpoints.picture(size, i)] if size else []
     prompt = f"row {i} " + "<image>" * len(images) + "?"
     made.append(
       requests.make(
@@ -592,12 +499,12 @@ def test_a_siglip_with_a_qwen3_goes_out_as_a_llava(onevision):
   model = dataclasses.replace(
     onevision.config, decoder=decoder, tiling=config_lib.TilingConfig()
   )
-  raw = llava.to_hf(model, image_token=7)
+  raw = llava.to_hf(model)
   theirs = transformers.LlavaForConditionalGeneration(
     transformers.AutoConfig.for_model(**raw)
   )
   assert theirs.config.text_config.model_type == "qwen3"
-  assert theirs.config.image_token_id == 7
+  assert theirs.config.image_token_id == IMAGE + 1
   assert llava.config(raw).decoder == decoder
   with pytest.raises(errors.ConversionError, match="projector.positions"):
     projector = dataclasses.replace(model.projector, positions="row_column")
@@ -624,7 +531,7 @@ def test_a_siglip_with_a_qwen3_goes_out_as_a_llava(onevision):
   ],
 )
 def test_what_is_not_computed_is_refused_by_name(onevision, change, says):
-  raw = json_file.read(onevision.directory / "config.json")
+  raw = read(onevision.directory / "config.json")
   with pytest.raises(errors.ConversionError, match=says):
     llava.config(raw | change)
 
@@ -648,13 +555,13 @@ def test_what_a_flat_config_may_not_ask_for(change, says):
 
 
 def test_clip_without_its_class_token_alone(clip_llava):
-  raw = json_file.read(clip_llava.directory / "config.json")
+  raw = read(clip_llava.directory / "config.json")
   with pytest.raises(errors.ConversionError, match="select_strategy = 'full'"):
     llava.config(raw | dict(vision_feature_select_strategy="full"))
 
 
 def test_a_processor_of_another_size_is_refused(onevision):
-  raw = json_file.read(onevision.directory / "config.json")
+  raw = read(onevision.directory / "config.json")
   name = "LlavaOnevisionImageProcessor"
   other = dict(image_processor_type=name, size=dict(height=56, width=56))
   with pytest.raises(errors.ConversionError, match="squares of 56"):

@@ -8,7 +8,7 @@ import pytest
 from gaze_jax.weights import errors
 from gaze_jax.weights import tables
 
-LAYOUT = {"text": "model", "head": "lm_head", "text.norm": "other"}
+NAMING = {"text": "model", "head": "lm_head", "text.norm": "other"}
 
 
 def leaf(*shape):
@@ -18,13 +18,13 @@ def leaf(*shape):
 def entry(pattern, shape, *, stacked=False, sizes=()):
   name = "text.{i}.w" if stacked else "text.w"
   rule = tables.Rule("w", name, pattern, sizes)
-  return tables.bind([rule], "decoder", {"w": leaf(*shape)}, LAYOUT)[0]
+  return tables.bind([rule], "decoder", {"w": leaf(*shape)}, NAMING)[0]
 
 
 def test_heads_by_hand():
   one = entry("(h d) e -> e h d", (2, 3, 2))  # e = 2, h = 3, d = 2
-  assert one.torch_shape == (6, 2)
-  assert one.sources == ("model.w",)
+  assert one.tensor_shape == (6, 2)
+  assert one.tensors == ("model.w",)
   torch = np.arange(12).reshape(6, 2)  # row h * 2 + d
   ours = one.read((slice(None),) * 3, lambda _, i: torch[i])
   assert ours[0].tolist() == [[0, 2], [4, 6], [8, 10]]
@@ -52,7 +52,7 @@ def test_every_part_is_that_of_the_whole(pattern, shape, sizes, stacked):
   full = (layers, *shape) if stacked else shape
   one = entry(pattern, full, stacked=stacked, sizes=sizes)
   rng = np.random.default_rng(0)
-  files = {s: rng.normal(size=one.torch_shape) for s in one.sources}
+  files = {s: rng.normal(size=one.tensor_shape) for s in one.tensors}
   asked = []
 
   def read(name, index):
@@ -63,9 +63,9 @@ def test_every_part_is_that_of_the_whole(pattern, shape, sizes, stacked):
   whole = one.read((slice(None),) * len(full), read)
   assert whole.shape == full
   layers_of = list(whole) if stacked else [whole]
-  for ours, name in zip(layers_of, one.sources, strict=True):
+  for ours, name in zip(layers_of, one.tensors, strict=True):
     back = one.back()
-    assert back.shape == one.torch_shape
+    assert back.shape == one.tensor_shape
     rows = slice(back.shape[0] // 2, back.shape[0])
     for index in (slice(None), rows):
       full_index = (index, *(slice(None),) * (len(back.shape) - 1))
@@ -95,12 +95,12 @@ def test_a_part_reads_no_more_than_it_needs(axis, wanted):
 
 
 def test_the_longest_token_is_replaced():
-  assert tables.in_layout("text.layers.{i}.a", LAYOUT) == "model.layers.{i}.a"
-  assert tables.in_layout("text.norm.weight", LAYOUT) == "other.weight"
-  assert tables.in_layout("head.weight", LAYOUT) == "lm_head.weight"
-  assert tables.in_layout("text.a", {"text": ""}) == "a"
+  assert tables.in_naming("text.layers.{i}.a", NAMING) == "model.layers.{i}.a"
+  assert tables.in_naming("text.norm.weight", NAMING) == "other.weight"
+  assert tables.in_naming("head.weight", NAMING) == "lm_head.weight"
+  assert tables.in_naming("text.a", {"text": ""}) == "a"
   with pytest.raises(errors.ConversionError, match="vision"):
-    tables.in_layout("vision.a", LAYOUT)
+    tables.in_naming("vision.a", NAMING)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_longest_token_is_replaced():
 def test_a_table_must_cover_the_model_exactly(rules, says):
   shapes = {"w": leaf(2), "b": {"c": leaf(3)}}
   with pytest.raises(errors.ConversionError, match=says):
-    tables.bind([tables.Rule(*r) for r in rules], "decoder", shapes, LAYOUT)
+    tables.bind([tables.Rule(*r) for r in rules], "decoder", shapes, NAMING)
 
 
 def test_trees_of_paths():

@@ -17,7 +17,7 @@ import safetensors
 from safetensors import numpy as st
 
 from gaze_jax.weights import errors
-from gaze_jax.weights import files
+from gaze_jax.weights import formats
 from gaze_jax.weights import tensors
 from gaze_jax.weights import writer
 
@@ -46,7 +46,7 @@ def write(path, arrays, **options):
 def refused(path):
   """The one line that opening says."""
   with pytest.raises(errors.ConversionError) as caught:
-    tensors.Source(path)
+    tensors.Tensors(path)
   text = str(caught.value)
   assert "\n" not in text
   assert str(path) in text
@@ -95,13 +95,13 @@ class TestRoundTrip:
       assert file.metadata() == {"format": "pt"}  # transformers 4 asks for it
     for name, x in arrays.items():
       assert same(theirs[name], x), name
-    source = tensors.Source(tmp_path)
-    assert source.tensors.keys() == arrays.keys()
+    source = tensors.Tensors(tmp_path)
+    assert source.listed.keys() == arrays.keys()
     for name, x in arrays.items():
       got = source.read(name)
       assert same(got, x), name
       assert got.flags.writeable and got.flags.c_contiguous
-      assert source.tensors[name].bytes == x.nbytes
+      assert source.listed[name].bytes == x.nbytes
 
   def test_everything_is_aligned(self, tmp_path, arrays):
     """As the format asks: whoever maps the file reads in place."""
@@ -110,17 +110,17 @@ class TestRoundTrip:
     write(tmp_path, {"odd" * n: x for n, x in enumerate(halves, 1)})
     raw = (tmp_path / "model.safetensors").read_bytes()
     assert int.from_bytes(raw[:8], "little") % 8 == 0
-    for tensor in tensors.Source(tmp_path).tensors.values():
+    for tensor in tensors.Tensors(tmp_path).listed.values():
       assert tensor.offset % tensor.dtype.itemsize == 0, tensor
 
   def test_what_the_library_writes(self, tmp_path, arrays):
     st.save_file(arrays, tmp_path / "model.safetensors")
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     assert all(same(source.read(n), x) for n, x in arrays.items())
 
   def test_every_tensor_is_aligned(self, tmp_path, arrays):
     write(tmp_path, arrays)
-    for t in tensors.Source(tmp_path).tensors.values():
+    for t in tensors.Tensors(tmp_path).listed.values():
       assert t.offset % t.dtype.itemsize == 0, t
 
   def test_pieces_in_any_order_of_tensors(self, tmp_path):
@@ -132,7 +132,7 @@ class TestRoundTrip:
       out.write("b", b[:1, 2:])
       out.write("b", b[1:])
       out.write("a", a[4:])
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     assert same(source.read("a"), a) and same(source.read("b"), b)
 
   @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,7 +144,7 @@ class TestRoundTrip:
       x[f"t{axes}"] = random((4, 7, 5), dtype).transpose(axes)
     x["part"] = random((9, 8, 7), dtype)[2:7, ::2, 1:3].transpose(2, 0, 1)
     write(tmp_path, x)
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     assert all(same(source.read(n), v) for n, v in x.items())
 
   def test_a_file_by_name(self, tmp_path):
@@ -152,7 +152,7 @@ class TestRoundTrip:
     write(tmp_path / "unused.safetensors", x)
     assert os.listdir(tmp_path) == ["unused.safetensors"]
     assert same(
-      tensors.Source(tmp_path / "unused.safetensors").read("a"), x["a"]
+      tensors.Tensors(tmp_path / "unused.safetensors").read("a"), x["a"]
     )
 
   @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ class TestRoundTrip:
         name: file for file, ns in zip(want, held, strict=True) for name in ns
       }
     assert ["".join(sorted(st.load_file(tmp_path / n))) for n in names] == held
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     assert all(same(source.read(n), v) for n, v in x.items())
 
   def test_transformers_loads_it(self, tmp_path):
@@ -247,15 +247,15 @@ class TestParts:
   @pytest.mark.parametrize("block", [1, 20, 2**24])
   def test_equal_to_numpy(self, tmp_path, monkeypatch, gap, block):
     """With gaps read or skipped, and buffers from a row to everything."""
-    monkeypatch.setattr(files, "_GAP", gap)
-    monkeypatch.setattr(files, "_BLOCK", block)
+    monkeypatch.setattr(formats, "_GAP", gap)
+    monkeypatch.setattr(formats, "_BLOCK", block)
     x = {
       d.name + str(len(s)): random(s, d)
       for d in DTYPES
       for s in [(6, 5, 7), (6, 3000)]
     }
     write(tmp_path, x)
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     for name, value in x.items():
       for index in INDICES:
         if len(index) <= value.ndim:
@@ -267,7 +267,7 @@ class TestParts:
   def test_steps_are_a_mistake(self, tmp_path, index):
     write(tmp_path, {"a": random((4, 4), "f4")})
     with pytest.raises(ValueError, match="is no part of"):
-      tensors.Source(tmp_path).read("a", index)
+      tensors.Tensors(tmp_path).read("a", index)
 
   @pytest.mark.parametrize(
     "index, most",
@@ -280,15 +280,15 @@ class TestParts:
   )
   def test_no_other_part_is_read(self, tmp_path, monkeypatch, index, most):
     write(tmp_path, {"a": random((512, 16384), "f2"), "b": random((9,), "f2")})
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     asked = []
-    whole = files._read_into
+    whole = formats._read_into
 
     def read_into(file, out, offset):
       asked.append(out.nbytes)
       whole(file, out, offset)
 
-    monkeypatch.setattr(files, "_read_into", read_into)
+    monkeypatch.setattr(formats, "_read_into", read_into)
     got = source.read("a", index)
     assert got.nbytes <= sum(asked) <= max(most, got.nbytes)
 
@@ -298,10 +298,10 @@ class TestParts:
       for _ in range(256):
         out.write("a", np.zeros((1, 2**19), "f2"))
     before = psutil.Process().memory_info().rss
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     for i in range(256):
       source.read("a", (slice(i, i + 1),))
-    assert source.tensors["a"].bytes == size
+    assert source.listed["a"].bytes == size
     assert psutil.Process().memory_info().rss - before < size / 8
     assert not [
       f for f in psutil.Process().open_files() if str(tmp_path) in f.path
@@ -309,14 +309,14 @@ class TestParts:
 
   def test_a_file_that_shrinks(self, tmp_path):
     write(tmp_path, {"a": random((1000,), "f4")})
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     os.truncate(tmp_path / "model.safetensors", 2000)
     with pytest.raises(errors.ConversionError, match="became shorter"):
       source.read("a")
 
   def test_a_file_that_goes_away(self, tmp_path):
     write(tmp_path, {"a": random((1000,), "f4")})
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(errors.ConversionError, match="can't be read: No such"):
       source.read("a")
@@ -324,26 +324,26 @@ class TestParts:
   def test_an_unknown_name(self, tmp_path):
     write(tmp_path, {"a": random((1,), "f4")})
     with pytest.raises(errors.ConversionError, match="there is no tensor b"):
-      tensors.Source(tmp_path).read("b")
+      tensors.Tensors(tmp_path).read("b")
 
 
 class TestWhichFiles:
   def test_shards_without_an_index(self, sharded):
     (sharded / "model.safetensors.index.json").unlink()
-    assert set(tensors.Source(sharded).tensors) == set("abc")
+    assert set(tensors.Tensors(sharded).listed) == set("abc")
 
   def test_an_index_by_name(self, sharded):
-    source = tensors.Source(sharded / "model.safetensors.index.json")
-    assert set(source.tensors) == set("abc")
+    source = tensors.Tensors(sharded / "model.safetensors.index.json")
+    assert set(source.listed) == set("abc")
 
   def test_files_that_the_index_leaves_out_are_no_part_of_it(self, sharded):
     st.save_file({"z": np.zeros(1)}, sharded / "consolidated.safetensors")
-    assert set(tensors.Source(sharded).tensors) == set("abc")
+    assert set(tensors.Tensors(sharded).listed) == set("abc")
 
   def test_one_whole_file_is_the_checkpoint(self, tmp_path):
     write(tmp_path, {"a": random((1,), "f4")})
     write(tmp_path / "unused.safetensors", {"b": random((1,), "f4")})
-    assert set(tensors.Source(tmp_path).tensors) == {"a"}
+    assert set(tensors.Tensors(tmp_path).listed) == {"a"}
 
   def test_not_there(self, tmp_path):
     assert "not there; give the directory" in refused(tmp_path / "x")
@@ -488,9 +488,12 @@ class TestFile:
     "content, says",
     [
       (b"", "the file is empty"),
-      (b"\0" * 5, "header is cut: at least 8 bytes expected, 5 found"),
-      (b"\xff" * 5, "header is cut: at least 8 bytes expected, 5 found"),
-      (struct.pack("<Q", 90) + b'{"a', "cut: 98 bytes expected, 11 found"),
+      (b"\0" * 5, "header is truncated: at least 8 bytes expected, 5 found"),
+      (b"\xff" * 5, "header is truncated: at least 8 bytes expected, 5 found"),
+      (
+        struct.pack("<Q", 90) + b'{"a',
+        ": 98 bytes expected, 11 found",
+      ),
       (b"\xff" * 20, "a header of 18,446,744,073,709,551,615 bytes, the limit"),
       (struct.pack("<Q", 10**8 + 1) + b"{", "a header of 100,000,001 bytes"),
       (struct.pack("<Q", 4) + b"\0\1\2\3", "the safetensors header is garbage"),
@@ -539,7 +542,7 @@ class TestFile:
     path = tmp_path / "model.safetensors"
     path.write_bytes(header(table, b"\0\0\x80?"))
     assert path.read_bytes().startswith(b"\x80\x02")
-    assert tensors.Source(path).read("a").tolist() == [1.0]
+    assert tensors.Tensors(path).read("a").tolist() == [1.0]
 
 
 class TestDtypes:
@@ -552,8 +555,8 @@ class TestDtypes:
       },
       tmp_path / "model.safetensors",
     )
-    source = tensors.Source(tmp_path)
-    assert source.tensors["position_ids"].dtype == np.int64
+    source = tensors.Tensors(tmp_path)
+    assert source.listed["position_ids"].dtype == np.int64
     with pytest.raises(
       errors.ConversionError, match="position_ids is int64, and weights are"
     ):
@@ -600,7 +603,7 @@ class TestDtypes:
   def test_ordinary_names_are_none(self, tmp_path):
     names = ("logit_scale", "layer_scale1.lambda1", "blocks.0.weight")
     write(tmp_path, {n: random((1,), "f4") for n in names})
-    assert set(tensors.Source(tmp_path).tensors) == set(names)
+    assert set(tensors.Tensors(tmp_path).listed) == set(names)
 
 
 class Payload:
@@ -642,10 +645,10 @@ class TestTorch:
   @pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pth", "x.pt"])
   @pytest.mark.parametrize("mapped", [1, 2**28])
   def test_round_trip(self, torch, state, tmp_path, monkeypatch, name, mapped):
-    monkeypatch.setattr(files, "_MAPPED", mapped)  # mapped anew for every row
+    monkeypatch.setattr(formats, "_MAPPED", mapped)  # mapped anew for every row
     torch.save(state, tmp_path / name)
-    with tensors.Source(tmp_path) as source:
-      assert source.tensors.keys() == state.keys()
+    with tensors.Tensors(tmp_path) as source:
+      assert source.listed.keys() == state.keys()
       for key in state.keys() - {"position_ids"}:
         want = self.numpy(state[key])
         got = source.read(key)
@@ -663,17 +666,17 @@ class TestTorch:
       file = f"pytorch_model-{i:05d}-of-00002.bin"
       torch.save({name: torch.full((2,), i)}, tmp_path / file)
       table[name] = file
-    assert set(tensors.Source(tmp_path).tensors) == {"a", "b"}
+    assert set(tensors.Tensors(tmp_path).listed) == {"a", "b"}
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": table}))
-    assert set(tensors.Source(tmp_path).tensors) == {"a", "b"}
+    assert set(tensors.Tensors(tmp_path).listed) == {"a", "b"}
     (tmp_path / table["b"]).unlink()
     assert "pytorch_model-00002-of-00002.bin of pyt" in refused(tmp_path)
 
   def test_mapped_pages_do_not_pile_up(self, torch, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_MAPPED", 2**24)
+    monkeypatch.setattr(formats, "_MAPPED", 2**24)
     torch.save({"a": torch.zeros(2**8, 2**18)}, tmp_path / "x.pth")  # 256 MiB
-    source = tensors.Source(tmp_path)
+    source = tensors.Tensors(tmp_path)
     process, most = psutil.Process(), 0
     before = process.memory_info().rss
     for i in range(0, 2**8, 4):

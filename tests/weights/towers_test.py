@@ -18,6 +18,7 @@ from gaze_jax import types
 from gaze_jax.models import vision
 from gaze_jax.weights import errors
 from gaze_jax.weights import tables
+from gaze_jax.weights.families import image_processors
 from gaze_jax.weights.families import towers
 
 SIZES = dict(
@@ -95,25 +96,25 @@ def saved(tmp_path_factory):
   return one
 
 
-def _layout(tensors):
-  """The layout whose prefix the file's names have."""
-  for name, layout in towers.LAYOUTS.items():
-    if any(key.startswith(f"{layout['vision']}.embed") for key in tensors):
+def _naming(tensors):
+  """The naming whose prefix the file's names have."""
+  for name, naming in towers.NAMINGS.items():
+    if any(key.startswith(f"{naming['vision']}.embed") for key in tensors):
       return name
   return "bare tower"
 
 
-def _entries(config, kind, layout):
+def _entries(config, kind, naming):
   shapes = vision.param_shapes(config)
   table = towers.rules(config, kind)
-  return tables.bind(table, "vision", shapes, towers.LAYOUTS[layout])
+  return tables.bind(table, "vision", shapes, towers.NAMINGS[naming])
 
 
 def _params(config, kind, tensors):
   read = lambda name, index: tensors[name][index]
   leaves = {}
-  for entry in _entries(config, kind, _layout(tensors)):
-    assert {tensors[s].shape for s in entry.sources} == {entry.torch_shape}
+  for entry in _entries(config, kind, _naming(tensors)):
+    assert {tensors[s].shape for s in entry.tensors} == {entry.tensor_shape}
     whole = tuple(slice(0, n) for n in entry.shape)
     leaves[entry.path[1:]] = entry.read(whole, read)
   return tables.unflatten(leaves)
@@ -126,7 +127,7 @@ def _to_torch(entries, params):
   for entry in entries:
     back = entry.back()
     whole = tuple(slice(0, n) for n in back.shape)
-    for i, name in enumerate(entry.sources):
+    for i, name in enumerate(entry.tensors):
       leaf = leaves[entry.path]
       leaf = leaf[i] if entry.stacked else leaf
       tensor = back.read(whole, lambda _, index, leaf=leaf: leaf[index])
@@ -234,11 +235,11 @@ ALL = (
 def test_every_name_is_used_once_or_named(saved, name, state):
   _, raw, tensors = saved(name)
   config = dataclasses.replace(towers.config(raw), hidden_state=state)
-  layout = _layout(tensors)
-  entries = _entries(config, raw["model_type"], layout)
-  used = [s for entry in entries for s in entry.sources]
+  naming = _naming(tensors)
+  entries = _entries(config, raw["model_type"], naming)
+  used = [s for entry in entries for s in entry.tensors]
   assert len(used) == len(set(used)) and set(used) <= set(tensors)
-  prefix = towers.LAYOUTS[layout]["vision"]
+  prefix = towers.NAMINGS[naming]["vision"]
   below = towers.unused(config, raw["model_type"])
   around = towers.beside(raw["model_type"])
   for name in set(tensors) - set(used):
@@ -257,7 +258,7 @@ def test_the_way_back_is_bitwise_equal(saved, name):
   _, raw, tensors = saved(name)
   config = dataclasses.replace(towers.config(raw), final_norm=True)
   params = _params(config, raw["model_type"], tensors)
-  entries = _entries(config, raw["model_type"], _layout(tensors))
+  entries = _entries(config, raw["model_type"], _naming(tensors))
   back = _to_torch(entries, params)
   assert len(back) > 50
   for name, tensor in back.items():
@@ -265,7 +266,7 @@ def test_the_way_back_is_bitwise_equal(saved, name):
 
 
 def test_old_buffers_are_dropped():
-  assert re.fullmatch(towers.dropped()[0], "embeddings.position_ids")
+  assert re.fullmatch(towers.DROPPED[0], "embeddings.position_ids")
 
 
 @pytest.mark.parametrize("name", ALL[:4])
@@ -277,7 +278,7 @@ def test_a_tower_of_ours_is_read_by_transformers(saved, name, tmp_path):
     k.removeprefix("vision."): v for k, v in towers.filler(config, name).items()
   }
   out |= _to_torch(_entries(config, name, "bare tower"), params)
-  written = towers.to_hf(config, name)
+  written = towers.to_hf(config)
   (tmp_path / "config.json").write_text(json.dumps(written))
   safetensors.save_file(
     out, tmp_path / "model.safetensors", metadata={"format": "pt"}
@@ -303,7 +304,7 @@ def test_a_tower_of_ours_is_read_by_transformers(saved, name, tmp_path):
 def test_a_tower_from_nowhere_finds_its_family(name):
   config = towers.config({"model_type": name})
   assert towers.model_type_of(config) == name
-  assert towers.to_hf(config) == towers.to_hf(config, name)
+  assert towers.to_hf(config)["model_type"] == name
 
 
 def test_a_tower_that_is_in_no_family_says_so():
@@ -353,7 +354,7 @@ def test_so400m_by_hand():
     std=(0.5, 0.5, 0.5),
   )
   assert c.tokens == 729
-  assert towers.to_hf(c, "siglip")["image_size"] == 384
+  assert towers.to_hf(c)["image_size"] == 384
 
 
 CLIP = {"model_type": "clip_vision_model"}
@@ -404,14 +405,19 @@ def test_a_config_that_is_not_computed_is_refused(raw, message):
       "siglip2",
       "max_patches = 0",
     ),
-    ({"mlp_dim": 400}, "dinov2", "mlp_dim = 400: dinov2 has a multiple"),
   ],
   ids=str,
 )
 def test_a_family_that_cannot_hold_a_tower_says_so(change, kind, message):
   config = dataclasses.replace(config_lib.VisionConfig(), **change)
   with pytest.raises(errors.ConversionError, match=message):
-    towers.to_hf(config, kind)
+    towers.rules(config, kind)
+
+
+def test_dinov2_has_a_multiple_of_its_width():
+  config = dataclasses.replace(config_lib.VisionConfig(), mlp_dim=400)
+  with pytest.raises(errors.ConversionError, match="mlp_dim = 400: dinov2 has"):
+    towers.to_hf(config)
 
 
 def _processor(raw, model_type=CLIP):
@@ -460,8 +466,8 @@ def test_the_table_keeps_its_size_when_pictures_have_another():
     {"size": {"shortest_edge": 256}, "crop_size": 224},
   )
   assert (c.image_size, c.position_grid, c.shorter_side) == (224, 37, 256)
-  assert towers.vision_pixels.write(c)["size"] == {"shortest_edge": 256}
-  assert towers.to_hf(c, "dinov2")["image_size"] == 518
+  assert image_processors.write(c)["size"] == {"shortest_edge": 256}
+  assert towers.to_hf(c)["image_size"] == 518
 
 
 @pytest.mark.parametrize(
@@ -508,7 +514,7 @@ def test_the_table_keeps_its_size_when_pictures_have_another():
 def test_a_preprocessor_that_is_not_computed_is_refused(raw, message):
   with pytest.raises(errors.ConversionError, match=message) as caught:
     towers.config(CLIP, raw)
-  assert isinstance(caught.value, towers.vision_pixels.PixelsError)
+  assert isinstance(caught.value, image_processors.PixelsError)
 
 
 @pytest.mark.parametrize(
@@ -527,5 +533,5 @@ def test_a_preprocessor_that_makes_no_such_patches_is_refused(raw, message):
 @pytest.mark.parametrize("raw", [SIGLIP, NAFLEX, CLIP], ids=str)
 def test_a_preprocessor_of_ours_is_read_back(raw):
   c = towers.config(raw)
-  from_file = towers.vision_pixels.write(c)
+  from_file = image_processors.write(c)
   assert towers.config(raw, from_file) == c

@@ -5,21 +5,21 @@ import json
 import pathlib
 import shutil
 
+import checkpoints
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-import transformers
 
 from gaze_jax import config as config_lib
+from gaze_jax.api import directory
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.evals import run
-from gaze_jax.evals import verify
-from gaze_jax.evals import weights
 from gaze_jax.train import loop
+from gaze_jax.weights import exporting
 from gaze_jax.weights import hf
-from gaze_jax.weights import importing
 from gaze_jax.weights import store
+from gaze_jax.weights import verify
 
 pytestmark = pytest.mark.nightly  # a run of two steps, compiled: 20 s
 
@@ -28,27 +28,14 @@ pytestmark = pytest.mark.nightly  # a run of two steps, compiled: 20 s
 def llava(tmp_path_factory):
   """A directory of transformers, with the vocabulary of our own tokenizer."""
   torch.manual_seed(0)
-  tower = transformers.CLIPVisionConfig(
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=70,
-    patch_size=14,
+  tower = checkpoints.TOWER | dict(
+    model_type="clip_vision_model", image_size=70, patch_size=14
   )
-  text = transformers.LlamaConfig(
-    vocab_size=2048,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-  )
-  config = transformers.LlavaConfig(
-    vision_config=tower, text_config=text, image_token_index=2047
+  config = checkpoints.llava_config(
+    2048, vision_config=tower, image_token_index=2047
   )
   path = tmp_path_factory.mktemp("llava")
-  transformers.LlavaForConditionalGeneration(config).save_pretrained(path)
+  checkpoints.llava(config).save_pretrained(path)
   shutil.copyfile(tokenizer_lib.SHIPPED, path / "tokenizer.json")
   return path
 
@@ -57,7 +44,7 @@ def llava(tmp_path_factory):
 def tuned(llava, tiny_config, tmp_path_factory):
   """The workdir of a run that starts from it, frozen tower and all."""
   folder = tmp_path_factory.mktemp("tuned")
-  importing.to_ours(llava, folder / "ours")
+  checkpoints.to_ours(llava, folder / "ours")
   model = store.open_stored(folder / "ours").config.model
   assert model.gaze.context_tokens == 0
   vision = dataclasses.replace(model.vision, frozen=True)
@@ -79,10 +66,10 @@ def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def test_a_tuned_model_goes_back(llava, tuned, tmp_path):
-  for name, source in (("direct", tuned), ("twice", tmp_path / "ours")):
-    if source != tuned:
-      weights.take_in(tuned, source)
-    weights.give_out(source, tmp_path / name)
+  run = directory.open_directory(tuned)
+  exporting.write(run, tmp_path / "direct")
+  store.save(run, tmp_path / "ours")
+  exporting.write(store.open_stored(tmp_path / "ours"), tmp_path / "twice")
   before, after = tensors(llava), tensors(tmp_path / "direct")
   assert {k: v.shape for k, v in after.items()} == {
     k: v.shape for k, v in before.items()
@@ -96,7 +83,7 @@ def test_a_tuned_model_goes_back(llava, tuned, tmp_path):
   assert read(tmp_path / "direct") == read(llava)
   assert not (tmp_path / "direct" / hf.GAZE_FILE).exists()
   # transformers loads it, and computes what the run does.
-  for compared in verify.verify(tuned, tmp_path / "direct"):
+  for compared in verify.verify(*directory.load(tuned), tmp_path / "direct"):
     assert compared.error <= 1e-5 * compared.scale, compared
 
 

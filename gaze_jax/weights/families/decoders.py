@@ -28,8 +28,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _SHARED = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
 MODEL_TYPES = tuple(_DEFAULTS)
 
-# Token of a table's name -> prefix in the file.
-LAYOUTS: Mapping[str, Mapping[str, str]] = {
+NAMINGS: Mapping[str, tables.Naming] = {
   "causal LM": {"text": "model", "head": "lm_head"},
   "bare decoder": {"text": "", "head": "lm_head"},
 }
@@ -158,10 +157,10 @@ def rules(c: config_lib.DecoderConfig) -> list[tables.Rule]:
   ]
   if not c.tied:
     table.append(tables.Rule("head/weight", "head.weight", "v e -> e v"))
-  for ours, (name, pattern) in layer.items():
-    torch = f"text.layers.{{i}}.{name}"
-    table.append(tables.Rule(f"layers/{ours}", torch, pattern))
-  return table
+  return table + [
+    tables.Rule(f"layers/{leaf}", f"text.layers.{{i}}.{name}", pattern)
+    for leaf, (name, pattern) in layer.items()
+  ]
 
 
 def _rope_theta(value: Mapping[str, Any]) -> float:
@@ -174,22 +173,15 @@ def _refuse_unknown_math(raw: Mapping[str, Any], kind: str) -> None:
   """Everything that a config may ask for and our decoder does not compute."""
   ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
   kinds = {r.get("rope_type", r.get("type", "default")) for r in ropes}
-  wanted = {
-    "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-    "use_sliding_window": (bool(raw.get("use_sliding_window")), False),
-    "attention_bias": (bool(raw.get("attention_bias")), False),
-    "mlp_bias": (bool(raw.get("mlp_bias")), False),
-    "partial_rotary_factor": (raw.get("partial_rotary_factor") or 1.0, 1.0),
-    "rope_type": (sorted(kinds), ["default"]),
-    "layer_types": (
-      sorted({*(raw.get("layer_types") or ()), "full_attention"}),
-      ["full_attention"],
-    ),
-    "quantization_config": (raw.get("quantization_config"), None),
-  }
-  for key, (got, known) in wanted.items():
-    if got != known:
-      raise errors.ConversionError(
-        f"config.json: {key} = {got!r} of this {kind} model is not computed"
-        f" here, {known!r} is"
-      )
+  layers = {*(raw.get("layer_types") or ()), "full_attention"}
+  values = dict(
+    hidden_act=(raw.get("hidden_act", "silu"), ["silu"]),
+    use_sliding_window=(bool(raw.get("use_sliding_window")), [False]),
+    attention_bias=(bool(raw.get("attention_bias")), [False]),
+    mlp_bias=(bool(raw.get("mlp_bias")), [False]),
+    partial_rotary_factor=(raw.get("partial_rotary_factor") or 1.0, [1.0]),
+    rope_type=(sorted(kinds), [["default"]]),
+    layer_types=(sorted(layers), [["full_attention"]]),
+    quantization_config=(raw.get("quantization_config"), [None]),
+  )
+  errors.refuse_unknown(f"{kind} model", values)

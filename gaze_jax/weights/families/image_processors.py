@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gaze_jax import config as config_lib
+from gaze_jax import json_file
 from gaze_jax.weights import errors
-from gaze_jax.weights import json_file
 
 Raw = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ class PixelsError(errors.ConversionError):
 
 
 def find(directory: pathlib.Path) -> tuple[str, dict[str, Any]] | None:
-  """The image processor of a checkpoint: the file that says it, and its JSON.
+  """The image processor of a checkpoint: its file, and its JSON there.
 
   As in transformers that of processor_config.json goes first, where it is
   there; None where neither file has one.
@@ -95,17 +95,20 @@ def find(directory: pathlib.Path) -> tuple[str, dict[str, Any]] | None:
   Raises:
     ConversionError: a file can't be read.
   """
-  if (directory / NESTED).exists():
-    inner = json_file.read(directory / NESTED).get("image_processor")
-    if isinstance(inner, dict):
-      return NESTED, inner
-    if inner is not None:
-      raise errors.ConversionError(
-        f"{directory / NESTED}: image_processor is not a JSON object"
-      )
+  inner = _read(directory / NESTED).get("image_processor")
+  if isinstance(inner, dict):
+    return NESTED, inner
+  if inner is not None:
+    raise errors.ConversionError(
+      f"{directory / NESTED}: image_processor is not a JSON object"
+    )
   if (directory / ALONE).exists():
-    return ALONE, json_file.read(directory / ALONE)
+    return ALONE, _read(directory / ALONE)
   return None
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+  return json_file.read(file, errors.ConversionError) if file.exists() else {}
 
 
 def read(
@@ -148,12 +151,10 @@ def other_for_videos(
   Raises:
     ConversionError: a file can't be read.
   """
-  raw = None
-  if (directory / NESTED).exists():
-    raw = json_file.read(directory / NESTED).get("video_processor")
-  if raw is None and (directory / VIDEO).exists():
-    raw = json_file.read(directory / VIDEO)
-  if not isinstance(raw, dict):
+  raw = _read(directory / NESTED).get("video_processor")
+  if raw is None:
+    raw = _read(directory / VIDEO)
+  if not raw or not isinstance(raw, dict):
     return []
   keys = ("image_mean", "image_std", "resample", "size", *_AFFINE)
   given = {k: raw[k] for k in keys if raw.get(k) is not None}
@@ -337,7 +338,7 @@ def _size(name: str, value: Raw) -> dict[str, Any]:
   if value.get("do_center_crop"):
     crop = square(value.get("crop_size"), "crop_size")
   if isinstance(size, int):
-    size = {"shortest_edge": size}  # as old files say it
+    size = {"shortest_edge": size}  # as old files have it
   if isinstance(size, Mapping):
     size = {k: v for k, v in size.items() if v is not None}
   edge = None

@@ -1,35 +1,39 @@
 """Whole models: LLaVA-OneVision and LLaVA, in all layouts of their names.
 
-A LLaVA is a vision tower, a two-layer projector and a decoder. OneVision cuts
+A LLaVA is a vision tower, a two-layer projector and a decoder. OneVision splits
 an image into tiles (`tiling`) and has a learned newline. A config.json comes
-nested, as transformers writes it, or flat, as LLaVA's own code does
-(`llava_flat` makes the latter into the former).
+nested, as transformers writes it, or flat, as LLaVA's own code does: the
+decoder's keys at the top, what is multimodal begins with `mm_`, and the tower
+is only named. `_nested` makes the latter into the former.
 
 What is read here is a dense model; it becomes one with gaze that reads every
 region (ratio 1, no context tokens) and computes the same, until it is asked to
 read less.
 """
 
+import contextlib
 import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from gaze_jax import config as config_lib
+from gaze_jax import json_file
 from gaze_jax.weights import errors
 from gaze_jax.weights import tables
 from gaze_jax.weights.families import decoders
 from gaze_jax.weights.families import image_processors
-from gaze_jax.weights.families import llava_flat
 from gaze_jax.weights.families import towers
 
 Raw = Mapping[str, Any]
 
-MODEL_TYPES = ("llava_onevision", "llava", *llava_flat.MODEL_TYPES)
+FLAT_TYPES = ("llava_llama", "llava_qwen")
+MODEL_TYPES = ("llava_onevision", "llava", *FLAT_TYPES)
 
-# Layout of names -> token -> prefix. llava-hf's files are B; transformers
-# 5 writes B' and holds D in memory; C was written for a while.
-LAYOUTS: Mapping[str, Mapping[str, str]] = {
+# llava-hf's files are B; transformers 5 writes B' and holds D in memory; C was
+# written for a while.
+NAMINGS: Mapping[str, tables.Naming] = {
   "A (LLaVA-NeXT)": {
     "text": "model",
     "head": "lm_head",
@@ -68,6 +72,23 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
   },
 }
 
+# Two towers that everybody uses; transformers fills in most of them, too.
+_SO400M = dict(
+  hidden_size=1152,
+  intermediate_size=4304,
+  num_hidden_layers=27,
+  num_attention_heads=16,
+  image_size=384,
+  patch_size=14,
+)
+_CLIP_LARGE = dict(
+  hidden_size=1024,
+  intermediate_size=4096,
+  num_hidden_layers=24,
+  num_attention_heads=16,
+  image_size=336,
+  patch_size=14,
+)
 _SIZES = (384, 768, 1152, 1536, 1920, 2304)
 # What transformers fills in for a key that a config leaves out.
 _DEFAULTS: Mapping[str, dict[str, Any]] = {
@@ -78,28 +99,14 @@ _DEFAULTS: Mapping[str, dict[str, Any]] = {
     vision_aspect_ratio="anyres_max_9",
     vision_feature_layer=-1,
     vision_feature_select_strategy="full",
-    vision_config=dict(
-      hidden_size=1152,
-      intermediate_size=4304,
-      patch_size=14,
-      image_size=384,
-      num_hidden_layers=26,
-      num_attention_heads=16,
-    ),
+    vision_config=_SO400M | dict(num_hidden_layers=26),
   ),
   "llava": dict(
     vision_type="clip_vision_model",
     text_type="llama",
     vision_feature_layer=-2,
     vision_feature_select_strategy="default",
-    vision_config=dict(
-      hidden_size=1024,
-      intermediate_size=4096,
-      patch_size=14,
-      image_size=336,
-      num_hidden_layers=24,
-      num_attention_heads=16,
-    ),
+    vision_config=_CLIP_LARGE,
   ),
 }
 # The image processor of a file that does not name one.
@@ -108,6 +115,35 @@ _PROCESSORS = {
   "llava": "LlavaImageProcessor",
 }
 _SHARED = dict(projector_hidden_act="gelu", multimodal_projector_bias=True)
+
+# Of flat configs: the towers that are known by name.
+_TOWERS: Mapping[str, dict[str, Any]] = {
+  "google/siglip-so400m-patch14-384": _SO400M
+  | dict(model_type="siglip_vision_model"),
+  "openai/clip-vit-large-patch14-336": _CLIP_LARGE
+  | dict(model_type="clip_vision_model"),
+}
+# Class of LLaVA's code -> model_type of its decoder.
+_FLAT_DECODERS = {
+  "LlavaQwenForCausalLM": "qwen2",
+  "LlavaLlamaForCausalLM": "llama",
+}
+# Classes of decoders alone: some rename the whole, to tune it as text.
+_PLAIN = (None, "Qwen2ForCausalLM", "LlamaForCausalLM")
+# Key -> what its absence means, and what is computed here.
+_Known = Mapping[str, tuple[Any, tuple[Any, ...]]]
+_KNOWN: _Known = {
+  "mm_projector_type": ("linear", ("mlp2x_gelu",)),
+  "mm_resampler_type": (None, (None,)),
+  "mm_use_im_start_end": (False, (False,)),
+  "mm_vision_select_feature": ("patch", ("patch",)),
+}
+_KNOWN_TILED: _Known = {
+  "mm_patch_merge_type": ("flat", ("spatial_unpad",)),
+  "mm_newline_position": ("one_token", ("one_token",)),
+  "mm_spatial_pool_mode": ("bilinear", ("bilinear",)),
+  "mm_spatial_pool_stride": (2, (2, None)),
+}
 
 
 def config(raw: Raw, preprocessor: Raw | None = None) -> config_lib.ModelConfig:
@@ -123,7 +159,7 @@ def config(raw: Raw, preprocessor: Raw | None = None) -> config_lib.ModelConfig:
   """
   value = _filled(raw)
   inner = value["vision_config"]
-  if preprocessor is not None and not llava_flat.is_flat(raw):
+  if preprocessor is not None and not is_flat(raw):
     kind = _PROCESSORS[value["model_type"]]
     preprocessor = image_processors.with_type(preprocessor, kind)
   tower = towers.config(inner, preprocessor)
@@ -163,32 +199,23 @@ def rules(model: config_lib.ModelConfig) -> list[tables.Rule]:
   return table
 
 
-def to_hf(
-  model: config_lib.ModelConfig,
-  *,
-  image_token: int | None = None,
-  video_token: int | None = None,
-) -> dict[str, Any]:
+def to_hf(model: config_lib.ModelConfig) -> dict[str, Any]:
   """The config.json that transformers reads a whole model of ours with.
 
-  Args:
-    model: the model.
-    image_token: id that stands for an image's tokens in a prompt; by default
-      the last of the vocabulary, which is padding in Qwen's.
-    video_token: the same for videos; by default the one before.
+  The last id of the vocabulary, which is padding in Qwen's, stands for an
+  image's tokens in a prompt, and the one before for a video's.
 
   Raises:
     ConversionError: no family of transformers computes this model.
   """
   _refuse_unknown_parts(model)
-  kind = vision_kind(model.vision)
   last = model.decoder.vocab_size - 1
   out = dict(
     architectures=["LlavaForConditionalGeneration"],
     model_type="llava",
-    vision_config=towers.to_hf(model.vision, kind),
+    vision_config=towers.to_hf(model.vision),
     text_config=decoders.to_hf(model.decoder),
-    image_token_index=last if image_token is None else image_token,
+    image_token_index=last,
     image_seq_length=model.vision.tokens,
     projector_hidden_act="gelu",
     multimodal_projector_bias=True,
@@ -202,7 +229,7 @@ def to_hf(
   return out | dict(
     architectures=["LlavaOnevisionForConditionalGeneration"],
     model_type="llava_onevision",
-    video_token_index=last - 1 if video_token is None else video_token,
+    video_token_index=last - 1,
     image_grid_pinpoints=[list(p) for p in model.tiling.pinpoints],
     vision_aspect_ratio=f"anyres_max_{model.tiling.max_tiles}",
   )
@@ -222,7 +249,7 @@ def preprocessor_to_hf(model: config_lib.ModelConfig) -> dict[str, Any]:
 
 def _filled(raw: Raw) -> dict[str, Any]:
   """A nested config with what transformers fills in."""
-  raw = llava_flat.nested(raw) if llava_flat.is_flat(raw) else raw
+  raw = _nested(raw) if is_flat(raw) else raw
   kind = raw.get("model_type")
   if kind not in _DEFAULTS:
     raise errors.ConversionError(
@@ -242,17 +269,14 @@ def _filled(raw: Raw) -> dict[str, Any]:
 
 def _refuse_unknown_math(value: Raw, tower: config_lib.VisionConfig) -> None:
   kind = value["model_type"]
-  for key, known in dict(
+  known = dict(
     projector_hidden_act="gelu",
     multimodal_projector_bias=True,
     vision_feature_select_strategy=_strategy(tower),
     quantization_config=None,
-  ).items():
-    if (got := value.get(key)) != known:
-      raise errors.ConversionError(
-        f"config.json: {key} = {got!r} of this {kind} model is not computed"
-        f" here, {known!r} is; take a checkpoint with it"
-      )
+  )
+  values = {k: (value.get(k), [one]) for k, one in known.items()}
+  errors.refuse_unknown(f"{kind} model", values)
   layer = value["vision_feature_layer"]
   if (
     not isinstance(layer, int)
@@ -309,15 +333,6 @@ def _tiling(
   )
 
 
-def vision_kind(tower: config_lib.VisionConfig) -> str:
-  """model_type of transformers that has such a tower."""
-  if tower.max_patches:
-    return "siglip2_vision_model"
-  if tower.layer_scale:
-    return "dinov2"
-  return "clip_vision_model" if tower.class_token else "siglip_vision_model"
-
-
 def _refuse_unknown_parts(model: config_lib.ModelConfig) -> None:
   """What ours may have and no LLaVA of transformers has."""
   projector, width = model.projector, model.decoder.width
@@ -338,3 +353,105 @@ def _refuse_unknown_parts(model: config_lib.ModelConfig) -> None:
       f"model: no LLaVA of transformers has {', '.join(wrong)}; such a model"
       " can't be exported"
     )
+
+
+def is_flat(raw: Raw) -> bool:
+  """Whether a config.json is of LLaVA's own code."""
+  return bool(raw.get("mm_vision_tower"))
+
+
+def _nested(raw: Raw) -> dict[str, Any]:
+  """The config.json that transformers would have for the same model.
+
+  Raises:
+    ConversionError: its tower is not known, or it asks for something that we
+      don't compute; names the key, its value and what to do.
+  """
+  _refuse_flat(raw, _KNOWN)
+  architecture = (raw.get("architectures") or [None])[0]
+  decoder = _FLAT_DECODERS.get(architecture)
+  if architecture in _PLAIN:
+    kind = str(raw.get("model_type")).removeprefix("llava_")
+    decoder = dict(qwen="qwen2", qwen2="qwen2", llama="llama").get(kind)
+  if not decoder:
+    raise errors.ConversionError(
+      f"config.json: architectures = [{architecture!r}] is no LLaVA that is"
+      f" known here; known are {', '.join(_FLAT_DECODERS)}"
+    )
+  tower = _named_tower(str(raw["mm_vision_tower"]))
+  siglip = tower["model_type"].startswith("siglip")
+  layer = raw.get("mm_vision_select_layer", -2)
+  if siglip:
+    # LLaVA drops a SigLIP's last layer, and takes what is then the last.
+    tower = tower | dict(num_hidden_layers=tower["num_hidden_layers"] - 1)
+    layer = -1
+  text = dict(raw) | dict(model_type=decoder)
+  out = dict(
+    model_type="llava",
+    vision_config=tower,
+    text_config=text,
+    vision_feature_layer=layer,
+    vision_feature_select_strategy="full" if siglip else "default",
+    tie_word_embeddings=raw.get("tie_word_embeddings"),
+    image_token_index=raw.get("image_token_index"),
+    quantization_config=raw.get("quantization_config"),
+  )
+  scheme = raw.get("image_aspect_ratio")
+  if scheme in (None, "square"):
+    return out
+  if not str(scheme).startswith("anyres"):
+    raise errors.ConversionError(
+      f"config.json: image_aspect_ratio = {scheme!r} is not computed here,"
+      " 'anyres_max_9' and 'square' (LLaVA-1.5 in transformers: the middle of"
+      " the picture) are; set it to one of these"
+    )
+  _refuse_flat(raw, _KNOWN_TILED)
+  return out | dict(
+    model_type="llava_onevision",
+    vision_aspect_ratio=scheme,
+    image_grid_pinpoints=_pinpoints(raw, tower["image_size"]),
+  )
+
+
+def _refuse_flat(raw: Raw, known: _Known) -> None:
+  values = {k: (raw.get(k, absent), ok) for k, (absent, ok) in known.items()}
+  errors.refuse_unknown("LLaVA", values)
+
+
+def _named_tower(name: str) -> dict[str, Any]:
+  """The config of a tower: by name, or in a directory of that name."""
+  if name in _TOWERS:
+    return dict(_TOWERS[name])
+  with contextlib.suppress(errors.ConversionError, AttributeError, KeyError):
+    file = pathlib.Path(name) / "config.json"
+    raw = json_file.read(file, errors.ConversionError)
+    raw = raw.get("vision_config", raw)
+    return dict(raw) | dict(
+      model_type=raw.get("model_type", "clip_vision_model"),
+      num_hidden_layers=raw["num_hidden_layers"],
+    )
+  raise errors.ConversionError(
+    f"config.json: mm_vision_tower = {name!r} is not known here, and no"
+    " directory of that name has its config.json; known are"
+    f" {', '.join(_TOWERS)}, so download the tower and set mm_vision_tower to"
+    " its directory"
+  )
+
+
+def _pinpoints(raw: Raw, side: int) -> Any:
+  """A list of sizes, or such a range of tiles as "(1x1),...,(6x6)"."""
+  points = raw.get("image_grid_pinpoints")
+  if not isinstance(points, str):
+    return points
+  tiles = [tuple(map(int, t)) for t in re.findall(r"\((\d+)x(\d+)\)", points)]
+  if not tiles:
+    raise errors.ConversionError(
+      f"config.json: image_grid_pinpoints = {points!r} can't be read; write a"
+      " list of [height, width] in pixels"
+    )
+  (top, left), (bottom, right) = tiles[0], tiles[-1]
+  return [
+    [side * h, side * w]
+    for h in range(top, bottom + 1)
+    for w in range(left, right + 1)
+  ]

@@ -14,11 +14,10 @@ from gaze_jax.weights import errors
 from gaze_jax.weights import tables
 from gaze_jax.weights.families import decoders
 from gaze_jax.weights.families import llava
-from gaze_jax.weights.families import llava_flat
 from gaze_jax.weights.families import towers
 
 Raw = Mapping[str, Any]
-# Token of a layout -> regexes of names below it; "" for whole names.
+# Token of a naming -> regexes of names below it; "" for whole names.
 Patterns = Mapping[str, Sequence[str]]
 
 
@@ -29,8 +28,8 @@ class Family:
   Attributes:
     parts: the keys of our parameters that such a checkpoint fills.
     model: (config.json, image processor or None) -> ModelConfig.
-    layouts: name -> token -> prefix, all that are found in the wild.
-    written: the layout that a new checkpoint gets.
+    namings: by name, all that are found in the wild.
+    written: the naming that a new checkpoint gets.
     unused: (ModelConfig, config.json) -> what the file may hold and nothing
       here computes with; it is kept aside for the way back.
     dropped: buffers that follow from the config.
@@ -38,7 +37,7 @@ class Family:
 
   parts: tuple[str, ...]
   model: Callable[[Raw, Raw | None], config_lib.ModelConfig]
-  layouts: Mapping[str, Mapping[str, str]]
+  namings: Mapping[str, tables.Naming]
   written: str
   unused: Callable[[config_lib.ModelConfig, Raw], Patterns]
   dropped: Patterns
@@ -51,9 +50,9 @@ def find(raw: Raw) -> Family:
     ConversionError: it is none that is known; names all that are.
   """
   kind = raw.get("model_type")
-  if llava_flat.is_flat(raw):
+  if llava.is_flat(raw):
     return _WHOLE  # some call it qwen2 or llama, to be tuned as text
-  if kind in llava_flat.MODEL_TYPES:
+  if kind in llava.FLAT_TYPES:
     raise errors.ConversionError(
       f"config.json: model_type = {kind!r} is of LLaVA's own code, whose config"
       " names its tower as mm_vision_tower, and this one has none; take the"
@@ -114,7 +113,7 @@ def _beside_tower(model: config_lib.ModelConfig, raw: Raw) -> Patterns:
 _TEXT = Family(
   parts=("decoder",),
   model=lambda raw, _: config_lib.ModelConfig(decoder=decoders.config(raw)),
-  layouts=decoders.LAYOUTS,
+  namings=decoders.NAMINGS,
   written="causal LM",
   unused=lambda model, raw: {},
   dropped=decoders.DROPPED,
@@ -122,20 +121,20 @@ _TEXT = Family(
 _VISION = Family(
   parts=("vision",),
   model=_tower,
-  layouts=towers.LAYOUTS,
+  namings=towers.NAMINGS,
   written="bare tower",
   unused=_beside_tower,
-  dropped={"vision": towers.dropped()},
+  dropped={"vision": towers.DROPPED},
 )
 _WHOLE = Family(
   parts=("vision", "projector", "decoder"),
   model=llava.config,
-  layouts=llava.LAYOUTS,
+  namings=llava.NAMINGS,
   written="B (llava-hf)",
   unused=lambda model, raw: {
     "vision": towers.unused(model.vision, vision_type(raw))
   },
-  dropped=decoders.DROPPED | {"vision": towers.dropped()},
+  dropped=decoders.DROPPED | {"vision": towers.DROPPED},
 )
 _FAMILIES = {
   **{kind: _TEXT for kind in decoders.MODEL_TYPES},

@@ -1,14 +1,14 @@
-"""Files that hold tensors: what is in them, and any part of one.
+"""The formats of files that hold tensors, safetensors and torch.save.
 
+A file is listed by its header; then any part of a tensor can be read.
 safetensors files are read here and not by the library of that name, whose
 mapped pages count as memory of the process, whose `pread` backend reads a whole
-tensor for every slice (0.8.0), and which does not say what a cut file lacks.
-Files of torch.save are read by torch, and never by pickle alone.
+tensor for every slice (0.8.0), and which does not name what a truncated file
+lacks. Files of torch.save are read by torch, and never by pickle alone.
 """
 
 import dataclasses
 import io
-import json
 import math
 import pathlib
 import re
@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gaze_jax import json_file
 from gaze_jax.weights import errors
 
 Spans = Sequence[tuple[int, int]]  # (start, stop) of each axis
@@ -85,31 +86,18 @@ def spans(shape: Sequence[int], index: Sequence[slice]) -> Spans:
   return [(start, max(start, stop)) for start, stop, _ in ranges]
 
 
-def row_blocks(
-  shape: Sequence[int], dtype: np.dtype, limit: int = 2**26
-) -> Iterator[slice]:
-  """Cuts the leading axis into blocks of at most `limit` bytes, or one row."""
-  row = max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
-  step = max(1, limit // row)
+def row_blocks(shape: Sequence[int], limit: int) -> Iterator[slice]:
+  """Slices of the leading axis, each of at most `limit` elements or one row."""
+  step = max(1, limit // max(1, math.prod(shape[1:])))
   for start in range(0, shape[0], step):
     yield slice(start, min(start + step, shape[0]))
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """For json.loads: an object whose keys are all different."""
-  table = dict(pairs)
-  if len(table) < len(pairs):
-    names = [key for key, _ in pairs]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    raise ValueError(f"{', '.join(twice[:3])} is there twice")
-  return table
 
 
 def list_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
   """What a safetensors file holds, by name; only its header is read.
 
   Raises:
-    ConversionError: the file is cut, or is none of that format.
+    ConversionError: the file is truncated, or is none of that format.
     OSError: it can't be read.
   """
   size = path.stat().st_size
@@ -125,10 +113,10 @@ def list_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
       )
     end += tensor.bytes
   if size < end:
-    cut = min(t.name for t in tensors.values() if t.offset + t.bytes > size)
+    lost = min(t.name for t in tensors.values() if t.offset + t.bytes > size)
     raise errors.ConversionError(
       f"{path}: the file is truncated: {end:,} bytes expected, {size:,} found;"
-      f" {cut} is not whole; {_AGAIN}"
+      f" {lost} is not whole; {_AGAIN}"
     )
   if size > end:
     raise errors.ConversionError(
@@ -148,8 +136,8 @@ def _read_header(path: pathlib.Path, size: int) -> tuple[dict[str, Any], int]:
       raise errors.ConversionError(f"{path}: {_foreign(head, size, length)}")
     raw = head[8:] + file.read(length - 1)
   try:
-    header = json.loads(raw, object_pairs_hook=unique)
-  except (ValueError, RecursionError) as error:
+    header = json_file.parse(json_file.decode(raw), json_file.unique)
+  except json_file.NotJsonError as error:
     raise errors.ConversionError(
       f"{path}: the safetensors header is no JSON ({error}); {_AGAIN}"
     ) from None
@@ -170,8 +158,8 @@ def _foreign(head: bytes, size: int, length: int) -> str:
   if size < 8 or length <= _LONGEST_HEADER and length > size - 8:
     want = f"{length + 8:,}" if size >= 8 else "at least 8"
     return (
-      f"the safetensors header is cut: {want} bytes expected, {size:,} found;"
-      f" {_AGAIN}"
+      f"the safetensors header is truncated: {want} bytes expected, {size:,}"
+      f" found; {_AGAIN}"
     )
   if length > _LONGEST_HEADER:
     return (
@@ -240,7 +228,7 @@ def _fill(
     _read_into(file, out, offset)
   elif (inner - wanted) * out.itemsize <= _GAP and row <= _BLOCK:
     rest = tuple(slice(*p) for p in part[1:])
-    for rows in row_blocks((len(out), *shape[1:]), out.dtype, _BLOCK):
+    for rows in row_blocks((len(out), *shape[1:]), _BLOCK // out.itemsize):
       buffer = np.empty((rows.stop - rows.start, *shape[1:]), out.dtype)
       _read_into(file, buffer, offset + rows.start * row)
       out[rows] = buffer[:, *rest]
@@ -284,10 +272,6 @@ class TorchFile:
       for name, value in self._mapped().items()
     }
 
-  def close(self) -> None:
-    """Gives the mapping back."""
-    self._state, self._touched = None, 0
-
   def read(self, tensor: Tensor, part: Spans) -> np.ndarray:
     """A part of a tensor, copied out of the mapping block by block."""
     out = np.empty([stop - start for start, stop in part], tensor.dtype)
@@ -296,14 +280,14 @@ class TorchFile:
     elif out.size:
       start, rest = part[0][0], tuple(slice(*p) for p in part[1:])
       shape = (len(out), *tensor.shape[1:])
-      for rows in row_blocks(shape, tensor.dtype, _MAPPED // 4):
+      for rows in row_blocks(shape, _MAPPED // 4 // out.itemsize):
         here = slice(start + rows.start, start + rows.stop)
         out[rows] = self._array(tensor)[here, *rest]
         self._touched += (rows.stop - rows.start) * (
           tensor.bytes // tensor.shape[0]
         )
-        if self._touched >= _MAPPED:
-          self.close()
+        if self._touched >= _MAPPED:  # the mapping is given back
+          self._state, self._touched = None, 0
     return out
 
   def _mapped(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import checkpoints
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -10,12 +11,13 @@ import torch
 import transformers
 
 from gaze_jax import errors as errors_lib
-from gaze_jax.evals import weights
 from gaze_jax.weights import errors
 from gaze_jax.weights import hf
-from gaze_jax.weights import importing
+from gaze_jax.weights import load
 from gaze_jax.weights import tensors
 from gaze_jax.weights.families import image_processors
+
+tensors_of = checkpoints.tensors_of
 
 TEXT = dict(
   vocab_size=20,
@@ -24,16 +26,6 @@ TEXT = dict(
   num_hidden_layers=2,
   num_attention_heads=2,
   num_key_value_heads=1,
-)
-TOWER = dict(
-  model_type="siglip_vision_model",
-  hidden_size=16,
-  intermediate_size=24,
-  num_hidden_layers=2,
-  num_attention_heads=2,
-  image_size=28,
-  patch_size=7,
-  vision_use_head=False,
 )
 
 
@@ -52,15 +44,8 @@ def made(tmp_path_factory):
       config(**TEXT, **more)
     )
     model.save_pretrained(folder / name)
-  whole = transformers.LlavaOnevisionConfig(
-    vision_config=TOWER,
-    text_config=TEXT | dict(model_type="qwen2"),
-    image_token_index=18,
-    video_token_index=19,
-    image_grid_pinpoints=[[28, 56]],
-  )
-  kind = transformers.LlavaOnevisionForConditionalGeneration
-  kind(whole).save_pretrained(folder / "llava_onevision")
+  config = checkpoints.onevision_config(20, text=TEXT)
+  checkpoints.onevision(config).save_pretrained(folder / "llava_onevision")
   return folder
 
 
@@ -70,10 +55,6 @@ def copied(made, tmp_path):
     return shutil.copytree(made / name, tmp_path / name)
 
   return copy
-
-
-def tensors_of(directory):
-  return safetensors.numpy.load_file(directory / "model.safetensors")
 
 
 def save(values, file):
@@ -89,7 +70,7 @@ def change(directory, **values):
 def refused(directory):
   """The one line that it is refused with, wherever it is opened."""
   said = []
-  for opens in (importing.inspect, weights.load):
+  for opens in (load.inspect, load.load):
     with pytest.raises(errors_lib.GazeError) as caught:
       opens(directory)
     said.append(str(caught.value))
@@ -135,13 +116,13 @@ def test_an_adapter_beside_the_weights_is_named_and_not_applied(
   if shards:  # which have no index
     name = "model-00001-of-00001.safetensors"
     (path / "model.safetensors").rename(path / name)
-  assert hf.open_checkpoint(path).unused == () and not caplog.messages
+  assert not hf.open_checkpoint(path).unused and not caplog.messages
   adapter(path)
   (path / "optimizer.pt").write_bytes(b"")
   (path / "training_args.bin").write_bytes(b"")
   hf.open_checkpoint(path)
   (said,) = caplog.messages
-  assert "adapter_model.safetensors lies beside the weights" in said
+  assert "adapter_model.safetensors is beside the weights" in said
   assert "not applied" in said
 
 
@@ -190,7 +171,7 @@ def test_a_state_beside_the_weights_is_no_weights(copied):
   (path / "model.safetensors").unlink()
   for name in ("optimizer.bin", "training_args.bin", "rng_state_0.pth"):
     (path / name).write_bytes(b"\0")
-  assert len(tensors.Source(path).tensors) > 10
+  assert len(tensors.Tensors(path).listed) > 10
 
 
 @pytest.mark.parametrize(
@@ -225,7 +206,7 @@ def test_the_tensors_of_a_whole_model_under_a_decoders_name(copied):
 
 def test_a_config_of_something_else(copied):
   path = copied("qwen2")
-  (path / "config.json").write_text(json.dumps(TOWER))
+  (path / "config.json").write_text(json.dumps(checkpoints.SIGLIP))
   said = refused(path)
   assert "none of the 35 tensors of a model of type 'siglip_vision" in said
   assert " others (lm_head.weight, model.embed_tokens.weight, " in said

@@ -1,4 +1,4 @@
-"""Which tokenizer goes with weights, wherever they lie."""
+"""Which tokenizer goes with weights, wherever they are."""
 
 import shutil
 
@@ -8,7 +8,9 @@ from gaze_jax import config as config_lib
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import packages
-from gaze_jax.evals import weights
+from gaze_jax.train import runs
+from gaze_jax.weights import load
+from gaze_jax.weights import store
 
 
 def config(tokenizer=""):
@@ -16,7 +18,7 @@ def config(tokenizer=""):
 
 
 def named(tokenizer, folder, foreign):
-  return weights._with_tokenizer(config(tokenizer), folder, foreign).data
+  return load._with_tokenizer(config(tokenizer), folder, foreign).data
 
 
 def test_the_tokenizer_beside_the_weights(tmp_path):
@@ -52,7 +54,8 @@ def test_a_run_takes_its_tokenizer_and_template_along(tmp_path):
   shutil.copyfile(tokenizer_lib.SHIPPED, source / "mine.json")
   (source / "chat_template.jinja").write_text("a")
   (source / "chat_templates" / "rag.jinja").write_text("b")
-  weights._keep_tokenizer(str(source / "mine.json"), to)
+  to.mkdir()
+  store.write_files(to, runs._tokenizer(str(source / "mine.json")))
   kept = sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file())
   assert kept == [
     "chat_template.jinja",
@@ -60,5 +63,4 @@ def test_a_run_takes_its_tokenizer_and_template_along(tmp_path):
     "tokenizer.json",
   ]
   for nothing in ("", packages.SMOLLM2):
-    weights._keep_tokenizer(nothing, tmp_path / "none")
-  assert not (tmp_path / "none").exists()
+    assert not runs._tokenizer(nothing)

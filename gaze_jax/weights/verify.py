@@ -22,7 +22,6 @@ from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.data import requests
 from gaze_jax.data import units
-from gaze_jax.evals import weights
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -57,24 +56,28 @@ class Compared:
     )
 
 
-def verify(ours: pathlib.Path, reference: pathlib.Path) -> list[Compared]:
-  """Runs random inputs through both and compares.
+def verify(
+  config: config_lib.Config, params: mllm.Params, reference: pathlib.Path
+) -> list[Compared]:
+  """Runs random inputs through both models and compares.
 
   Args:
-    ours: what is to be checked: a directory of ours, or one of transformers,
-      which is converted on the way.
+    config: of the model that is checked.
+    params: its parameters.
     reference: a checkpoint that transformers loads.
 
   Raises:
     VerifyError: an output differs by more than rounding; names each.
-    errors.GazeError: a directory can't be used.
+    errors.GazeError: the checkpoint can't be used, or has other parts.
   """
-  config, params = weights.load(ours)
   raw, family, _ = hf.read_configs(reference)
   model = _transformers(reference, raw)
   missing = set(family.parts) - params.keys()
   if missing:
-    raise errors.GazeError(f"{ours} has no {', '.join(sorted(missing))}")
+    raise errors.GazeError(
+      f"the weights to verify have no {', '.join(sorted(missing))}, and"
+      f" {reference} has; verify them with what they came from"
+    )
   results = []
   if "vision" in family.parts:
     results.append(_vision(params, config.model, model))
@@ -85,7 +88,7 @@ def verify(ours: pathlib.Path, reference: pathlib.Path) -> list[Compared]:
   bad = [r for r in results if not r.error <= TOLERANCE * r.scale]
   if bad:
     raise VerifyError(
-      f"{ours} does not compute what transformers does with {reference}: "
+      f"our numbers are not those of transformers with {reference}: "
       + "; ".join(map(str, bad))
     )
   return results
@@ -179,10 +182,10 @@ def text_logits(
   params: mllm.Params, config: config_lib.ModelConfig, tokens: np.ndarray
 ) -> np.ndarray:
   """float32 [n - 1, V], what follows each of int [n] tokens but the last."""
-  before = row_lib.Text(tokens[:1].tolist())
-  said = row_lib.Text(tokens[1:].tolist(), question=0)
-  request = requests.Request((before, said), np.zeros((0, 1, 1, 3), np.float32))
-  return logits(params, config, request)
+  prompt = row_lib.Text(tokens[:1].tolist())
+  answer = row_lib.Text(tokens[1:].tolist(), question=0)
+  blank = np.zeros((0, 1, 1, 3), np.float32)
+  return logits(params, config, requests.Request((prompt, answer), blank))
 
 
 def _whole(
@@ -198,8 +201,8 @@ def _whole(
   picture = rng.integers(0, 256, (side, 2 * side - 5, 3), np.uint8)
   seen = units.of_images([picture], config)[0]
   text = _random_tokens(config).tolist()
-  before, said = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
-  request = requests.Request((before, *seen.units, said), seen.pixels)
+  prompt, answer = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
+  request = requests.Request((prompt, *seen.units, answer), seen.pixels)
   got = logits(params | {"projector": projector}, config, request)
   marks = [model.config.image_token_index] * sum(u.tokens for u in seen.units)
   pixels = seen.pixels.transpose(0, 3, 1, 2)
