@@ -23,7 +23,7 @@ SHARED = {
 # A room, and the other rooms that it may import.
 ARROWS = {
   "": set(),  # the shared files themselves
-  "cli": set(),
+  "cli": {"runtime"},
   "layout": set(),
   "runtime": set(),
   "parallel": set(),
@@ -40,7 +40,7 @@ ARROWS = {
   "api": {"evals", "view", "decode", "weights", "data", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),
-    *("parallel", "aot"),
+    *("parallel", "aot", "runtime"),
   },
   "configs": set(),
 }
@@ -111,7 +111,7 @@ def local_imports(tree: ast.AST, source: str) -> list[str]:
 _PRIVATE = re.compile(
   r"(jax|jaxlib|flax|orbax)(\.\w+)*\._\w|jax\.(core|interpreters)\b"
 )
-KNOWS_PRIVATE = "gaze_jax/runtime/private.py"
+KNOWS_PRIVATE = "gaze_jax/runtime/jax_private.py"
 
 
 def private_names(tree: ast.AST) -> list[str]:
