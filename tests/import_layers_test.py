@@ -53,7 +53,7 @@ FORBIDDEN = {
 }
 # The dispatcher, and what compiles ahead of time for another platform.
 KERNEL_USERS = ("ops/gaze.py", "aot/programs.py", "aot/report.py")
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 400, 60, 120
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 600, 60, 120
 
 
 def room_of(path: str) -> str:
@@ -207,7 +207,7 @@ def test_arrows_have_no_cycle():
     ("configs/x.py", "from gaze_jax import config", "configs import nothing"),
     ("gaze_jax/ops/x.py", "def f():\n  import os", "within a function"),
     ("gaze_jax/ops/x.py", "def f():\n" + "  pass\n" * 59, "60 lines"),
-    ("gaze_jax/ops/x.py", "x = 1\n" * 400, "400 lines"),
+    ("gaze_jax/ops/x.py", "x = 1\n" * 600, "600 lines"),
   ],
 )
 def test_the_test_sees_a_violation(path, line, says):

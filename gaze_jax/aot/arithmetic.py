@@ -41,7 +41,7 @@ from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import flops
 from gaze_jax.train import frozen as frozen_lib
-from gaze_jax.train import groups
+from gaze_jax.train import param_groups
 from gaze_jax.train import optimizer as optimizer_lib
 from gaze_jax.train import state as state_lib
 
@@ -72,7 +72,7 @@ def estimate(config: config_lib.Config, sizes: dict[str, int]) -> Estimate:
   """
   rules.check(config, sizes)
   state, frozen = _state(config, sizes)
-  trains, _ = groups.split(config.train, state.params)
+  trains, _ = param_groups.split(config.train, state.params)
   gradients = bytes_a_device(trains)
   return Estimate(
     parameters=bytes_a_device((state.params, frozen)),

@@ -24,10 +24,10 @@ from gaze_jax.evals import tasks
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
+from gaze_jax.train import compatibility
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import frozen
 from gaze_jax.train import losses
-from gaze_jax.train import provenance
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
@@ -104,7 +104,7 @@ def evaluate(
   start = time.perf_counter()
   saved = checkpoint.Checkpoints(workdir)
   config, step = saved.config(), saved.latest()
-  saved.refuse_others(provenance.of_model(config), config)
+  saved.check_inputs(compatibility.model_inputs(config), config)
   config = own.on(config, data, image_folder)
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"

@@ -12,8 +12,8 @@ from gaze_jax import errors
 from gaze_jax.demo import packages
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
+from gaze_jax.train import compatibility
 from gaze_jax.train import frozen
-from gaze_jax.train import provenance
 from gaze_jax.weights import exporting
 from gaze_jax.weights import hf
 from gaze_jax.weights import importing
@@ -55,7 +55,7 @@ def load(
   if is_run(directory):
     saved = checkpoint.Checkpoints(directory)
     config = saved.config()
-    saved.refuse_others(provenance.of_model(config), config)
+    saved.check_inputs(compatibility.model_inputs(config), config)
     params = saved.params()
     return config, jax.device_put(params | frozen.load(config))
   if not (directory / "config.json").is_file():

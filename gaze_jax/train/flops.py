@@ -20,7 +20,7 @@ import jax
 
 from gaze_jax import config as config_lib
 from gaze_jax.layout import row as row_lib
-from gaze_jax.train import groups
+from gaze_jax.train import param_groups
 
 # bfloat16 TFLOP/s, dense, of what JAX calls a device, from vendors' pages. The
 # first that a device's kind starts with; half a chip of TPU7x is a device.
@@ -71,9 +71,9 @@ def count(config: config_lib.Config, frozen: Any, params: Any) -> Count:
       without "vision" the tower does not run.
     params: nested dict of the parameters of the state; shapes are enough.
   """
-  given = groups.flat(frozen)
-  mine = groups.flat(params)
-  trains = {path for path in mine if groups.share(config.train, path) > 0}
+  given = param_groups.flat(frozen)
+  mine = param_groups.flat(params)
+  trains = {path for path in mine if param_groups.share(config.train, path) > 0}
   ranks = {_rank(path) for path in trains}
   c, rows = config.model.decoder, config.train.batch_size
   total = 0.0
@@ -152,7 +152,7 @@ def peak(config: config_lib.TrainConfig) -> float | None:
 def speed(
   of: Count, peak_: float | None, saved: float, seconds: float
 ) -> dict[str, float]:
-  """What the log says of a step.
+  """What is logged of a step.
 
   Args:
     of: the step.
