@@ -52,7 +52,7 @@ FORBIDDEN = {
   "kernels": {"flax"},
 }
 # The dispatcher, and what compiles ahead of time for another platform.
-KERNEL_USERS = ("ops/gaze.py", "aot/programs.py", "aot/report.py")
+KERNEL_USERS = ("ops/gaze.py", "aot/workloads.py", "aot/report.py")
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 600, 60, 120
 
 
