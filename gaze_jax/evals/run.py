@@ -18,8 +18,8 @@ from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import programs
+from gaze_jax.evals import data_file
 from gaze_jax.evals import metrics
-from gaze_jax.evals import own
 from gaze_jax.evals import tasks
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
@@ -105,7 +105,7 @@ def evaluate(
   saved = checkpoint.Checkpoints(workdir)
   config, step = saved.config(), saved.latest()
   saved.check_inputs(compatibility.model_inputs(config), config)
-  config = own.on(config, data, image_folder)
+  config, opened = data_file.load(config, data, image_folder)
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
   params = trained | frozen.load(config, pixels=not cached)
@@ -118,9 +118,14 @@ def evaluate(
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   results = {}
   for name, split_config in splits.items():
-    features = workdir / "features" if cached else None
+    source = sources.make(split_config, name) if opened is None else opened
+    features = None
+    if cached:  # of the run's tower, whatever the size of the pictures
+      features = features_lib.cached(
+        split_config, source, workdir / "features", run=config
+      )
     results[name] = _split(
-      params, split_config, ends, name, config, features, others
+      params, split_config, ends, name, source, features, others
     )
   main = results["new"]["conditions"]
   return dict(
@@ -143,14 +148,11 @@ def _split(
   config: config_lib.Config,
   ends: np.ndarray,
   split: str,
-  run: config_lib.Config,
-  kept: pathlib.Path | None,
+  source: samples.Source,
+  features: np.ndarray | None,
   others: Sequence[int | float] | None,
 ) -> dict[str, Any]:
-  """One split, with features of the run's tower if they are to be kept."""
-  source, features = sources.make(config, split), None
-  if kept:
-    features = features_lib.cached(config, source, kept, run=run)
+  """All conditions on one split."""
   conditions = tasks.conditions(config, others)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()
