@@ -1,4 +1,4 @@
-"""Compiles a run for a TPU pod, on a machine without one; says what it takes.
+"""Compiles a run for a TPU pod, on a machine without one; reports on it.
 
 python launch/aot_check.py --config=configs/cambrian_4b.py \
   --topology=v5e:16x16 [--json=FILE] [--train_only]

@@ -20,7 +20,7 @@ Bytes of a device on a mesh; every array is divided as it is sharded:
   full         0
   attention    (2 Q + 2 H) D + E      query, key, value, attention, out
   dots         the same + 2 F         gate, up
-  none         twice that             norms and what lies between, too
+  none         twice that             norms and what is between, too
 
 S slots, E width, w bytes of the computation's dtype, Q and H heads of D, F the
 hidden width, A answer slots, V vocabulary; M pictures of T tokens. Real

@@ -1,4 +1,4 @@
-"""A config on a topology: every program compiled, and what is said of it."""
+"""A config on a topology: every program compiled, and reported on."""
 
 import dataclasses
 import importlib.metadata

@@ -159,7 +159,7 @@ def _turns(
 ) -> int | None:
   """How often a loop turns: by the compiler, or by its condition.
 
-  That compares a counter with a constant. None where neither says so, as of a
+  That compares a counter with a constant. None where neither has it, as of a
   loop whose bound is data.
   """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)

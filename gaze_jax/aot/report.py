@@ -43,8 +43,6 @@ class Report:
     flops: of matrix products, loops turned and remat run again
       (`jaxprs.flops`).
     model_flops: of a training step, of the model alone (train/flops.py).
-    flops_once: the compiler's count: no kernels, the body of each loop once.
-    bytes_accessed_once: the compiler's count, the body of each loop once.
     collectives: count and bytes by kind; see `collectives.Total`.
     unread: lines of the program that may be collectives and are not counted.
     compile_seconds: of XLA, without tracing.
@@ -62,8 +60,6 @@ class Report:
   hbm: dict[str, int]
   flops: float
   model_flops: float | None
-  flops_once: float | None = None
-  bytes_accessed_once: float | None = None
   collectives: dict[str, collectives_lib.Total] | None = None
   unread: tuple[str, ...] = ()
   compile_seconds: float = 0.0
@@ -121,8 +117,8 @@ def compiled(workload: workloads.Workload, limit: int) -> Report:
 
 
 def _measured(report: Report, executable: Any, kept: int) -> Report:
-  """Adds what the compiler's analyses and the program's text have."""
-  memory, cost = executable.memory_analysis(), executable.cost_analysis()
+  """Adds what the compiler's analysis and the program's text have."""
+  memory = executable.memory_analysis()
   arguments = memory.argument_size_in_bytes
   temporaries = (
     memory.temp_size_in_bytes
@@ -143,8 +139,6 @@ def _measured(report: Report, executable: Any, kept: int) -> Report:
       activations=kept,
       temporaries=temporaries - kept,
     ),
-    flops_once=cost["flops"],
-    bytes_accessed_once=cost["bytes accessed"],
     collectives=sent,
     unread=tuple(unread),
   )

@@ -55,8 +55,8 @@ def find(
     compiled: gives the report of a config's training step.
 
   Raises:
-    mesh_lib.MeshError: no setting is for so many devices; says why the
-      config's own does not.
+    mesh_lib.MeshError: no setting fits so many devices; with the reason of
+      the config's own.
   """
   reports, any_possible = [], False
   for changed in settings(config, devices, limit):

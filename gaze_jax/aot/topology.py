@@ -120,7 +120,7 @@ class Exhausted:
 
 
 def exhausted(error: Exception) -> Exhausted | None:
-  """What the compiler says of a program that does not fit; None for others."""
+  """Memory of a program that does not fit, of its error; None for others."""
   found = _EXHAUSTED.search(str(error))
   if found is None:
     return None

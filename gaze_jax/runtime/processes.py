@@ -34,7 +34,7 @@ _MESSAGE_KEY = "gaze_jax/message"
 
 
 class ProcessesError(errors.GazeError):
-  """The environment does not say which of how many processes this is."""
+  """The environment does not determine which of how many processes this is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def initialize(timeout: int = 300) -> None:
       JAX aborts the process (exit 134), so who waits for whom is logged before.
 
   Raises:
-    ProcessesError: the environment says half of it, or contradicts itself.
+    ProcessesError: the environment is incomplete, or contradicts itself.
   """
   global _this
   with contextlib.ExitStack() as stack:
@@ -144,7 +144,7 @@ def _this_process() -> _Member:
 
 
 def _identify(timeout: int) -> _Member | None:
-  """Which process this is; None if nothing says that there are others."""
+  """Which process this is; None if nothing names others."""
   coordinator = os.environ.get(_VARIABLES[0])
   processes, process = (_integer(v) for v in _VARIABLES[1:])
   text = os.environ.get("JAX_LOCAL_DEVICE_IDS")
@@ -241,7 +241,7 @@ def _client() -> Any | None:
 
 
 def _publish(message: str) -> None:
-  """Tells the others what process 0 has logged, and gives them time to ask."""
+  """Shares what process 0 has logged, and gives the others time to ask."""
   if client := _client():
     client.key_value_set(_MESSAGE_KEY, message)
   if jax.distributed.is_initialized():

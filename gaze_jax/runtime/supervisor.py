@@ -194,7 +194,7 @@ def _start(
   leader: subprocess.Popen,
   copiers: list[threading.Thread],
 ) -> subprocess.Popen:
-  """Starts a process; a thread copies what any but the first says."""
+  """Starts a process; a thread copies what any but the first prints."""
   number = environment.get("JAX_PROCESS_ID", "0")
   quiet = {}
   if number != "0":

@@ -19,7 +19,7 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 # What a run reads, by name: numbers and hashes.
 Inputs = dict[str, dict[str, int | str]]
 
-# The field that says where each of them is.
+# The field with the path of each of them.
 _FIELDS = dict(
   data="data.path", tokenizer="data.tokenizer", weights="train.init_from"
 )

@@ -68,7 +68,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
       _write_config(config, workdir)
     preempted = _run(config, workdir, source, saved, state, start, mesh)
   if first and preempted:
-    print(f"preempted: saved step {preempted}; run the same command to go on")
+    print(f"preempted: saved step {preempted}; run the same command to resume")
 
 
 def _run(

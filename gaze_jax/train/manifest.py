@@ -21,7 +21,7 @@ _THREADS = 4  # a crc32 takes 4 GB a second, a disk may be faster
 
 
 class DamagedError(Exception):
-  """A directory is no whole checkpoint; says why in a few words."""
+  """A directory is no whole checkpoint; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)

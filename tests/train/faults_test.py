@@ -1,6 +1,6 @@
 """What happens to runs: kills, full disks, rot, bad data, clocks that jump.
 
-After each the same command goes on. Nothing that was committed is lost, and
+After each the same command resumes. Nothing that was committed is lost, and
 losses, sample ids and final parameters are those of a run that nothing
 disturbed, bit for bit.
 
@@ -162,7 +162,7 @@ def test_sigterm(runs, whole, tiny_config, tiny_config_file, tmp_path, capsys):
   assert process.returncode == 0, said
   step = committed(workdir)
   assert 0 < step < 6
-  line = f"preempted: saved step {step}; run the same command to go on\n"
+  line = f"preempted: saved step {step}; run the same command to resume\n"
   assert said.endswith(line)
   resume(tiny_config(), workdir, capsys)
   runs.assert_same(whole, workdir)

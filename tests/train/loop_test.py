@@ -77,7 +77,7 @@ def test_preempted(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   # Once a step and in order, or the processes would not agree on one.
   assert asked == [1, 2, 3]
   assert runs.params(tmp_path)[0] == 3
-  said = "preempted: saved step 3; run the same command to go on\n"
+  said = "preempted: saved step 3; run the same command to resume\n"
   assert capsys.readouterr().out == said
   loop.train(tiny_config(), tmp_path)
   runs.assert_same(whole, tmp_path)
