@@ -56,7 +56,9 @@ def mark(kind: str) -> dict[str, int]:
   return {KEY: FORMS[kind].newest}
 
 
-def read(content: Mapping[str, Any], where: str | os.PathLike, kind: str) -> int:
+def read(
+  content: Mapping[str, Any], where: str | os.PathLike, kind: str
+) -> int:
   """The schema of a file.
 
   Args:
