@@ -119,13 +119,9 @@ def evaluate(
   results = {}
   for name, split_config in splits.items():
     source = sources.make(split_config, name) if opened is None else opened
-    features = None
-    if cached:  # of the run's tower, whatever the size of the pictures
-      features = features_lib.cached(
-        split_config, source, workdir / "features", run=config
-      )
+    features = workdir / "features" if cached else None
     results[name] = _split(
-      params, split_config, ends, name, source, features, others
+      params, split_config, ends, name, source, config, features, others
     )
   main = results["new"]["conditions"]
   return dict(
@@ -149,10 +145,14 @@ def _split(
   ends: np.ndarray,
   split: str,
   source: samples.Source,
-  features: np.ndarray | None,
+  run: config_lib.Config,
+  kept: pathlib.Path | None,
   others: Sequence[int | float] | None,
 ) -> dict[str, Any]:
-  """All conditions on one split."""
+  """One split, with features of the run's tower if they are to be kept."""
+  features = None
+  if kept:
+    features = features_lib.cached(config, source, kept, run=run)
   conditions = tasks.conditions(config, others)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()
