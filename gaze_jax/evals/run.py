@@ -31,6 +31,8 @@ from gaze_jax.train import losses
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
+# Of visual entries in sight, those read; by a query head, and by its KV group.
+_FRACTIONS = ("visual_kv_fraction", "unique_visual_kv_fraction")
 
 
 @dataclasses.dataclass
@@ -72,8 +74,8 @@ class Score:
     out["n_by_kind"] = dict(self.asked)
     out["interval_95"] = intervals | {"overall": metrics.wilson(right, n)}
     if self.usage[2]:
-      out["visual_kv_fraction"] = self.usage[0] / self.usage[2]
-      out["unique_visual_kv_fraction"] = self.usage[1] / self.usage[2]
+      shares = (self.usage[:2] / self.usage[2]).tolist()
+      out |= zip(_FRACTIONS, shares, strict=True)
     return out
 
 
@@ -127,10 +129,7 @@ def evaluate(
   return dict(
     seconds=time.perf_counter() - start,
     step=step,
-    visual_kv_fraction=main["gaze"].get("visual_kv_fraction", 0.0),
-    unique_visual_kv_fraction=main["gaze"].get(
-      "unique_visual_kv_fraction", 0.0
-    ),
+    **{name: main["gaze"].get(name, 0.0) for name in _FRACTIONS},
     data=dict(path=splits["new"].data.eval_path, **results["new"]["data"]),
     accuracy=main,
     routing_accuracy=results["new"]["routing_accuracy"],
