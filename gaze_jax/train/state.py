@@ -24,7 +24,7 @@ class TrainState:
   Attributes:
     step: int32, steps done.
     params: nested dict of float32.
-    opt_state: of what trains (`train/groups.py`).
+    opt_state: of what trains (`train/param_groups.py`).
     ema: moving mean of what trains, a nested dict of float32; None without.
   """
 

@@ -328,7 +328,7 @@ def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
       assert files(workdir / "checkpoints" / "2.damaged") == before
 
 
-def test_a_run_goes_on_beside_what_is_not_its_own(two, tmp_path, capsys):
+def test_a_run_resumes_beside_what_is_not_its_own(two, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(two, workdir)
   folder = workdir / "checkpoints"
