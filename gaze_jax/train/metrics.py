@@ -68,7 +68,7 @@ class Log:
     self._unlogged, self._sample_ids = start.unlogged, start.sample_ids
     self._losses: list[float] = []  # since the last save
     self._mark = (time.perf_counter(), len(self._unlogged))
-    self._writer = Writer(workdir, start.next_batch) if first else None
+    self._writer = LogWriter(workdir, start.next_batch) if first else None
     self._bar = tqdm.tqdm(
       total=train.steps,
       initial=start.next_batch,
@@ -144,7 +144,7 @@ class Log:
     self._unlogged, self._mark = [], (now, 0)
 
 
-class Writer:
+class LogWriter:
   """Appends a line a step to `metrics.jsonl`, and the same to TensorBoard.
 
   After a resume the lines past the resumed step are dropped first, so that the
