@@ -75,7 +75,7 @@ def row(chips: int, config: config_lib.Config) -> dict[str, Any]:
     parallel=config_lib.ParallelConfig(fsdp=_FSDP),
   )
   found = check.check(
-    config, _TOPOLOGIES[chips], serve=False, say=lambda line: None
+    config, _TOPOLOGIES[chips], serve=False, log=lambda line: None
   )
   if not found["fits"]:
     raise errors.GazeError(

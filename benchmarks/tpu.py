@@ -96,8 +96,10 @@ def main() -> None:
     if name not in tpu_programs.NAMES:
       known = ", ".join(tpu_programs.NAMES)
       raise errors.GazeError(f"--programs={name}: the programs are {known}")
-  found = [topology_lib.describe(n, "--topologies") for n in _WANTED.value]
-  devices = {one.name: one.devices[0] for one in found}
+  devices = {
+    name: topology_lib.devices(name, "--topologies")[0]
+    for name in _WANTED.value
+  }
   start = time.perf_counter()
   rows = []
   for name, device in devices.items():

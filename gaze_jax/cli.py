@@ -1,7 +1,6 @@
 """What every command of launch/ shares: flags to a Config, errors to a line."""
 
 import contextlib
-import ctypes
 import importlib.util
 import json
 import logging as py_logging
@@ -24,6 +23,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fields
 from gaze_jax import schema
+from gaze_jax.runtime import memory
 
 _PREFIX = "--config="
 _UNWIND_SECONDS = 30  # for an interrupted command to close what it has open
@@ -45,9 +45,9 @@ def main(
       `--config.train.steps=10`; they end up in `read_config`.
     command: whether it takes words that are no flags of its own, after `--`.
     leave: ends the process, with an exit code or with a message and 1; of
-      several processes each needs `parallel.processes.leave`.
+      several processes each needs `runtime.processes.leave`.
   """
-  _keep_pages()
+  memory.keep_freed_pages()
   argv = sys.argv
   try:
     if config:
@@ -163,22 +163,6 @@ def interruptible(stop: Callable[[], None]) -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGINT, before)
-
-
-def _keep_pages() -> None:
-  """Lets glibc keep freed memory instead of returning it to the system.
-
-  XLA's CPU client allocates the temporaries of a program anew in each call;
-  handed back in between, every page of them faults again. On two cores a step
-  of configs/emoji_tiny.py takes 2.4 times as long then (1.21 s against 0.50).
-  """
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if mallopt is None:  # not glibc
-    return
-  mmap_max, trim_threshold, arena_max = -4, -1, -8  # malloc.h
-  mallopt(mmap_max, 0)
-  mallopt(trim_threshold, 2**31 - 1)
-  mallopt(arena_max, 1)
 
 
 def _define_config(argv: list[str]) -> list[str]:

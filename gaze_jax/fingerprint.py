@@ -1,4 +1,4 @@
-"""What tells a file from another without reading all of it."""
+"""A hash that tells files apart without reading all of them."""
 
 import hashlib
 import os

@@ -1,6 +1,6 @@
 """Which form a file has that was written here and is read again.
 
-Each such file holds a number, `schema`, beside what it says; files from before
+Each such file holds a number, `schema`, beside its content; files from before
 there were such numbers are of schema 1. A reader takes the forms that it knows
 how to read and refuses the others by their number. (Cached features need none:
 their form is part of the file's name, see train/features.py.)
@@ -43,7 +43,8 @@ FORMS = {
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
   # context tokens of a model without any; up to 2 as `config.of_saved` says.
   "model": Form(3),
-  "gaze": Form(1),  # our options in a config.json of transformers (weights/hf)
+  # Our options in a config.json of transformers (weights/hf.py).
+  "gaze": Form(1),
   # context.json (api/store.py). 1 knew its model by every option that there
   # was, so that a new one made it another model's; 2 held no conversation.
   "context": Form(3, oldest=3, again="Read the images again"),
@@ -51,22 +52,24 @@ FORMS = {
 
 
 def mark(kind: str) -> dict[str, int]:
-  """What a file of a kind in `FORMS` says of its form."""
+  """The number that a new file of a kind in `FORMS` holds."""
   return {KEY: FORMS[kind].newest}
 
 
-def read(said: Mapping[str, Any], where: str | os.PathLike, kind: str) -> int:
+def read(
+  content: Mapping[str, Any], where: str | os.PathLike, kind: str
+) -> int:
   """The schema of a file.
 
   Args:
-    said: what the file holds.
+    content: what the file holds.
     where: names it in errors.
     kind: of `FORMS`.
 
   Raises:
     SchemaError: it is older or newer than what is read, or no number.
   """
-  found, form = said.get(KEY, 1), FORMS[kind]
+  found, form = content.get(KEY, 1), FORMS[kind]
   if type(found) is not int or found < 1:
     raise SchemaError(f"{where}: {KEY} = {found!r} is no version; it is broken")
   if found > form.newest:

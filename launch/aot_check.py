@@ -1,4 +1,4 @@
-"""Compiles a run for a TPU pod, on a machine without one; says what it takes.
+"""Compiles a run for a TPU pod, on a machine without one; reports on it.
 
 python launch/aot_check.py --config=configs/cambrian_4b.py \
   --topology=v5e:16x16 [--json=FILE] [--train_only]
@@ -6,7 +6,7 @@ python launch/aot_check.py --recipes [--only=4b-stage2] [--json=FILE]
   [--table=FILE.md]
 
 A training step, and prefill and a decoding step of 8 and 36 images: memory of a
-chip against its limit, FLOPs, bytes, collectives, seconds of compilation. A
+chip against its limit, FLOPs, collectives, seconds of compilation. A
 step that does not fit is tried with other settings; exits with 1 if none does.
 --topology=gpu:8x80GB is arithmetic. --recipes is all of configs/recipes.py.
 """
@@ -20,7 +20,7 @@ from absl import flags
 from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax.aot import check
-from gaze_jax.aot import table
+from gaze_jax.aot import report
 from gaze_jax.aot import topology as topology_lib
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "or gpu:8x80GB")
@@ -56,7 +56,7 @@ def main() -> int:
   if _JSON.value:
     pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
   if _TABLE.value:
-    pathlib.Path(_TABLE.value).write_text(table.markdown(found))
+    pathlib.Path(_TABLE.value).write_text(report.markdown(found))
   return 0 if found["fits"] else 1
 
 

@@ -11,7 +11,7 @@ each host of a cluster starts its own, and again when another one is lost.
 from absl import flags
 
 from gaze_jax import cli
-from gaze_jax.runtime import local
+from gaze_jax.runtime import supervisor
 
 _PROCESSES = flags.DEFINE_integer("processes", None, "how many to start", 1)
 _DEVICES = flags.DEFINE_integer(
@@ -32,7 +32,7 @@ _DRY_RUN = flags.DEFINE_bool("dry-run", False, "print what would be run")
 
 
 def main(command: list[str]) -> int:
-  plan = local.Plan(
+  job = supervisor.Job(
     tuple(command),
     processes=_PROCESSES.value,
     devices=_DEVICES.value,
@@ -40,9 +40,9 @@ def main(command: list[str]) -> int:
     stopped_code=_STOPPED_CODE.value,
   )
   if _DRY_RUN.value:
-    print(local.describe(plan))
+    print(supervisor.describe(job))
     return 0
-  return local.run(plan)
+  return supervisor.run(job)
 
 
 if __name__ == "__main__":

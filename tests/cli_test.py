@@ -20,7 +20,7 @@ def command(monkeypatch, capsys):
   With flags of its own and without what absl does once a process, so that
   many commands fit one process; launch_test.py runs the real ones.
   """
-  monkeypatch.setattr(cli, "_keep_pages", lambda: None, raising=False)
+  monkeypatch.setattr(cli.memory, "keep_freed_pages", lambda: None)
   monkeypatch.setattr(
     cli.app,
     "run",

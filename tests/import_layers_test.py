@@ -24,7 +24,7 @@ SHARED = {
 # found by name (gaze_jax/plugins.py).
 ARROWS = {
   "": set(),  # the shared files themselves
-  "cli": set(),
+  "cli": {"runtime"},
   "layout": set(),
   "runtime": set(),
   "parallel": set(),
@@ -57,7 +57,7 @@ FORBIDDEN = {
   "kernels": {"flax"},
 }
 # The dispatcher, and what compiles ahead of time for another platform.
-KERNEL_USERS = ("ops/gaze.py", "aot/programs.py", "aot/report.py")
+KERNEL_USERS = ("ops/gaze.py", "aot/workloads.py", "aot/report.py")
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 600, 60, 120
 
 
@@ -116,7 +116,7 @@ def local_imports(tree: ast.AST, source: str) -> list[str]:
 _PRIVATE = re.compile(
   r"(jax|jaxlib|flax|orbax)(\.\w+)*\._\w|jax\.(core|interpreters)\b"
 )
-KNOWS_PRIVATE = "gaze_jax/runtime/private.py"
+KNOWS_PRIVATE = "gaze_jax/runtime/jax_private.py"
 
 
 def private_names(tree: ast.AST) -> list[str]:

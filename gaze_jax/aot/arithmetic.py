@@ -1,6 +1,6 @@
 """Memory of a training step by arithmetic, where there is no compiler.
 
-Bytes of a device on a mesh; every array is divided by how far it is cut:
+Bytes of a device on a mesh; every array is divided as it is sharded:
 
   parameters   4 P, of a frozen part as it is kept (matrices of a decoder in 2)
   optimizer    8 P' of AdamW, 4 P' of Muon's matrices, 4 P' of a moving mean;
@@ -20,7 +20,7 @@ Bytes of a device on a mesh; every array is divided by how far it is cut:
   full         0
   attention    (2 Q + 2 H) D + E      query, key, value, attention, out
   dots         the same + 2 F         gate, up
-  none         twice that             norms and what lies between, too
+  none         twice that             norms and what is between, too
 
 S slots, E width, w bytes of the computation's dtype, Q and H heads of D, F the
 hidden width, A answer slots, V vocabulary; M pictures of T tokens. Real
@@ -41,40 +41,31 @@ from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import flops
 from gaze_jax.train import frozen as frozen_lib
-from gaze_jax.train import groups
 from gaze_jax.train import optimizer as optimizer_lib
+from gaze_jax.train import param_groups
 from gaze_jax.train import state as state_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-  """Bytes of a device; see the top of this file."""
-
-  parameters: int
-  optimizer: int
-  gradients: int
-  activations: int
-
-  @property
-  def total(self) -> int:
-    return sum(dataclasses.astuple(self))
-
-
-def estimate(config: config_lib.Config, sizes: dict[str, int]) -> Estimate:
-  """Of a training step.
+def estimate(
+  config: config_lib.Config, sizes: dict[str, int]
+) -> dict[str, int]:
+  """Bytes of a training step on a device; see the top of this file.
 
   Args:
     config: of the run.
     sizes: of the mesh's axes.
 
+  Returns:
+    Of "parameters", "optimizer", "gradients" and "activations".
+
   Raises:
-    mesh_lib.MeshError: the model can't be cut so.
+    mesh_lib.MeshError: the model can't be sharded so.
   """
   rules.check(config, sizes)
   state, frozen = _state(config, sizes)
-  trains, _ = groups.split(config.train, state.params)
+  trains, _ = param_groups.split(config.train, state.params)
   gradients = bytes_a_device(trains)
-  return Estimate(
+  return dict(
     parameters=bytes_a_device((state.params, frozen)),
     optimizer=bytes_a_device((state.opt_state, state.ema)),
     gradients=gradients * (2 if config.train.accumulation > 1 else 1),

@@ -1,4 +1,4 @@
-"""A config on a topology: every program compiled, and what is said of it."""
+"""A config on a topology: every program compiled, and reported on."""
 
 import dataclasses
 import importlib.metadata
@@ -10,10 +10,10 @@ import jax
 
 from gaze_jax import config as config_lib
 from gaze_jax.aot import arithmetic
-from gaze_jax.aot import programs
 from gaze_jax.aot import report as report_lib
 from gaze_jax.aot import search
 from gaze_jax.aot import topology as topology_lib
+from gaze_jax.aot import workloads
 from gaze_jax.parallel import mesh as mesh_lib
 
 # Images of a prompt: 8 frames of a video, and 36.
@@ -25,7 +25,7 @@ _GPUS = re.compile(r"gpu:(\d+)x(\d+)GB")
 # CUDA, NCCL and fragments of the allocator.
 _GPU_SHARE = 0.9
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def check(
@@ -34,7 +34,7 @@ def check(
   *,
   limit: int | None = None,
   serve: bool = True,
-  say: Say = print,
+  log: Log = print,
 ) -> dict[str, Any]:
   """Compiles a training step, prefill and decoding; for GPUs, estimates.
 
@@ -43,47 +43,48 @@ def check(
     topology: as libtpu knows it, such as "v5e:16x16", or "gpu:8x80GB".
     limit: bytes of HBM of a device; what the compiler allows by default.
     serve: whether prefill and decoding are compiled as well.
-    say: is given what there is to read, as it comes.
+    log: is given what there is to read, as it comes.
 
   Returns:
     What --json writes.
 
   Raises:
     topology_lib.TopologyError: no such topology.
-    mesh_lib.MeshError: the model can't be laid on it.
+    mesh_lib.MeshError: the model can't be laid out on it.
   """
   if found := _GPUS.fullmatch(topology):
-    return _gpus(config, topology, *map(int, found.groups()), say)
-  slice_ = topology_lib.describe(topology)
-  limit = limit or topology_lib.hbm_limit(slice_)
-  say(
-    f"{topology}: {len(slice_.devices)} x {slice_.kind},"
-    f" {report_lib.gb(limit)} of HBM each"
+    count, size = map(int, found.groups())
+    limit = round(size * 1e9 * _GPU_SHARE)
+    log(
+      f"{topology}: there is no compiler for GPUs here; by arithmetic"
+      f" (gaze_jax/aot/arithmetic.py), {100 * _GPU_SHARE:.0f} % of the memory"
+    )
+    estimate = lambda changed: _estimated(changed, count, limit)
+    done = _search(config, count, limit, estimate, log)
+    return _result(config, topology, "GPU", done)
+  devices = topology_lib.devices(topology)
+  kind = devices[0].device_kind
+  limit = limit or topology_lib.hbm_limit(devices[0])
+  log(
+    f"{topology}: {len(devices)} x {kind}, {report_lib.gb(limit)} of HBM each"
   )
 
   def compiled(changed: config_lib.Config) -> report_lib.Report:
-    mesh = mesh_lib.make_mesh(changed.parallel, slice_.devices)
-    flags = search.difference(config, changed)
-    if flags:
-      say(f"with {flags}")
-    one = report_lib.compiled(programs.train(changed, mesh), limit)
-    say(report_lib.text(one))
-    return dataclasses.replace(one, changes=flags)
+    mesh = mesh_lib.make_mesh(changed.parallel, devices)
+    return report_lib.compiled(workloads.train(changed, mesh), limit)
 
-  reports = search.find(config, len(slice_.devices), limit, compiled)
-  _say_outcome(reports, say)
-  done = {one.program: one for one in reports[-1:]}
+  done = _search(config, len(devices), limit, compiled, log)
   if serve:
-    mesh = programs.serving(config.model, slice_.devices)
+    mesh = workloads.serving(config.model, devices)
     rows = mesh.shape["data"]
     for units in UNITS:
       for one in (
-        programs.prefill(config, mesh, units, rows),
-        programs.decode(config, mesh, units, rows * _ROWS),
+        workloads.prefill(config, mesh, units, rows),
+        workloads.decode(config, mesh, units, rows * _ROWS),
       ):
         done[one.name] = report_lib.compiled(one, limit)
-        say(report_lib.text(done[one.name]))
-  return _result(config, topology, slice_.kind, done)
+        log(report_lib.text(done[one.name]))
+  return _result(config, topology, kind, done)
 
 
 def recipes(
@@ -91,7 +92,7 @@ def recipes(
   *,
   limit: int | None = None,
   serve: bool = True,
-  say: Say = print,
+  log: Log = print,
 ) -> dict[str, Any]:
   """Checks each recipe; prefill and decoding once for a model and a topology.
 
@@ -99,71 +100,66 @@ def recipes(
     found: config and topology by name.
     limit: as in `check`.
     serve: likewise.
-    say: likewise.
+    log: likewise.
   """
   done: dict[str, dict[str, Any]] = {}
   served = set()
   for name, (config, topology) in found.items():
-    say(f"\n{name}")
+    log(f"\n{name}")
     width = config.model.decoder.width  # stages share their prompts
     new = (width, topology) not in served
     done[name] = check(
-      config, topology, limit=limit, serve=serve and new, say=say
+      config, topology, limit=limit, serve=serve and new, log=log
     )
     served.add((width, topology))
   return dict(fits=all(one["fits"] for one in done.values()), recipes=done)
 
 
-def _say_outcome(reports: list[report_lib.Report], say: Say) -> None:
+def _search(
+  config: config_lib.Config,
+  devices: int,
+  limit: int,
+  report: Callable[[config_lib.Config], report_lib.Report],
+  log: Log,
+) -> dict[str, report_lib.Report]:
+  """The training step that fits, or was tried last; none if none could."""
+
+  def tried(changed: config_lib.Config) -> report_lib.Report:
+    changes = search.difference(config, changed)
+    if changes:
+      log(f"with {changes}")
+    one = dataclasses.replace(report(changed), changes=changes)
+    log(report_lib.text(one))
+    return one
+
+  reports = search.find(config, devices, limit, tried)
   if not reports:
-    say(
+    log(
       "train: DOES NOT FIT: parameters, optimizer and gradients alone are too"
-      " many, however they are cut; take more devices"
+      " many, however they are sharded; take more devices"
     )
   elif not reports[-1].fits:
-    say(
+    log(
       "train: DOES NOT FIT with any remat and accumulation; take more devices,"
       " a smaller data.sequence_length or data.answer_slots, or parallel.tensor"
     )
   elif reports[-1].changes:
-    say(f"train: to fit, add {reports[-1].changes}")
-
-
-def _gpus(
-  config: config_lib.Config, topology: str, count: int, size: int, say: Say
-) -> dict[str, Any]:
-  limit = round(size * 1e9 * _GPU_SHARE)
-  say(
-    f"{topology}: there is no compiler for GPUs here; by arithmetic"
-    f" (gaze_jax/aot/arithmetic.py), {100 * _GPU_SHARE:.0f} % of the memory"
-  )
-
-  def estimated(changed: config_lib.Config) -> report_lib.Report:
-    one = _estimated(changed, count, limit)
-    one = dataclasses.replace(one, changes=search.difference(config, changed))
-    if one.changes:
-      say(f"with {one.changes}")
-    say(report_lib.text(one))
-    return one
-
-  reports = search.find(config, count, limit, estimated)
-  _say_outcome(reports, say)
-  return _result(config, topology, "GPU", {r.program: r for r in reports[-1:]})
+    log(f"train: to fit, add {reports[-1].changes}")
+  return {one.program: one for one in reports[-1:]}
 
 
 def _estimated(
   config: config_lib.Config, devices: int, limit: int
 ) -> report_lib.Report:
   sizes = mesh_lib.axis_sizes(config.parallel, devices)
-  parts = dataclasses.asdict(arithmetic.estimate(config, sizes))
-  total = sum(parts.values())
+  parts = arithmetic.estimate(config, sizes)
   flops = arithmetic.model_flops(config) / devices
   return report_lib.Report(
     program="train",
     mesh=sizes,
     rows=config.train.batch_size,
-    fits=total <= limit,
-    hbm_bytes=total,
+    fits=sum(parts.values()) <= limit,
+    hbm_bytes=sum(parts.values()),
     hbm_limit_bytes=limit,
     hbm=parts,
     flops=flops,

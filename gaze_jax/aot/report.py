@@ -1,22 +1,26 @@
-"""What the TPU compiler says of a program: memory, FLOPs, communication."""
+"""A compiled program as numbers, as a paragraph, in the README's table."""
 
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from gaze_jax import config as config_lib
-from gaze_jax.aot import activations
 from gaze_jax.aot import arithmetic
 from gaze_jax.aot import collectives as collectives_lib
-from gaze_jax.aot import flops
-from gaze_jax.aot import hlo
-from gaze_jax.aot import programs
+from gaze_jax.aot import jaxprs
 from gaze_jax.aot import topology as topology_lib
+from gaze_jax.aot import workloads
 from gaze_jax.kernels import support
 from gaze_jax.parallel import rules
+
+_HEADER = (
+  "recipe", "mesh", "rows", "micro-batches", "remat (decoder, tower)",
+  "HBM a chip", "of", "TFLOP a chip", "sent a chip", "compiled in",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +37,16 @@ class Report:
     hbm_limit_bytes: that the compiler lets it have.
     hbm: parts of it: what the arguments hold ("parameters", "optimizer",
       "batch", "cache"), "padding" of these in memory, "activations" that a
-      training step keeps for its backward pass (aot/activations.py; as if cut
-      by rows and slots alone), and "temporaries": gradients, what is at work,
-      results and code.
-    flops: of matrix products, loops turned and remat run again (aot/flops.py).
+      training step keeps for its backward pass (`jaxprs.activations`; as if
+      sharded by rows and slots alone), and "temporaries": gradients, what is at
+      work, results and code.
+    flops: of matrix products, loops turned and remat run again
+      (`jaxprs.flops`).
     model_flops: of a training step, of the model alone (train/flops.py).
-    flops_once: the compiler's count: no kernels, the body of each loop once.
-    bytes_accessed: `bytes_accessed_once` times what counting loops in the
-      program's text makes of it.
-    bytes_accessed_once: the compiler's count, the body of each loop once.
     collectives: count and bytes by kind; see `collectives.Total`.
+    unread: lines of the program that may be collectives and are not counted.
     compile_seconds: of XLA, without tracing.
     trace_seconds: of Python, until then.
-    largest: the collectives that move most.
     settings: what of the config it was compiled with.
     changes: flags that make it of the config that was asked for; "" for none.
   """
@@ -59,67 +60,65 @@ class Report:
   hbm: dict[str, int]
   flops: float
   model_flops: float | None
-  flops_once: float | None = None
-  bytes_accessed: float | None = None
-  bytes_accessed_once: float | None = None
   collectives: dict[str, collectives_lib.Total] | None = None
+  unread: tuple[str, ...] = ()
   compile_seconds: float = 0.0
   trace_seconds: float = 0.0
-  largest: tuple[collectives_lib.Collective, ...] = ()
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
   changes: str = ""
 
 
-def compiled(program: programs.Program, limit: int) -> Report:
-  """Compiles a program.
+def compiled(workload: workloads.Workload, limit: int) -> Report:
+  """Compiles a workload.
 
   Args:
-    program: what.
+    workload: what.
     limit: bytes of HBM, from `topology.hbm_limit`; a lower one than the
       compiler's own is held to as well.
   """
-  devices = program.mesh.size
+  mesh = workload.mesh
   start = time.perf_counter()
-  with jax.set_mesh(program.mesh), support.tracing_for("tpu"):
-    traced = program.function.trace(*program.arguments)
+  with jax.set_mesh(mesh), support.tracing_for("tpu"):
+    traced = workload.function.trace(*workload.arguments)
     lowered = traced.lower(lowering_platforms=("tpu",))
   traced_at = time.perf_counter()
-  held = program.held()
+  hbm = workload.bytes_by_part()
+  model_flops, chosen = None, {}
+  if workload.name == "train":
+    model_flops = arithmetic.model_flops(workload.config) / mesh.size
+    chosen = settings(workload.config)
   report = Report(
-    program=program.name,
-    mesh=dict(program.mesh.shape),
-    rows=program.rows,
+    program=workload.name,
+    mesh=dict(mesh.shape),
+    rows=workload.rows,
     fits=False,
-    hbm_bytes=sum(held.values()),
+    hbm_bytes=sum(hbm.values()),
     hbm_limit_bytes=limit,
-    hbm=held,
-    flops=flops.of_jaxpr(traced.jaxpr.jaxpr) / devices,
-    model_flops=_model_flops(program, devices),
+    hbm=hbm,
+    flops=jaxprs.flops(traced.jaxpr.jaxpr) / mesh.size,
+    model_flops=model_flops,
     trace_seconds=traced_at - start,
-    settings=settings(program.config) if program.name == "train" else {},
+    settings=chosen,
   )
   try:
     executable = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    exhausted = topology_lib.exhausted(error)
+    executable, exhausted = None, topology_lib.exhausted(error)
     if exhausted is None:
       raise
-    seconds = time.perf_counter() - traced_at
-    return dataclasses.replace(
-      report,
-      hbm_bytes=max(exhausted.needed, report.hbm_bytes),
-      compile_seconds=seconds,
-    )
   seconds = time.perf_counter() - traced_at
   report = dataclasses.replace(report, compile_seconds=seconds)
-  sizes = dict(program.mesh.shape)
-  ways = rules.ways("batch", sizes) * rules.ways("slots", sizes)
-  kept = activations.of_jaxpr(traced.jaxpr.jaxpr) // ways
+  if executable is None:
+    needed = max(exhausted.needed, report.hbm_bytes)
+    return dataclasses.replace(report, hbm_bytes=needed)
+  ways = rules.ways("batch", report.mesh) * rules.ways("slots", report.mesh)
+  kept = jaxprs.activations(traced.jaxpr.jaxpr) // ways
   return _measured(report, executable, kept)
 
 
 def _measured(report: Report, executable: Any, kept: int) -> Report:
-  memory, held = executable.memory_analysis(), report.hbm
+  """Adds what the compiler's analysis and the program's text have."""
+  memory = executable.memory_analysis()
   arguments = memory.argument_size_in_bytes
   temporaries = (
     memory.temp_size_in_bytes
@@ -128,37 +127,25 @@ def _measured(report: Report, executable: Any, kept: int) -> Report:
     + memory.generated_code_size_in_bytes
   )
   total = arguments + temporaries
-  module = hlo.Module(executable.as_text())
-  found = collectives_lib.read(module, math.prod(report.mesh.values()))
-  cost = executable.cost_analysis()
-  once = cost["bytes accessed"]
-  loops = module.bytes_accessed() / module.bytes_accessed(loops=False)
+  devices = math.prod(report.mesh.values())
+  sent, unread = collectives_lib.read(executable.as_text(), devices)
   return dataclasses.replace(
     report,
     fits=total <= report.hbm_limit_bytes,
     hbm_bytes=total,
     hbm=dict(
-      held,
-      padding=arguments - sum(held.values()),
+      report.hbm,
+      padding=arguments - sum(report.hbm.values()),
       activations=kept,
       temporaries=temporaries - kept,
     ),
-    flops_once=cost["flops"],
-    bytes_accessed=once * loops,
-    bytes_accessed_once=once,
-    collectives=collectives_lib.totals(found),
-    largest=tuple(found[:10]),
+    collectives=sent,
+    unread=tuple(unread),
   )
 
 
-def _model_flops(program: programs.Program, devices: int) -> float | None:
-  if program.name != "train":
-    return None
-  return arithmetic.model_flops(program.config) / devices
-
-
 def settings(config: config_lib.Config) -> dict[str, Any]:
-  """What decides how a training step lies in memory."""
+  """What decides how much memory a training step takes."""
   return dict(
     accumulation=config.train.accumulation,
     remat=config.model.decoder.remat,
@@ -168,13 +155,12 @@ def settings(config: config_lib.Config) -> dict[str, Any]:
 
 def text(report: Report) -> str:
   """A paragraph for people."""
-  mesh = " x ".join(f"{k} {n}" for k, n in report.mesh.items() if n > 1)
   limit = report.hbm_limit_bytes
   lines = [
     f"{report.program}: {'fits' if report.fits else 'DOES NOT FIT'},"
     f" {gb(report.hbm_bytes)} of {gb(limit)} a device"
-    f" ({100 * report.hbm_bytes / limit:.0f} %); {mesh or 'one device'},"
-    f" {report.rows} rows"
+    f" ({100 * report.hbm_bytes / limit:.0f} %);"
+    f" {_mesh(report.mesh) or 'one device'}, {report.rows} rows"
     + "".join(f", {k} {v}" for k, v in report.settings.items())
   ]
   parts = ", ".join(f"{name} {gb(n)}" for name, n in report.hbm.items())
@@ -183,10 +169,14 @@ def text(report: Report) -> str:
   lines.append(
     f"  arithmetic {report.flops / 1e12:.2f} TFLOP a device"
     + (f", {model / 1e12:.2f} of them the model's own" if model else "")
-    + (f"; {gb(moved)} accessed" if (moved := report.bytes_accessed) else "")
   )
   for kind, of in (report.collectives or {}).items():
     lines.append(f"  {kind:18s} {of.count:5d} a step, {gb(of.bytes)} sent")
+  if report.unread:
+    lines.append(
+      f"  NOT COUNTED: {len(report.unread)} lines of the compiled program are"
+      f" not understood (--json has them), such as {report.unread[0][:100]}"
+    )
   if report.compile_seconds:
     lines.append(
       f"  compiled in {report.compile_seconds:.1f} s, traced in"
@@ -198,3 +188,55 @@ def text(report: Report) -> str:
 def gb(n: int | float) -> str:
   """Bytes, for people: in 10**9."""
   return f"{n / 1e9:.2f} GB"
+
+
+def markdown(found: dict[str, Any]) -> str:
+  """Two tables: training steps by recipe, and what reads and answers prompts.
+
+  Args:
+    found: what `check.recipes` returns.
+  """
+  training, serving = [], []
+  for name, one in found["recipes"].items():
+    for program, report in one["programs"].items():
+      mesh, rows, *rest = _cells(report)
+      if program == "train":
+        s = report["settings"]
+        remat = f"{s['remat']}, {s['vision_remat']}"
+        settings_ = [str(s["accumulation"]), remat]
+        training.append([f"`{name}`", mesh, rows, *settings_, *rest])
+      else:
+        model, _, slice_ = name.split("-", 2)
+        serving.append([f"{model} {slice_}", program, mesh, rows, *rest])
+  head = ["model", "program", *_HEADER[1:3], *_HEADER[5:]]
+  return f"{_table(_HEADER, training)}\n{_table(head, serving)}"
+
+
+def _cells(report: dict[str, Any]) -> list[str]:
+  """What both tables have of a report."""
+  sent = report["collectives"]
+  return [
+    _mesh(report["mesh"]),
+    str(report["rows"]),
+    f"{report['hbm_bytes'] / 1e9:.1f} GB",
+    f"{report['hbm_limit_bytes'] / 1e9:.1f} GB",
+    _three_digits(report["flops"] / 1e12),
+    f"{_three_digits(sum(c['bytes'] for c in sent.values()) / 1e9)} GB"
+    if sent
+    else "-",
+    f"{report['compile_seconds']:.0f} s" if sent else "arithmetic",
+  ]
+
+
+def _mesh(sizes: dict[str, int]) -> str:
+  return " x ".join(f"{axis} {n}" for axis, n in sizes.items() if n > 1)
+
+
+def _three_digits(x: float) -> str:
+  """And no power of ten."""
+  return f"{float(f'{x:.3g}'):,g}"
+
+
+def _table(header: Sequence[str], rows: list[list[str]]) -> str:
+  lines = [header, ["---"] * len(header), *rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -2,8 +2,8 @@
 
 A step that does not fit is tried with
 
-  1. parameters cut over more devices (fsdp), from where what is held takes a
-     quarter of the memory, as far as widths and rows allow;
+  1. parameters sharded over more devices (fsdp), from where what is held takes
+     a quarter of the memory, as far as widths and rows allow;
   2. more run again in the backward pass: decoder.remat, then the tower's;
   3. smaller micro-batches: train.accumulation, doubled each time.
 
@@ -29,14 +29,14 @@ def settings(
   config: config_lib.Config, devices: int, limit: int
 ) -> Iterator[config_lib.Config]:
   """The config itself, then with what is tried, in that order."""
-  if _laid(config, devices):
+  if _is_possible(config, devices):
     yield config
   meshes = [config.parallel, *_meshes(config, devices, limit)]
   for parallel, accumulation, remat in itertools.product(
     meshes, _accumulations(config), _remats(config)
   ):
     changed = _with(config, parallel, accumulation, *remat)
-    if changed != config and _laid(changed, devices):
+    if changed != config and _is_possible(changed, devices):
       yield changed
 
 
@@ -55,18 +55,18 @@ def find(
     compiled: gives the report of a config's training step.
 
   Raises:
-    mesh_lib.MeshError: no setting lies on so many devices; says why the
-      config's own does not.
+    mesh_lib.MeshError: no setting fits so many devices; with the reason of
+      the config's own.
   """
-  reports, any_laid = [], False
+  reports, any_possible = [], False
   for changed in settings(config, devices, limit):
-    any_laid = True
-    if _held(changed, devices) > limit:
+    any_possible = True
+    if _fixed_bytes(changed, devices) > limit:
       continue
     reports.append(compiled(changed))
     if reports[-1].fits:
       break
-  if not any_laid:
+  if not any_possible:
     rules.check(config, mesh_lib.axis_sizes(config.parallel, devices))
   return reports
 
@@ -86,8 +86,8 @@ def difference(one: config_lib.Config, other: config_lib.Config) -> str:
   return " ".join(flags)
 
 
-def _laid(config: config_lib.Config, devices: int) -> bool:
-  """Whether a mesh and micro-batches can be cut so."""
+def _is_possible(config: config_lib.Config, devices: int) -> bool:
+  """Whether the mesh and the micro-batches divide what they must."""
   try:
     rules.check(config, mesh_lib.axis_sizes(config.parallel, devices))
   except mesh_lib.MeshError:
@@ -95,11 +95,11 @@ def _laid(config: config_lib.Config, devices: int) -> bool:
   return config.train.batch_size % config.train.accumulation == 0
 
 
-def _held(config: config_lib.Config, devices: int) -> int:
+def _fixed_bytes(config: config_lib.Config, devices: int) -> int:
   """Bytes of a device that no remat and no micro-batch makes fewer."""
   sizes = mesh_lib.axis_sizes(config.parallel, devices)
-  part = arithmetic.estimate(config, sizes)
-  return part.parameters + part.optimizer + part.gradients
+  parts = arithmetic.estimate(config, sizes)
+  return sum(parts.values()) - parts["activations"]
 
 
 def _meshes(
@@ -109,9 +109,9 @@ def _meshes(
   fsdp = config.parallel.fsdp * 2
   while fsdp <= devices:
     changed = _fsdp(config, fsdp)
-    last = not _laid(_fsdp(changed, 2 * fsdp), devices)
-    if _laid(changed, devices):
-      if last or _held(changed, devices) < limit / 4:
+    last = not _is_possible(_fsdp(changed, 2 * fsdp), devices)
+    if _is_possible(changed, devices):
+      if last or _fixed_bytes(changed, devices) < limit / 4:
         yield changed.parallel
     fsdp *= 2
 

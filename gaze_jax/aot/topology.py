@@ -1,4 +1,4 @@
-"""Devices that are only described: the TPU compiler on a machine without TPUs.
+"""Described devices: the TPU compiler on a machine without TPUs.
 
 libtpu compiles for any slice that it knows by name, such as v5e:16x16. It can
 be installed beside the environment, in `sys.prefix`/aot (launch/test.sh): JAX
@@ -47,21 +47,6 @@ class TopologyError(errors.GazeError):
   """A topology that can't be compiled for."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Topology:
-  """A slice of TPUs.
-
-  Attributes:
-    name: as libtpu knows it.
-    devices: of JAX; each a chip, but on TPU7x half of one.
-    kind: of device, such as "TPU v5 lite".
-  """
-
-  name: str
-  devices: tuple[Any, ...]
-  kind: str
-
-
 def prepare(level: str = "UNKNOWN") -> None:
   """Makes this a process that compiles for TPUs and runs on the CPU.
 
@@ -90,8 +75,8 @@ def prepare(level: str = "UNKNOWN") -> None:
   jax.config.update("jax_enable_compilation_cache", False)
 
 
-def describe(name: str, flag: str = "--topology") -> Topology:
-  """The devices of a topology.
+def devices(name: str, flag: str = "--topology") -> tuple[Any, ...]:
+  """The devices of a topology: each a chip, but on TPU7x half of one.
 
   Args:
     name: such as "v5e:16x16".
@@ -108,17 +93,16 @@ def describe(name: str, flag: str = "--topology") -> Topology:
       f"{flag}={name}: libtpu knows no such topology; such as"
       f" {', '.join(KNOWN)}: {' '.join(str(error).split())[:300]}"
     ) from error
-  devices = tuple(found.devices)
-  return Topology(name, devices, devices[0].device_kind)
+  return tuple(found.devices)
 
 
-def hbm_limit(topology: Topology) -> int:
-  """Bytes of HBM that the compiler lets a program have on a device.
+def hbm_limit(device: Any) -> int:
+  """Bytes of HBM that the compiler lets a program have on a described device.
 
   Less than the memory of the chip. It is in the error that a program meets
   which wants too much: so one is made that wants 16 TiB.
   """
-  place = jax.sharding.SingleDeviceSharding(topology.devices[0])
+  place = jax.sharding.SingleDeviceSharding(device)
   huge = jax.ShapeDtypeStruct((2**21, 2**21), jnp.float32, sharding=place)
   try:
     jax.jit(lambda x: x * 2).lower(huge).compile()
@@ -136,7 +120,7 @@ class Exhausted:
 
 
 def exhausted(error: Exception) -> Exhausted | None:
-  """What the compiler says of a program that does not fit; None for others."""
+  """Memory of a program that does not fit, of its error; None for others."""
   found = _EXHAUSTED.search(str(error))
   if found is None:
     return None

@@ -8,12 +8,12 @@ from gaze_jax import types
 
 
 def right(
-  said: types.Array, target: types.Array, ends: types.Array
+  predicted: types.Array, target: types.Array, ends: types.Array
 ) -> types.Array:
-  """Where what is said is what should be; at the end, any id that ends.
+  """Where the prediction is the target; where that ends, any id that ends.
 
   Args:
-    said: int [B, A], the likeliest token at each slot.
+    predicted: int [B, A], the likeliest token at each slot.
     target: int [B, A], the reference's.
     ends: int [Z], ids that end an answer.
 
@@ -21,7 +21,7 @@ def right(
     bool [B, A].
   """
   end = lambda ids: (ids[..., None] == ends).any(-1)
-  return (said == target) | (end(said) & end(target))
+  return (predicted == target) | (end(predicted) & end(target))
 
 
 def exact_match(

@@ -19,19 +19,21 @@ from gaze_jax.data import samples
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import programs
+from gaze_jax.evals import data_file
 from gaze_jax.evals import metrics
-from gaze_jax.evals import own
 from gaze_jax.evals import tasks
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
+from gaze_jax.train import compatibility
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import frozen
 from gaze_jax.train import losses
-from gaze_jax.train import provenance
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
+# Of visual entries in sight, those read; by a query head, and by its KV group.
+_FRACTIONS = ("visual_kv_fraction", "unique_visual_kv_fraction")
 
 
 @dataclasses.dataclass
@@ -72,8 +74,8 @@ class Score:
     out["n_by_kind"] = dict(self.asked)
     out["interval_95"] = intervals | {"overall": metrics.wilson(right, n)}
     if self.usage[2]:
-      out["visual_kv_fraction"] = self.usage[0] / self.usage[2]
-      out["unique_visual_kv_fraction"] = self.usage[1] / self.usage[2]
+      shares = (self.usage[:2] / self.usage[2]).tolist()
+      out |= zip(_FRACTIONS, shares, strict=True)
     return out
 
 
@@ -104,8 +106,8 @@ def evaluate(
   start = time.perf_counter()
   saved = checkpoint.Checkpoints(workdir)
   config, step = saved.config(), saved.latest()
-  saved.refuse_others(provenance.of_model(config), config)
-  config = own.on(config, data, image_folder)
+  saved.check_inputs(compatibility.model_inputs(config), config)
+  config, opened = data_file.load(config, data, image_folder)
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
   params = trained | frozen.load(config, pixels=not cached)
@@ -118,18 +120,16 @@ def evaluate(
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   results = {}
   for name, split_config in splits.items():
+    source = sources.make(split_config, name) if opened is None else opened
     features = workdir / "features" if cached else None
     results[name] = _split(
-      params, split_config, ends, name, config, features, others
+      params, split_config, ends, name, source, config, features, others
     )
   main = results["new"]["conditions"]
   return dict(
     seconds=time.perf_counter() - start,
     step=step,
-    visual_kv_fraction=main["gaze"].get("visual_kv_fraction", 0.0),
-    unique_visual_kv_fraction=main["gaze"].get(
-      "unique_visual_kv_fraction", 0.0
-    ),
+    **{name: main["gaze"].get(name, 0.0) for name in _FRACTIONS},
     data=dict(path=splits["new"].data.eval_path, **results["new"]["data"]),
     accuracy=main,
     routing_accuracy=results["new"]["routing_accuracy"],
@@ -143,12 +143,13 @@ def _split(
   config: config_lib.Config,
   ends: np.ndarray,
   split: str,
+  source: samples.Source,
   run: config_lib.Config,
   kept: pathlib.Path | None,
   others: Sequence[int | float] | None,
 ) -> dict[str, Any]:
   """One split, with features of the run's tower if they are to be kept."""
-  source, features = sources.make(config, split), None
+  features = None
   if kept:
     features = features_lib.cached(config, source, kept, run=run)
   conditions = tasks.conditions(config, others)

@@ -22,24 +22,24 @@ import jax
 from jax.extend import backend
 
 from gaze_jax import errors
+from gaze_jax.runtime import jax_private
 from gaze_jax.runtime import ports
-from gaze_jax.runtime import private
 
 # The exit code of JAX's abort when another process is gone: start all again.
-LOST = 134
+LOST_PEER = 134
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# How long a process waits for process 0 to say the same, in seconds.
-_PATIENCE = 3
+# How long a process waits for process 0 to report the same error.
+_MESSAGE_SECONDS = 3
 _MESSAGE_KEY = "gaze_jax/message"
 
 
 class ProcessesError(errors.GazeError):
-  """The environment does not say which of how many processes this is."""
+  """The environment does not determine which of how many processes this is."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-  """Who a process is; `coordinator` is process 0's host:port."""
+class _Member:
+  """Which process of a run this is; `coordinator` is process 0's host:port."""
 
   process: int
   processes: int
@@ -47,13 +47,13 @@ class _Place:
   local_devices: list[int] | None  # all that the machine has if None
 
   @property
-  def one_machine(self) -> bool:
+  def on_one_machine(self) -> bool:
     host = self.coordinator.rsplit(":", 1)[0]
     return host in ("127.0.0.1", "localhost", "[::1]")
 
 
 # What `initialize` found this process to be; None before.
-_joined: _Place | None = None
+_this: _Member | None = None
 
 
 def initialize(timeout: int = 300) -> None:
@@ -65,67 +65,68 @@ def initialize(timeout: int = 300) -> None:
 
   Args:
     timeout: seconds to wait for the other processes. If one is missing then,
-      JAX aborts the process (exit 134), so who waits for whom is said before.
+      JAX aborts the process (exit 134), so who waits for whom is logged before.
 
   Raises:
-    ProcessesError: the environment says half of it, or contradicts itself.
+    ProcessesError: the environment is incomplete, or contradicts itself.
   """
-  global _joined
+  global _this
   with contextlib.ExitStack() as stack:
-    place = _find(timeout)
-    if place is None and private.CLUSTER is None:
-      _joined = _left_to_jax(timeout)
-      if _joined is not None:
+    this = _identify(timeout)
+    if this is None and jax_private.CLUSTER is None:
+      _this = _join_by_jax(timeout)
+      if _this is not None:
         return
-    if place is None or place.processes == 1:
-      place = _Place(0, 1, stack.enter_context(ports.hold()), None)
+    if this is None or this.processes == 1:
+      this = _Member(0, 1, stack.enter_context(ports.hold()), None)
     else:
-      others = place.processes - 1
-      _say(
-        f"process {place.process} of {place.processes} waits for"
-        f" {others} other{'s' * (others > 1)} at {place.coordinator}, where"
+      others = this.processes - 1
+      _log(
+        f"process {this.process} of {this.processes} waits for"
+        f" {others} other{'s' * (others > 1)} at {this.coordinator}, where"
         f" process 0 listens, for up to {timeout} s"
       )
       sys.excepthook = _leave_after_a_bug
     try:
       jax.distributed.initialize(
-        place.coordinator,
-        place.processes,
-        place.process,
-        local_device_ids=place.local_devices,
+        this.coordinator,
+        this.processes,
+        this.process,
+        local_device_ids=this.local_devices,
         cluster_detection_method="deactivate",  # it is done
         initialization_timeout=timeout,
-        coordinator_bind_address=place.coordinator
-        if place.one_machine
+        coordinator_bind_address=this.coordinator
+        if this.on_one_machine
         else None,
       )
     except jax.errors.JaxRuntimeError as error:
       raise ProcessesError(
-        f"process 0 cannot listen at {place.coordinator}: {error}; is another"
+        f"process 0 cannot listen at {this.coordinator}: {error}; is another"
         " run on that port? JAX_COORDINATOR_ADDRESS names one"
       ) from error
-  _joined = place
-  _set_collectives(place)
+  _this = this
+  _set_collectives(this)
 
 
 def leave(what: str | int) -> NoReturn:
   """`sys.exit` for one of several processes: it waits for no other.
 
   JAX's way out is a barrier, and those that wait for this process in the
-  middle of a step never come to it. What process 0 says too, it says alone;
-  what only another has to say comes with its number.
+  middle of a step never come to it. An error that process 0 has too is printed
+  by it alone; one that only another has comes with that one's number.
 
   Args:
     what: an exit code, or a message for stderr and exit code 1.
   """
-  process, processes = _number()
-  if processes == 1:
+  this = _this_process()
+  if this.processes == 1:
     sys.exit(what)
   if isinstance(what, str):
-    if process == 0:
-      _tell(what)
-    elif not _told(what):
-      _say(f"process {process}: {what}")
+    if this.process == 0:
+      _log(what)
+      _publish(what)
+    elif not _process_0_published(what):
+      _log(f"process {this.process}: {what}")
   sys.stdout.flush()
   sys.stderr.flush()
   for child in multiprocessing.active_children():
@@ -133,49 +134,58 @@ def leave(what: str | int) -> NoReturn:
   os._exit(1 if isinstance(what, str) else what)
 
 
-def _find(timeout: int) -> _Place | None:
-  """Who this process is; None if nothing says that it has company."""
+def _this_process() -> _Member:
+  """Which process this is, before `initialize` as well."""
+  found = _this
+  if found is None:
+    with contextlib.suppress(ProcessesError):  # it is about to be raised
+      found = _identify(timeout=1)
+  return found or _Member(0, 1, "", None)
+
+
+def _identify(timeout: int) -> _Member | None:
+  """Which process this is; None if nothing names others."""
   coordinator = os.environ.get(_VARIABLES[0])
-  processes, process = (_whole_number(v) for v in _VARIABLES[1:])
-  devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-  given = (coordinator, processes, process)
-  place = (*given, [int(d) for d in devices.split(",")] if devices else None)
-  if None in given:
-    place = _detect(place, timeout)
-  if not any(v is not None for v in place[:3]):
+  processes, process = (_integer(v) for v in _VARIABLES[1:])
+  text = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+  devices = [int(d) for d in text.split(",")] if text else None
+  found = (coordinator, processes, process)
+  if None in found:
+    *found, devices = _ask_cluster((*found, devices), timeout)
+  if not any(v is not None for v in found):
     return None
-  missing = [n for n, v in zip(_VARIABLES, place, strict=False) if v is None]
+  missing = [n for n, v in zip(_VARIABLES, found, strict=True) if v is None]
   if missing:
     raise ProcessesError(
       f"which process of how many is this? {', '.join(missing)} not set; set"
       f" {', '.join(_VARIABLES)}, or none of them for a single process"
     )
-  coordinator, processes, process, devices = place
+  coordinator, processes, process = found
   if not 0 <= process < processes:
     raise ProcessesError(
       f"JAX_PROCESS_ID is {process}: of {processes} processes"
       f" (JAX_NUM_PROCESSES) it is 0 to {processes - 1}"
     )
-  return _Place(process, processes, coordinator, devices)
+  return _Member(process, processes, coordinator, devices)
 
 
-def _whole_number(name: str) -> int | None:
+def _integer(name: str) -> int | None:
   text = os.environ.get(name)
   if text is None or text.isdecimal():
     return text and int(text)
   raise ProcessesError(f"{name} is {text!r}: give a whole number")
 
 
-def _detect(place: tuple, timeout: int) -> tuple:
-  """Fills in what the cluster says, if this is one that JAX knows."""
-  if private.CLUSTER is None:
-    return place
+def _ask_cluster(known: tuple, timeout: int) -> tuple:
+  """Completes what is known by the cluster, if this is one that JAX knows."""
+  if jax_private.CLUSTER is None:
+    return known
   with warnings.catch_warnings():
     # In Kubernetes JAX asks for a package; what it would find is checked below.
     warnings.simplefilter("ignore")
     try:
-      found = private.CLUSTER.auto_detect_unset_distributed_params(
-        *place, None, timeout
+      found = jax_private.CLUSTER.auto_detect_unset_distributed_params(
+        *known, None, timeout
       )
     except Exception as error:  # whatever a cluster's services answer
       raise ProcessesError(
@@ -187,8 +197,8 @@ def _detect(place: tuple, timeout: int) -> tuple:
   return found
 
 
-def _left_to_jax(timeout: int) -> _Place | None:
-  """JAX finds and joins the others itself, and nothing is said before."""
+def _join_by_jax(timeout: int) -> _Member | None:
+  """JAX finds and joins the others itself, and nothing is logged before."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # as above
@@ -197,7 +207,7 @@ def _left_to_jax(timeout: int) -> _Place | None:
     _refuse_a_pod()
     return None
   sys.excepthook = _leave_after_a_bug
-  return _Place(jax.process_index(), jax.process_count(), "", None)
+  return _Member(jax.process_index(), jax.process_count(), "", None)
 
 
 def _refuse_a_pod() -> None:
@@ -208,64 +218,48 @@ def _refuse_a_pod() -> None:
     )
 
 
-def _set_collectives(place: _Place) -> None:
+def _set_collectives(this: _Member) -> None:
   """Keeps what carries data between processes on CPU off the network.
 
   JAX has it listen wherever the machine's name leads, and fails if it leads
   nowhere; nobody else is there if all processes are on one machine. A JAX whose
   private names are others is left to that.
   """
-  made_of = private.STATE, private.MAKE_CPU_CLIENT, private.MAKE_GLOO
-  if place.processes == 1:
+  make_client, make_gloo = jax_private.MAKE_CPU_CLIENT, jax_private.MAKE_GLOO
+  if this.processes == 1:
     jax.config.update("jax_cpu_collectives_implementation", None)
-  elif place.one_machine and None not in made_of:
-    make = lambda: private.MAKE_CPU_CLIENT(
-      private.MAKE_GLOO(distributed_client=_client(), hostname="127.0.0.1")
+  elif this.on_one_machine and None not in (_client(), make_client, make_gloo):
+    make = lambda: make_client(
+      make_gloo(distributed_client=_client(), hostname="127.0.0.1")
     )
     backend.register_backend_factory("cpu", make, fail_quietly=False)
 
 
-def _number() -> tuple[int, int]:
-  """This process and how many there are, before `initialize` as well."""
-  place = _joined
-  if place is None:
-    with contextlib.suppress(ProcessesError):  # it is about to say that
-      place = _find(timeout=1)
-  return (0, 1) if place is None else (place.process, place.processes)
-
-
 def _client() -> Any | None:
   """JAX's client of process 0's table; None before it, or out of reach."""
-  return getattr(private.STATE, "client", None)
+  return getattr(jax_private.STATE, "client", None)
 
 
-def _say(line: str) -> None:
-  """A line to stderr in one piece: other processes write there too."""
-  sys.stderr.write(f"{line}\n")
-  sys.stderr.flush()
-
-
-def _tell(message: str) -> None:
-  """Says it as process 0, and gives the others time to hear it."""
-  _say(message)
+def _publish(message: str) -> None:
+  """Shares what process 0 has logged, and gives the others time to ask."""
   if client := _client():
     client.key_value_set(_MESSAGE_KEY, message)
   if jax.distributed.is_initialized():
-    time.sleep(_PATIENCE)  # they abort when process 0 goes
+    time.sleep(_MESSAGE_SECONDS)  # they abort when process 0 goes
 
 
-def _told(message: str) -> bool:
-  """Whether process 0 says the same."""
+def _process_0_published(message: str) -> bool:
+  """Whether process 0 has logged the same."""
   client = _client()
   if client is None:
     if not jax.distributed.is_initialized():
-      time.sleep(_PATIENCE)  # a launcher ends it if process 0 fails too
+      time.sleep(_MESSAGE_SECONDS)  # a launcher ends it if process 0 fails too
     return False
   try:
-    said = client.blocking_key_value_get(_MESSAGE_KEY, _PATIENCE * 1000)
-  except jax.errors.JaxRuntimeError:  # it says nothing
+    found = client.blocking_key_value_get(_MESSAGE_KEY, _MESSAGE_SECONDS * 1000)
+  except jax.errors.JaxRuntimeError:  # it has logged nothing
     return False
-  return said == message
+  return found == message
 
 
 def _leave_after_a_bug(
@@ -274,16 +268,22 @@ def _leave_after_a_bug(
   trace: types.TracebackType | None,
 ) -> None:
   """Python's hook for what nobody caught, in one of several processes."""
-  if _is_loss(error):
-    _say(f"process {_number()[0]}: another process is gone: {error}")
-    leave(LOST)
+  if _is_lost_peer(error):
+    _log(f"process {_this_process().process}: another process is gone: {error}")
+    leave(LOST_PEER)
   sys.__excepthook__(kind, error, trace)
   leave(1)
 
 
-def _is_loss(error: BaseException) -> bool:
+def _is_lost_peer(error: BaseException) -> bool:
   """Whether a collective failed; that has no exception of its own."""
   words = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
   return isinstance(error, RuntimeError | ValueError) and any(
     word in str(error) for word in words
   )
+
+
+def _log(line: str) -> None:
+  """A line to stderr in one piece: other processes write there too."""
+  sys.stderr.write(f"{line}\n")
+  sys.stderr.flush()

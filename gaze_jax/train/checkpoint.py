@@ -4,14 +4,15 @@ A step is a directory of four parts and a manifest (`train/manifest.py`):
 
     200/params  state  data  meta  manifest.json
 
-`params` are apart from the rest of the state, so that who wants nothing else
+`params` are apart from the rest of the state: whoever wants nothing else
 neither reads nor checks the optimizer's. A step that is not whole is named and
-passed over for the newest that is; a run that goes on sets it aside as
+passed over for the newest that is; a run that resumes sets it aside as
 `200.damaged`, and nothing here ever writes over it or deletes it.
 """
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 import sys
@@ -26,9 +27,8 @@ from jax.experimental import multihost_utils
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import schema
+from gaze_jax.train import compatibility
 from gaze_jax.train import manifest
-from gaze_jax.train import provenance
-from gaze_jax.train import retention
 from gaze_jax.train import state as state_lib
 
 _NONE, _REFUSED = -1, -2  # in place of a step
@@ -44,7 +44,7 @@ class Position:
 
   Attributes:
     next_batch: number of the batch that comes first; steps done.
-    sample_ids: digest of the ids of all samples so far; see `meter.Meter`.
+    sample_ids: digest of the ids of all samples so far; see `metrics.Log`.
     unlogged: numbers of steps whose mean has not been logged yet.
   """
 
@@ -88,26 +88,26 @@ class Checkpoints:
   def config(self) -> config_lib.Config:
     """That of the newest checkpoint, but for what a run is free to change."""
     saved = config_lib.of_saved(self._json("meta")["config"])
-    return provenance.as_called(saved, self._path.parent / "config.json")
+    return compatibility.latest_config(saved, self._path.parent / "config.json")
 
-  def refuse_others(
+  def check_inputs(
     self,
-    inputs: provenance.Inputs,
+    inputs: compatibility.Inputs,
     config: config_lib.Config,
-    kept: provenance.Inputs | None = None,
+    saved: compatibility.Inputs | None = None,
   ) -> None:
     """Refuses other inputs than those of the newest checkpoint, by name.
 
     Args:
-      inputs: of `provenance.inputs`, some or all.
+      inputs: of `compatibility.inputs`, some or all.
       config: what they are read by.
-      kept: the checkpoint's, where they are at hand.
+      saved: the checkpoint's, where they are at hand.
 
     Raises:
       CheckpointError: naming the field, what was there and what is now.
     """
-    kept = self._json("meta").get("inputs", {}) if kept is None else kept
-    if others := provenance.others(kept, inputs, config):
+    saved = self._json("meta").get("inputs", {}) if saved is None else saved
+    if others := compatibility.input_differences(saved, inputs, config):
       raise CheckpointError(
         f"{self._path.parent}: trained with other contents:"
         f" {'; '.join(others)}. Put them back as they were or choose another"
@@ -155,7 +155,7 @@ class Checkpoints:
 
   def _find(self) -> int | None:
     """Looks for the newest whole step; process 0 does it for all."""
-    found, reason = _NONE, "process 0 says why"
+    found, reason = _NONE, "process 0 has the reason"
     if jax.process_index() == 0:
       try:
         found = self._scan()
@@ -177,8 +177,9 @@ class Checkpoints:
         damaged[step] = str(error)
         continue
       for bad, reason in damaged.items():
-        told = self._pass_over(self._path / str(bad))
-        print(f"{self._path / str(bad)}: {reason}; {told}", file=sys.stderr)
+        folder = self._path / str(bad)
+        outcome = self._pass_over(folder)
+        print(f"{folder}: {reason}; {outcome}", file=sys.stderr)
       return step
     if damaged:
       reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
@@ -189,13 +190,13 @@ class Checkpoints:
     return _NONE
 
   def _pass_over(self, folder: pathlib.Path) -> str:
-    """Deals with a step that is not whole; says how."""
+    """Deals with a step that is not whole; returns how, for the log."""
     del folder
     return "skipped"
 
 
 class Writer(Checkpoints):
-  """The checkpoints of a run: what it goes on from, and what it saves.
+  """The checkpoints of a run: what it resumes from, and what it saves.
 
   Saving is asynchronous. Orbax commits a step, manifest and all, by renaming
   its directory, and drops old ones after that; so a killed run leaves whole
@@ -208,14 +209,14 @@ class Writer(Checkpoints):
     self,
     workdir: pathlib.Path,
     train: config_lib.TrainConfig,
-    inputs: provenance.Inputs | None = None,
+    inputs: compatibility.Inputs | None = None,
   ):
     self._inputs = inputs or {}
     self._path = workdir.absolute() / "checkpoints"
     self._latest = self._find()
     self._saving: tuple[int, float | None] | None = None
-    self._code = provenance.code()
-    self._keep = retention.Policy(
+    self._code = compatibility.code_versions()
+    self._retention = _Retention(
       train.keep, train.keep_every, train.keep_best, self._losses()
     )
     self._manager = _Manager(
@@ -223,7 +224,7 @@ class Writer(Checkpoints):
       options=ocp.CheckpointManagerOptions(
         create=True,
         cleanup_tmp_directories=True,
-        preservation_policy=self._keep,
+        preservation_policy=self._retention,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         # What it would read of each step is not needed, or in the manifest.
         lightweight_initialize=True,
@@ -251,7 +252,7 @@ class Writer(Checkpoints):
     """Starts saving; returns once the state has been copied.
 
     Args:
-      position: where the run goes on; the step is that of its `next_batch`.
+      position: where the run resumes; the step is that of its `next_batch`.
       state: what the steps led to.
       config: of the run.
       loss: mean training loss since the save before, for `train.keep_best`.
@@ -266,7 +267,7 @@ class Writer(Checkpoints):
     params, rest = state_lib.apart(state)
     self._saving = (step, loss)
     if loss is not None:
-      self._keep.losses[step] = loss
+      self._retention.losses[step] = loss
     with self._writing():
       self._manager.save(
         step,
@@ -276,13 +277,13 @@ class Writer(Checkpoints):
           data=ocp.args.JsonSave(dataclasses.asdict(position)),
           meta=ocp.args.JsonSave(meta),
         ),
-        force=True,  # else it may choose not to, and says nothing
+        force=True,  # else it may silently choose not to
       )
 
   def restore(
     self, like: state_lib.TrainState, config: config_lib.Config
   ) -> tuple[state_lib.TrainState, Position]:
-    """The newest state, and where the run goes on.
+    """The newest state, and where the run resumes.
 
     Args:
       like: a state of arrays, or of `jax.ShapeDtypeStruct`s with shardings;
@@ -294,7 +295,13 @@ class Writer(Checkpoints):
         than it was trained with, by name.
     """
     meta = self._json("meta")
-    if changed := provenance.other_fields(meta, config):
+    saved = config_lib.of_saved(meta["config"])
+    changed = compatibility.config_differences(
+      config_lib.to_dict(saved),
+      config_lib.to_dict(config),
+      by_content="inputs" in meta,
+    )
+    if changed:
       raise CheckpointError(
         f"{self._path.parent}: trained with another config:"
         f" {'; '.join(changed)}. Resume with the same config or choose"
@@ -302,7 +309,7 @@ class Writer(Checkpoints):
       )
     position = self._json("data")
     older = dict(data=dict(samples=position.pop("samples", None)))  # schema 1
-    self.refuse_others(self._inputs, config, meta.get("inputs", older))
+    self.check_inputs(self._inputs, config, meta.get("inputs", older))
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     params, rest = state_lib.apart(shapes)
     self._check_shapes({"params": params, "state": rest})
@@ -311,7 +318,7 @@ class Writer(Checkpoints):
     state = state_lib.joined(
       self.params(params), rest, averaged=like.ema is not None
     )
-    code = provenance.changed(meta["code"], self._code)
+    code = compatibility.code_differences(meta["code"], self._code)
     if code and jax.process_index() == 0:
       print(f"the code is another than at the checkpoint: {code}")
     return state, Position(**position)
@@ -363,9 +370,13 @@ class Writer(Checkpoints):
     wrong = []
     for part, like in parts.items():
       handler = ocp.StandardCheckpointHandler()
-      saved = handler.metadata(self._folder() / part).tree
+      saved = _shapes(handler.metadata(self._folder() / part).tree)
       prefix = "params." if part == "params" else ""
-      wrong += [prefix + one for one in state_lib.other_shapes(saved, like)]
+      wrong += [
+        f"{prefix}{name}: {list(saved[name])} -> {list(shape)}"
+        for name, shape in _shapes(like).items()
+        if saved.get(name, shape) != shape
+      ]
     if wrong:
       raise CheckpointError(
         f"{self._path.parent}: the state has another shape: {'; '.join(wrong)}."
@@ -384,6 +395,13 @@ class Writer(Checkpoints):
       ) from error
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """By dotted names, which are the same for a saved and a live tree."""
+  dotted = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {dotted(path): tuple(x.shape) for path, x in leaves}
+
+
 class _Manager(ocp.CheckpointManager):
   """Orbax's own, but that it leaves preemption to the loop."""
 
@@ -391,7 +409,38 @@ class _Manager(ocp.CheckpointManager):
     """No. A thread of a save would ask about its own, older step.
 
     JAX takes each question for where the process is, and agrees with the
-    others on a step to save at that may then lie behind.
+    others on a step to save at that may then be in the past.
     """
     del step
     return False
+
+
+@dataclasses.dataclass
+class _Retention:
+  """Which checkpoints stay: orbax's preservation policy, for three reasons.
+
+  The loss is the mean training loss of the steps since the save before. It is
+  a noisy measure, but one that every run has.
+
+  Attributes:
+    last: how many of the newest stay.
+    every: multiples of it stay for good; 0: none.
+    best: how many with the lowest loss stay; of equal ones, the newer.
+    losses: by step, where known.
+  """
+
+  last: int
+  every: int
+  best: int
+  losses: dict[int, float]
+
+  def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+    """For each checkpoint, which come in order, whether it stays."""
+    del context
+    steps = [info.step for info in checkpoints]
+    stay = set(steps[-self.last :])
+    stay |= {s for s in steps if self.every and s % self.every == 0}
+    known = [s for s in steps if s in self.losses]
+    known.sort(key=lambda s: (self.losses[s], -s))
+    stay |= set(known[: self.best])
+    return [s in stay for s in steps]

@@ -6,9 +6,9 @@ not found. A file appears under its name only when it is complete.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import secrets
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
@@ -28,31 +29,35 @@ from gaze_jax.train import frozen
 _VERSION = 1  # raise when the code changes what a feature is
 _ROWS = 32  # images encoded at a time
 
-_log = logging.getLogger(__name__)
 
-
-class Encoder:
-  """Turns uint8 pictures into features, `_ROWS` at a time.
+def encode(
+  config: config_lib.VisionConfig,
+  params: dict[str, Any],
+  pictures: list[np.ndarray],
+) -> np.ndarray:
+  """Features of uint8 pictures, `_ROWS` at a time.
 
   Args:
     config: the tower and its preprocessing.
     params: of the tower, from `frozen.tower`.
+    pictures: uint8 [height, width, 3] each.
+
+  Returns:
+    float32 [len(pictures), T, F].
   """
+  out = []
+  for start in range(0, len(pictures), _ROWS):
+    some = pictures[start : start + _ROWS]
+    pixels = np.stack([images.preprocess(p, config) for p in some])
+    room = ((0, _ROWS - len(some)), (0, 0), (0, 0), (0, 0))
+    features = _tower(config, params, np.pad(pixels, room))
+    out.append(np.asarray(features)[: len(some)])
+  return np.concatenate(out)
 
-  def __init__(self, config: config_lib.VisionConfig, params: dict[str, Any]):
-    self._config, self._params = config, params
-    self._apply = jax.jit(vision.ViT(config).apply)
 
-  def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
-    """float32 [len(pictures), T, F]."""
-    out = []
-    for start in range(0, len(pictures), _ROWS):
-      some = pictures[start : start + _ROWS]
-      pixels = np.stack([images.preprocess(p, self._config) for p in some])
-      room = ((0, _ROWS - len(some)), (0, 0), (0, 0), (0, 0))
-      features = self._apply({"params": self._params}, np.pad(pixels, room))
-      out.append(np.asarray(features)[: len(some)])
-    return np.concatenate(out)
+@functools.partial(jax.jit, static_argnums=0)
+def _tower(config, params, pixels):
+  return vision.ViT(config).apply({"params": params}, pixels)
 
 
 def cached(
@@ -63,6 +68,8 @@ def cached(
   run: config_lib.Config | None = None,
 ) -> np.ndarray:
   """Features of every canvas of a source, computed if they are not on disk.
+
+  Of several processes, which must all call it, process 0 computes them.
 
   Args:
     config: names the tower, and the dtype on disk.
@@ -78,14 +85,19 @@ def cached(
     errors.GazeError: a feature does not fit `features_dtype`.
   """
   path = directory / f"{_key(config, source)}.npy"
+  several, first = jax.process_count() > 1, jax.process_index() == 0
+  if several and not first:
+    multihost_utils.sync_global_devices("features")
   if not path.exists():
     directory.mkdir(parents=True, exist_ok=True)
     _build(config, source, path, frozen.tower(run or config))
+  if several and first:
+    multihost_utils.sync_global_devices("features")
   return np.load(path, mmap_mode="r")
 
 
 def _key(config: config_lib.Config, source: samples.Source) -> str:
-  said = dict(
+  decides = dict(
     version=_VERSION,
     vision=dataclasses.asdict(config.model.vision),
     units=config.data.max_units,
@@ -94,7 +106,7 @@ def _key(config: config_lib.Config, source: samples.Source) -> str:
     source=source.fingerprint(),
     init_from=frozen.fingerprint(config),
   )
-  text = json.dumps(said, sort_keys=True)
+  text = json.dumps(decides, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -105,10 +117,7 @@ def _build(
   tower: dict[str, Any],
 ) -> None:
   c, units = config.model.vision, config.data.max_units
-  encode = Encoder(c, tower)
-  shape: tuple[int, ...] = (len(source), units, c.tokens, c.width)
-  if units == 1:
-    shape = (len(source), c.tokens, c.width)
+  each = (c.tokens, c.width) if units == 1 else (units, c.tokens, c.width)
   # Not the process id: two hosts that share the directory may have the same.
   partial = path.with_suffix(f".{secrets.token_hex(8)}.partial")
   try:
@@ -120,13 +129,14 @@ def _build(
         dict(
           descr=np.dtype(config.train.features_dtype).str,
           fortran_order=False,
-          shape=shape,
+          shape=(len(source), *each),
         ),
       )
       chunks = range(0, len(source), _ROWS)
       for start in tqdm.tqdm(chunks, "features", unit="batch", mininterval=5):
-        stop = min(start + _ROWS, len(source))
-        rows = _encode(encode, source, start, stop, units, shape[1:])
+        numbers = range(start, min(start + _ROWS, len(source)))
+        canvases = [source.canvas(i)[:units] for i in numbers]
+        rows = _features_of(canvases, config, tower)
         with np.errstate(over="ignore"):  # refused in the next line
           narrow = rows.astype(config.train.features_dtype)
         if not np.isfinite(narrow).all():
@@ -141,19 +151,16 @@ def _build(
     partial.unlink(missing_ok=True)
 
 
-def _encode(
-  encode: Encoder,
-  source: samples.Source,
-  start: int,
-  stop: int,
-  units: int,
-  shape: tuple[int, ...],
+def _features_of(
+  canvases: list[tuple[np.ndarray, ...]],
+  config: config_lib.Config,
+  tower: dict[str, Any],
 ) -> np.ndarray:
-  """Features of samples start .. stop - 1, 0 where a sample has no picture."""
-  canvases = [source.canvas(i)[:units] for i in range(start, stop)]
-  out = np.zeros((len(canvases), units, *shape[-2:]), np.float32)
-  where = [(i, j) for i, c in enumerate(canvases) for j in range(len(c))]
+  """float32 [samples, units, T, F], 0 where a sample has no picture."""
+  c, units = config.model.vision, config.data.max_units
+  out = np.zeros((len(canvases), units, c.tokens, c.width), np.float32)
+  where = [(i, j) for i, one in enumerate(canvases) for j in range(len(one))]
   if where:
-    features = encode([p for c in canvases for p in c])
+    features = encode(c, tower, [p for one in canvases for p in one])
     out[tuple(np.array(where).T)] = features
-  return out.reshape(len(canvases), *shape)
+  return out

@@ -20,7 +20,7 @@ import jax
 
 from gaze_jax import config as config_lib
 from gaze_jax.layout import row as row_lib
-from gaze_jax.train import groups
+from gaze_jax.train import param_groups
 
 # bfloat16 TFLOP/s, dense, of what JAX calls a device, from vendors' pages. The
 # first that a device's kind starts with; half a chip of TPU7x is a device.
@@ -37,7 +37,7 @@ _PEAK = {
   "NVIDIA H100": 989.0,
 }
 
-# Parameters by prefix, in the order in which they meet the data.
+# Stages: parameters by prefix, in the order in which they meet the data.
 _ORDER = (
   *("vision.patch", "vision.", "projector.norm", "projector.linear_1"),
   *("projector.linear_2", "projector.", "decoder.embedding"),
@@ -71,18 +71,18 @@ def count(config: config_lib.Config, frozen: Any, params: Any) -> Count:
       without "vision" the tower does not run.
     params: nested dict of the parameters of the state; shapes are enough.
   """
-  given = groups.flat(frozen)
-  mine = groups.flat(params)
-  trains = {path for path in mine if groups.share(config.train, path) > 0}
-  ranks = {_rank(path) for path in trains}
+  given = param_groups.flat(frozen)
+  mine = param_groups.flat(params)
+  trains = {path for path in mine if param_groups.share(config.train, path) > 0}
+  stages = {_stage(path) for path in trains}
   c, rows = config.model.decoder, config.train.batch_size
   total = 0.0
   for path, leaf in (given | mine).items():
-    total += _product(config, path, leaf.shape, path in trains, ranks)
+    total += _product(config, path, leaf.shape, path in trains, stages)
     if path.startswith("vision.blocks") and path.endswith("query.kernel"):
       depth, width, heads, dim = leaf.shape
-      total += depth * _pairs(config) * 4 * heads * dim * _passes(path, ranks)
-  entry = 4.0 * c.query_heads * c.head_dim * _passes("decoder.layers", ranks)
+      total += depth * _pairs(config) * 4 * heads * dim * _passes(path, stages)
+  entry = 4.0 * c.query_heads * c.head_dim * _passes("decoder.layers", stages)
   slots = config.data.sequence_length
   total += c.depth * rows * slots * (slots + 1) / 2 * entry
   return Count(model=total, entry=entry)
@@ -93,7 +93,7 @@ def _product(
   path: str,
   shape: tuple[int, ...],
   trains: bool,
-  ranks: set[int],
+  stages: set[int],
 ) -> float:
   """What the products with one parameter cost; 0 for what is no matrix."""
   data = config.data
@@ -108,7 +108,7 @@ def _product(
     slots = _pictures(config) * config.model.vision.tokens
     if path.startswith("vision.blocks"):
       slots += _pictures(config) * config.model.vision.class_token
-  passes = 1 + trains + _sees_gradient(path, ranks)
+  passes = 1 + trains + _sees_gradient(path, stages)
   return 2.0 * config.train.batch_size * slots * math.prod(shape) * passes
 
 
@@ -125,19 +125,19 @@ def _pictures(config: config_lib.Config) -> int:
   return shape.tiles or shape.units
 
 
-def _passes(path: str, ranks: set[int]) -> int:
+def _passes(path: str, stages: set[int]) -> int:
   """Of attention: the backward pass costs twice the forward one."""
-  return 3 if _sees_gradient(path, ranks) else 1
+  return 3 if _sees_gradient(path, stages) else 1
 
 
-def _sees_gradient(path: str, ranks: set[int]) -> bool:
+def _sees_gradient(path: str, stages: set[int]) -> bool:
   """Whether what enters here has a gradient: something before it trains."""
-  rank = _rank(path)
-  own = _ORDER[rank] in _STACKS and rank in ranks
-  return own or any(other < rank for other in ranks)
+  stage = _stage(path)
+  own = _ORDER[stage] in _STACKS and stage in stages
+  return own or any(other < stage for other in stages)
 
 
-def _rank(path: str) -> int:
+def _stage(path: str) -> int:
   return next(i for i, start in enumerate(_ORDER) if path.startswith(start))
 
 
@@ -150,13 +150,13 @@ def peak(config: config_lib.TrainConfig) -> float | None:
 
 
 def speed(
-  of: Count, peak_: float | None, saved: float, seconds: float
+  of: Count, peak_tflops: float | None, saved: float, seconds: float
 ) -> dict[str, float]:
-  """What the log says of a step.
+  """What is logged of a step.
 
   Args:
     of: the step.
-    peak_: TFLOP/s of all devices, or None.
+    peak_tflops: TFLOP/s of all devices, or None.
     saved: visual entries that gaze did not read, summed over routed queries,
       rows and layers, a mean over the heads: `visual_kv_saved` of the step.
     seconds: that the step took.
@@ -168,6 +168,6 @@ def speed(
   """
   model, less = of.model / 1e12, of.entry * saved / 1e12
   out = dict(model_tflops=model, gaze_saved_tflops=less)
-  if peak_:
-    out["mfu"] = (model - less) / (seconds * peak_)
+  if peak_tflops:
+    out["mfu"] = (model - less) / (seconds * peak_tflops)
   return out

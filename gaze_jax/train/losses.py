@@ -32,7 +32,7 @@ def next_token(
     scored: bool [B, A].
   """
   # Not a gather of the target's logit: its gradient would be a scatter into
-  # all logits, and a vocabulary that is cut over devices would be moved.
+  # all logits, and a vocabulary that is sharded would be moved.
   hit = jnp.arange(logits.shape[-1]) == target[..., None]
   own = jnp.where(hit, logits, 0.0).sum(axis=-1)
   loss = jax.nn.logsumexp(logits, axis=-1) - own
@@ -56,7 +56,7 @@ def z(logits: jax.Array, scored: jax.Array) -> jax.Array:
 def likeliest(logits: jax.Array) -> jax.Array:
   """The first token of the largest logit, int32 [...], of float32 [..., V].
 
-  As argmax, which moves a vocabulary that is cut over devices.
+  As argmax, which moves a vocabulary that is sharded.
   """
   largest = logits.max(axis=-1, keepdims=True)
   numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)

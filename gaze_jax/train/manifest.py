@@ -21,7 +21,7 @@ _THREADS = 4  # a crc32 takes 4 GB a second, a disk may be faster
 
 
 class DamagedError(Exception):
-  """A directory is no whole checkpoint; says why in a few words."""
+  """A directory is no whole checkpoint; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ def write(directory: pathlib.Path, step: int, loss: float | None) -> None:
     file.relative_to(directory).as_posix(): _sum(file, sync=True)
     for file in files
   }
-  said = schema.mark("checkpoint") | dict(step=step, loss=loss, files=sums)
-  text = json.dumps(said, sort_keys=True)
+  content = schema.mark("checkpoint") | dict(step=step, loss=loss, files=sums)
+  text = json.dumps(content, sort_keys=True)
   partial = directory / f"{NAME}.partial"
   with partial.open("w", encoding="utf-8") as file:
     file.write(f"{text}\n{zlib.crc32(text.encode()):08x}\n")
@@ -79,10 +79,10 @@ def read(directory: pathlib.Path) -> Manifest:
     ) from None
   except (OSError, UnicodeDecodeError) as error:
     raise DamagedError(f"{NAME}: {error}") from None
-  said, _, check = text.partition("\n")
-  if check != f"{zlib.crc32(said.encode()):08x}\n":
+  content, _, checksum = text.partition("\n")
+  if checksum != f"{zlib.crc32(content.encode()):08x}\n":
     raise DamagedError(f"{NAME} is damaged")
-  values: dict[str, Any] = json.loads(said)
+  values: dict[str, Any] = json.loads(content)
   schema.read(values, f"step {directory.name}", "checkpoint")
   if str(values["step"]) != directory.name:
     raise DamagedError(f"holds step {values['step']}")

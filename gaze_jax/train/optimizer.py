@@ -7,7 +7,7 @@ import optax
 import optax.contrib
 
 from gaze_jax import config as config_lib
-from gaze_jax.train import groups
+from gaze_jax.train import param_groups
 
 # Leaves that are tables or vectors: never decayed, and Adam's under Muon.
 _TABLES = (
@@ -36,7 +36,7 @@ def learning_rate(train: config_lib.TrainConfig) -> optax.Schedule:
 def make(train: config_lib.TrainConfig) -> optax.GradientTransformation:
   """The whole chain; weight decay on matrices alone, not norms or tables.
 
-  It is initialised with, and updates, what trains alone (`groups.split`).
+  It is initialised with, and updates, what trains alone (`param_groups.split`).
   """
   rate = learning_rate(train)
   if train.optimizer == "adamw":
@@ -58,7 +58,7 @@ def make(train: config_lib.TrainConfig) -> optax.GradientTransformation:
     )
   chain = [optax.clip_by_global_norm(train.clip_norm), update]
   if train.groups:
-    chain.append(optax.stateless(lambda u, _: groups.scaled(train, u)))
+    chain.append(optax.stateless(lambda u, _: param_groups.scaled(train, u)))
   return optax.chain(*chain)
 
 

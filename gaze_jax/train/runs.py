@@ -10,8 +10,8 @@ from gaze_jax import config as config_lib
 from gaze_jax import plugins
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
+from gaze_jax.train import compatibility
 from gaze_jax.train import frozen
-from gaze_jax.train import provenance
 from gaze_jax.weights import hf
 from gaze_jax.weights import store
 
@@ -30,7 +30,7 @@ def load(workdir: pathlib.Path) -> tuple[config_lib.Config, mllm.Params]:
   """
   saved = checkpoint.Checkpoints(workdir)
   config = saved.config()
-  saved.refuse_others(provenance.of_model(config), config)
+  saved.check_inputs(compatibility.model_inputs(config), config)
   params = saved.params()
   return config, jax.device_put(params | frozen.load(config))
 

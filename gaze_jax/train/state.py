@@ -1,7 +1,6 @@
-"""The training state, and how it is born: already cut over the mesh."""
+"""The training state, initialised sharded over the mesh."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from gaze_jax.models import mllm
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import frozen
-from gaze_jax.train import groups
+from gaze_jax.train import param_groups
 
 
 @jax.tree_util.register_dataclass
@@ -25,7 +24,7 @@ class TrainState:
   Attributes:
     step: int32, steps done.
     params: nested dict of float32.
-    opt_state: of what trains (`train/groups.py`).
+    opt_state: of what trains (`train/param_groups.py`).
     ema: moving mean of what trains, a nested dict of float32; None without.
   """
 
@@ -40,7 +39,7 @@ def create(
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """A new state from `config.train.seed`, each device's part made on it.
+  """A new state from `config.train.seed`; each device makes its own part.
 
   Frozen parts are not in it (`train/frozen.py`); a part that trains starts
   from its source where it has one.
@@ -78,10 +77,10 @@ def abstract(
 def shardings(
   config: config_lib.Config, shapes: TrainState, mesh: mesh_lib.AnyMesh
 ) -> TrainState:
-  """Where each array of a state lies.
+  """The sharding of each array of a state.
 
   Raises:
-    mesh.MeshError: a parameter without a rule, or that can't be cut as it says.
+    mesh.MeshError: a parameter without a rule, or that can't be sharded by it.
   """
   _, names = mllm.abstract(config.model)
   params = rules.shardings(shapes.params, names, mesh)
@@ -98,7 +97,7 @@ def _new(
   params |= {name: params[name] | part for name, part in given.items()}
   for name in frozen.names(config):
     del params[name]
-  trains, _ = groups.split(config.train, params)
+  trains, _ = param_groups.split(config.train, params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -115,8 +114,8 @@ def apart(state: TrainState) -> tuple[Any, TrainState]:
   """
   if state.ema is None:
     return state.params, dataclasses.replace(state, params={})
-  trains = groups.pick(state.params, state.ema)
-  params = groups.merge(state.params, state.ema)
+  trains = param_groups.pick(state.params, state.ema)
+  params = param_groups.merge(state.params, state.ema)
   return params, dataclasses.replace(state, params=trains, ema=None)
 
 
@@ -126,24 +125,6 @@ def joined(params: Any, rest: TrainState, *, averaged: bool) -> TrainState:
     return dataclasses.replace(rest, params=params)
   return dataclasses.replace(
     rest,
-    params=groups.merge(params, rest.params),
-    ema=groups.pick(params, rest.params),
+    params=param_groups.merge(params, rest.params),
+    ema=param_groups.pick(params, rest.params),
   )
-
-
-def other_shapes(saved: Any, like: Any) -> list[str]:
-  """Arrays of a saved tree that have another shape in a live one, by name."""
-  shapes = {name: tuple(x.shape) for name, x in _named(saved)}
-  return [
-    f"{name}: {list(shapes[name])} -> {list(x.shape)}"
-    for name, x in _named(like)
-    if shapes.get(name, x.shape) != x.shape
-  ]
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-  """Leaves by dotted names, which are the same of a saved and a live tree."""
-  dotted = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-  return [
-    (dotted(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)
-  ]

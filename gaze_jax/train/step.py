@@ -11,11 +11,10 @@ import optax
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.models import mllm
-from gaze_jax.train import groups
 from gaze_jax.train import losses
+from gaze_jax.train import param_groups
 from gaze_jax.train import state as state_lib
 
-Step = Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]
 Sums = dict[str, jax.Array]
 
 
@@ -23,31 +22,30 @@ def make(
   config: config_lib.Config,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh | None = None,
-) -> Step:
+) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """Compiles `step(state, batch, budget, frozen) -> (state, metrics)`.
 
   `budget` is int32 [B] and traced: K changes recompile nothing. `frozen` holds
   parameters that get no gradient ({} when features are cached). The state is
-  donated, and stays where it lies on the mesh (one device by default). Metrics
+  donated, and keeps its sharding on the mesh (one device by default). Metrics
   are float32 scalars.
   """
-
   train = config.train
   abstract = state_lib.abstract(config, optimizer, mesh)
-  places = jax.tree.map(lambda x: x.sharding, abstract)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
-  @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, None))
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
   def step(
     state: state_lib.TrainState,
     batch: types.Batch,
     budget: jax.Array,
     frozen: dict[str, Any],
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    trains, held = groups.split(train, state.params)
+    trains, held = param_groups.split(train, state.params)
     counts = _counts(config, batch)
 
     def loss_of(trains, part):
-      params = frozen | groups.merge(held, trains)
+      params = frozen | param_groups.merge(held, trains)
       sums = _sums(params, config, *part)
       return _loss(config, sums, counts), sums
 
@@ -65,7 +63,7 @@ def make(
       ema = optax.incremental_update(trains, ema, 1.0 - train.ema)
     new = state_lib.TrainState(
       step=state.step + 1,
-      params=groups.merge(held, trains),
+      params=param_groups.merge(held, trains),
       opt_state=opt_state,
       ema=ema,
     )
@@ -132,8 +130,8 @@ def _means(sums: Sums, counts: Sums) -> dict[str, jax.Array]:
 def _add_up(of: Callable[[Any], Any], batch: Any, n: int) -> Any:
   """The sum of `of` over n micro-batches of a batch, one after the other.
 
-  Micro-batch a is rows a, a + n, a + 2 n, ...: of a batch that lies on devices
-  in contiguous runs of rows every device has its share, and none moves.
+  Micro-batch a is rows a, a + n, a + 2 n, ...: devices that hold contiguous
+  runs of a batch's rows all have their share of it, and no row moves.
 
   Args:
     of: a pytree of float32 of a micro-batch.
@@ -142,8 +140,8 @@ def _add_up(of: Callable[[Any], Any], batch: Any, n: int) -> Any:
   """
   if n == 1:
     return of(batch)
-  cut = lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1)
-  parts = jax.tree.map(cut, batch)
+  apart = lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1)
+  parts = jax.tree.map(apart, batch)
   like = jax.eval_shape(of, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
   add = lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None)

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from gaze_jax import cli
-from gaze_jax.aot import table
+from gaze_jax.aot import report as report_lib
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 
@@ -55,7 +55,7 @@ def test_the_table():
     settings=dict(accumulation=1, remat="full", vision_remat="none"),
   )
   guess = report | dict(collectives=None, flops=1372e12)
-  text = table.markdown(
+  text = report_lib.markdown(
     dict(
       recipes={
         "m-stage2-v5e-256": dict(

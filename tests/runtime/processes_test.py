@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from gaze_jax.runtime import private
+from gaze_jax.runtime import jax_private
 from gaze_jax.runtime import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -91,11 +91,11 @@ import sys
 
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.runtime import private
+from gaze_jax.runtime import jax_private
 from gaze_jax.runtime import processes
 
-private.CLUSTER = private.STATE = None
-private.MAKE_CPU_CLIENT = private.MAKE_GLOO = None
+jax_private.CLUSTER = jax_private.STATE = None
+jax_private.MAKE_CPU_CLIENT = jax_private.MAKE_GLOO = None
 says = sys.argv.pop()
 
 def main():
@@ -192,7 +192,7 @@ def test_what_one_has_to_say_comes_with_its_number():
 
 @pytest.mark.nightly
 def test_a_missing_peer_is_named_before_jax_aborts():
-  command = ["import sys; from gaze_jax.parallel import processes"]
+  command = ["import sys; from gaze_jax.runtime import processes"]
   command += ["processes.initialize(timeout=1)"]
   code, said = run(
     *("-c", "; ".join(command)),
@@ -220,24 +220,24 @@ def environment(monkeypatch):
 
 def test_who_a_process_is(environment):
   environment()
-  assert processes._find(1) is None
+  assert processes._identify(1) is None
   given = dict(
     JAX_COORDINATOR_ADDRESS="10.0.0.1:7",
     JAX_NUM_PROCESSES="4",
     JAX_PROCESS_ID="3",
   )
   environment(**given)
-  place = processes._find(1)
-  assert place == processes._Place(3, 4, "10.0.0.1:7", None)
-  assert not place.one_machine
+  place = processes._identify(1)
+  assert place == processes._Member(3, 4, "10.0.0.1:7", None)
+  assert not place.on_one_machine
   environment(**given, JAX_LOCAL_DEVICE_IDS="1,2")
-  assert processes._find(1).local_devices == [1, 2]
+  assert processes._identify(1).local_devices == [1, 2]
   environment(**SLURM)
-  assert processes._find(1) == processes._Place(2, 3, "node7:61440", [0])
+  assert processes._identify(1) == processes._Member(2, 3, "node7:61440", [0])
   environment(**SLURM, JAX_LOCAL_DEVICE_IDS="0,1")
-  assert processes._find(1).local_devices == [0, 1]
+  assert processes._identify(1).local_devices == [0, 1]
   environment(**SLURM | given)  # ours go before the cluster's
-  assert processes._find(1) == place
+  assert processes._identify(1) == place
 
 
 SLURM = dict(
@@ -250,16 +250,16 @@ SLURM = dict(
 
 
 def test_this_jax_has_its_private_names():
-  assert all(getattr(private, name) is not None for name in NAMES)
-  assert private._name("clusters", "Gone") is None
-  assert private._name("gone", "ClusterEnv") is None
+  assert all(getattr(jax_private, name) is not None for name in NAMES)
+  assert jax_private._name("clusters", "Gone") is None
+  assert jax_private._name("gone", "ClusterEnv") is None
 
 
 @pytest.fixture
 def without_names(monkeypatch):
   for name in NAMES:
-    monkeypatch.setattr(private, name, None)
-  monkeypatch.setattr(processes, "_joined", None)
+    monkeypatch.setattr(jax_private, name, None)
+  monkeypatch.setattr(processes, "_this", None)
   monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
@@ -270,10 +270,10 @@ def test_without_the_names_jax_itself_finds_the_others(
   joined = lambda *a, **k: asked.append((a, k))
   monkeypatch.setattr(jax.distributed, "initialize", joined)
   environment(**SLURM)
-  assert processes._find(1) is None
+  assert processes._identify(1) is None
   processes.initialize(timeout=7)
   assert asked == [((), dict(initialization_timeout=7))]
-  assert processes._number() == (0, 1)
+  assert processes._this_process().processes == 1
 
 
 def test_without_the_names_it_is_alone_where_jax_finds_nobody(
@@ -287,7 +287,7 @@ def test_without_the_names_it_is_alone_where_jax_finds_nobody(
       raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
-  monkeypatch.setattr(processes, "_set_collectives", lambda place: None)
+  monkeypatch.setattr(processes, "_set_collectives", lambda this: None)
   environment()
   processes.initialize()
   assert [len(given) for given in asked] == [0, 3]
@@ -328,4 +328,4 @@ def test_without_the_names_each_says_what_it_has_to_say():
 def test_an_environment_that_says_half_of_it(environment, variables, says):
   environment(**variables)
   with pytest.raises(processes.ProcessesError, match=says):
-    processes._find(1)
+    processes._identify(1)

@@ -17,8 +17,8 @@ import pytest
 
 from gaze_jax import config as config_lib
 from gaze_jax.train import checkpoint
+from gaze_jax.train import compatibility
 from gaze_jax.train import manifest
-from gaze_jax.train import provenance
 from gaze_jax.train import state as state_lib
 
 
@@ -108,14 +108,14 @@ def test_what_may_differ(saved, monkeypatch, capsys):
     train=new(CONFIG.train, log_every=7, save_every=3, keep=9, keep_best=1),
     model=new(CONFIG.model, decoder=config_lib.DecoderConfig(remat="full")),
   )
-  code = provenance.code() | dict(jax="0.0.1")
+  code = compatibility.code_versions() | dict(jax="0.0.1")
   monkeypatch.setattr(saved, "_code", code)
   assert saved.restore(state(), other)[1] == at(1)
   said = f"checkpoint: jax {jax.__version__} -> 0.0.1\n"
   assert capsys.readouterr().out.endswith(said)
   # Neither a section that one of them does not know yet.
   old, new = dict(train=dict(seed=1)), dict(train=dict(seed=2), parallel={})
-  assert provenance.differences(old, new) == ["train.seed: 1 -> 2"]
+  assert compatibility.config_differences(old, new) == ["train.seed: 1 -> 2"]
 
 
 INPUTS = dict(data=dict(samples=12, texts="a"), tokenizer=dict(hash="b"))
@@ -142,9 +142,9 @@ def test_other_inputs_are_refused_by_name(tmp_path):
   assert later.restore(state(), moved)[1] == at(1)
   later.close()
   reader = checkpoint.Checkpoints(tmp_path)
-  reader.refuse_others(dict(tokenizer=dict(hash="b")), CONFIG)
+  reader.check_inputs(dict(tokenizer=dict(hash="b")), CONFIG)
   with pytest.raises(checkpoint.CheckpointError, match="data.tokenizer"):
-    reader.refuse_others(dict(tokenizer=dict(hash="c")), CONFIG)
+    reader.check_inputs(dict(tokenizer=dict(hash="c")), CONFIG)
 
 
 def test_checkpoints_of_before_there_were_inputs(tmp_path, monkeypatch):
@@ -174,7 +174,7 @@ def test_checkpoints_of_before_there_were_inputs(tmp_path, monkeypatch):
     else:
       assert later.restore(state(), config)[1] == at(1)
     later.close()
-  checkpoint.Checkpoints(tmp_path).refuse_others(INPUTS, CONFIG)
+  checkpoint.Checkpoints(tmp_path).check_inputs(INPUTS, CONFIG)
 
 
 def test_a_state_of_another_shape_is_refused_before_it_is_read(saved, tmp_path):
@@ -328,7 +328,7 @@ def test_damage_to_any_file_is_seen(two, tmp_path, capsys):
       assert files(workdir / "checkpoints" / "2.damaged") == before
 
 
-def test_a_run_goes_on_beside_what_is_not_its_own(two, tmp_path, capsys):
+def test_a_run_resumes_beside_what_is_not_its_own(two, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(two, workdir)
   folder = workdir / "checkpoints"

@@ -1,6 +1,6 @@
 """What happens to runs: kills, full disks, rot, bad data, clocks that jump.
 
-After each the same command goes on. Nothing that was committed is lost, and
+After each the same command resumes. Nothing that was committed is lost, and
 losses, sample ids and final parameters are those of a run that nothing
 disturbed, bit for bit.
 
@@ -27,7 +27,7 @@ from gaze_jax.data import samples
 from gaze_jax.train import checkpoint
 from gaze_jax.train import loop
 from gaze_jax.train import manifest
-from gaze_jax.train import meter
+from gaze_jax.train import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARTS = ("params", "state", "data", "meta")
@@ -35,16 +35,16 @@ PARTS = ("params", "state", "data", "meta")
 # A command whose steps take so long that a signal meets them.
 SLOW = """
 import runpy, sys, time
-from gaze_jax.train import meter
+from gaze_jax.train import metrics
 
-read = meter.Meter.read
+read = metrics.Log.read
 
 def slow(*args):
   time.sleep(0.7)
   return read(*args)
 
 if __name__ == "__main__":
-  meter.Meter.read = slow
+  metrics.Log.read = slow
   sys.argv = sys.argv[1:]
   runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -102,7 +102,7 @@ def committed(workdir):
   return max(map(int, steps), default=0)
 
 
-def go_on(config, workdir, capsys):
+def resume(config, workdir, capsys):
   """The same run again, in this process; from the newest that is committed."""
   newest = committed(workdir)
   capsys.readouterr()
@@ -142,7 +142,7 @@ def test_sigkill_anywhere(
   more = ["--config.data.workers=1"] if seed > 1 else []
   process = start(*train(tiny_config_file, workdir, *more))
   kill(process, workdir, seed)
-  go_on(tiny_config(), workdir, capsys)
+  resume(tiny_config(), workdir, capsys)
   runs.assert_same(whole, workdir)
 
 
@@ -162,9 +162,9 @@ def test_sigterm(runs, whole, tiny_config, tiny_config_file, tmp_path, capsys):
   assert process.returncode == 0, said
   step = committed(workdir)
   assert 0 < step < 6
-  line = f"preempted: saved step {step}; run the same command to go on\n"
+  line = f"preempted: saved step {step}; run the same command to resume\n"
   assert said.endswith(line)
-  go_on(tiny_config(), workdir, capsys)
+  resume(tiny_config(), workdir, capsys)
   runs.assert_same(whole, workdir)
 
 
@@ -183,7 +183,7 @@ def test_disk_full(
   assert "can't write a checkpoint: File too large" in said
   assert "Traceback" not in said
   assert committed(workdir) == 2
-  go_on(tiny_config(), workdir, capsys)
+  resume(tiny_config(), workdir, capsys)
   runs.assert_same(whole, workdir)
 
 
@@ -234,7 +234,7 @@ def test_nan_in_a_batch(
   with monkeypatch.context() as patch:
     # Two batches are read ahead, so one of the next steps meets it.
     runs.before(patch, 3, lambda: kept.append(change(np.nan)))
-    with pytest.raises(meter.NotFiniteError) as error:
+    with pytest.raises(metrics.NotFiniteError) as error:
       loop.train(config, tmp_path)
   text, newest = str(error.value), committed(tmp_path)
   step = int(text.split("of step ")[1].split()[0])
@@ -244,7 +244,7 @@ def test_nan_in_a_batch(
   assert f"last good checkpoint: step {newest}" in text
   assert newest == (step - 1) // 2 * 2 > 0
   change(kept[0])
-  go_on(config, tmp_path, capsys)
+  resume(config, tmp_path, capsys)
   runs.assert_same(whole, tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_corrupt_image(
     loop.train(config, tmp_path / "run")
   (tmp_path / "3.png").write_bytes(bad)
   (tmp_path / "5.png").write_bytes(good[5])
-  go_on(config, tmp_path / "run", capsys)
+  resume(config, tmp_path / "run", capsys)
   runs.assert_same(tmp_path / "whole", tmp_path / "run")
 
 
@@ -316,7 +316,7 @@ def test_clock_jumps(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   # Step 4 is older than step 2 by its own account.
   assert committed(tmp_path) == 4
   jump(800)
-  go_on(tiny_config(), tmp_path, capsys)
+  resume(tiny_config(), tmp_path, capsys)
   runs.assert_same(whole, tmp_path)
 
 

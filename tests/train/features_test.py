@@ -56,20 +56,21 @@ def test_features_are_those_of_the_tower(config, tmp_path):
   cached = features.cached(config, source, tmp_path)
   assert cached.shape == (5, 25, 16) and cached.dtype == np.float32
   assert not cached.flags.writeable
-  encode = features.Encoder(config.model.vision, frozen.tower(config))
+  tower = frozen.tower(config)
   for i in (0, 4):
-    compare.close(cached[i], encode(list(source.canvas(i)))[0])
+    got = features.encode(config.model.vision, tower, list(source.canvas(i)))
+    compare.close(cached[i], got[0])
 
 
 def test_encoder_sees_the_preprocessed_picture(config):
   params = frozen.tower(config)
-  encode = features.Encoder(config.model.vision, params)
   (picture,) = Pictures().canvas(0)
   pixels = images.preprocess(picture, config.model.vision)[None]
   expected = features.vision.ViT(config.model.vision).apply(
     {"params": params}, pixels
   )
-  compare.close(encode([picture]), expected)
+  got = features.encode(config.model.vision, params, [picture])
+  compare.close(got, expected)
 
 
 def test_more_pictures_than_one_batch_of_the_encoder(config, tmp_path):
@@ -198,10 +199,10 @@ def test_two_that_build_at_once_agree(config, tmp_path):
 def test_a_feature_too_large_for_float16_is_refused(
   tiny_config, tmp_path, monkeypatch
 ):
-  def huge(self, pictures):
+  def huge(config, params, pictures):
     return np.full((len(pictures), 25, 16), 7e4, np.float32)
 
-  monkeypatch.setattr(features.Encoder, "__call__", huge)
+  monkeypatch.setattr(features, "encode", huge)
   config = tiny_config(train__features_dtype="float16")
   with pytest.raises(errors.GazeError, match="train.features_dtype"):
     features.cached(config, Pictures(), tmp_path)

@@ -9,7 +9,7 @@ from gaze_jax.data import pipeline
 from gaze_jax.data import sources
 from gaze_jax.train import features
 from gaze_jax.train import loop
-from gaze_jax.train import meter
+from gaze_jax.train import metrics
 from gaze_jax.train import step as step_lib
 
 
@@ -77,7 +77,7 @@ def test_preempted(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   # Once a step and in order, or the processes would not agree on one.
   assert asked == [1, 2, 3]
   assert runs.params(tmp_path)[0] == 3
-  said = "preempted: saved step 3; run the same command to go on\n"
+  said = "preempted: saved step 3; run the same command to resume\n"
   assert capsys.readouterr().out == said
   loop.train(tiny_config(), tmp_path)
   runs.assert_same(whole, tmp_path)
@@ -113,7 +113,7 @@ def test_not_finite_stops(
 ):
   change_at(monkeypatch, 4, {name: np.float32(value)})
   config = tiny_config()
-  with pytest.raises(meter.NotFiniteError) as error:
+  with pytest.raises(metrics.NotFiniteError) as error:
     loop.train(config, tmp_path)
   text = str(error.value)
   assert f"the {name} of step 4 is {value}" in text
@@ -130,6 +130,6 @@ def test_poisoned_features_stop_before_any_checkpoint(tiny_config, tmp_path):
   features.cached(config, source, tmp_path / "features")
   (file,) = (tmp_path / "features").glob("*.npy")
   np.lib.format.open_memmap(file, "r+")[:] = np.nan
-  with pytest.raises(meter.NotFiniteError, match="step 1 .*: none"):
+  with pytest.raises(metrics.NotFiniteError, match="step 1 .*: none"):
     loop.train(config, tmp_path)
   assert not [p for p in (tmp_path / "checkpoints").iterdir()]

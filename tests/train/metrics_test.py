@@ -11,7 +11,7 @@ def lines(workdir):
 
 
 def write(workdir, done, *steps):
-  writer = metrics.Writer(workdir, done)
+  writer = metrics.LogWriter(workdir, done)
   for step in steps:
     writer.write(step, dict(loss=step / 2))
   writer.close()

@@ -12,9 +12,9 @@ from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.layout import row as row_lib
 from gaze_jax.train import checkpoint
-from gaze_jax.train import groups
 from gaze_jax.train import losses
 from gaze_jax.train import optimizer
+from gaze_jax.train import param_groups
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
 
@@ -159,7 +159,7 @@ def test_micro_batches_add_up_to_the_batch(tiny_config):
   compare.close(added, numbers)
   compare.close(compare.joined(parts.params), compare.joined(whole.params))
   before, after = (
-    groups.flat(x.params)["vision.patch.kernel"] for x in (start, whole)
+    param_groups.flat(x.params)["vision.patch.kernel"] for x in (start, whole)
   )
   assert (before != after).any()  # the tower is one of those that train
 
@@ -241,19 +241,19 @@ def test_frozen_by_path(tiny_config, tmp_path):
   chain = optimizer.make(config.train)
   state = state_lib.create(config, chain)
   batch, step = _batch(config), step_lib.make(config, chain)
-  saw = [groups.flat(jax.device_get(state.params))]
+  saw = [param_groups.flat(jax.device_get(state.params))]
   for _ in range(2):
     state, _ = step(state, batch, np.full(4, 9, np.int32), {})
-    saw.append(groups.flat(jax.device_get(state.params)))
+    saw.append(param_groups.flat(jax.device_get(state.params)))
   start, one, two = saw
   trains = {k for k in start if k.startswith(("projector.con", "projector.l"))}
-  assert trains == groups.flat(state.ema).keys()
+  assert trains == param_groups.flat(state.ema).keys()
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
   assert moments == 2 * sum(start[path].size for path in trains)
   saved = checkpoint.Writer(tmp_path, config.train)
   saved.save(checkpoint.Position(2), state, config)
   again, _ = saved.restore(state, config)
-  read = groups.flat(saved.params())
+  read = param_groups.flat(saved.params())
   saved.close()
   for path, x in start.items():
     if path not in trains:

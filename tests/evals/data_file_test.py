@@ -9,8 +9,8 @@ from PIL import Image
 from gaze_jax import errors
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
-from gaze_jax.data import sources
-from gaze_jax.evals import own
+from gaze_jax.evals import data_file
+from gaze_jax.layout import row as row_lib
 
 
 @pytest.fixture
@@ -49,8 +49,7 @@ def test_rows_grow_and_batches_shrink(tiny_config, write, changes):
     [("<image> a", "b")],
     [("<image> a", "word " * 40), ("<image><image> b", "c " * 200)],
   )
-  got = own.on(config, file, "")
-  source = sources.make(got, "new")
+  got, source = data_file.load(config, file, "")
   assert len(source) == 2 and source.skipped == {}
   assert got.data.max_units == (4 if changes else 3)
   assert got.data.answer_slots > 240 > config.data.answer_slots
@@ -64,20 +63,33 @@ def test_rows_grow_and_batches_shrink(tiny_config, write, changes):
 
 def test_what_fits_already_is_left_as_it_is(tiny_config, write):
   config = tiny_config()
-  got = own.on(config, write([("<image> a", "b")]), "")
+  got, _ = data_file.load(config, write([("<image> a", "b")]), "")
   assert got.data.sequence_length == config.data.sequence_length
   assert (got.data.max_units, got.eval) == (1, config.eval)
   assert got.data.source == "llava_json" and got.model == config.model
-  assert own.on(config, "", "") is config
+  assert data_file.load(config, "", "") == (config, None)
 
 
 def test_no_row_is_longer_than_the_longest(tiny_config, write, monkeypatch):
-  monkeypatch.setattr(own, "_LONGEST", 128)
+  monkeypatch.setattr(data_file, "_LONGEST", 128)
   config = tiny_config(data__max_skipped=0.5)
   talks = [[("a", "b")], [("a", "word " * 200)]]
-  got = own.on(config, write(*talks), "")
-  assert got.data.sequence_length <= 128
+  got, _ = data_file.load(config, write(*talks), "")
+  assert got.data.sequence_length == config.data.sequence_length <= 128
   with pytest.raises(samples.DataError, match="too long.*128 are the most"):
-    own.on(tiny_config(), write(*talks), "")
+    data_file.load(tiny_config(), write(*talks), "")
   with pytest.raises(errors.GazeError, match="goes with --data=FILE"):
-    own.on(config, "", "images")
+    data_file.load(config, "", "images")
+
+
+def test_rows_do_not_grow_once_a_file_is_open(tiny_config, write):
+  """A sample whose images were replaced since would have no room."""
+  config = tiny_config()
+  talks = [[("<image> a", "b")], [("<image> a", "word " * 40)]]
+  _, source = data_file.load(config, write(*talks), "")
+  short, long = source
+  row = data_file._LargestRow(config)
+  row.may_grow = False
+  row.check(short, [(70, 70)])
+  with pytest.raises(row_lib.LayoutError, match="smaller when it was opened"):
+    row.check(long, [(70, 70)])

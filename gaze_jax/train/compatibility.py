@@ -1,4 +1,4 @@
-"""What a run was trained by: code, config and data, and what may differ."""
+"""Whether a run may resume from a checkpoint: its code, config and inputs."""
 
 import hashlib
 import importlib.metadata
@@ -16,16 +16,15 @@ from gaze_jax.train import frozen
 _ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
-
 # What a run reads, by name: numbers and hashes.
 Inputs = dict[str, dict[str, int | str]]
 
-# The field that says where each of them is.
+# The field with the path of each of them.
 _FIELDS = dict(
   data="data.path", tokenizer="data.tokenizer", weights="train.init_from"
 )
-# Fields that decide nothing beside what `Inputs` tells: where it lies, and
-# which samples may be used.
+# Fields that decide nothing beside what `Inputs` tells: paths, and which
+# samples may be used.
 _BY_CONTENT = frozenset(
   {
     *_FIELDS.values(),
@@ -34,9 +33,9 @@ _BY_CONTENT = frozenset(
     "data.max_pixels",
   }
 )
-# Sections and fields that a run may change when it goes on: none of them
+# Sections and fields that a run may change when it resumes: none of them
 # changes what is computed, beyond the order in which numbers are summed. But
-# for `train.steps`, which schedules depend on: `loop` says what that does.
+# for `train.steps`, which schedules depend on: `loop` prints what that does.
 _FREE = frozenset(
   {
     "eval",
@@ -60,7 +59,7 @@ _FREE = frozenset(
 )
 
 
-def code() -> dict[str, str]:
+def code_versions() -> dict[str, str]:
   """Versions by name: gaze_jax's (its commit in a repository), and others'."""
   return {
     "gaze_jax": _commit() or _version("gaze_jax"),
@@ -68,7 +67,7 @@ def code() -> dict[str, str]:
   }
 
 
-def changed(old: dict[str, str], new: dict[str, str]) -> str:
+def code_differences(old: dict[str, str], new: dict[str, str]) -> str:
   """What differs, in one line; empty if nothing does."""
   return ", ".join(
     f"{name} {old.get(name, 'unknown')} -> {new.get(name, 'unknown')}"
@@ -77,7 +76,7 @@ def changed(old: dict[str, str], new: dict[str, str]) -> str:
   )
 
 
-def of_model(config: config_lib.Config) -> Inputs:
+def model_inputs(config: config_lib.Config) -> Inputs:
   """The inputs of training that asking a model needs, too.
 
   Raises:
@@ -93,20 +92,22 @@ def of_model(config: config_lib.Config) -> Inputs:
 
 def inputs(config: config_lib.Config, source: samples.Source) -> Inputs:
   """All that a run over a source of samples reads."""
-  return of_model(config) | dict(data=source.content())
+  return model_inputs(config) | dict(data=source.content())
 
 
-def others(old: Inputs, new: Inputs, config: config_lib.Config) -> list[str]:
+def input_differences(
+  old: Inputs, new: Inputs, config: config_lib.Config
+) -> list[str]:
   """Inputs of `new` that are others than in `old`, as `field: old -> new`.
 
   Args:
-    old: of a checkpoint; what it does not say is not compared.
+    old: of a checkpoint; what it does not hold is not compared.
     new: of now.
     config: of now.
   """
   out = []
   for name in sorted(old.keys() & new.keys()):
-    if _common(old[name], new[name]) == old[name]:
+    if old[name] == {key: new[name].get(key) for key in old[name]}:
       continue
     section, field = _FIELDS[name].split(".")
     value = getattr(getattr(config, section), field)
@@ -116,11 +117,6 @@ def others(old: Inputs, new: Inputs, config: config_lib.Config) -> list[str]:
       f" {_brief(new[name])}{why}"
     )
   return out
-
-
-def _common(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-  """What `new` says of all that `old` says."""
-  return {key: new.get(key) for key in old}
 
 
 def _brief(what: dict[str, int | str]) -> str:
@@ -138,17 +134,17 @@ def _why(old: dict[str, int | str], new: dict[str, int | str]) -> str:
   return " (other texts)" if same("samples", "pictures") else ""
 
 
-def differences(
+def config_differences(
   old: Any, new: Any, path: str = "", *, by_content: bool = True
 ) -> list[str]:
-  """Fields that differ, as `name: old -> new`, but those that are free to.
+  """Fields that differ and may not, as `name: old -> new`.
 
   Args:
     old: a config as plain values, or a part of one.
     new: another.
     path: dotted name of the part.
-    by_content: whether inputs are compared by what they hold (`others`), and
-      so may lie elsewhere.
+    by_content: whether inputs are compared by what they hold
+      (`input_differences`), and so may have another path.
   """
   free = _FREE | _BY_CONTENT if by_content else _FREE
   if isinstance(old, dict) and isinstance(new, dict):
@@ -156,7 +152,7 @@ def differences(
     for key in sorted(old.keys() | new.keys()):
       inner = f"{path}.{key}" if path else key
       if inner not in free:
-        out += differences(
+        out += config_differences(
           old.get(key), new.get(key), inner, by_content=by_content
         )
     return out
@@ -165,42 +161,30 @@ def differences(
   return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
-def other_fields(meta: dict[str, Any], config: config_lib.Config) -> list[str]:
-  """Fields of a config that a run can't go on with, as in `differences`.
-
-  Args:
-    meta: of a checkpoint; one without inputs knows where they lie alone.
-    config: of now.
-  """
-  saved = config_lib.of_saved(meta["config"])
-  both = map(config_lib.to_dict, (saved, config))
-  return differences(*both, by_content="inputs" in meta)
-
-
-def as_called(
+def latest_config(
   saved: config_lib.Config, path: pathlib.Path
 ) -> config_lib.Config:
-  """The config of a run as it was called last, if `config.json` has it.
+  """The config that a run was started with last, if `config.json` has it.
 
   It may differ from that of a checkpoint in what a run is free to change; a
   file that is another run's, or no config, is left alone.
 
   Raises:
-    schema.SchemaError: a newer gaze_jax has called it.
+    schema.SchemaError: a newer gaze_jax has started it.
   """
   try:
-    said = json.loads(path.read_text(encoding="utf-8"))
+    raw = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return saved
-  if not isinstance(said, dict):
+  if not isinstance(raw, dict):
     return saved
-  schema.read(said, path, "run")
-  said.pop(schema.KEY, None)
+  schema.read(raw, path, "run")
+  raw.pop(schema.KEY, None)
   try:
-    last = config_lib.of_saved(said)
+    last = config_lib.of_saved(raw)
   except config_lib.ConfigError:
     return saved
-  changed = differences(*map(config_lib.to_dict, (saved, last)))
+  changed = config_differences(*map(config_lib.to_dict, (saved, last)))
   return saved if changed else last
 
 
@@ -217,9 +201,9 @@ def _commit() -> str | None:
     return None
   command = ("git", "-C", str(_ROOT), "describe", "--always", "--dirty")
   try:
-    said = subprocess.run(
+    done = subprocess.run(
       (*command, "--abbrev=12"), capture_output=True, text=True, timeout=20
     )
   except (OSError, subprocess.TimeoutExpired):
     return None
-  return said.stdout.strip() if said.returncode == 0 else None
+  return done.stdout.strip() if done.returncode == 0 else None

@@ -7,7 +7,7 @@ import pytest
 from gaze_jax import config as config_lib
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.train import provenance
+from gaze_jax.train import compatibility
 
 DATA = dict(samples=64, texts="t", pictures="p", any_order="s")
 
@@ -18,7 +18,9 @@ def config(path="t.json"):
 
 
 def others(**changes):
-  return provenance.others(dict(data=DATA), dict(data=DATA | changes), config())
+  return compatibility.input_differences(
+    dict(data=DATA), dict(data=DATA | changes), config()
+  )
 
 
 @pytest.mark.parametrize(
@@ -40,17 +42,19 @@ def test_other_data_are_said_by_what_differs(changes, says):
 def test_the_same_data_are_none():
   assert others() == others(new="what an older gaze_jax does not know") == []
   # What a checkpoint does not say is not compared.
-  assert provenance.others({}, dict(data=DATA), config()) == []
+  assert compatibility.input_differences({}, dict(data=DATA), config()) == []
   older = dict(data=dict(samples=64))
-  assert provenance.others(older, dict(data=DATA), config()) == []
-  (said,) = provenance.others(older, dict(data=dict(samples=9)), config())
+  assert compatibility.input_differences(older, dict(data=DATA), config()) == []
+  (said,) = compatibility.input_differences(
+    older, dict(data=dict(samples=9)), config()
+  )
   assert "64 samples" in said and "9 samples" in said and said[-1] != ")"
 
 
 def test_other_tokenizers_and_weights_are_said_by_their_field():
   old = dict(tokenizer=dict(hash="a"), weights={"x.safetensors": "b"})
   new = dict(tokenizer=dict(hash="c"), weights={"y.safetensors": "b"})
-  one, two = provenance.others(old, new, config())
+  one, two = compatibility.input_differences(old, new, config())
   assert one.startswith("data.tokenizer = '': ") and " -> " in one
   assert two.startswith("train.init_from = '': ") and " -> " in two
 
@@ -58,13 +62,13 @@ def test_other_tokenizers_and_weights_are_said_by_their_field():
 def test_what_is_read_by_a_run(tiny_config):
   one = tiny_config()
   source = sources.make(one, "train")
-  read = provenance.inputs(one, source)
+  read = compatibility.inputs(one, source)
   assert read.keys() == {"data", "tokenizer", "weights"}
   assert read["data"]["samples"] == 12 and read["weights"] == {}
   assert json.loads(json.dumps(read)) == read
-  assert provenance.of_model(one).keys() == {"tokenizer", "weights"}
+  assert compatibility.model_inputs(one).keys() == {"tokenizer", "weights"}
   trains = tiny_config(model__vision__frozen=False, train__features="none")
-  assert provenance.of_model(trains).keys() == {"tokenizer"}
+  assert compatibility.model_inputs(trains).keys() == {"tokenizer"}
 
 
 def test_where_things_lie_and_how_long_is_free():
@@ -73,9 +77,9 @@ def test_where_things_lie_and_how_long_is_free():
   new["data"] |= dict(image_folder="x", eval_path="y", tokenizer="z")
   new["data"] |= dict(max_skipped=0.5, max_pixels=7)
   new["train"] |= dict(init_from="w", steps=7)
-  assert provenance.differences(old, new) == []
+  assert compatibility.config_differences(old, new) == []
   # Without contents to compare, where things lie is all that is known.
-  strict = provenance.differences(old, new, by_content=False)
+  strict = compatibility.config_differences(old, new, by_content=False)
   assert [line.split(":")[0] for line in strict] == [
     *(f"data.{k}" for k in ("image_folder", "max_pixels", "max_skipped")),
     *("data.path", "data.tokenizer", "train.init_from"),
@@ -90,9 +94,9 @@ def test_the_config_that_a_run_was_called_with_last(tmp_path):
     file.write_bytes(
       raw if isinstance(raw, bytes) else json.dumps(raw).encode()
     )
-    return provenance.as_called(saved, file)
+    return compatibility.latest_config(saved, file)
 
-  assert provenance.as_called(saved, file) == saved
+  assert compatibility.latest_config(saved, file) == saved
   moved = config_lib.to_dict(config("u.json"))
   assert call(moved).data.path == "u.json"
   other = config_lib.to_dict(saved)

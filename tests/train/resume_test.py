@@ -1,4 +1,4 @@
-"""A run on the user's own files: what may change before it goes on."""
+"""A run on the user's own files: what may change before it resumes."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def place(trained, tmp_path, tiny_config):
   kept.rename(trained.folder)
 
 
-def test_a_run_goes_on_where_all_of_it_lies_elsewhere(place, runs, capsys):
+def test_a_run_resumes_where_all_of_it_has_moved(place, runs, capsys):
   """Workdir, data, pictures, tokenizer, times, limits; and for longer."""
   for file in place.folder.rglob("*"):
     os.utime(file, (10**9, 10**9))

@@ -16,7 +16,7 @@ from gaze_jax import errors
 from gaze_jax.runtime import ports
 
 # Exit codes of who was killed or lost a peer, as a shell gives them.
-_LOST = {
+_LOST_CODES = {
   128 + number
   for number in (
     signal.SIGABRT,  # JAX: another process is gone
@@ -25,10 +25,10 @@ _LOST = {
     signal.SIGBUS,
   )
 }
-_POLL = 0.05  # seconds
-_SETTLE = 0.5  # for others that end of the same cause
-_GRACE = 10  # for others to end too, once asked to
-_LONGEST_PAUSE = 60
+_POLL_SECONDS = 0.05
+_SETTLE_SECONDS = 0.5  # for others that end of the same cause
+_GRACE_SECONDS = 10  # for others to end too, once asked to
+_LONGEST_PAUSE_SECONDS = 60
 
 
 class CommandError(errors.GazeError):
@@ -36,7 +36,7 @@ class CommandError(errors.GazeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Job:
   """What to run, and what to do when it ends.
 
   Attributes:
@@ -62,35 +62,35 @@ class Plan:
       )
 
 
-def environments(plan: Plan, address: str) -> list[dict[str, str]]:
+def environments(job: Job, address: str) -> list[dict[str, str]]:
   """What is set for each process, beside what is set here already."""
   shared = {}
-  if plan.devices is not None:
-    flag = f"--xla_force_host_platform_device_count={plan.devices}"
+  if job.devices is not None:
+    flag = f"--xla_force_host_platform_device_count={job.devices}"
     shared["JAX_PLATFORMS"] = "cpu"
     shared["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-  if plan.processes is None:
+  if job.processes is None:
     return [shared]
   shared["JAX_COORDINATOR_ADDRESS"] = address
-  shared["JAX_NUM_PROCESSES"] = str(plan.processes)
-  out = [shared | {"JAX_PROCESS_ID": str(n)} for n in range(plan.processes)]
-  if plan.devices is None and plan.processes > 1:
+  shared["JAX_NUM_PROCESSES"] = str(job.processes)
+  out = [shared | {"JAX_PROCESS_ID": str(n)} for n in range(job.processes)]
+  if job.devices is None and job.processes > 1:
     for n, environment in enumerate(out):
       environment["JAX_LOCAL_DEVICE_IDS"] = str(n)
   return out
 
 
-def describe(plan: Plan) -> str:
+def describe(job: Job) -> str:
   """What would be run, a line for each process, as a shell takes it."""
   with ports.hold() as address:
     lines = [
-      shlex.join(["env", *(f"{k}={v}" for k, v in e.items()), *plan.command])
-      for e in environments(plan, address)
+      shlex.join(["env", *(f"{k}={v}" for k, v in e.items()), *job.command])
+      for e in environments(job, address)
     ]
   return "\n".join(lines)
 
 
-def run(plan: Plan) -> int:
+def run(job: Job) -> int:
   """Runs all processes to their end; returns the exit code.
 
   When one is killed, or aborts because another is gone, all are ended and
@@ -99,25 +99,25 @@ def run(plan: Plan) -> int:
   however this one ends.
   """
   with _Signals() as signals:
-    for restart in range(plan.restarts + 1):
-      with _started(plan) as processes:
+    for restart in range(job.restarts + 1):
+      with _started(job) as processes:
         signals.pass_on(processes)
         code = _wait(processes, signals)
       if signals.received:
         term = signal.SIGTERM in signals.received
-        return plan.stopped_code if term and code == 0 else code
-      if code not in _LOST:
+        return job.stopped_code if term and code == 0 else code
+      if code not in _LOST_CODES:
         return code
-      if restart == plan.restarts:
+      if restart == job.restarts:
         break
-      pause = min(2**restart, _LONGEST_PAUSE)
-      _say(
+      pause = min(2**restart, _LONGEST_PAUSE_SECONDS)
+      _log(
         f"a process was lost (exit {code}); all start again in {pause} s,"
-        f" {restart + 1} of at most {plan.restarts} times"
+        f" {restart + 1} of at most {job.restarts} times"
       )
       if signals.wait(pause):
         return 128 + signals.received[0]
-  _say(f"a process was lost (exit {code}), after {plan.restarts} restarts")
+  _log(f"a process was lost (exit {code}), after {job.restarts} restarts")
   return code
 
 
@@ -149,7 +149,7 @@ class _Signals:
     """Whether a signal came within that time; returns when it does."""
     end = time.monotonic() + seconds
     while not self.received and time.monotonic() < end:
-      time.sleep(_POLL)
+      time.sleep(_POLL_SECONDS)
     return bool(self.received)
 
   def _handle(self, number: int, _) -> None:
@@ -162,7 +162,7 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _started(plan: Plan) -> Iterator[list[subprocess.Popen]]:
+def _started(job: Job) -> Iterator[list[subprocess.Popen]]:
   """All processes, and whatever they start, in one process group.
 
   Its leader waits at a pipe that this process alone holds open. However this
@@ -177,8 +177,8 @@ def _started(plan: Plan) -> Iterator[list[subprocess.Popen]]:
       process_group=0,
     )
     try:
-      for environment in environments(plan, address):
-        processes.append(_start(plan, environment, leader, copiers))
+      for environment in environments(job, address):
+        processes.append(_start(job, environment, leader, copiers))
       yield processes
     finally:
       os.killpg(leader.pid, signal.SIGKILL)
@@ -189,35 +189,37 @@ def _started(plan: Plan) -> Iterator[list[subprocess.Popen]]:
 
 
 def _start(
-  plan: Plan,
+  job: Job,
   environment: dict[str, str],
   leader: subprocess.Popen,
   copiers: list[threading.Thread],
 ) -> subprocess.Popen:
-  """Starts a process; a thread copies what any but the first says."""
+  """Starts a process; a thread copies what any but the first prints."""
   number = environment.get("JAX_PROCESS_ID", "0")
   quiet = {}
   if number != "0":
     quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
   try:
     process = subprocess.Popen(
-      plan.command,
+      job.command,
       env=os.environ | environment,
       stdin=subprocess.DEVNULL,
       process_group=leader.pid,
       **quiet,
     )
   except OSError as error:
-    raise CommandError(f"{plan.command[0]}: {error.strerror}") from None
+    raise CommandError(f"{job.command[0]}: {error.strerror}") from None
   if quiet:
     copiers.append(
-      threading.Thread(target=_copy, args=(number, process.stdout), daemon=True)
+      threading.Thread(
+        target=_copy_lines, args=(number, process.stdout), daemon=True
+      )
     )
     copiers[-1].start()
   return process
 
 
-def _copy(number: str, pipe: BinaryIO) -> None:
+def _copy_lines(number: str, pipe: BinaryIO) -> None:
   """Lines of a process to stderr, each after its number."""
   with pipe:
     for line in pipe:
@@ -233,24 +235,24 @@ def _wait(processes: list[subprocess.Popen], signals: _Signals) -> int:
     codes = [process.poll() for process in processes]
     failed = [c if c > 0 else 128 - c for c in codes if c]
     if None not in codes or (deadline and time.monotonic() > deadline):
-      return _cause(failed)
+      return _explaining_code(failed)
     if failed and deadline is None:
-      grace = _GRACE if signals.received else _SETTLE
+      grace = _GRACE_SECONDS if signals.received else _SETTLE_SECONDS
       deadline = time.monotonic() + grace
-    time.sleep(_POLL)
+    time.sleep(_POLL_SECONDS)
 
 
-def _cause(failed: list[int]) -> int:
+def _explaining_code(failed: list[int]) -> int:
   """The exit code that explains the others.
 
   A process that was killed takes the others with it, and so does a mistake;
   an abort is how the others go then.
   """
-  killed = [c for c in failed if c in _LOST and c != 128 + signal.SIGABRT]
-  mistakes = [c for c in failed if c not in _LOST]
+  killed = [c for c in failed if c in _LOST_CODES and c != 128 + signal.SIGABRT]
+  mistakes = [c for c in failed if c not in _LOST_CODES]
   return (killed or mistakes or failed or [0])[0]
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
   sys.stderr.write(f"local.py: {text}\n")
   sys.stderr.flush()

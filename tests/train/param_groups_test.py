@@ -7,8 +7,8 @@ import pytest
 
 import compare
 from gaze_jax import config as config_lib
-from gaze_jax.train import groups
 from gaze_jax.train import optimizer
+from gaze_jax.train import param_groups
 
 PARAMS = dict(
   projector=dict(
@@ -33,15 +33,15 @@ def train(groups_, **more):
 
 
 def test_split_and_merge():
-  trains, held = groups.split(train(FIRST), PARAMS)
-  assert groups.flat(trains).keys() == {
+  trains, held = param_groups.split(train(FIRST), PARAMS)
+  assert param_groups.flat(trains).keys() == {
     *("projector.context", "projector.linear_1.kernel"),
     "projector.linear_1.bias",
   }
-  assert groups.flat(held).keys() == {"decoder.layers.query.weight"}
+  assert param_groups.flat(held).keys() == {"decoder.layers.query.weight"}
   same = lambda a, b: np.testing.assert_array_equal(a, b)
-  jax.tree.map(same, groups.merge(held, trains), PARAMS)
-  everything, nothing = groups.split(train(()), PARAMS)
+  jax.tree.map(same, param_groups.merge(held, trains), PARAMS)
+  everything, nothing = param_groups.split(train(()), PARAMS)
   jax.tree.map(same, everything, PARAMS)
   assert nothing == {}
 
@@ -65,8 +65,8 @@ def test_split_and_merge():
   ids=["missing", "twice", "nothing there", "part of a path", "all frozen"],
 )
 def test_every_parameter_is_in_one_group(changed, says):
-  with pytest.raises(groups.GroupError) as error:
-    groups.split(train(changed), PARAMS)
+  with pytest.raises(param_groups.GroupError) as error:
+    param_groups.split(train(changed), PARAMS)
   assert "\n" not in str(error.value)
   for words in says:
     assert words in str(error.value)
@@ -78,7 +78,7 @@ def test_a_share_is_a_learning_rate_of_its_own(name):
   """Of an update's every part, decay too; and what is frozen has no state."""
   rng = np.random.default_rng(0)
   draw = lambda x: rng.normal(size=x.shape).astype(np.float32)
-  trains, _ = groups.split(train(FIRST), PARAMS)
+  trains, _ = param_groups.split(train(FIRST), PARAMS)
   grads = jax.tree.map(draw, trains)
 
   def first_update(config):
@@ -88,9 +88,9 @@ def test_a_share_is_a_learning_rate_of_its_own(name):
 
   whole, _ = first_update(train((), optimizer=name))
   got, state = first_update(train(FIRST, optimizer=name))
-  for path, x in groups.flat(got).items():
+  for path, x in param_groups.flat(got).items():
     share = 0.25 if "linear_1" in path else 1.0
-    compare.close(x, share * groups.flat(whole)[path])
+    compare.close(x, share * param_groups.flat(whole)[path])
   shapes = {np.shape(x) for x in jax.tree.leaves(state)}
   assert (2, 4) in shapes and (2, 4, 1, 4) not in shapes
   # A quarter of the rate from the start is the same.

@@ -1,9 +1,9 @@
-"""Activations of loops, by hand."""
+"""FLOPs and activations of traced programs, by hand."""
 
 import jax
 import jax.numpy as jnp
 
-from gaze_jax.aot import activations
+from gaze_jax.aot import jaxprs
 
 
 def loop(x, turns):
@@ -12,7 +12,7 @@ def loop(x, turns):
 
 
 def kept(function):
-  return activations.of_jaxpr(jax.make_jaxpr(function)(jnp.ones(4)).jaxpr)
+  return jaxprs.activations(jax.make_jaxpr(function)(jnp.ones(4)).jaxpr)
 
 
 def test_what_loops_keep_adds_up():
@@ -39,3 +39,16 @@ def test_what_came_in_is_not_kept():
   w = jnp.ones((3, 4))
   run = lambda x: jax.lax.scan(lambda c, w: (c * w, None), x, w)[0].sum()
   assert kept(jax.grad(run)) == 0
+
+
+def test_flops_count_each_turn_of_a_loop():
+  """A product of [2, 3] by [3, 4] is 48; the dearest branch counts."""
+  w, x = jnp.ones((3, 4)), jnp.ones((2, 3))
+  count = lambda function: jaxprs.flops(jax.make_jaxpr(function)(x).jaxpr)
+  assert count(lambda x: x @ w) == 48
+  turn = lambda c, _: (c @ (w @ w.T), None)  # 72 for w @ w.T, and 36
+  assert count(lambda x: jax.lax.scan(turn, x, length=5)[0]) == 5 * (72 + 36)
+  either = lambda x: jax.lax.cond(
+    x[0, 0] > 0, lambda x: x @ w, lambda x: x @ w + x @ w, x
+  )
+  assert count(either) == 2 * 48

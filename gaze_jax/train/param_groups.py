@@ -17,7 +17,7 @@ Params = dict[str, Any]
 
 
 class GroupError(errors.GazeError):
-  """`train.groups` does not say of each parameter exactly one thing."""
+  """`train.groups` does not match each parameter exactly once."""
 
 
 def flat(params: Params) -> dict[str, Any]:

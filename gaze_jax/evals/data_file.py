@@ -1,4 +1,4 @@
-"""A run's config for a file of the caller's."""
+"""A data file that the caller names, and a run's config for it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,18 +18,22 @@ from gaze_jax.layout import tiles
 _LONGEST = 2**15  # slots of a row
 
 
-def on(
+def load(
   config: config_lib.Config, data: str, image_folder: str
-) -> config_lib.Config:
-  """The config of a run that is scored on a file.
+) -> tuple[config_lib.Config, samples.Source | None]:
+  """Opens a file to score a run on.
 
   Rows become as long as the file needs, whatever was trained on, and batches
   smaller for it.
 
   Args:
     config: of the run.
-    data: the file; "" for what the run names, and its own config.
+    data: the file; "" for what the run names.
     image_folder: what image names are relative to; "" for the run's.
+
+  Returns:
+    The config that it is scored by, and its samples; the run's own config and
+    None without a file.
 
   Raises:
     errors.GazeError: a folder without a file, or the file can't be used.
@@ -39,16 +43,17 @@ def on(
       raise errors.GazeError(
         f"--image_folder={image_folder} goes with --data=FILE"
       )
-    return config
-  needs = _Needs(config)
-  llava.LlavaJson(
+    return config, None
+  largest = _LargestRow(config)
+  source = llava.LlavaJson(
     data,
     image_folder=image_folder or config.data.image_folder,
     max_skipped=config.data.max_skipped,
     max_pixels=config.data.max_pixels,
-    fits=needs.measure,
+    fits=largest.check,
   )
-  slots = max(config.data.sequence_length, needs.slots)
+  largest.may_grow = False
+  slots, max_units, answer_slots = largest.sizes
   changed = dataclasses.replace(
     config.data,
     source="llava_json",
@@ -56,26 +61,31 @@ def on(
     eval_path=data,
     image_folder=image_folder or config.data.image_folder,
     sequence_length=slots,
-    max_units=max(config.data.max_units, needs.units),
-    answer_slots=max(config.data.answer_slots, needs.answers),
+    max_units=max_units,
+    answer_slots=answer_slots,
   )
   rows = config.eval.batch_size * config.data.sequence_length // slots
   smaller = dataclasses.replace(config.eval, batch_size=max(rows, 1))
-  return dataclasses.replace(config, data=changed, eval=smaller)
+  return dataclasses.replace(config, data=changed, eval=smaller), source
 
 
-class _Needs:
-  """What the longest rows of a file need: slots, units and answer slots."""
+class _LargestRow:
+  """The row that a file needs, at least as large as the run's.
+
+  Attributes:
+    sizes: slots, units and answer slots.
+    may_grow: while the file is opened; after that, a sample whose images were
+      replaced by larger ones is refused.
+  """
 
   def __init__(self, config: config_lib.Config):
-    self._model = config.model
-    self._tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
-    self.slots = self.units = self.answers = 0
+    self._model, data = config.model, config.data
+    self._tokenizer = tokenizer_lib.Tokenizer.load(data.tokenizer)
+    self.sizes = (data.sequence_length, data.max_units, data.answer_slots)
+    self.may_grow = True
 
-  def measure(
-    self, sample: samples.Sample, sizes: Sequence[tiles.Size]
-  ) -> None:
-    """Takes note of a sample; refuses one that no row will hold."""
+  def check(self, sample: samples.Sample, sizes: Sequence[tiles.Size]) -> None:
+    """Makes room for a sample; refuses one that no row will hold."""
     seen = units.of_sizes(sizes, self._model, packing.together(sample))
     parts = packing.parts(sample, self._tokenizer, seen)
     none = units.join([], self._model)
@@ -86,6 +96,8 @@ class _Needs:
       raise row_lib.LayoutError(
         f"a row of up to {shape.slots} slots, and {_LONGEST} are the most"
       )
-    self.slots = max(self.slots, shape.slots)
-    self.units = max(self.units, shape.units)
-    self.answers = max(self.answers, shape.answer_slots)
+    needed = (shape.slots, shape.units, shape.answer_slots)
+    grown = tuple(map(max, self.sizes, needed))
+    if grown != self.sizes and not self.may_grow:
+      raise row_lib.LayoutError("its images were smaller when it was opened")
+    self.sizes = grown

@@ -1,9 +1,9 @@
 """What is compiled for a mesh: a training step, a prefill, a decoding step.
 
-Arguments are abstract: shapes, dtypes, and how they lie on the mesh. Training
-lies as `config.parallel` says. A prompt is read, and answered, on another mesh
-of the same chips, `serving`: heads cut as far as there are KV heads, rows over
-the rest; weights in the dtype of the computation, as launch/convert.py
+Arguments are abstract: shapes, dtypes and shardings. Training is laid out as
+`config.parallel` says. A prompt is read, and answered, on another mesh of the
+same chips, `serving`: heads sharded as far as there are KV heads, rows over the
+rest; weights in the dtype of the computation, as launch/convert.py
 --dtype=bfloat16 stores them.
 """
 
@@ -40,12 +40,12 @@ _MATRICES = ("weight", "embedding", "kernel")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """One program, not compiled yet.
+class Workload:
+  """One program to compile, with its arguments.
 
   Attributes:
     name: "train", or such as "prefill_4608" by the visual tokens of a row.
-    mesh: that it is laid on.
+    mesh: that it is laid out on.
     function: jitted.
     arguments: abstract, with shardings.
     parts: names of what the arguments are, each with its trees.
@@ -61,40 +61,39 @@ class Program:
   config: config_lib.Config
   rows: int
 
-  def held(self) -> dict[str, int]:
+  def bytes_by_part(self) -> dict[str, int]:
     """Bytes that each part has on a device."""
     count = arithmetic.bytes_a_device
     return {name: count(tree) for name, tree in self.parts.items()}
 
 
-def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Program:
+def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Workload:
   """The training step.
 
   Raises:
-    mesh_lib.MeshError: the model or its batches can't be laid on the mesh.
+    mesh_lib.MeshError: the model or its batches can't be laid out on the mesh.
   """
   rules.check(config, dict(mesh.shape))
   optimizer = optimizer_lib.make(config.train)
   state = state_lib.abstract(config, optimizer, mesh)
   frozen = frozen_lib.abstract(config, mesh)
-  if config.train.features == "cached":
-    frozen.pop("vision", None)
   rows = config.train.batch_size
   batch = _batch(config, rows, mesh)
   if config.train.features == "cached":
+    frozen.pop("vision", None)
     v, dtype = config.model.vision, jnp.dtype(config.train.features_dtype)
     shape = (rows, config.data.max_units, v.tokens, v.width)
     images = jax.ShapeDtypeStruct(shape, dtype, sharding=batch.tokens.sharding)
     batch = dataclasses.replace(batch, images=images)
-  budget = _row_numbers(rows, mesh)
-  return Program(
+  budget = _budget(rows, mesh)
+  return Workload(
     name="train",
     mesh=mesh,
     function=step_lib.make(config, optimizer, mesh),
     arguments=(state, batch, budget, frozen),
     parts=dict(
       parameters=(state.params, frozen),
-      optimizer=(state.opt_state, getattr(state, "ema", None)),
+      optimizer=(state.opt_state, state.ema),
       batch=(batch, budget),
     ),
     config=config,
@@ -114,12 +113,12 @@ def serving(model: config_lib.ModelConfig, devices: Any) -> jax.sharding.Mesh:
 
 def prefill(
   config: config_lib.Config, mesh: jax.sharding.Mesh, units: int, rows: int
-) -> Program:
+) -> Workload:
   """Whole prompts of `units` images each, into a cache (`mllm.prefill`)."""
   config = _prompts(config, units)
-  model, place = config.model, _rows(mesh)
+  model, place = config.model, shard.batch_sharding(mesh)
   params = _weights(model, mesh)
-  batch, budget = _batch(config, rows, mesh), _row_numbers(rows, mesh)
+  batch, budget = _batch(config, rows, mesh), _budget(rows, mesh)
   capacity = _capacity(config)
 
   def function(params, batch, budget):
@@ -128,9 +127,8 @@ def prefill(
     )
     return cache, logits
 
-  shapes = _empty(config, rows)
-  places = jax.tree.map(lambda x: x.sharding, _laid(shapes, mesh))
-  return Program(
+  places = jax.tree.map(lambda x: x.sharding, _cache(config, rows, mesh))
+  return Workload(
     name=f"prefill_{units * model.vision.tokens}",
     mesh=mesh,
     function=jax.jit(function, out_shardings=(places, place)),
@@ -143,18 +141,18 @@ def prefill(
 
 def decode(
   config: config_lib.Config, mesh: jax.sharding.Mesh, units: int, rows: int
-) -> Program:
+) -> Workload:
   """One new token for each of the rows (`cached.extend`).
 
   The pages of their images are read in place; the linear cache is donated.
   """
   config = _prompts(config, units)
-  model, place = config.model, _rows(mesh)
+  model, place = config.model, shard.batch_sharding(mesh)
   params = {"decoder": _weights(model, mesh)["decoder"]}
-  cache = _laid(_empty(config, rows), mesh)
+  cache = _cache(config, rows, mesh)
   linear = dataclasses.replace(cache, visual=None)
   tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=place)
-  budget = _row_numbers(rows, mesh)
+  budget = _budget(rows, mesh)
 
   def function(params, visual, linear, tokens, budget):
     whole = dataclasses.replace(linear, visual=visual)
@@ -162,7 +160,7 @@ def decode(
     return dataclasses.replace(grown, visual=None), logits.argmax(-1)
 
   places = jax.tree.map(lambda x: x.sharding, linear)
-  return Program(
+  return Workload(
     name=f"decode_{units * model.vision.tokens}",
     mesh=mesh,
     function=jax.jit(function, donate_argnums=2, out_shardings=(places, place)),
@@ -191,21 +189,6 @@ def _capacity(config: config_lib.Config) -> int:
   return -(-(context + _TEXT + _ANSWER) // 128) * 128
 
 
-def _empty(config: config_lib.Config, rows: int) -> types.DecodeCache:
-  """An abstract cache; its pages are shaped for the TPU's kernel."""
-  shape = row_lib.row_shape(config)
-  empty = functools.partial(
-    cached.empty,
-    config.model,
-    rows,
-    regions=shape.regions,
-    region_length=shape.region_length,
-    capacity=_capacity(config),
-  )
-  with support.tracing_for("tpu"):
-    return jax.eval_shape(empty)
-
-
 def _batch(
   config: config_lib.Config, rows: int, mesh: jax.sharding.Mesh
 ) -> types.Batch:
@@ -222,12 +205,10 @@ def _batch(
   return jax.tree.map(many, dataclasses.replace(one, images=images))
 
 
-def _rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  return shard.batch_sharding(mesh)
-
-
-def _row_numbers(rows: int, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=_rows(mesh))
+def _budget(rows: int, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(
+    (rows,), jnp.int32, sharding=shard.batch_sharding(mesh)
+  )
 
 
 def _weights(
@@ -250,9 +231,25 @@ def _weights(
   return jax.tree_util.tree_map_with_path(of, shapes, places)
 
 
-def _laid(cache: types.DecodeCache, mesh: jax.sharding.Mesh) -> Any:
-  """A cache of all layers as it lies on a mesh: rows and heads are cut."""
-  heads, rows = (None, "batch", "attention_heads"), ("batch",)
+def _cache(
+  config: config_lib.Config, rows: int, mesh: jax.sharding.Mesh
+) -> types.DecodeCache:
+  """The abstract cache of all layers; rows and heads are sharded.
+
+  Its pages are shaped for the TPU's kernel.
+  """
+  shape = row_lib.row_shape(config)
+  empty = functools.partial(
+    cached.empty,
+    config.model,
+    rows,
+    regions=shape.regions,
+    region_length=shape.region_length,
+    capacity=_capacity(config),
+  )
+  with support.tracing_for("tpu"):
+    cache = jax.eval_shape(empty)
+  heads, rows_ = (None, "batch", "attention_heads"), ("batch",)
 
   def put(x, names):
     if x is None:
@@ -265,11 +262,11 @@ def _laid(cache: types.DecodeCache, mesh: jax.sharding.Mesh) -> Any:
   pages = {k: put(getattr(visual, k), heads) for k in ("k", "v", "descriptors")}
   return types.DecodeCache(
     visual=types.VisualCache(
-      **pages, valid=put(visual.valid, rows), unit=put(visual.unit, rows)
+      **pages, valid=put(visual.valid, rows_), unit=put(visual.unit, rows_)
     ),
     k=put(cache.k, heads),
     v=put(cache.v, heads),
-    length=put(cache.length, rows),
-    position=put(cache.position, rows),
+    length=put(cache.length, rows_),
+    position=put(cache.position, rows_),
     frozen=put(cache.frozen, heads),
   )

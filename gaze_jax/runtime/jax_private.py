@@ -1,7 +1,7 @@
 """What JAX has no public name for; the only file that looks into `jax._src`.
 
 Another version of JAX may have moved any of it. A name that is gone is None
-here, and `processes` then does without it, as its functions say.
+here, and `processes` then does without it; see its functions.
 """
 
 import importlib
@@ -16,7 +16,7 @@ def _name(module: str, name: str) -> Any | None:
     return None
 
 
-# Who a process is by what the cluster says, before JAX waits for the others.
+# Which process this is in a cluster, before JAX waits for the others.
 CLUSTER = _name("clusters", "ClusterEnv")
 # What JAX's processes know of each other; `client` is a table of text for all.
 STATE = _name("distributed", "global_state")

@@ -1,11 +1,11 @@
-"""What is compiled, before it is: shapes, and where they lie."""
+"""What is compiled, before it is: shapes and shardings."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
-from gaze_jax.aot import programs
+from gaze_jax.aot import workloads
 from gaze_jax.parallel import mesh as mesh_lib
 
 MODEL = dict(
@@ -37,8 +37,8 @@ CONFIG = config_lib.from_config_dict(
 
 def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
   """Of [36, 128] each they would all be copied, in every layer."""
-  program = programs.decode(CONFIG, mesh_lib.one_device(), units=3, rows=5)
-  params, visual, linear, tokens, budget = program.arguments
+  workload = workloads.decode(CONFIG, mesh_lib.one_device(), units=3, rows=5)
+  params, visual, linear, tokens, budget = workload.arguments
   # 12 x 12 tokens are 4 regions of 36, in tiles of 4.
   assert visual.k.shape == (2, 5, 2, 3 * 4, 9, 4, 128)
   assert visual.valid.shape == (5, 12, 36)
@@ -46,7 +46,7 @@ def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
   assert linear.k.shape == (2, 5, 2, 512, 128) and linear.visual is None
   assert tokens.shape == (5, 1) and budget.shape == (5,)
   assert params.keys() == {"decoder"}
-  held = program.held()
+  held = workload.bytes_by_part()
   pages = 2 * 2 * 5 * 2 * 12 * 36 * 128 * 2
   descriptors = 4 * 2 * 5 * 2 * 12 * 128
   of_all = 5 * 12 * 36 + 4 * 5 * 12
@@ -59,9 +59,9 @@ def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
 
 
 def test_a_prompt_is_as_long_as_its_images():
-  program = programs.prefill(CONFIG, mesh_lib.one_device(), units=3, rows=2)
-  params, batch, _ = program.arguments
-  assert program.name == "prefill_432"
+  workload = workloads.prefill(CONFIG, mesh_lib.one_device(), units=3, rows=2)
+  params, batch, _ = workload.arguments
+  assert workload.name == "prefill_432"
   # 3 x (144 + 4) and 128 of text are 572: the next multiple of 512.
   assert batch.tokens.shape == (2, 1024)
   assert batch.images.shape == (2, 3, 168, 168, 3)
@@ -74,8 +74,8 @@ def test_a_step_with_cached_features_has_no_tower():
   )
   train = dataclasses.replace(CONFIG.train, batch_size=4, features="cached")
   config = dataclasses.replace(CONFIG, model=model, train=train)
-  program = programs.train(config, mesh_lib.one_device())
-  state, batch, budget, frozen = program.arguments
+  workload = workloads.train(config, mesh_lib.one_device())
+  state, batch, budget, frozen = workload.arguments
   assert "vision" not in frozen and "vision" not in state.params
   assert batch.images.shape == (4, 1, 144, 16)
   assert batch.images.dtype == jnp.float16 and budget.shape == (4,)
