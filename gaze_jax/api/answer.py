@@ -143,7 +143,7 @@ class Text:
   """
 
   def __init__(self, tokenizer: tokenizer_lib.Tokenizer, stop: Sequence[str]):
-    self._spelling, self._ends = tokenizer.spelling(), tokenizer.ends
+    self._spelling, self._ends = tokenizer.detokenizer(), tokenizer.ends
     self._stop = tuple(stop)
     self._longest = max(map(len, stop), default=0)
     self._whole = ""  # what no further token changes

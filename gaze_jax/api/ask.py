@@ -95,7 +95,7 @@ class Prepared:
   batch: types.Batch
   views: tuple[trace.View, ...]
   regions: tuple[int, ...]
-  talk: messages.Talk
+  talk: messages.Conversation
   before: context_lib.Context | None
 
 
@@ -221,8 +221,8 @@ def prepare(
   return _prepared(config, flat, news, talk, before)
 
 
-def _system(text: str | None) -> messages.Talk:
-  return () if text is None else (messages.said(messages.SYSTEM, text),)
+def _system(text: str | None) -> messages.Conversation:
+  return () if text is None else (messages.plain(messages.SYSTEM, text),)
 
 
 def _shown(
@@ -339,7 +339,7 @@ def _prepared(
   config: config_lib.Config,
   flat: messages.Flat,
   new: Mapping[messages.Place, _Seen],
-  talk: messages.Talk,
+  talk: messages.Conversation,
   before: context_lib.Context | None = None,
 ) -> Prepared:
   """What a context reads: ids, and the images at their places among them."""

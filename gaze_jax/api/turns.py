@@ -14,7 +14,7 @@ class AskError(errors.GazeError):
 def go_on(
   after: context_lib.Context | None,
   flat: messages.Flat,
-  talk: messages.Talk,
+  talk: messages.Conversation,
   new: set[messages.Place],
 ) -> tuple[context_lib.Context | None, messages.Flat]:
   """The context as far as a conversation goes on from it, and the rest.
@@ -42,7 +42,7 @@ def go_on(
     wanted += items
     at += [i] * len(items)
   have = (*after.ids, *after.pending)
-  same = min(messages.common([wanted, have]), len(wanted) - 1)
+  same = min(messages.common_prefix([wanted, have]), len(wanted) - 1)
   if same < len(have):
     same = min(same, len(after.ids))
     if context_lib.UNIT in after.ids[same:]:

@@ -115,11 +115,11 @@ class Format:
       talk: what came before the question.
       ids: what was read, where the answer is not what its text makes.
     """
-    talk = (*talk, messages.asked(Q))
+    talk = (*talk, messages.question(Q))
     if ids is None:
       ids = [*self.tokenizer.chat.ask(talk), *self.tokenizer.encode(text)]
       ids += [self.tokenizer.eos] * ended
-    talk = (*talk, messages.said(messages.ASSISTANT, text))
+    talk = (*talk, messages.plain(messages.ASSISTANT, text))
     cut = len(ids) - bool(text or ended)
     return self._context(talk, ids[:cut], pending=tuple(ids[cut:]))
 
@@ -190,7 +190,7 @@ def test_our_later_turns_by_hand(ours):
 def test_text_that_the_template_writes_otherwise_is_read_anew(ours):
   """What a model said in other tokens than its text makes, and a cut word."""
   text = ours.tokenizer.encode
-  asked = ours.tokenizer.chat.ask((messages.asked(Q),))
+  asked = ours.tokenizer.chat.ask((messages.question(Q),))
   letters = [token for letter in "fox" for token in text(letter)[-1:]]
   said = ours.said("fox", ids=[*asked, *letters])
   new = ask_lib.prepare(
@@ -376,7 +376,10 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
   rows = pipeline.Rows(config, sources.make(config, "train"))
   trained = rows.batch([(0, 0)], rows=1).batch
   tokenizer = tokenizer_lib.Tokenizer.load()
-  talk = (messages.asked(Q), messages.said(messages.ASSISTANT, "a fox"))
+  talk = (
+    messages.question(Q),
+    messages.plain(messages.ASSISTANT, "a fox"),
+  )
   answered = context_lib.empty(config.model)
   answered = dataclasses.replace(answered, talk=talk)
   asked = [

@@ -19,7 +19,7 @@ import transformers
 from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
-from gaze_jax.data import ends
+from gaze_jax.data import stop_tokens
 from gaze_jax.evals import verify
 from gaze_jax.evals import weights
 from gaze_jax.layout import budgets
@@ -402,7 +402,7 @@ def test_a_joined_model_ends_as_its_decoder_does(
   importing.assemble(text, saved("siglip"), joined(), tmp_path / "ours")
   exporting.to_hf(tmp_path / "ours", tmp_path / "back")
   for folder in ("ours/hf", "back"):
-    assert ends.beside(tmp_path / folder / "tokenizer.json") == want
+    assert stop_tokens.beside(tmp_path / folder / "tokenizer.json") == want
 
 
 def test_a_joined_models_pictures_are_its_own(saved, joined, tmp_path):

@@ -1,4 +1,4 @@
-"""Control tokens: a template writes them, and no text of anybody else does.
+"""Control tokens: only the chat template writes them, no text forges one.
 
 A tokenizer finds its control tokens wherever their names stand in a text. So a
 text that holds such a name, or that would complete one where it meets the
@@ -58,7 +58,7 @@ class Encoded:
   stops: list[int]
 
 
-class Controls:
+class ControlTokens:
   """The control tokens of a tokenizer, and texts encoded with and without.
 
   Args:
@@ -83,9 +83,9 @@ class Controls:
       for number, token in added.items()
       if token.content in marks or _is_control(token, written)
     }
-    # What a vocabulary lacks is a control token in some, whoever says it.
+    # What a vocabulary lacks is a control token in some, whoever writes it.
     unknown = tokenizer.encode(_PAIRS[0], add_special_tokens=False).ids
-    self._unspoken = frozenset(self.ids.values()) - set(unknown)
+    self._unwritable = frozenset(self.ids.values()) - set(unknown)
     names = sorted(self.ids, key=len, reverse=True)
     self._names = "|".join(map(re.escape, names)) or "(?!)"
     self._anywhere = re.compile(f"(?=({self._names}))")
@@ -149,7 +149,7 @@ class Controls:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     ids = encoding.ids
     if renamed is not None:
-      written = [n for n in renamed if renamed[n] in self._unspoken]
+      written = [n for n in renamed if renamed[n] in self._unwritable]
       names = map(tokenizer.id_to_token, written)
       if sum(i in written for i in ids) != sum(map(text.count, names)):
         raise samples.DataError(
@@ -180,7 +180,7 @@ class Controls:
     if self._tokenizer.normalizer is None:
       return True
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    return self._unspoken.isdisjoint(ids)
+    return self._unwritable.isdisjoint(ids)
 
   def _cut(self, text: str, inside: str, seam: str) -> str:
     """With a character inside each name, and one at both ends."""
