@@ -14,7 +14,7 @@ from gaze_jax.api import turns
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import messages
 from gaze_jax.data import packing
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units as units_lib
 from gaze_jax.data import video as video_lib
@@ -30,7 +30,7 @@ _ONE = (str, os.PathLike, bytes, Image.Image)  # and no list of pictures
 Video = str | os.PathLike | Sequence[Picture] | np.ndarray
 
 _ALL = 2**30  # a K above any number of regions
-_KINDS = {requests.IMAGE: messages.IMAGE, requests.VIDEO: messages.VIDEO}
+_KINDS = {prompts.IMAGE: messages.IMAGE, prompts.VIDEO: messages.VIDEO}
 _SHOWN = 768  # pixels a side of what pictures of the gaze are made from
 
 
@@ -239,7 +239,7 @@ def _marked(ask: Ask) -> str:
   """The question with a mark for each image and video."""
   question = ask.question
   missing = ""
-  given = {requests.IMAGE: len(ask.images), requests.VIDEO: len(ask.videos)}
+  given = {prompts.IMAGE: len(ask.images), prompts.VIDEO: len(ask.videos)}
   for mark, count in given.items():
     written = question.count(mark)
     if not written:
@@ -346,7 +346,7 @@ def _prepared(
   seen = [new[x] for x in flat if isinstance(x, messages.Place)]
   parts = packing.parts_of(flat, [s.units for s, _ in seen])
   model = config.model
-  request = requests.Request(
+  request = prompts.Prompt(
     tuple(parts), units_lib.join([s.pixels for s, _ in seen], model)
   )
   region = model.gaze.region
@@ -358,7 +358,7 @@ def _prepared(
   starts = np.cumsum([0, *counts])
   views = [view for _, shown in seen for view in shown]
   return Prepared(
-    batch=requests.batch([request], model),
+    batch=prompts.batch([request], model),
     views=tuple(
       trace.View(v.picture, v.regions + start)
       for v, start in zip(views, starts, strict=False)

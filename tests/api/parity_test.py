@@ -1,13 +1,14 @@
 """Greedy answers of the engine, reading all regions, against transformers'.
 
 Tiny random models, whose last layers are scaled until answers vary. The
-prompts are raw: `requests.make`, `reading.read`, `engine.Decoding`.
+prompts are raw: `raw_prompts.make`, `reading.read`, `engine.Decoding`.
 """
 
 import dataclasses
 
 import numpy as np
 import pytest
+import raw_prompts
 import tokenizers
 import torch
 import transformers
@@ -23,7 +24,7 @@ from transformers.models.llava_onevision import (
 import compare
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
@@ -69,10 +70,10 @@ class Pair:
 
   def ours(self, prompt, images=(), count=COUNT):
     """Ids said to a prompt."""
-    request = requests.make(
+    request = raw_prompts.make(
       prompt, self.tokenizer, self.config, images=list(images)
     )
-    batch = requests.batch([request], self.config)
+    batch = prompts.batch([request], self.config)
     empty = context.empty(self.config)
     # More than there are: every region is read.
     read = reading.read(
