@@ -26,8 +26,8 @@ from gaze_jax.api import model as model_lib
 from gaze_jax.data import images
 from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
-from gaze_jax.decode import trace
 from gaze_jax.models import cached
+from gaze_jax.view import words
 from gaze_jax.weights import json_file
 from gaze_jax.weights import store
 from gaze_jax.weights import tensors
@@ -97,7 +97,7 @@ def load_context(
     )
   arrays = store.load(store.leaves_of(tensors.Source(folder)), dtype=None)
   views = tuple(
-    trace.View(
+    words.View(
       images.decode(folder / _view(i), model.config.data.max_pixels),
       np.array(regions),
     )

@@ -19,7 +19,6 @@ from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import programs
-from gaze_jax.decode import trace as trace_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 
@@ -31,23 +30,8 @@ _TILES = 8  # squares of pixels that the tower reads at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
-  """A prompt that was read.
-
-  Attributes:
-    context: it, and what came before.
-    logits: float32 [1, V] after its last token; None if it ends with a unit.
-    trace: `Trace` of that token, [N, 1, 1, Q, R]; None likewise.
-  """
-
-  context: context_lib.Context
-  logits: jax.Array | None
-  trace: types.Trace | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Piece:
-  """A chunk of a row: slots `start` to `stop`, all text or none of it."""
+  """Slots `start` to `stop` of a row, all text or none of it."""
 
   start: int
   stop: int
@@ -61,42 +45,44 @@ def read(
   batch: types.Batch,
   budget: int,
   *,
-  views: tuple[trace_lib.View, ...] = (),
   room: int = 1,
   limits: context_lib.Limits = context_lib.Limits(),  # noqa: B008
   trace: bool = False,
-) -> Read:
+) -> context_lib.Context:
   """Reads one row.
 
   Args:
     params: as in `mllm.apply`.
     config: the model.
-    context: what came before; it stays as it is.
+    context: what came before; it stays as it is. Its `views` and `talk` are
+      those that the result is to have.
     batch: `Batch` of one row, the trunk of one sample, in numpy.
     budget: K.
-    views: what the batch's units show; their regions are those of the row.
     room: tokens that will follow, which room is made for.
     limits: what a row may hold.
     trace: also scores and dense attention of the last token.
+
+  Returns:
+    The context with the row, and with the logits of its last token.
 
   Raises:
     context_lib.LimitError: the row is too long.
     errors.GazeError: the row is empty.
   """
   layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
-  pieces = list(cut(layout.role))
+  pieces = list(split(layout.role))
   if not pieces:
     raise errors.GazeError("there is nothing to read: the prompt is empty")
-  after = _after(context, batch, views)
+  after = context_lib.extended(context, batch)
   limits.check(after.length + after.visual_tokens + room, after.unit_count)
   # The last chunk of text is padded within the cache.
   cache = context_lib.reserve(
-    context_lib.at(context),
+    context_lib.current_cache(context),
     regions=len(after.sizes),
     slots=after.length + max(room, _TEXT),
   )
   budgets = jnp.full(1, budget, jnp.int32)
-  context, cache = _say(params, config, context, cache, budgets)
+  cache = _read_pending(params, config, context, cache, budgets)
   units = _Units(params, config, context, cache, batch, layout)
   logits = traced = None
   for piece in pieces:
@@ -105,11 +91,11 @@ def read(
       cache, logits, traced = _text(params, config, cache, ids, budgets, trace)
     else:
       cache, logits, traced = units.read(cache, piece), None, None
-  return Read(dataclasses.replace(after, cache=cache), logits, traced)
+  return dataclasses.replace(after, cache=cache, logits=logits, trace=traced)
 
 
-def cut(role: np.ndarray) -> Iterator[Piece]:
-  """The chunks of a row, int [S]; a unit's context tokens stay together."""
+def split(role: np.ndarray) -> Iterator[Piece]:
+  """The pieces of a row, int [S]; a unit's context tokens stay together."""
   end = int((role != types.Role.PAD).sum())
   text = role == types.Role.TEXT
   context = role == types.Role.CONTEXT
@@ -129,14 +115,14 @@ def cut(role: np.ndarray) -> Iterator[Piece]:
     start = stop
 
 
-def _say(
+def _read_pending(
   params: mllm.Params,
   config: config_lib.ModelConfig,
   context: context_lib.Context,
   cache: types.DecodeCache,
   budget: jax.Array,
-) -> tuple[context_lib.Context, types.DecodeCache]:
-  """Reads what was said last, as a token of its answer, not of the prompt."""
+) -> types.DecodeCache:
+  """Reads the last token of an answer: routed as such, not as a prompt."""
   for token in context.pending:
     linear, _, _ = _extend(
       {"decoder": params["decoder"]},
@@ -147,59 +133,7 @@ def _say(
       budget,
     )
     cache = dataclasses.replace(linear, visual=cache.visual)
-  said = len(context.pending)
-  return (
-    dataclasses.replace(
-      context,
-      length=context.length + said,
-      position=context.position + said,
-      pending=(),
-    ),
-    cache,
-  )
-
-
-def _after(
-  context: context_lib.Context,
-  batch: types.Batch,
-  views: tuple[trace_lib.View, ...],
-) -> context_lib.Context:
-  """The context with the batch in it, but for its cache."""
-  role = np.asarray(batch.layout.role)[0]
-  pages = np.asarray(batch.region_slots)[0]
-  pages = pages[(pages >= 0).any(1)]
-  unit = np.asarray(batch.layout.unit)[0][pages[:, 0]] + context.unit_count
-  filled = role != types.Role.PAD
-  shifted = tuple(
-    trace_lib.View(
-      v.picture, np.where(v.regions < 0, -1, v.regions + len(context.sizes))
-    )
-    for v in views
-  )
-  return dataclasses.replace(
-    context,
-    length=context.length
-    + len(context.pending)
-    + int((filled & (role != types.Role.VISUAL)).sum()),
-    position=context.position + len(context.pending) + int(filled.sum()),
-    sizes=(*context.sizes, *map(int, (pages >= 0).sum(1))),
-    units=(*context.units, *map(int, unit)),
-    views=(*context.views, *shifted),
-    pending=(),
-    ids=(*context.ids, *context.pending, *_ids(batch)),
-  )
-
-
-def _ids(batch: types.Batch) -> list[int]:
-  """What a row holds, as in `Context.ids`."""
-  role, unit, tokens = (
-    np.asarray(x)[0]
-    for x in (batch.layout.role, batch.layout.unit, batch.tokens)
-  )
-  text = role == types.Role.TEXT
-  begins = (unit >= 0) & (unit != np.append(-1, unit[:-1]))
-  items = np.where(text, tokens, context_lib.UNIT)
-  return items[text | begins].tolist()
+  return cache
 
 
 class _Units:
@@ -219,7 +153,7 @@ class _Units:
       layout,
       unit=shift(layout.unit, context.unit_count),
       region=shift(layout.region, len(context.sizes)),
-      position=layout.position + context.position,
+      position=layout.position + context.position + len(context.pending),
     )
     self._embedded = None
 
@@ -233,7 +167,7 @@ class _Units:
         cache, visual=jax.tree.map(jnp.copy, cache.visual)
       )
       self._shared = False
-    size = programs.up(piece.stop - piece.start, _LEAST_UNITS)
+    size = programs.bucket(piece.stop - piece.start, _LEAST_UNITS)
     take = lambda x, fill: _padded(x[piece.start : piece.stop], size, fill)
     fills = dict(role=types.Role.PAD, unit=-1, region=-1, segment=-1)
     layout = types.Layout(
@@ -279,7 +213,7 @@ def _embed(
   features = np.concatenate([np.asarray(p) for p in parts], axis=1)
   slots = np.asarray(batch.tokens).shape[1]
   # The last chunk is cut past the end of the row.
-  room = programs.up(slots + room, _UNITS) - slots
+  room = programs.bucket(slots + room, _UNITS) - slots
   pad = lambda x: np.pad(
     np.asarray(x), ((0, 0), (0, room), *((0, 0),) * (np.ndim(x) - 2))
   )
@@ -301,7 +235,7 @@ def _embed(
 
 def _filled(images, count: int):
   """Tiles [1, count, ...] with zeros behind them, to one of a few numbers."""
-  size = programs.up(count, 2) if count > 1 else 1
+  size = programs.bucket(count, 2) if count > 1 else 1
 
   def fill(x):
     out = np.zeros((1, size, *x.shape[2:]), x.dtype)
@@ -319,7 +253,7 @@ def _text(
   budget: jax.Array,
   trace: bool,
 ) -> tuple[types.DecodeCache, jax.Array, types.Trace]:
-  tokens = _padded(ids, programs.up(len(ids), _LEAST_TEXT), 0)
+  tokens = _padded(ids, programs.bucket(len(ids), _LEAST_TEXT), 0)
   linear, logits, traced = _read_text(
     {"decoder": params["decoder"]},
     config,

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from gaze_jax import errors
-from gaze_jax.decode import trace
+from gaze_jax.view import words as words_lib
 
 _PIXELS = 2**21  # of all pictures together
 _SIDE = 1024, 64  # the longer side of a picture, at most and at least
@@ -66,8 +66,8 @@ def check_name(path: str) -> None:
 
 
 def render(
-  views: Sequence[trace.View],
-  words: Sequence[trace.Word],
+  views: Sequence[words_lib.View],
+  words: Sequence[words_lib.Word],
   *,
   question: str,
   answer: str,
@@ -144,7 +144,7 @@ def _json(data: object) -> str:
   return text
 
 
-def _views(views: Sequence[trace.View]) -> list[dict]:
+def _views(views: Sequence[words_lib.View]) -> list[dict]:
   """Pictures as data URIs, and the boxes of their regions in tokens."""
   largest, least = _SIDE
   share = math.sqrt(_PIXELS / max(len(views), 1))
@@ -189,7 +189,7 @@ def _bare(regions: np.ndarray) -> list[list[int]]:
 
 
 def _arrays(
-  views: Sequence[trace.View], words: Sequence[trace.Word]
+  views: Sequence[words_lib.View], words: Sequence[words_lib.Word]
 ) -> dict[str, object]:
   """The shape [N, Q, R], and what the words read, as the script unpacks it."""
   if not words:

@@ -8,7 +8,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import raw_prompts
 import tokenizers
 import torch
 import transformers
@@ -22,6 +21,7 @@ from transformers.models.llava_onevision import (
 )
 
 import compare
+import raw_prompts
 import tiers
 from gaze_jax import config as config_lib
 from gaze_jax.data import prompts
@@ -79,10 +79,11 @@ class Pair:
     read = reading.read(
       self.params, self.config, empty, batch, 1000, room=count
     )
-    row = engine.Row(read, 1000, max_tokens=count)
-    decoding = engine.Decoding(self.params, self.config, [row], stop=[-1])
+    decoding = engine.Decoding(
+      self.params, self.config, [read], [1000], max_tokens=[count], stop=[-1]
+    )
     decoding.run(count)
-    assert decoding.said(0).read[0] == read.context.visual_tokens
+    assert decoding.entries(0)[0] == read.visual_tokens
     return decoding.tokens(0)
 
   def their_answer(self, inputs, count=COUNT):

@@ -1,12 +1,12 @@
 """Raw prompts with marks, to parts and rows."""
 
 import numpy as np
-import raw_prompts
 import tokenizers
 from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import processors
 
+import raw_prompts
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import prompts

@@ -10,7 +10,6 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-import raw_prompts
 import safetensors.numpy
 import tokenizers
 import torch
@@ -25,6 +24,7 @@ from transformers.models.llava_onevision import (
 )
 
 import compare
+import raw_prompts
 from gaze_jax import config as config_lib
 from gaze_jax.data import prompts
 from gaze_jax.layout import row as row_lib

@@ -1,4 +1,4 @@
-"""What a step looked at, and where the model looked, word by word."""
+"""What a picture shows, and where the model looked, word by word."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,26 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gaze_jax import errors
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One generated token, and what the query that predicted it looked at.
-
-  Attributes:
-    token: its id.
-    chosen: bool [N, Q, R], the regions read, per layer and query head.
-    scores: float32 [N, Q, R], the routing scores; anything where there is no
-      region. None when they were not recorded.
-    dense: float32 [N, Q, R], the mass that dense attention of the same query
-      would give each region; a head's sum over R is at most 1, the rest is
-      text and context tokens. None when it was not recorded.
-  """
-
-  token: int
-  chosen: np.ndarray
-  scores: np.ndarray | None = None
-  dense: np.ndarray | None = None
+from gaze_jax.decode import engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +47,7 @@ class Word:
 
 
 def words(
-  steps: Sequence[Step],
+  steps: Sequence[engine.Step],
   pieces: Sequence[str | None],
   *,
   layers: Sequence[int] | None = None,
@@ -101,11 +82,11 @@ def words(
 
 
 def _groups(
-  steps: Sequence[Step], pieces: Sequence[str | None]
-) -> list[tuple[str, list[Step]]]:
+  steps: Sequence[engine.Step], pieces: Sequence[str | None]
+) -> list[tuple[str, list[engine.Step]]]:
   """The words, each with the steps of its tokens."""
-  out: list[tuple[str, list[Step]]] = []
-  waiting: list[Step] = []  # tokens that end within a character
+  out: list[tuple[str, list[engine.Step]]] = []
+  waiting: list[engine.Step] = []  # tokens that end within a character
   apart = True  # whether there is a space before what comes
   for step, piece in zip(steps, pieces, strict=True):
     if piece is None:

@@ -11,8 +11,8 @@ from PIL import Image
 from gaze_jax import api
 from gaze_jax import errors
 from gaze_jax import types
-from gaze_jax.api import ask as ask_lib
-from gaze_jax.api import turns
+from gaze_jax.api import conversation
+from gaze_jax.api import request as request_lib
 from gaze_jax.data import messages
 from gaze_jax.data import pipeline
 from gaze_jax.data import sources
@@ -25,7 +25,7 @@ Q = "what is it?"
 
 
 def budget_of(config, regions=(9, 9), **budget):
-  return ask_lib.budget(api.Ask(Q, **budget), config, regions)
+  return api.Request(Q, **budget).budget(config, regions)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,12 @@ def test_budgets_by_hand(model, unit, trained, quarter, all_, three):
 @pytest.mark.parametrize("name", ["top_k", "max_tokens", "frames", "share"])
 @pytest.mark.parametrize("value", [2.5, True, "2", [2], np.nan])
 def test_what_is_no_such_number_is_refused(name, value):
-  ask = api.Ask(Q)
-  object.__setattr__(ask, name, value)  # annotations are checked in tests alone
-  with pytest.raises(turns.AskError, match=f"^{name} = "):
-    ask_lib.check(ask)
+  request = api.Request(Q)
+  object.__setattr__(
+    request, name, value
+  )  # annotations are checked in tests alone
+  with pytest.raises(request_lib.RequestError, match=f"^{name} = "):
+    request.check()
 
 
 @pytest.mark.nightly
@@ -71,9 +73,10 @@ def shade(number):
   return np.full((70, 70, 3), number, np.uint8)
 
 
-def read(prepared):
+def read(turn):
   """Ids of text, and the shade of each unit as a string, in reading order."""
-  batch, out, shown = prepared.batch, [], set()
+  (context, batch), out, shown = turn, [], set()
+  views = context.views[context.unit_count :]
   layout = batch.layout
   slots = zip(layout.role[0], layout.unit[0], batch.tokens[0], strict=True)
   for role, unit, token in slots:
@@ -81,7 +84,7 @@ def read(prepared):
       out.append(int(token))
     elif role != types.Role.PAD and unit not in shown:
       shown.add(unit)
-      out.append(str(prepared.views[unit].picture[0, 0, 0]))
+      out.append(str(views[unit].picture[0, 0, 0]))
   return out
 
 
@@ -93,8 +96,10 @@ class Format:
   model: api.Model
 
   def prepare(self, question=Q, after=None, **given):
-    ask = api.Ask(question, after, **given)
-    return read(ask_lib.prepare(ask, self.model.config, self.tokenizer))
+    request = api.Request(question, after, **given)
+    return read(
+      conversation.next_turn(request, self.model.config, self.tokenizer)
+    )
 
   def seen(self):
     """A context of two images that were read before any question."""
@@ -193,27 +198,31 @@ def test_text_that_the_template_writes_otherwise_is_read_anew(ours):
   asked = ours.tokenizer.chat.ask((messages.question(Q),))
   letters = [token for letter in "fox" for token in text(letter)[-1:]]
   said = ours.said("fox", ids=[*asked, *letters])
-  new = ask_lib.prepare(
-    api.Ask("why?", said), ours.model.config, ours.tokenizer
+  new = conversation.next_turn(
+    api.Request("why?", said), ours.model.config, ours.tokenizer
   )
   want = [*text("fox"), EOS, USER, *text("why?"), ASSISTANT]
   assert read(new) == want
-  before = new.before
+  before, _ = new
   assert before.ids == asked and before.pending == ()
   assert before.length == before.position == len(asked)
-  whole = ours.tokenizer.chat.ask(new.talk)
+  whole = ours.tokenizer.chat.ask(before.talk)
   assert (*before.ids, *read(new)) == whole
   # It can't be read anew where an image stands behind it.
   late = dataclasses.replace(
     said, ids=(*said.ids, context_lib.UNIT), pending=()
   )
-  with pytest.raises(turns.AskError, match="before an image otherwise"):
+  with pytest.raises(
+    request_lib.RequestError, match="before an image otherwise"
+  ):
     ours.prepare("why?", late)
 
 
 def test_a_context_without_a_conversation_is_no_beginning_of_one(ours):
   raw = dataclasses.replace(ours.said("fox"), talk=())
-  with pytest.raises(turns.AskError, match="a prompt and no conversation"):
+  with pytest.raises(
+    request_lib.RequestError, match="a prompt and no conversation"
+  ):
     ours.prepare("why?", raw)
 
 
@@ -266,13 +275,8 @@ def test_images_read_before_begin_the_users_turn(ours, smollm2, chatml):
     (ours, [BOS, "7", "8", "9"]),
     (smollm2, [*chatml(f"{SYSTEM}<|im_start|>user\n"), "7", "8", "9"]),
   ):
-    seen = ask_lib.prepare_units(
-      form.model.config,
-      form.tokenizer,
-      [shade(7)],
-      [[shade(8), shade(9)]],
-      8,
-    )
+    shown = api.Request("", images=[shade(7)], videos=[[shade(8), shade(9)]])
+    seen = conversation.opening(shown, form.model.config, form.tokenizer)
     assert read(seen) == want
 
 
@@ -298,7 +302,7 @@ def test_marks_of_images_and_videos(ours):
     ("<image><image><image>", "names 3 <image>, and 2 are given"),
     ("<video>", "names 1 <video>, and 2 are given"),
   ):
-    with pytest.raises(turns.AskError, match=says):
+    with pytest.raises(request_lib.RequestError, match=says):
       ours.prepare(question, **given)
 
 
@@ -309,7 +313,9 @@ def test_a_picture_is_the_same_however_it_comes(ours, tmp_path):
   tokenizer = ours.tokenizer
   for picture in (path, str(path), path.read_bytes(), Image.open(path)):
     for given in (dict(images=[picture]), dict(videos=[[picture]])):
-      got = ask_lib.prepare(api.Ask(Q, **given), config, tokenizer)
+      got, _ = conversation.next_turn(
+        api.Request(Q, **given), config, tokenizer
+      )
       assert (got.views[0].picture == 255).all()
 
 
@@ -333,23 +339,21 @@ def test_what_is_no_picture_is_named(ours, monkeypatch, given, says):
   # A user's program has no types that are checked.
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   with pytest.raises(errors.GazeError, match=says):
-    ask_lib.prepare_units(
-      ours.model.config,
-      ours.tokenizer,
-      given.get("images", ()),
-      given.get("videos", ()),
-      8,
+    conversation.opening(
+      api.Request("", **given), ours.model.config, ours.tokenizer
     )
 
 
 def test_views_have_the_numbers_of_their_row(ours):
-  ask = api.Ask(Q, images=[shade(1), shade(2)])
-  got = ask_lib.prepare(ask, ours.model.config, ours.tokenizer)
-  assert got.regions == (9, 9)
+  request = api.Request(Q, images=[shade(1), shade(2)])
+  parts = ours.model.config, ours.tokenizer
+  got, batch = conversation.next_turn(request, *parts)
+  assert context_lib.extended(got, batch).regions_per_unit == (9, 9)
   first, second = (np.unique(v.regions).tolist() for v in got.views)
   assert first == list(range(9)) and second == list(range(9, 18))
-  none = ask_lib.prepare(api.Ask(Q), ours.model.config, ours.tokenizer)
-  assert (none.regions, none.views) == ((), ())
+  none, batch = conversation.next_turn(api.Request(Q), *parts)
+  assert context_lib.extended(none, batch).regions_per_unit == ()
+  assert none.views == ()
 
 
 def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
@@ -383,7 +387,9 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
   answered = context_lib.empty(config.model)
   answered = dataclasses.replace(answered, talk=talk)
   asked = [
-    ask_lib.prepare(api.Ask(Q, after, images=[p]), config, tokenizer).batch
+    conversation.next_turn(
+      api.Request(Q, after, images=[p]), config, tokenizer
+    )[1]
     for p, after in zip(pictures, (None, answered), strict=True)
   ]
 
