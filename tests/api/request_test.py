@@ -76,8 +76,8 @@ def shade(number):
 def read(turn):
   """Ids of text, and the shade of each unit as a string, in reading order."""
   (context, batch), out, shown = turn, [], set()
-  views = context.views[context.unit_count :]
   layout = batch.layout
+  views = context.views[-1 - layout.unit.max() :]  # the newest
   slots = zip(layout.role[0], layout.unit[0], batch.tokens[0], strict=True)
   for role, unit, token in slots:
     if role == types.Role.TEXT:
