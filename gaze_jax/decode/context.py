@@ -240,43 +240,23 @@ def stack(caches: list[types.DecodeCache], rows: int) -> types.DecodeCache:
   caches = [reserve(c, regions=regions, slots=slots) for c in caches]
   nothing = jax.tree.map(jnp.zeros_like, caches[0])
   caches += [nothing] * (rows - len(caches))
-  # Rows are the first axis of what is one for all layers, else the second.
-  first = lambda *xs: jnp.concatenate(xs, axis=0)
-  second = lambda *xs: jnp.concatenate(xs, axis=1)
-  out = jax.tree.map(second, *(_layered(c) for c in caches))
-  one = jax.tree.map(first, *(_unlayered(c) for c in caches))
-  visual = dataclasses.replace(out.visual, valid=one["valid"], unit=one["unit"])
-  return dataclasses.replace(
-    out, visual=visual, length=one["length"], position=one["position"]
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *xs: jnp.concatenate(xs, axis=_row_axis(path)), *caches
   )
 
 
 def row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
   """One row of the text and context of a batch; its pages are left out."""
-  cut = lambda x: x[:, number : number + 1]
-  frozen = None if cache.frozen is None else cut(cache.frozen)
-  return types.DecodeCache(
-    visual=None,
-    k=cut(cache.k),
-    v=cut(cache.v),
-    length=cache.length[number : number + 1],
-    position=cache.position[number : number + 1],
-    frozen=frozen,
+  one = slice(number, number + 1)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x[:, one] if _row_axis(path) else x[one],
+    dataclasses.replace(cache, visual=None),
   )
 
 
-def _layered(cache: types.DecodeCache) -> types.DecodeCache:
-  visual = dataclasses.replace(cache.visual, valid=None, unit=None)
-  return dataclasses.replace(cache, visual=visual, length=None, position=None)
-
-
-def _unlayered(cache: types.DecodeCache) -> dict[str, jax.Array]:
-  return dict(
-    valid=cache.visual.valid,
-    unit=cache.visual.unit,
-    length=cache.length,
-    position=cache.position,
-  )
+def _row_axis(path: tuple[Any, ...]) -> int:
+  """The axis of B: the first of what all layers share, else the second."""
+  return int(path[-1].name not in ("valid", "unit", "length", "position"))
 
 
 def as_numpy(sizes: tuple[int, ...], regions: int) -> np.ndarray:

@@ -8,7 +8,8 @@ padded to one of a few sizes, so that prompts of all kinds share programs:
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,7 @@ _UNITS, _LEAST_UNITS = 256, 32
 _TILES = 8  # squares of pixels that the tower reads at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
   """Slots `start` to `stop` of a row, all text or none of it."""
 
   start: int
@@ -69,8 +69,7 @@ def read(
     context_lib.LimitError: the row is too long.
     errors.GazeError: the row is empty.
   """
-  layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
-  pieces = list(split(layout.role))
+  pieces = list(split(np.asarray(batch.layout.role)[0]))
   if not pieces:
     raise errors.GazeError("there is nothing to read: the prompt is empty")
   after = context_lib.extended(context, batch)
@@ -81,17 +80,49 @@ def read(
     regions=len(after.sizes),
     slots=after.length + max(room, _TEXT),
   )
+  cache, logits, traced = _read_pieces(
+    params, config, context, cache, batch, pieces, budget, trace
+  )
+  return dataclasses.replace(after, cache=cache, logits=logits, trace=traced)
+
+
+def _read_pieces(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  context: context_lib.Context,
+  cache: types.DecodeCache,
+  batch: types.Batch,
+  pieces: list[Piece],
+  budget: int,
+  trace: bool,
+) -> tuple[types.DecodeCache, jax.Array | None, types.Trace | None]:
+  """The cache with all pieces in it, and what the last one gives."""
+  decoder = {"decoder": params["decoder"]}
   budgets = jnp.full(1, budget, jnp.int32)
-  cache = _read_pending(params, config, context, cache, budgets)
-  units = _Units(params, config, context, cache, batch, layout)
+  for token in context.pending:  # routed as the answer's, not as a prompt
+    token = np.full((1, 1), token, np.int32)
+    cache, _, _ = _extend(decoder, config, cache, token, budgets)
+  if any(not piece.text for piece in pieces):
+    whole = _continued(batch, context)
+    # The context tokens of a unit are in one chunk, whatever their number.
+    room = _UNITS + 2 * config.gaze.context_tokens
+    embedded = _embed(params, config, batch, room)
+    if cache.visual is context.cache.visual:  # pages that the context shares
+      visual = jax.tree.map(jnp.copy, cache.visual)
+      cache = dataclasses.replace(cache, visual=visual)
   logits = traced = None
   for piece in pieces:
     if piece.text:
-      ids = np.asarray(batch.tokens)[0, piece.start : piece.stop]
-      cache, logits, traced = _text(params, config, cache, ids, budgets, trace)
+      text = _padded_text(np.asarray(batch.tokens)[0], piece)
+      cache, logits, traced = _read_text(
+        decoder, config, cache, *text, budgets, trace=trace
+      )
     else:
-      cache, logits, traced = units.read(cache, piece), None, None
-  return dataclasses.replace(after, cache=cache, logits=logits, trace=traced)
+      chunk = _padded_piece(whole, piece)
+      x = _slice(embedded, piece.start, size=chunk.index.shape[1])
+      cache = _read_units(decoder, config, cache, x, chunk)
+      logits = traced = None
+  return cache, logits, traced
 
 
 def split(role: np.ndarray) -> Iterator[Piece]:
@@ -115,84 +146,50 @@ def split(role: np.ndarray) -> Iterator[Piece]:
     start = stop
 
 
-def _read_pending(
-  params: mllm.Params,
-  config: config_lib.ModelConfig,
-  context: context_lib.Context,
-  cache: types.DecodeCache,
-  budget: jax.Array,
-) -> types.DecodeCache:
-  """Reads the last token of an answer: routed as such, not as a prompt."""
-  for token in context.pending:
-    linear, _, _ = _extend(
-      {"decoder": params["decoder"]},
-      config,
-      cache.visual,
-      dataclasses.replace(cache, visual=None),
-      np.full((1, 1), token, np.int32),
-      budget,
-    )
-    cache = dataclasses.replace(linear, visual=cache.visual)
-  return cache
+def _continued(batch: types.Batch, context: context_lib.Context) -> types.Chunk:
+  """A row as one `Chunk` of [S], its numbers continued from the context's."""
+  layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
+  shift = lambda x, by: np.where(x >= 0, x + by, -1)
+  index = np.zeros(len(layout.role), np.int32)
+  pages = np.asarray(batch.region_slots)[0]
+  region, place = np.nonzero(pages >= 0)
+  index[pages[region, place]] = place
+  layout = dataclasses.replace(
+    layout,
+    unit=shift(layout.unit, context.unit_count),
+    region=shift(layout.region, len(context.sizes)),
+    position=layout.position + context.position + len(context.pending),
+  )
+  return types.Chunk(layout, index)
 
 
-class _Units:
-  """The units of a batch: embedded once, read chunk by chunk."""
+def _padded_piece(whole: types.Chunk, piece: Piece) -> types.Chunk:
+  """A piece as `Chunk` of [1, X], X one of a few sizes."""
+  size = programs.bucket(piece.stop - piece.start, _LEAST_UNITS)
+  fills = types.Layout(
+    **{f.name: 0 for f in dataclasses.fields(types.Layout)}
+    | dict(role=types.Role.PAD, unit=-1, region=-1, segment=-1)
+  )
+  return jax.tree.map(
+    lambda x, fill: _padded(x[piece.start : piece.stop], size, fill),
+    whole,
+    types.Chunk(fills, 0),
+  )
 
-  def __init__(self, params, config, context, cache, batch, layout):
-    self._params, self._config = params, config
-    self._decoder = {"decoder": params["decoder"]}
-    # Pages that the context shares are copied before they are written.
-    self._shared = cache.visual is context.cache.visual
-    # The context tokens of a unit are in one chunk, whatever their number.
-    self._room = _UNITS + 2 * config.gaze.context_tokens
-    self._batch = batch
-    self._index = _places(np.asarray(batch.region_slots)[0], len(layout.role))
-    shift = lambda x, by: np.where(x >= 0, x + by, -1)
-    self._layout = dataclasses.replace(
-      layout,
-      unit=shift(layout.unit, context.unit_count),
-      region=shift(layout.region, len(context.sizes)),
-      position=layout.position + context.position + len(context.pending),
-    )
-    self._embedded = None
 
-  def read(self, cache: types.DecodeCache, piece: Piece) -> types.DecodeCache:
-    if self._embedded is None:
-      self._embedded = _embed(
-        self._params, self._config, self._batch, self._room
-      )
-    if self._shared:
-      cache = dataclasses.replace(
-        cache, visual=jax.tree.map(jnp.copy, cache.visual)
-      )
-      self._shared = False
-    size = programs.bucket(piece.stop - piece.start, _LEAST_UNITS)
-    take = lambda x, fill: _padded(x[piece.start : piece.stop], size, fill)
-    fills = dict(role=types.Role.PAD, unit=-1, region=-1, segment=-1)
-    layout = types.Layout(
-      **{
-        f.name: take(getattr(self._layout, f.name), fills.get(f.name, 0))
-        for f in dataclasses.fields(types.Layout)
-      }
-    )
-    chunk = types.Chunk(layout, take(self._index, 0))
-    x = _slice(self._embedded, piece.start, size=size)
-    return _read_units(self._decoder, self._config, cache, x, chunk)
+def _padded_text(
+  tokens: np.ndarray, piece: Piece
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids of a piece, int32 [1, X], and how many there are, [1]."""
+  ids = tokens[piece.start : piece.stop]
+  size = programs.bucket(len(ids), _LEAST_TEXT)
+  return _padded(ids, size, 0), np.full(1, len(ids), np.int32)
 
 
 def _padded(x: np.ndarray, size: int, fill: int) -> np.ndarray:
   """int32 [1, size]."""
   out = np.full((1, size), fill, np.int32)
   out[0, : len(x)] = x
-  return out
-
-
-def _places(region_slots: np.ndarray, slots: int) -> np.ndarray:
-  """int32 [S], the place of each visual slot within its region."""
-  out = np.zeros(slots, np.int32)
-  region, place = np.nonzero(region_slots >= 0)
-  out[region_slots[region, place]] = place
   return out
 
 
@@ -245,37 +242,25 @@ def _filled(images, count: int):
   return jax.tree.map(fill, images)
 
 
-def _text(
-  params: mllm.Params,
-  config: config_lib.ModelConfig,
-  cache: types.DecodeCache,
-  ids: np.ndarray,
-  budget: jax.Array,
-  trace: bool,
-) -> tuple[types.DecodeCache, jax.Array, types.Trace]:
-  tokens = _padded(ids, programs.bucket(len(ids), _LEAST_TEXT), 0)
-  linear, logits, traced = _read_text(
-    {"decoder": params["decoder"]},
-    config,
-    cache.visual,
-    dataclasses.replace(cache, visual=None),
-    tokens,
-    np.full(1, len(ids), np.int32),
-    budget,
-    trace=trace,
-  )
-  return dataclasses.replace(linear, visual=cache.visual), logits, traced
+def _apart(function, name: str, **kwargs) -> Callable:
+  """One of `models/cached.py`, to which the pages are no donated argument."""
+  without = lambda cache: dataclasses.replace(cache, visual=None)
 
-
-def _apart(function, name: str, **kwargs) -> programs.Program:
-  """One of `models/cached.py` with the pages apart, which stay as they are."""
-
-  def call(params, config, visual, linear, *args, **kwargs):
+  def apart(params, config, visual, linear, *args, **kwargs):
     cache = dataclasses.replace(linear, visual=visual)
     grown, *rest = function(params, config, cache, *args, **kwargs)
-    return dataclasses.replace(grown, visual=None), *rest
+    return without(grown), *rest
 
-  return programs.Program(call, name, donate=("linear",), **kwargs)
+  program = programs.Program(apart, name, donate=("linear",), **kwargs)
+
+  def call(params, config, cache, *args, **kwargs):
+    visual = cache.visual
+    linear, *rest = program(
+      params, config, visual, without(cache), *args, **kwargs
+    )
+    return dataclasses.replace(linear, visual=visual), *rest
+
+  return call
 
 
 _read_text = _apart(cached.read_text, "prompt text", static=("trace",))

@@ -227,7 +227,7 @@ def _pack(
   left: 1 where they were averaged.
   """
   for axes in ((), (2,), (1, 2)):
-    left = _mean(array, axes)
+    left = words_lib.finite_mean(array, axes) if axes else array
     if left.size > _RAW and axes != (1, 2):
       continue
     deflated = zlib.compress(to_bytes(left).tobytes(), 6)
@@ -235,16 +235,6 @@ def _pack(
       break
   layers, heads = left.shape[1:3]
   return dict(layers=layers, heads=heads, bytes=_base64(deflated))
-
-
-def _mean(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-  """Mean over axes, which stay as 1, of what is finite; -inf where nothing."""
-  if not axes:
-    return array
-  finite = np.isfinite(array)
-  count = finite.sum(axis=axes, keepdims=True)
-  total = np.where(finite, array, 0).sum(axis=axes, keepdims=True)
-  return np.where(count, total / np.maximum(count, 1), -np.inf)
 
 
 def _share_bytes(share: np.ndarray) -> np.ndarray:

@@ -75,8 +75,8 @@ def words(
   for text, group in _groups(steps, pieces):
     chosen = np.mean([s.chosen for s in group], axis=0, dtype=np.float32)
     share = chosen[layers][:, heads].mean(axis=(0, 1))
-    scores = _finite_mean([s.scores for s in group])
-    dense = _finite_mean([s.dense for s in group])
+    scores = _mean_of([s.scores for s in group])
+    dense = _mean_of([s.dense for s in group])
     out.append(Word(text, share, chosen, scores, dense))
   return out
 
@@ -103,16 +103,19 @@ def _groups(
   return out
 
 
-def _finite_mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
-  """Mean of what is finite, float32; -inf where nothing is."""
+def _mean_of(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
   if any(a is None for a in arrays):
     return None
-  stacked = np.asarray(arrays, np.float32)
-  finite = np.isfinite(stacked)
-  count = finite.sum(axis=0)
-  total = np.where(finite, stacked, 0).sum(axis=0)
-  mean = total / np.maximum(count, 1)
-  return np.where(count, mean, -np.inf).astype(np.float32)
+  mean = finite_mean(np.asarray(arrays, np.float32), 0)[0]
+  return mean.astype(np.float32)
+
+
+def finite_mean(array: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
+  """Mean over axes, which stay as 1, of what is finite; -inf where nothing."""
+  finite = np.isfinite(array)
+  count = finite.sum(axis=axes, keepdims=True)
+  total = np.where(finite, array, 0).sum(axis=axes, keepdims=True)
+  return np.where(count, total / np.maximum(count, 1), -np.inf)
 
 
 def within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:

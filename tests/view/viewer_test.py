@@ -280,7 +280,7 @@ def test_arrays_that_are_too_large_are_averaged(
 def test_a_missing_score_does_not_spoil_the_mean():
   scores = np.array([[[[1, 3]], [[3, -np.inf]]]], np.float32)
   scores = np.concatenate([scores, scores], axis=2)
-  mean = viewer._mean(scores, (1, 2))
+  mean = words_lib.finite_mean(scores, (1, 2))
   assert mean.tolist() == [[[[2, 3]]]]
 
 
