@@ -103,7 +103,7 @@ class Answer:
         visual_kv=account.visual_kv_fraction,
         unique=account.unique_visual_kv_fraction,
       ),
-      accounting=account.rows(),
+      accounting=account.figures(),
       noun="image" if len(context.views) < 3 else "frame",
     )
 

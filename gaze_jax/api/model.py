@@ -234,7 +234,7 @@ def load(
   """A model out of any directory that holds one.
 
   Compiled programs are kept in `~/.cache/gaze_jax` for the next process, or
-  where JAX_COMPILATION_CACHE_DIR says.
+  in JAX_COMPILATION_CACHE_DIR.
 
   Args:
     directory: a workdir of launch/train.py, a directory of launch/convert.py,

@@ -194,7 +194,7 @@ def _fingerprint(model: model_lib.Model) -> str:
 
 
 def _chosen(config: Any) -> dict[str, Any]:
-  """What a config says that the defaults do not, and that changes numbers.
+  """The fields of a config that are no default and change numbers.
 
   A default stands for what was there before its field: so a context outlives a
   new option.

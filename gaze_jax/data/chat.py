@@ -82,8 +82,8 @@ class Chat:
     Raises:
       samples.DataError: the template refuses it, or writes other marks.
     """
-    cut, pair = self._protect(talk)
-    text = self._render(cut, True)
+    safe, pair = self._protect(talk)
+    text = self._render(safe, True)
     if not self._systems and any(m.role == messages.SYSTEM for m in talk):
       raise samples.DataError(
         f"{self._name}: the chat template leaves a system text out, so none can"
@@ -108,11 +108,11 @@ class Chat:
       samples.DataError: the template refuses it, writes other marks, or does
         not write an answer as it asks for one.
     """
-    cut, pair = self._protect(talk)
+    safe, pair = self._protect(talk)
     turns = [i for i, m in enumerate(talk) if m.role == messages.ASSISTANT]
     if last:
       turns = turns[-1:]
-    written = [self._write_answer(cut, i) for i in turns]
+    written = [self._write_answer(safe, i) for i in turns]
     if len(turns) > 1 and not self._as_asked:
       return None
     whole, _, _ = written[-1]
@@ -121,7 +121,7 @@ class Chat:
     _, starts, stops = zip(*written, strict=True)
     encoded = self._encode(whole, pair, starts, stops)
     end = -1 if self._kept else self.end
-    ends = [-1] * (len(stops) - 1) + [end]  # others go on by the template
+    ends = [-1] * (len(stops) - 1) + [end]  # the template ends the others
     spans = map(messages.Span, encoded.starts, encoded.stops, ends)
     flat = self._with_places(encoded.ids, talk)[: encoded.stops[-1]]
     return messages.Lesson(flat, tuple(spans))
@@ -213,11 +213,11 @@ class Chat:
     """A conversation whose texts can't be taken for the template's own."""
     own = messages.OWN  # which is the template's to find
     texts = [p.text for m in talk for p in m.parts if p.kind != own]
-    cut = self.control_tokens.cut(texts)
-    rest = iter(cut.texts)
+    safe = self.control_tokens.protect(texts)
+    rest = iter(safe.texts)
     of = lambda p: p if p.kind == own else p._replace(text=next(rest))
     talk = [m._replace(parts=tuple(map(of, m.parts))) for m in talk]
-    return tuple(talk), cut.pair
+    return tuple(talk), safe.pair
 
   def _encode(
     self,

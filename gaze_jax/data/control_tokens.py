@@ -2,7 +2,7 @@
 
 A tokenizer finds its control tokens wherever their names stand in a text. So a
 text that holds such a name, or that would complete one where it meets the
-template, is cut there with characters that Unicode keeps out of texts, before
+template, is broken there by characters that Unicode keeps out of texts, before
 it goes into the template. What is rendered is then encoded by a copy of the
 tokenizer to which control tokens have other names, made of those characters:
 the names that the template wrote are put in their place, and the text's own are
@@ -23,7 +23,7 @@ import tokenizers
 from gaze_jax.data import samples
 
 # Pairs of characters that are in no text (noncharacters); the first pair that a
-# text does not hold all the same. One cuts names, the other seams.
+# text does not hold all the same. One breaks names, the other seams.
 _PAIRS = [chr(0xFDD0 + 2 * i) + chr(0xFDD1 + 2 * i) for i in range(16)]
 # Names that only control tokens have; tags of HTML are text of their own.
 _SHAPE = re.compile(r"(?!</?[a-z][a-z0-9]*/?>$)[<\[{|].*[>\]}|]", re.DOTALL)
@@ -31,12 +31,12 @@ _WORDS = re.compile(r"[\w\s▁]*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class Protected:
   """Texts in which nobody finds a control token, nor a part of one.
 
   Attributes:
     texts: for a template.
-    pair: the characters that they were cut with; "" if none was.
+    pair: the characters that part them; "" if none was.
   """
 
   texts: list[str]
@@ -95,18 +95,18 @@ class ControlTokens:
     self._longest = max(map(len, names), default=0)
     self._safe = functools.lru_cache(maxsize=8192)(self._is_safe)
 
-  def cut(self, texts: Sequence[str]) -> Cut:
+  def protect(self, texts: Sequence[str]) -> Protected:
     """Makes texts fit to stand in a template.
 
     Raises:
       samples.DataError: they hold every noncharacter that there is.
     """
     if all(map(self._safe, texts)):
-      return Cut(list(texts), "")
+      return Protected(list(texts), "")
     for pair in _PAIRS:
       if not any(character in text for text in texts for character in pair):
-        cut = [t if self._safe(t) else self._cut(t, *pair) for t in texts]
-        return Cut(cut, pair)
+        safe = [t if self._safe(t) else self._protect(t, *pair) for t in texts]
+        return Protected(safe, pair)
     raise samples.DataError(
       "a text holds all of the noncharacters U+FDD0 to U+FDEF, which leaves"
       " none to tell its control tokens from the template's: take one out"
@@ -119,8 +119,8 @@ class ControlTokens:
 
   def plain(self, text: str) -> list[int]:
     """Ids of a text alone, in which nothing is a control token."""
-    cut = self.cut([text])
-    return self.encode(cut.texts[0], cut.pair).ids
+    safe = self.protect([text])
+    return self.encode(safe.texts[0], safe.pair).ids
 
   def encode(
     self,
@@ -129,11 +129,11 @@ class ControlTokens:
     starts: Sequence[int] = (),
     stops: Sequence[int] = (),
   ) -> Encoded:
-    """Ids of what a template made of texts that were cut.
+    """Ids of what a template made of protected texts.
 
     Args:
       text: as it was rendered.
-      pair: of `Cut`.
+      pair: of `Protected`.
       starts: places in it, as numbers of characters.
       stops: likewise.
 
@@ -182,7 +182,7 @@ class ControlTokens:
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
     return self._unwritable.isdisjoint(ids)
 
-  def _cut(self, text: str, inside: str, seam: str) -> str:
+  def _protect(self, text: str, inside: str, seam: str) -> str:
     """With a character inside each name, and one at both ends."""
     places = [found.start() + 1 for found in self._anywhere.finditer(text)]
     pieces = [

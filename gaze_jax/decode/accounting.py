@@ -55,7 +55,7 @@ class Accounting:
     """Unique entries per KV head over visual tokens."""
     return self.unique_entries_per_kv_head / max(self.visual_tokens, 1)
 
-  def rows(self) -> dict[str, str]:
+  def figures(self) -> dict[str, str]:
     """The figures by name, for people."""
     return {
       "visual tokens": str(self.visual_tokens),
@@ -71,7 +71,7 @@ class Accounting:
 
   def text(self) -> str:
     """The figures as lines for a terminal."""
-    return "\n".join(f"{k:28s} {v}" for k, v in self.rows().items())
+    return "\n".join(f"{k:28s} {v}" for k, v in self.figures().items())
 
   def as_dict(self) -> dict[str, Any]:
     """The figures as numbers, fit for JSON."""

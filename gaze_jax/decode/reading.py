@@ -1,6 +1,6 @@
 """Reads a prompt into a context, a chunk at a time.
 
-A laid-out row is cut where text begins and ends, and into chunks; a chunk is
+A laid-out row is split where text begins and ends, and into chunks; a chunk is
 padded to one of a few sizes, so that prompts of all kinds share programs:
 
   row     t t t | v v v v v v v v c c | t t t t t |
@@ -24,7 +24,7 @@ from gaze_jax.models import cached
 from gaze_jax.models import mllm
 
 # Slots of a chunk, at most and at least. A chunk of text scores each region
-# for each of its rows, and units look at everything before them.
+# for each of its tokens, and units look at everything before them.
 _TEXT, _LEAST_TEXT = 128, 8
 _UNITS, _LEAST_UNITS = 256, 32
 _TILES = 8  # squares of pixels that the tower reads at a time
@@ -199,7 +199,7 @@ def _embed(
   batch: types.Batch,
   room: int,
 ) -> jax.Array:
-  """float32 [1, S + room or more, E] of a batch; what chunks are cut from."""
+  """float32 [1, S + room or more, E] of a batch; chunks are slices of it."""
   count = jax.tree.leaves(batch.images)[0].shape[1]
   parts = []
   for start in range(0, count, _TILES):
@@ -209,7 +209,7 @@ def _embed(
     parts.append(_features(params, config, _filled(tiles, n))[:, :n])
   features = np.concatenate([np.asarray(p) for p in parts], axis=1)
   slots = np.asarray(batch.tokens).shape[1]
-  # The last chunk is cut past the end of the row.
+  # The last chunk reaches past the end of the row.
   room = programs.bucket(slots + room, _UNITS) - slots
   pad = lambda x: np.pad(
     np.asarray(x), ((0, 0), (0, room), *((0, 0),) * (np.ndim(x) - 2))

@@ -1,7 +1,7 @@
 """The viewer: one self-contained page of where the model looked.
 
 The page works offline and asks the network for nothing. Template, style and
-script lie beside this file; `render` puts them together with the data:
+script are beside this file; `render` puts them together with the data:
 
   pictures  JPEGs of about `_PIXELS` pixels in all, never enlarged
   arrays    [words, N, Q, R], a byte a number, deflated, in base64. One of more
@@ -83,7 +83,7 @@ def render(
     question: the page's title.
     answer: the answer's whole text.
     budget: what was used of what there is.
-    accounting: rows of a table, name to figure.
+    accounting: the lines of a table, name to figure.
     noun: what several views are called: "frame", "image" or "tile".
   """
   data = {
