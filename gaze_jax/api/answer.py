@@ -97,7 +97,7 @@ class Answer:
       words,
       question=self.question,
       answer=self.text,
-      budget=viewer.Budget(
+      budget=dict(
         top_k=float(sum(read) / len(read)),
         regions=len(context.sizes),
         visual_kv=account.visual_kv_fraction,

@@ -213,11 +213,11 @@ class Chat:
     """A conversation whose texts can't be taken for the template's own."""
     own = messages.OWN  # which is the template's to find
     texts = [p.text for m in talk for p in m.parts if p.kind != own]
-    safe = self.control_tokens.protect(texts)
-    rest = iter(safe.texts)
+    safe, pair = self.control_tokens.protect(texts)
+    rest = iter(safe)
     of = lambda p: p if p.kind == own else p._replace(text=next(rest))
     talk = [m._replace(parts=tuple(map(of, m.parts))) for m in talk]
-    return tuple(talk), safe.pair
+    return tuple(talk), pair
 
   def _encode(
     self,

@@ -31,19 +31,6 @@ _WORDS = re.compile(r"[\w\s▁]*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Protected:
-  """Texts in which nobody finds a control token, nor a part of one.
-
-  Attributes:
-    texts: for a template.
-    pair: the characters that part them; "" if none was.
-  """
-
-  texts: list[str]
-  pair: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Encoded:
   """A text as ids.
 
@@ -95,18 +82,22 @@ class ControlTokens:
     self._longest = max(map(len, names), default=0)
     self._safe = functools.lru_cache(maxsize=8192)(self._is_safe)
 
-  def protect(self, texts: Sequence[str]) -> Protected:
-    """Makes texts fit to stand in a template.
+  def protect(self, texts: Sequence[str]) -> tuple[list[str], str]:
+    """Texts in which nobody finds a control token, nor a part of one.
+
+    Returns:
+      Texts for a template, and the pair of characters that part names in them;
+      "" where none had to be.
 
     Raises:
       samples.DataError: they hold every noncharacter that there is.
     """
     if all(map(self._safe, texts)):
-      return Protected(list(texts), "")
+      return list(texts), ""
     for pair in _PAIRS:
       if not any(character in text for text in texts for character in pair):
         safe = [t if self._safe(t) else self._protect(t, *pair) for t in texts]
-        return Protected(safe, pair)
+        return safe, pair
     raise samples.DataError(
       "a text holds all of the noncharacters U+FDD0 to U+FDEF, which leaves"
       " none to tell its control tokens from the template's: take one out"
@@ -119,8 +110,8 @@ class ControlTokens:
 
   def plain(self, text: str) -> list[int]:
     """Ids of a text alone, in which nothing is a control token."""
-    safe = self.protect([text])
-    return self.encode(safe.texts[0], safe.pair).ids
+    safe, pair = self.protect([text])
+    return self.encode(*safe, pair).ids
 
   def encode(
     self,
@@ -133,7 +124,7 @@ class ControlTokens:
 
     Args:
       text: as it was rendered.
-      pair: of `Protected`.
+      pair: as `protect` gave it.
       starts: places in it, as numbers of characters.
       stops: likewise.
 

@@ -12,7 +12,6 @@ So a page has 8 MB at the most beside its pictures, which take about 1 MB.
 """
 
 import base64
-import dataclasses
 import hashlib
 import html
 import io
@@ -36,24 +35,6 @@ _RAW = 2**26  # bytes of an array in the browser
 _NOTHING = 255  # the byte of a score that there is not
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-  """What the answer was allowed, and what it used (METHOD.md section 8).
-
-  Attributes:
-    top_k: regions that a query head reads at a step.
-    regions: regions that there are.
-    visual_kv: visual KV entries read per query head, a fraction of those that
-      dense attention reads.
-    unique: the same per KV head, each entry once.
-  """
-
-  top_k: int | float
-  regions: int
-  visual_kv: int | float
-  unique: int | float
-
-
 def check_name(path: str) -> None:
   """Refuses a file name that is not one of a page.
 
@@ -71,7 +52,7 @@ def render(
   *,
   question: str,
   answer: str,
-  budget: Budget,
+  budget: Mapping[str, float],
   accounting: Mapping[str, str],
   noun: str = "frame",
 ) -> str:
@@ -82,7 +63,10 @@ def render(
     words: the answer, with `chosen`; `dense` and `scores` if recorded.
     question: the page's title.
     answer: the answer's whole text.
-    budget: what was used of what there is.
+    budget: by name: `top_k` regions that a query head read at a step, of
+      `regions`; `visual_kv`, the visual KV entries read per query head, and
+      `unique` ones per KV head, as fractions of those that dense attention
+      reads (METHOD.md section 8).
     accounting: the lines of a table, name to figure.
     noun: what several views are called: "frame", "image" or "tile".
   """
@@ -92,7 +76,7 @@ def render(
     "noun": noun,
     "words": [w.text for w in words],
     "views": _views(views),
-    "budget": dataclasses.asdict(budget),
+    "budget": dict(budget),
     "accounting": [[str(k), str(v)] for k, v in accounting.items()],
     **_arrays(views, words),
   }

@@ -81,7 +81,7 @@ def render(views, words, **options):
     dict(
       question="What sleeps?",
       answer=" ".join(w.text for w in words),
-      budget=viewer.Budget(3, regions, 0.215, 1.028),
+      budget=dict(top_k=3, regions=regions, visual_kv=0.215, unique=1.028),
       accounting={"visual tokens": "144", "decode step": "1.5 ms"},
     )
     | options

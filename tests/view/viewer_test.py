@@ -16,7 +16,7 @@ from gaze_jax import errors
 from gaze_jax.view import viewer
 from gaze_jax.view import words as words_lib
 
-BUDGET = viewer.Budget(top_k=3, regions=16, visual_kv=0.215, unique=0.366)
+BUDGET = dict(top_k=3, regions=16, visual_kv=0.215, unique=0.366)
 REGIONS = np.array([[0, 0, 1], [2, 2, 3]])
 GREY = np.full((40, 60, 3), 200, np.uint8)
 
