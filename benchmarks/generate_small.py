@@ -46,7 +46,7 @@ from gaze_jax import api
 from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax import types
-from gaze_jax.api import ask as ask_lib
+from gaze_jax.api import conversation
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 QUESTIONS = ("what is at the top left?", "where is the red fox?")
@@ -244,8 +244,8 @@ def check_inputs(
       images=pictures,
       return_tensors="pt",
     )
-    ask = ask_lib.Ask(question, images=pictures)
-    batch = ask_lib.prepare(ask, model.config, model.tokenizer).batch
+    request = api.Request(question, images=pictures)
+    _, batch = conversation.next_turn(request, model.config, model.tokenizer)
     role = batch.layout.role[0]
     ids = np.where(role == types.Role.VISUAL, image, batch.tokens[0])
     ids = ids[role != types.Role.PAD].tolist()

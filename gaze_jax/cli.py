@@ -129,10 +129,10 @@ def define_file(name: str, what: str) -> flags.FlagHolder:
 
 
 def define_options() -> Callable[[], dict[str, Any]]:
-  """Defines the flags of how a question is answered; see `api.Ask`.
+  """Defines the flags of how a question is answered; see `api.Request`.
 
   Returns:
-    What gives their values, by the names of `api.Ask`, once flags are parsed.
+    What gives their values, by the names of `api.Request`, once parsed.
   """
   define = flags.DEFINE_float
   given = [

@@ -23,7 +23,7 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
   chat = api.Chat(
     api.load(_WORKDIR.value),
-    _say,
+    _write,
     _OPTIONS(),
     cli.interruptible,
     afresh=_AFRESH.value,
@@ -32,7 +32,7 @@ def main() -> None:
   chat.run(_lines())
 
 
-def _say(text: str) -> None:
+def _write(text: str) -> None:
   print(text, end="", flush=True)
 
 

@@ -204,7 +204,7 @@ def test_arrows_have_no_cycle():
     ("gaze_jax/models/x.py", "from gaze_jax.train import step", "models"),
     ("gaze_jax/data/x.py", "import jax.numpy as jnp", "data imports jax"),
     ("gaze_jax/data/x.py", "from gaze_jax.ops import rope", "data imports"),
-    ("gaze_jax/train/x.py", "from gaze_jax.decode import trace", "train"),
+    ("gaze_jax/train/x.py", "from gaze_jax.decode import loop", "train"),
     ("gaze_jax/decode/x.py", "from gaze_jax.train import step", "decode"),
     ("gaze_jax/train/loop.py", "import orbax.checkpoint", "only train/check"),
     ("gaze_jax/models/x.py", "from gaze_jax.kernels import k", "only ops/gaze"),

@@ -9,15 +9,15 @@
     print(text, end="", flush=True)
 
 A `Context` is what was read so far. It is never changed: ask it twice, keep it
-on disk, or go on from `answer.context`, which holds the answer as well.
+on disk, or ask again from `answer.context`, which holds the answer as well.
 """
 
 from gaze_jax.api.answer import Answer as Answer
-from gaze_jax.api.ask import Ask as Ask
 from gaze_jax.api.chat import Chat as Chat
 from gaze_jax.api.model import Model as Model
 from gaze_jax.api.model import load as load
 from gaze_jax.api.outputs import Outputs as Outputs
+from gaze_jax.api.request import Request as Request
 from gaze_jax.api.store import load_context as load_context
 from gaze_jax.api.store import save_context as save_context
 from gaze_jax.decode.context import Context as Context

@@ -1,4 +1,4 @@
-"""Answers: what was said, what it cost, and where the model looked."""
+"""Answers: their text, what they cost, and where the model looked."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,17 +6,16 @@ from typing import Any
 
 from PIL import Image
 
-from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax.api import request as request_lib
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import programs
-from gaze_jax.decode import trace
-from gaze_jax.models import mllm
 from gaze_jax.view import overlay
 from gaze_jax.view import viewer
+from gaze_jax.view import words as words_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +24,16 @@ class Answer:
 
   Attributes:
     question: what was asked.
-    text: what was said, without a stop string.
+    text: the answer, without a stop string.
     reason: why it ended: "stop" (the model's own end), "stop string",
       "length" (max_tokens), or "interrupted".
     tokens: ids, the one that ended it included.
-    context: everything read and said, to go on from.
+    context: everything read and generated, to ask again from.
     budget: K, in the unit of `model.gaze.budget`.
-    said: what the engine counted.
-    model: what answered.
+    entries: visual entries that a token's queries read, as
+      `engine.Decoding.entries`.
+    steps: where each token looked; none unless it was traced.
+    model: the `Model` that answered.
   """
 
   question: str
@@ -41,8 +42,9 @@ class Answer:
   tokens: tuple[int, ...]
   context: context_lib.Context
   budget: int
-  said: engine.Said = dataclasses.field(repr=False)
-  model: "Asked" = dataclasses.field(repr=False)
+  entries: tuple[float, float]
+  steps: tuple[engine.Step, ...] = dataclasses.field(repr=False)
+  model: Any = dataclasses.field(repr=False)
 
   def accounting(self) -> accounting_lib.Accounting:
     """The four figures of docs/method.md, section 8.
@@ -52,7 +54,8 @@ class Answer:
     return accounting_lib.account(
       self.model.params,
       self.model.config.model,
-      self.said,
+      self.context,
+      self.entries,
       budget=self.budget,
     )
 
@@ -61,23 +64,25 @@ class Answer:
     *,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
-  ) -> list[trace.Word]:
-    """Where each word looked; see `trace.words`.
+  ) -> list[words_lib.Word]:
+    """Where each word looked; see `words.words`.
 
     Raises:
       errors.GazeError: the answer was not traced.
     """
-    if not self.said.steps:
+    if not self.steps:
       raise errors.GazeError(
         "where this answer looked was not recorded: ask with trace=True"
       )
-    pieces = self.model.tokenizer.pieces([s.token for s in self.said.steps])
-    return trace.words(self.said.steps, pieces, layers=layers, heads=heads)
+    pieces = self.model.tokenizer.pieces([s.token for s in self.steps])
+    return words_lib.words(self.steps, pieces, layers=layers, heads=heads)
 
   def picture(self, **which: Any) -> Image.Image:
     """The views once a word, with the regions read; `which` as in `words`."""
     return overlay.draw(
-      self.context.views, self.words(**which), title=self._title
+      self.context.views,
+      self.words(**which),
+      title=f"{self.question}  {self.text}",
     )
 
   def animation(self, **which: Any) -> list[Image.Image]:
@@ -88,26 +93,25 @@ class Answer:
 
   def page(self, account: accounting_lib.Accounting) -> str:
     """The viewer: one HTML page that needs nothing else."""
-    context = self.context
-    words = self.words()
-    read = [s.chosen.sum(-1).mean() for s in self.said.steps]
+    context, words = self.context, self.words()
+    read = [s.chosen.sum(-1).mean() for s in self.steps]
     return viewer.render(
       context.views,
       words,
       question=self.question,
       answer=self.text,
-      budget=viewer.Budget(
+      budget=dict(
         top_k=float(sum(read) / len(read)),
         regions=len(context.sizes),
         visual_kv=account.visual_kv_fraction,
         unique=account.unique_visual_kv_fraction,
       ),
-      accounting=account.rows(),
+      accounting=account.figures(),
       noun="image" if len(context.views) < 3 else "frame",
     )
 
   def as_dict(self, account: accounting_lib.Accounting) -> dict[str, Any]:
-    """What was asked, said and paid, fit for JSON."""
+    """Question, answer and cost, fit for JSON."""
     return dict(
       question=self.question,
       answer=self.text,
@@ -119,21 +123,8 @@ class Answer:
       programs_compiled=programs.compiled(),
     )
 
-  @property
-  def _title(self) -> str:
-    return f"{self.question}  {self.text}"
 
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-  """The parts of a model that an answer needs."""
-
-  config: config_lib.Config
-  params: mllm.Params
-  tokenizer: tokenizer_lib.Tokenizer
-
-
-class Text:
+class AnswerText:
   """The text of an answer as its tokens come, and where it ends.
 
   Args:
@@ -146,7 +137,7 @@ class Text:
   """
 
   def __init__(self, tokenizer: tokenizer_lib.Tokenizer, stop: Sequence[str]):
-    self._spelling, self._ends = tokenizer.spelling(), tokenizer.ends
+    self._detokenizer, self._ends = tokenizer.detokenizer(), tokenizer.ends
     self._stop = tuple(stop)
     self._longest = max(map(len, stop), default=0)
     self._whole = ""  # what no further token changes
@@ -162,17 +153,18 @@ class Text:
       # A stop string may have begun before what is new.
       start = max(0, len(self._whole) - self._longest + 1)
       if token not in self._ends:
-        self._whole += self._spelling.add(token) or ""
+        self._whole += self._detokenizer.add(token) or ""
       if self._stop:
-        self._look(start)
+        self._find_stop(start)
 
   @property
   def text(self) -> str:
-    """What the answer says if it ends here."""
-    return self._whole if self.stopped else self._whole + self._spelling.rest
+    """All of it, if it ends here."""
+    rest = "" if self.stopped else self._detokenizer.rest
+    return self._whole + rest
 
   @property
-  def sure(self) -> str:
+  def certain(self) -> str:
     """The text that no further token can take back."""
     if self.stopped:
       return self._whole
@@ -183,7 +175,7 @@ class Text:
           held = max(held, n)
     return self._whole[: len(self._whole) - held]
 
-  def _look(self, start: int) -> None:
+  def _find_stop(self, start: int) -> None:
     """Ends the text where a stop string begins, if one does from there on.
 
     What is not a whole character yet is no U+FFFD that somebody asked for.
@@ -196,57 +188,51 @@ class Text:
 
 
 def finish(
-  asked: Asked,
-  question: str,
-  row: int,
+  model: Any,
+  request: request_lib.Request,
   decoding: engine.Decoding,
-  text: Text,
-  budget: int,
+  row: int,
+  text: AnswerText,
 ) -> Answer:
-  """The answer of one row, as far as it was said."""
-  said = decoding.said(row, text.count)
-  last = said.tokens[-1] if said.tokens else None
+  """The answer of one row, as far as it was generated."""
+  tokenizer = model.tokenizer
+  tokens = tuple(decoding.tokens(row)[: text.count])
   if text.stopped:
     reason = "stop string"
-  elif last in asked.tokenizer.ends:
+  elif tokens and tokens[-1] in tokenizer.ends:
     reason = "stop"
   else:
     reason = "length" if decoding.ended(row) else "interrupted"
-  context = said.context
+  context = decoding.context(row, text.count)
   if reason == "stop":  # the next turn finds it ended as the template ends it
-    context = dataclasses.replace(context, pending=(asked.tokenizer.eos,))
-  answer = asked.tokenizer.answer(said.tokens, text.text)
+    context = dataclasses.replace(context, pending=(tokenizer.eos,))
+  message = tokenizer.answer(tokens, text.text)
   return Answer(
-    question=question,
+    question=request.question,
     text=text.text,
     reason=reason,
-    tokens=said.tokens,
-    context=dataclasses.replace(context, talk=(*context.talk, answer)),
-    budget=budget,
-    said=said,
-    model=asked,
+    tokens=tokens,
+    context=dataclasses.replace(context, talk=(*context.talk, message)),
+    budget=decoding.budget(row),
+    entries=decoding.entries(row),
+    steps=decoding.steps(row)[: len(tokens)],
+    model=model,
   )
 
 
 class Stream:
-  """An answer being said; iterate over it for its text, piece by piece.
+  """An answer in the making; iterate over it for its text, piece by piece.
 
   Attributes:
-    answer: what was said so far; after the last piece, all of it.
+    answer: the answer so far; after the last piece, all of it.
   """
 
   def __init__(
-    self,
-    asked: Asked,
-    question: str,
-    decoding: engine.Decoding,
-    stop: Sequence[str],
-    budget: int,
+    self, model: Any, request: request_lib.Request, decoding: engine.Decoding
   ):
-    self._asked, self._question = asked, question
-    self._decoding, self._budget = decoding, budget
-    self._text = Text(asked.tokenizer, stop)
-    self._told, self._ends = 0, False
+    self._model, self._request, self._decoding = model, request, decoding
+    self._text = AnswerText(model.tokenizer, request.stop)
+    self._given, self._stopped = 0, False
 
   def __iter__(self) -> Iterator[str]:
     """Pieces of whole characters that together are the answer's text."""
@@ -254,26 +240,19 @@ class Stream:
       self._text.read(self._decoding.tokens(0))
       if self._text.stopped:
         self._decoding.end(0)
-      over = self._decoding.done or self._ends
-      sure = self._text.text if over else self._text.sure
-      if len(sure) > self._told:
-        piece, self._told = sure[self._told :], len(sure)
+      over = self._decoding.done or self._stopped
+      certain = self._text.text if over else self._text.certain
+      if len(certain) > self._given:
+        piece, self._given = certain[self._given :], len(certain)
         yield piece
-      if over or self._ends:
+      if over or self._stopped:
         return
       self._decoding.step()
 
   def stop(self) -> None:
-    """Says no more after the token that is being made."""
-    self._ends = True
+    """Ends the answer after the token that is being made."""
+    self._stopped = True
 
   @property
   def answer(self) -> Answer:
-    return finish(
-      self._asked,
-      self._question,
-      0,
-      self._decoding,
-      self._text,
-      self._budget,
-    )
+    return finish(self._model, self._request, self._decoding, 0, self._text)

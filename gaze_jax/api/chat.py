@@ -8,8 +8,8 @@ from typing import Any
 
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
-from gaze_jax.api import ask as ask_lib
 from gaze_jax.api import model as model_lib
+from gaze_jax.api import request as request_lib
 from gaze_jax.api import store
 from gaze_jax.data import images
 from gaze_jax.data import video
@@ -32,8 +32,8 @@ class Chat:
 
   Args:
     model: what answers.
-    say: prints a piece of text.
-    options: of every question, as in `Ask`.
+    write: prints a piece of text.
+    options: of every question, as in `Request`.
     afresh: whether each question is asked after the images alone, as models
       are used that were not trained on conversations.
     interruptible: a context manager made of what stops an answer.
@@ -42,13 +42,13 @@ class Chat:
   def __init__(
     self,
     model: model_lib.Model,
-    say: Callable[[str], None],
+    write: Callable[[str], None],
     options: dict[str, Any],
     interruptible: Callable[..., Any],
     *,
     afresh: bool = False,
   ):
-    self._model, self._say = model, say
+    self._model, self._write = model, write
     self._options, self._interruptible = dict(options), interruptible
     self._afresh = afresh
     self._context: context_lib.Context | None = None
@@ -64,13 +64,13 @@ class Chat:
       keep=self._keep,
       load=self._load,
       new=self._new,
-      help=lambda: self._say(HELP + "\n"),
+      help=lambda: self._write(HELP + "\n"),
     )
 
   def run(self, lines: Iterable[str]) -> None:
     """Answers line by line, until there are no more or one says /quit.
 
-    What can't be done is said, and nothing changes.
+    What can't be done is one line of error, and nothing changes.
     """
     for line in lines:
       line = line.strip()
@@ -82,9 +82,9 @@ class Chat:
         elif line:
           self._ask(line)
       except errors.GazeError as error:
-        self._say(f"error: {error}\n")
+        self._write(f"error: {error}\n")
       except OSError as error:
-        self._say(f"error: {error.filename}: {error.strerror or error}\n")
+        self._write(f"error: {error.filename}: {error.strerror or error}\n")
 
   def show_images(self, files: Sequence[str]) -> None:
     """Shows images with the next question.
@@ -103,10 +103,10 @@ class Chat:
     )
     with self._interruptible(stream.stop):
       for text in stream:
-        self._say(text)
+        self._write(text)
     answer = stream.answer
     ended = "" if answer.reason == "stop" else f"  [{answer.reason}]"
-    self._say(f"{ended}\n")
+    self._write(f"{ended}\n")
     self._last = answer
     if not self._afresh:
       self._context = answer.context
@@ -129,7 +129,7 @@ class Chat:
   def _show(self, kind: str, files: Sequence[str]) -> None:
     """Reads files at once, so that a broken one is refused here."""
     limit = self._model.config.data.max_pixels
-    frames = self._options.get("frames", ask_lib.Ask.frames)
+    frames = self._options.get("frames", request_lib.Request.frames)
     if kind == "images":
       read = [images.decode(file, limit) for file in files]
     else:
@@ -144,7 +144,7 @@ class Chat:
 
   def _change(self, **options: Any) -> None:
     changed = self._options | options
-    ask_lib.check(ask_lib.Ask("?", **changed))
+    request_lib.Request("?", **changed).check()
     self._options = changed
 
   def _cost(self, file: str = "") -> None:
@@ -154,7 +154,7 @@ class Chat:
       text = json.dumps(last.as_dict(account), indent=1) + "\n"
       pathlib.Path(file).write_text(text, encoding="utf-8")
     else:
-      self._say(account.text() + "\n")
+      self._write(account.text() + "\n")
 
   def _html(self, file: str) -> None:
     viewer.check_name(file)

@@ -10,24 +10,27 @@ from typing import Any
 
 import jax
 
+from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
-from gaze_jax.api import ask as ask_lib
+from gaze_jax.api import conversation
 from gaze_jax.api import directory as directory_lib
-from gaze_jax.api import turns
+from gaze_jax.api import media
+from gaze_jax.api import request as request_lib
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
 from gaze_jax.models import decoder
+from gaze_jax.models import mllm
 
 # Tokens between two looks for stop strings.
 _SEGMENT = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(answer_lib.Asked):
+class Model:
   """A model, ready for questions; make one with `load`.
 
   Attributes:
@@ -37,9 +40,12 @@ class Model(answer_lib.Asked):
     limits: what a conversation may hold.
   """
 
+  config: config_lib.Config
+  params: mllm.Params
+  tokenizer: tokenizer_lib.Tokenizer
   limits: context_lib.Limits = context_lib.Limits()
 
-  def encode_image(self, *images: ask_lib.Picture) -> context_lib.Context:
+  def encode_image(self, *images: media.Picture) -> context_lib.Context:
     """Reads images once, for any number of questions about them.
 
     Args:
@@ -51,7 +57,7 @@ class Model(answer_lib.Asked):
     return self.encode(images=images)
 
   def encode_video(
-    self, video: ask_lib.Video, *, frames: int = 8
+    self, video: media.Video, *, frames: int = 8
   ) -> context_lib.Context:
     """Reads a video once.
 
@@ -67,8 +73,8 @@ class Model(answer_lib.Asked):
   def encode(
     self,
     *,
-    images: Sequence[ask_lib.Picture] = (),
-    videos: Sequence[ask_lib.Video] = (),
+    images: Sequence[media.Picture] = (),
+    videos: Sequence[media.Video] = (),
     frames: int = 8,
     system: str | None = None,
   ) -> context_lib.Context:
@@ -78,24 +84,25 @@ class Model(answer_lib.Asked):
       images: as in `encode_image`.
       videos: as in `encode_video`.
       frames: likewise, of each.
-      system: as in `Ask`.
+      system: as in `Request`.
 
     Raises:
       errors.GazeError: one can't be used, or there are too many.
     """
     self._check_sees()
-    prepared = ask_lib.prepare_units(
-      self.config, self.tokenizer, images, videos, frames, system
+    request = request_lib.Request(
+      "", images=images, videos=videos, frames=frames, system=system
     )
+    context, batch = conversation.opening(request, self.config, self.tokenizer)
+    budget = 0  # nothing here is routed
     return reading.read(
       self.params,
       self.config.model,
-      self._before(prepared),
-      prepared.batch,
-      0,  # nothing here is routed
-      views=prepared.views,
+      context,
+      batch,
+      budget,
       limits=self.limits,
-    ).context
+    )
 
   def generate(
     self,
@@ -108,32 +115,31 @@ class Model(answer_lib.Asked):
     """Answers one question.
 
     Args:
-      question: as in `Ask`.
+      question: as in `Request`.
       after: likewise.
       trace: whether to record where each token looked, for pictures.
-      **options: the other fields of `Ask`.
+      **options: the other fields of `Request`.
 
     Raises:
       errors.GazeError: the question can't be asked so; nothing is lost.
     """
-    ask = ask_lib.Ask(question, after, **options)
-    return self.generate_batch([ask], trace=trace)[0]
+    request = request_lib.Request(question, after, **options)
+    return self.generate_batch([request], trace=trace)[0]
 
   def generate_batch(
-    self, asks: Sequence[ask_lib.Ask], *, trace: bool = False
+    self, requests: Sequence[request_lib.Request], *, trace: bool = False
   ) -> list[answer_lib.Answer]:
     """Answers questions together; each answer is what it is alone.
 
     Args:
-      asks: one or more, of any mix.
+      requests: one or more, of any mix.
       trace: as in `generate`.
 
     Raises:
       errors.GazeError: one of them can't be asked so.
     """
-    rows = self._read(asks, trace)
-    decoding = self._decode(rows, trace)
-    texts = [answer_lib.Text(self.tokenizer, a.stop) for a in asks]
+    decoding = self._start(requests, trace)
+    texts = [answer_lib.AnswerText(self.tokenizer, r.stop) for r in requests]
     while True:
       for row, text in enumerate(texts):
         text.read(decoding.tokens(row))
@@ -144,14 +150,12 @@ class Model(answer_lib.Asked):
       if trace:
         decoding.step()
       else:
-        waits = any(a.stop for a in asks)
-        longest = max(a.max_tokens for a in asks)
+        waits = any(r.stop for r in requests)
+        longest = max(r.max_tokens for r in requests)
         decoding.run(_SEGMENT if waits else longest)
     return [
-      answer_lib.finish(
-        self, asks[i].question, i, decoding, texts[i], rows[i].budget
-      )
-      for i in range(len(asks))
+      answer_lib.finish(self, request, decoding, row, text)
+      for row, (request, text) in enumerate(zip(requests, texts, strict=True))
     ]
 
   def stream(
@@ -167,56 +171,52 @@ class Model(answer_lib.Asked):
     Raises:
       errors.GazeError: the question can't be asked so.
     """
-    ask = ask_lib.Ask(question, after, **options)
-    rows = self._read([ask], trace)
-    return answer_lib.Stream(
-      self, question, self._decode(rows, trace), ask.stop, rows[0].budget
+    request = request_lib.Request(question, after, **options)
+    return answer_lib.Stream(self, request, self._start([request], trace))
+
+  def _start(
+    self, requests: Sequence[request_lib.Request], trace: bool
+  ) -> engine.Decoding:
+    """Reads prompts, each on its own, so that no row depends on another."""
+    if not requests:
+      raise request_lib.RequestError("nothing is asked")
+    for request in requests:
+      request.check()
+    options = sampling.make(
+      len(requests),
+      **{name: [getattr(r, name) for r in requests] for name in sampling.NAMES},
     )
-
-  def _read(self, asks: Sequence[ask_lib.Ask], trace: bool) -> list[engine.Row]:
-    """Prompts read, each on its own, so that no row depends on another."""
-    if not asks:
-      raise turns.AskError("nothing is asked")
-    for ask in asks:
-      ask_lib.check(ask)
-      sampling.make(1, **_sampling(ask))
-    prepared = []
-    for ask in asks:
-      if ask.images or ask.videos:
+    turns = []
+    for request in requests:
+      if request.images or request.videos:
         self._check_sees()
-      prepared.append(ask_lib.prepare(ask, self.config, self.tokenizer))
-    return [
-      self._row(ask, p, trace) for ask, p in zip(asks, prepared, strict=True)
-    ]
-
-  def _row(
-    self, ask: ask_lib.Ask, prepared: ask_lib.Prepared, trace: bool
-  ) -> engine.Row:
-    model = self.config.model
-    before = self._before(prepared)
-    units = map(before.units.count, range(before.unit_count))
-    budget = ask_lib.budget(ask, self.config, (*units, *prepared.regions))
-    read = reading.read(
+      turns.append(conversation.next_turn(request, self.config, self.tokenizer))
+    prompts, budgets = [], []
+    for request, (context, batch) in zip(requests, turns, strict=True):
+      regions = context_lib.extended(context, batch).regions_per_unit
+      budgets.append(request.budget(self.config, regions))
+      prompts.append(
+        reading.read(
+          self.params,
+          self.config.model,
+          context,
+          batch,
+          budgets[-1],
+          room=request.max_tokens,
+          limits=self.limits,
+          trace=trace,
+        )
+      )
+    return engine.Decoding(
       self.params,
-      model,
-      before,
-      prepared.batch,
-      budget,
-      views=prepared.views,
-      room=ask.max_tokens,
-      limits=self.limits,
+      self.config.model,
+      prompts,
+      budgets,
+      max_tokens=[r.max_tokens for r in requests],
+      stop=self.tokenizer.ends,
+      sampling=options,
       trace=trace,
     )
-    return engine.Row(read, budget, max_tokens=ask.max_tokens, **_sampling(ask))
-
-  def _before(self, prepared: ask_lib.Prepared) -> context_lib.Context:
-    """What something is read after, with the conversation that it becomes."""
-    before = prepared.before or context_lib.empty(self.config.model)
-    return dataclasses.replace(before, talk=prepared.talk)
-
-  def _decode(self, rows: Sequence[engine.Row], trace: bool) -> engine.Decoding:
-    ends, model = self.tokenizer.ends, self.config.model
-    return engine.Decoding(self.params, model, rows, stop=ends, trace=trace)
 
   def _check_sees(self) -> None:
     if missing := {"vision", "projector"} - self.params.keys():
@@ -224,15 +224,6 @@ class Model(answer_lib.Asked):
         f"this model has no {', '.join(sorted(missing))}, and images need"
         " both; join a decoder and a tower with launch/convert.py --vision"
       )
-
-
-def _sampling(ask: ask_lib.Ask) -> dict[str, Any]:
-  return dict(
-    temperature=ask.temperature,
-    top_p=ask.top_p,
-    top_k=ask.sample_top_k,
-    seed=ask.seed,
-  )
 
 
 def load(
@@ -243,7 +234,7 @@ def load(
   """A model out of any directory that holds one.
 
   Compiled programs are kept in `~/.cache/gaze_jax` for the next process, or
-  where JAX_COMPILATION_CACHE_DIR says.
+  in JAX_COMPILATION_CACHE_DIR.
 
   Args:
     directory: a workdir of launch/train.py, a directory of launch/convert.py,

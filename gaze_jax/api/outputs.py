@@ -9,9 +9,9 @@ from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import model as model_lib
 from gaze_jax.decode import accounting
-from gaze_jax.decode import trace
 from gaze_jax.view import overlay
 from gaze_jax.view import viewer
+from gaze_jax.view import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Outputs:
       errors.GazeError: naming them.
     """
     decoder = model.config.model.decoder
-    trace.within(self.layers, decoder.depth, "layer")
-    trace.within(self.heads, decoder.query_heads, "head")
+    words.within(self.layers, decoder.depth, "layer")
+    words.within(self.heads, decoder.query_heads, "head")
 
   def write(
     self, answer: answer_lib.Answer, account: accounting.Accounting

@@ -27,8 +27,8 @@ from gaze_jax.api import model as model_lib
 from gaze_jax.data import images
 from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
-from gaze_jax.decode import trace
 from gaze_jax.models import cached
+from gaze_jax.view import words
 from gaze_jax.weights import store
 from gaze_jax.weights import tensors
 from gaze_jax.weights import writer
@@ -97,7 +97,7 @@ def load_context(
     )
   arrays = store.load(store.leaves_of(tensors.Tensors(folder)), dtype=None)
   views = tuple(
-    trace.View(
+    words.View(
       images.decode(folder / _view(i), model.config.data.max_pixels),
       np.array(regions),
     )
@@ -194,7 +194,7 @@ def _fingerprint(model: model_lib.Model) -> str:
 
 
 def _chosen(config: Any) -> dict[str, Any]:
-  """What a config says that the defaults do not, and that changes numbers.
+  """The fields of a config that are no default and change numbers.
 
   A default stands for what was there before its field: so a context outlives a
   new option.

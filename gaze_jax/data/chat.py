@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import tokenizers
 
 from gaze_jax.data import chat_files
-from gaze_jax.data import controls
+from gaze_jax.data import chat_template
+from gaze_jax.data import control_tokens
 from gaze_jax.data import messages
 from gaze_jax.data import samples
-from gaze_jax.data import templates
 
 _MARKS = {messages.IMAGE: "<image>", messages.VIDEO: "<video>"}
 # A word that no template has, and two that have no beginning in common.
@@ -47,7 +47,7 @@ class Chat:
     for name, number in files.token_ids.items():
       if token := tokenizer.id_to_token(number):
         tokens.setdefault(name, token)
-    self._template = templates.Template(files.template, self._name, tokens)
+    self._template = chat_template.Template(files.template, self._name, tokens)
     written = self._template.literals()
     marks = _MARKS | files.marks
     for kind, number in files.mark_ids.items():
@@ -58,37 +58,41 @@ class Chat:
       tokenizer.add_special_tokens([mark])
     self._marks = marks
     named = [*marks.values(), *tokens.values()]
-    self.controls = controls.Controls(tokenizer, written, named)
-    self.control_ids = frozenset(self.controls.ids.values())
-    self._kinds = {self.controls.ids[m]: kind for kind, m in marks.items()}
-    self._begin, self._bos = (), tokens.get("bos_token")
+    self.control_tokens = control_tokens.ControlTokens(
+      tokenizer, written, named
+    )
+    self.control_ids = frozenset(self.control_tokens.ids.values())
+    self._kinds = {
+      self.control_tokens.ids[m]: kind for kind, m in marks.items()
+    }
+    self._prefix, self._bos = (), tokens.get("bos_token")
     if files.whole:
-      self._begin = _begin(tokenizer, self._name)
+      self._prefix = _prefix_ids(tokenizer, self._name)
     rendered = files.template, sorted(tokens.items()), sorted(marks.items())
-    self.identity = repr((rendered, self._begin))
+    self.identity = repr((rendered, self._prefix))
     self._forms: dict[str, str] = {}
     self._find_forms(files.whole)
     self._find_end(tokenizer, tokens.get("eos_token"))
     self.lesson = functools.lru_cache(maxsize=8192)(self._lesson)
     self.opening = functools.lru_cache(maxsize=64)(self._opening)
 
-  def ask(self, talk: messages.Talk) -> messages.Flat:
+  def ask(self, talk: messages.Conversation) -> messages.Flat:
     """Ids of a conversation up to where an answer is to follow.
 
     Raises:
       samples.DataError: the template refuses it, or writes other marks.
     """
-    cut, pair = self._cut(talk)
-    text = self._render(cut, True)
+    safe, pair = self._protect(talk)
+    text = self._render(safe, True)
     if not self._systems and any(m.role == messages.SYSTEM for m in talk):
       raise samples.DataError(
         f"{self._name}: the chat template leaves a system text out, so none can"
         " be given"
       )
-    return self._flat(self._encode(text, pair).ids, talk)
+    return self._with_places(self._encode(text, pair).ids, talk)
 
   def learn(
-    self, talk: messages.Talk, *, last: bool = False
+    self, talk: messages.Conversation, *, last: bool = False
   ) -> messages.Lesson | None:
     """Ids of a conversation with its answers, and which of them are answers.
 
@@ -104,11 +108,11 @@ class Chat:
       samples.DataError: the template refuses it, writes other marks, or does
         not write an answer as it asks for one.
     """
-    cut, pair = self._cut(talk)
+    safe, pair = self._protect(talk)
     turns = [i for i, m in enumerate(talk) if m.role == messages.ASSISTANT]
     if last:
       turns = turns[-1:]
-    written = [self._written(cut, i) for i in turns]
+    written = [self._write_answer(safe, i) for i in turns]
     if len(turns) > 1 and not self._as_asked:
       return None
     whole, _, _ = written[-1]
@@ -117,12 +121,14 @@ class Chat:
     _, starts, stops = zip(*written, strict=True)
     encoded = self._encode(whole, pair, starts, stops)
     end = -1 if self._kept else self.end
-    ends = [-1] * (len(stops) - 1) + [end]  # others go on by the template
+    ends = [-1] * (len(stops) - 1) + [end]  # the template ends the others
     spans = map(messages.Span, encoded.starts, encoded.stops, ends)
-    flat = self._flat(encoded.ids, talk)[: encoded.stops[-1]]
+    flat = self._with_places(encoded.ids, talk)[: encoded.stops[-1]]
     return messages.Lesson(flat, tuple(spans))
 
-  def _written(self, talk: messages.Talk, turn: int) -> tuple[str, int, int]:
+  def _write_answer(
+    self, talk: messages.Conversation, turn: int
+  ) -> tuple[str, int, int]:
     """A conversation up to an answer: its text, and where the answer is.
 
     What precedes an answer is always what asks for it.
@@ -141,8 +147,8 @@ class Chat:
 
   def _lesson(self, images: int, question: str, answer: str) -> messages.Lesson:
     """`learn` of one question about so many images; it may be an old one."""
-    user = messages.asked(question, images)
-    return self.learn((user, messages.said(messages.ASSISTANT, answer)))
+    user = messages.question(question, images)
+    return self.learn((user, messages.plain(messages.ASSISTANT, answer)))
 
   def _opening(self, images: int, system: str | None = None) -> messages.Flat:
     """What all conversations begin with, up to the text of the question.
@@ -151,13 +157,11 @@ class Chat:
       images: how many stand before it.
       system: a system text; None for the template's own.
     """
-    begins = () if system is None else (messages.said(messages.SYSTEM, system),)
     shown = (messages.Part(messages.IMAGE),) * images
-    return self.before_question(
-      (*begins, messages.Message(messages.USER, shown))
-    )
+    user = messages.Message(messages.USER, shown)
+    return self.before_question((*messages.system(system), user))
 
-  def before_question(self, talk: messages.Talk) -> messages.Flat:
+  def before_question(self, talk: messages.Conversation) -> messages.Flat:
     """What a conversation begins with, whatever the question at its end.
 
     Args:
@@ -169,14 +173,20 @@ class Chat:
       self.ask((*begins, last._replace(parts=(*last.parts, word))))
       for word in words
     ]
-    return flats[0][: messages.common(flats)]
+    return flats[0][: messages.common_prefix(flats)]
 
-  def _render(self, talk: messages.Talk, ask: bool) -> str:
-    said = [
-      dict(role=m.role, content=self._content(m, self._forms.get(m.role)))
+  def _render(
+    self,
+    talk: messages.Conversation,
+    ask: bool,
+    forms: dict[str, str] | None = None,
+  ) -> str:
+    forms = forms or self._forms
+    plain = [
+      dict(role=m.role, content=self._content(m, forms.get(m.role)))
       for m in talk
     ]
-    return self._template.render(said, ask)
+    return self._template.render(plain, ask)
 
   def _content(self, message: messages.Message, form: str | None) -> str | list:
     """A message as the template wants it: a text, or a list of parts."""
@@ -184,28 +194,30 @@ class Chat:
       return [
         dict(type=messages.TEXT, text=p.text)
         if p.kind == messages.TEXT
-        else dict(type=self._shown_as(p.kind))
-        for p in messages.set_off(message.parts)
+        else dict(type=self._kind_of_mark(p.kind))
+        for p in messages.trim_around_images(message.parts)
       ]
     return "".join(
       p.text
       if p.kind in messages.TEXTS
-      else self._marks[self._shown_as(p.kind)]
-      for p in messages.on_lines(message.parts)
+      else self._marks[self._kind_of_mark(p.kind)]
+      for p in messages.images_on_lines(message.parts)
     )
 
-  def _shown_as(self, kind: str) -> str:
+  def _kind_of_mark(self, kind: str) -> str:
     return kind if self._videos else messages.IMAGE
 
-  def _cut(self, talk: messages.Talk) -> tuple[messages.Talk, str]:
+  def _protect(
+    self, talk: messages.Conversation
+  ) -> tuple[messages.Conversation, str]:
     """A conversation whose texts can't be taken for the template's own."""
     own = messages.OWN  # which is the template's to find
     texts = [p.text for m in talk for p in m.parts if p.kind != own]
-    cut = self.controls.cut(texts)
-    rest = iter(cut.texts)
+    safe, pair = self.control_tokens.protect(texts)
+    rest = iter(safe)
     of = lambda p: p if p.kind == own else p._replace(text=next(rest))
     talk = [m._replace(parts=tuple(map(of, m.parts))) for m in talk]
-    return tuple(talk), cut.pair
+    return tuple(talk), pair
 
   def _encode(
     self,
@@ -213,21 +225,23 @@ class Chat:
     pair: str,
     starts: Sequence[int] = (),
     stops: Sequence[int] = (),
-  ) -> controls.Encoded:
-    out = self.controls.encode(text, pair, starts, stops)
-    if not self._begin or (self._bos and text.startswith(self._bos)):
+  ) -> control_tokens.Encoded:
+    out = self.control_tokens.encode(text, pair, starts, stops)
+    if not self._prefix or (self._bos and text.startswith(self._bos)):
       return out
-    shift = lambda places: [p + len(self._begin) for p in places]
-    return controls.Encoded(
-      [*self._begin, *out.ids], shift(out.starts), shift(out.stops)
+    shift = lambda places: [p + len(self._prefix) for p in places]
+    return control_tokens.Encoded(
+      [*self._prefix, *out.ids], shift(out.starts), shift(out.stops)
     )
 
-  def _flat(self, ids: Sequence[int], talk: messages.Talk) -> messages.Flat:
+  def _with_places(
+    self, ids: Sequence[int], talk: messages.Conversation
+  ) -> messages.Flat:
     """Ids with the places of a conversation in the place of marks."""
     waiting: dict[str, list[messages.Place]] = {kind: [] for kind in _MARKS}
     for place in messages.places(talk):
       kind = talk[place.message].parts[place.part].kind
-      waiting[self._shown_as(kind)].append(place)
+      waiting[self._kind_of_mark(kind)].append(place)
     found = [self._kinds[i] for i in ids if i in self._kinds]
     for kind, places in waiting.items():
       if (written := found.count(kind)) != len(places):
@@ -247,50 +261,46 @@ class Chat:
     """How the template wants the messages of each role."""
     self._videos = False
     forms = ("list", "text") if whole else ("text", "list")
-    shown = messages.asked(_PROBE, 1)
-    word = messages.said(messages.USER, _PROBE)
-    fits = [f for f in forms if self._takes(messages.USER, f, (word,))]
+    shown = messages.question(_PROBE, 1)
+    word = messages.plain(messages.USER, _PROBE)
+    fits = [f for f in forms if self._accepts(messages.USER, f, (word,))]
     if not fits:
       self._render((word,), True)  # if it refuses, by its own words
       raise samples.DataError(
         f"{self._name}: the chat template does not say what the user says"
       )
     sees = [
-      f for f in fits if self._takes(messages.USER, f, (shown,), messages.IMAGE)
+      f
+      for f in fits
+      if self._accepts(messages.USER, f, (shown,), messages.IMAGE)
     ]
     self._forms[messages.USER] = (sees or fits)[0]
-    clip = messages.asked(_PROBE, 1, messages.VIDEO)
+    clip = messages.question(_PROBE, 1, messages.VIDEO)
     self._videos = True
-    self._videos = self._takes(
+    self._videos = self._accepts(
       messages.USER, self._forms[messages.USER], (clip,), messages.VIDEO
     )
-    user = messages.said(messages.USER, "a")
-    for role, talk in (
-      (messages.ASSISTANT, (user, messages.said(messages.ASSISTANT, _PROBE))),
-      (messages.SYSTEM, (messages.said(messages.SYSTEM, _PROBE), user)),
-    ):
-      first = self._forms[messages.USER]
-      other = "list" if first == "text" else "text"
-      fits = [f for f in (first, other) if self._takes(role, f, talk)]
+    user = messages.plain(messages.USER, "a")
+    first = self._forms[messages.USER]
+    other = "list" if first == "text" else "text"
+    for role in (messages.ASSISTANT, messages.SYSTEM):
+      talk = (user, messages.plain(role, _PROBE))
+      talk = talk if role == messages.ASSISTANT else talk[::-1]
+      fits = [f for f in (first, other) if self._accepts(role, f, talk)]
       self._forms[role] = fits[0] if fits else first
       self._systems = bool(fits)  # of the last one
 
-  def _takes(
-    self, role: str, form: str, talk: messages.Talk, kind: str = ""
+  def _accepts(
+    self,
+    role: str,
+    form: str,
+    talk: messages.Conversation,
+    kind: str = "",
   ) -> bool:
     """Whether the template writes a probe, and a mark, as they should be."""
-    said = [
-      dict(
-        role=m.role,
-        content=self._content(
-          m, form if m.role == role else self._forms.get(m.role)
-        ),
-      )
-      for m in talk
-    ]
     try:
-      text = self._template.render(said, False)
-    except templates.TemplateError:
+      text = self._render(talk, False, self._forms | {role: form})
+    except chat_template.TemplateError:
       return False
     if kind and text.count(self._marks[kind]) != 1:
       return False
@@ -299,10 +309,10 @@ class Chat:
 
   def _find_end(self, tokenizer: tokenizers.Tokenizer, eos: str | None) -> None:
     """What the template puts around an answer, and what ends one."""
-    user = messages.said(messages.USER, "a")
+    user = messages.plain(messages.USER, "a")
     asked = self._render((user,), True)
     whole = self._render(
-      (user, messages.said(messages.ASSISTANT, _PROBE)), False
+      (user, messages.plain(messages.ASSISTANT, _PROBE)), False
     )
     before, found, self._tail = whole.rpartition(_PROBE)
     if not found:
@@ -313,7 +323,7 @@ class Chat:
     lead = before.removeprefix(asked) if self._as_asked else ""
     # Where but white space differs, answers are learned as they are asked for.
     self._as_asked |= before.split() != asked.split()
-    end = self.controls.first(self._tail)
+    end = self.control_tokens.first(self._tail)
     self._kept = end[1] if end else 0
     number = end[0] if end else eos and tokenizer.token_to_id(eos)
     if number is None:
@@ -326,11 +336,11 @@ class Chat:
     # Where the decoder itself takes a space away there is none to take.
     encoded = self._encode(whole, "", [len(asked)], [len(before + _PROBE)])
     answer = encoded.ids[encoded.starts[0] : encoded.stops[0]]
-    told = tokenizer.decode(answer, skip_special_tokens=False)
-    self.lead = lead if lead.isspace() and told == lead + _PROBE else ""
+    decoded = tokenizer.decode(answer, skip_special_tokens=False)
+    self.lead = lead if lead.isspace() and decoded == lead + _PROBE else ""
 
 
-def _begin(tokenizer: tokenizers.Tokenizer, name: str) -> tuple[int, ...]:
+def _prefix_ids(tokenizer: tokenizers.Tokenizer, name: str) -> tuple[int, ...]:
   """What a tokenizer puts before a text by itself.
 
   Raises:

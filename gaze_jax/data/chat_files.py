@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer.json say of chats, as in transformers.
+"""Reads the files beside a tokenizer.json that define chats, as transformers.
 
   processor_config.json    chat_template; image_token, video_token
   chat_template.json       chat_template, of older processors
@@ -70,8 +70,8 @@ def beside(file: pathlib.Path) -> ChatFiles:
   settings = _read(folder / "tokenizer_config.json")
   whole = _is_whole(config, settings)
   template, where = _template(folder, processor, settings, whole)
-  said = _said(folder, settings)
-  tokens = _tokens(said)
+  merged = _with_older_file(folder, settings)
+  tokens = _tokens(merged)
   marks, ids = {}, {}
   for kind in ("image", "video"):
     name = f"{kind}_token"
@@ -85,7 +85,7 @@ def beside(file: pathlib.Path) -> ChatFiles:
     template=template,
     template_file=str(where or ""),
     tokens=tokens,
-    token_ids=_token_ids(said, config),
+    token_ids=_token_ids(merged, config),
     added=_added(folder, settings, tokens),
     marks=marks,
     mark_ids=ids,
@@ -149,30 +149,30 @@ def _template(
     (single, named or None),
     (folder / "tokenizer_config.json", settings.get("chat_template")),
   ]
-  for place, said in places:
-    if said is not None:
-      return _default(said, place), place
+  for place, template in places:
+    if template is not None:
+      return _default(template, place), place
   return None, None
 
 
-def _default(said: Any, place: pathlib.Path) -> str:
+def _default(template: Any, place: pathlib.Path) -> str:
   """The template that is meant where several have names."""
-  if isinstance(said, list):
-    pairs = [t if isinstance(t, dict) else {} for t in said]
-    said = {t.get("name"): t.get("template") for t in pairs}
-  if isinstance(said, dict):
-    if "default" not in said:
-      names = ", ".join(sorted(map(str, said)))
+  if isinstance(template, list):
+    pairs = [t if isinstance(t, dict) else {} for t in template]
+    template = {t.get("name"): t.get("template") for t in pairs}
+  if isinstance(template, dict):
+    if "default" not in template:
+      names = ", ".join(sorted(map(str, template)))
       raise samples.DataError(
         f"{place}: several chat templates ({names}), and none of them is the"
         ' default; name the one to use "default"'
       )
-    said = said["default"]
-  if not isinstance(said, str):
+    template = template["default"]
+  if not isinstance(template, str):
     raise samples.DataError(
-      f"{place}: a chat template is a text, got {type(said).__name__}"
+      f"{place}: a chat template is a text, got {type(template).__name__}"
     )
-  return said
+  return template
 
 
 def _content(token: Any) -> str | None:
@@ -182,32 +182,36 @@ def _content(token: Any) -> str | None:
   return token if isinstance(token, str) else None
 
 
-def _said(folder: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
-  """What the files say of a tokenizer, the older one included."""
+def _with_older_file(
+  folder: pathlib.Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+  """tokenizer_config.json, with special_tokens_map.json where that counts."""
   if "added_tokens_decoder" in settings:
     return settings
   return settings | _read(folder / "special_tokens_map.json")
 
 
-def _tokens(said: dict[str, Any]) -> dict[str, str]:
+def _tokens(settings: dict[str, Any]) -> dict[str, str]:
   """Tokens by the names that templates know them by."""
-  extra = said.get("extra_special_tokens")
-  out = {k: _content(v) for k, v in said.items() if k.endswith("_token")}
+  extra = settings.get("extra_special_tokens")
+  out = {k: _content(v) for k, v in settings.items() if k.endswith("_token")}
   if isinstance(extra, dict):
     out |= {k: _content(v) for k, v in extra.items()}
   return {k: v for k, v in out.items() if v is not None}
 
 
-def _token_ids(said: dict[str, Any], config: dict[str, Any]) -> dict[str, int]:
+def _token_ids(
+  settings: dict[str, Any], config: dict[str, Any]
+) -> dict[str, int]:
   """Tokens that a class of transformers knows by itself, from the config."""
-  if str(said.get("tokenizer_class")).removesuffix("Fast") in _PLAIN:
+  if str(settings.get("tokenizer_class")).removesuffix("Fast") in _PLAIN:
     return {}
   text = config.get("text_config")
   ids = (text if isinstance(text, dict) else {}) | config
   return {
     f"{name}_token": ids[f"{name}_token_id"]
     for name in ("bos", "eos")
-    if f"{name}_token" not in said
+    if f"{name}_token" not in settings
     and isinstance(ids.get(f"{name}_token_id"), int)
   }
 

@@ -32,10 +32,10 @@ from gaze_jax import fingerprint
 from gaze_jax import plugins
 from gaze_jax.data import images
 from gaze_jax.data import json_rows
+from gaze_jax.data import llava_record
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.data import turns
 from gaze_jax.data import units
 from gaze_jax.layout import row as row_lib
 from gaze_jax.layout import tiles
@@ -101,7 +101,7 @@ class LlavaJson:
     for row in rows:
       try:
         record = self._checked(row)
-      except turns.SkipError as skip:
+      except llava_record.SkipError as skip:
         self._skip(_name_of(row), skip)
         continue
       self._records.append(record)
@@ -161,7 +161,7 @@ class LlavaJson:
         return record.sample
       try:
         decoded = self._decoded(record)
-      except turns.SkipError as skip:
+      except llava_record.SkipError as skip:
         self._state[i] = _BAD
         self._skip(record.name, skip)
         self._check_share()
@@ -174,7 +174,7 @@ class LlavaJson:
     try:
       out = tuple(images.decode(p, self._max_pixels) for p in record.paths)
     except images.ImageError as error:
-      raise turns.SkipError("corrupt image", str(error)) from None
+      raise llava_record.SkipError("corrupt image", str(error)) from None
     sizes = tuple(image.shape[:2] for image in out)
     if sizes != record.sizes:  # the file was changed since
       self._check_fits(record.sample, sizes)
@@ -187,11 +187,11 @@ class LlavaJson:
       if self._fits is not None:
         self._fits(sample, sizes)
     except row_lib.LayoutError as error:
-      raise turns.SkipError("too long", str(error)) from None
+      raise llava_record.SkipError("too long", str(error)) from None
     except samples.DataError as error:
-      raise turns.SkipError("'system' turn", str(error)) from None
+      raise llava_record.SkipError("'system' turn", str(error)) from None
 
-  def _skip(self, name: str, skip: turns.SkipError) -> None:
+  def _skip(self, name: str, skip: llava_record.SkipError) -> None:
     first = not self._reasons[skip.reason]
     self._reasons[skip.reason] += 1
     self._skipped[name] = _one_line(f"{skip.reason}: {skip}")
@@ -218,11 +218,13 @@ class LlavaJson:
 
   def _checked(self, row: json_rows.Row) -> _Record:
     if row.error:
-      raise turns.SkipError("not JSON", row.error)
+      raise llava_record.SkipError("not JSON", row.error)
     try:
-      talk = turns.read(row.value)
+      talk = llava_record.read(row.value)
     except RecursionError:
-      raise turns.SkipError("not JSON", "it is nested too deep") from None
+      raise llava_record.SkipError(
+        "not JSON", "it is nested too deep"
+      ) from None
     sample = samples.Sample((), conversation=talk.turns, system=talk.system)
     found = [self._image(name) for name in talk.images]
     paths, sizes = zip(*found, strict=True) if found else ((), ())
@@ -238,8 +240,10 @@ class LlavaJson:
       large = "the limit is" in str(error)
       kind = str(mimetypes.guess_type(path)[0]).split("/")[0]
       if not large and kind in ("video", "audio"):
-        raise turns.SkipError(kind, f"{path} is named as an image") from None
-      raise turns.SkipError(
+        raise llava_record.SkipError(
+          kind, f"{path} is named as an image"
+        ) from None
+      raise llava_record.SkipError(
         "image too large" if large else "corrupt image", str(error)
       ) from None
 
@@ -258,13 +262,13 @@ class LlavaJson:
       # Links inside the folder are the user's own; ".." in the JSON is not.
       path = os.path.normpath(os.path.join(self._folder, one))
       if os.path.commonpath([path, self._folder]) != self._folder:
-        raise turns.SkipError(
+        raise llava_record.SkipError(
           "image outside the folder", f"{name} leads out of {self._folder}"
         )
       if os.path.isfile(path):
         return path
     path = os.path.join(self._folder, name)
-    raise turns.SkipError(
+    raise llava_record.SkipError(
       "missing image", f"{path} is a folder" if os.path.isdir(path) else path
     )
 

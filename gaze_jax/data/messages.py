@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 TEXT, IMAGE, VIDEO = "text", "image", "video"
-OWN = "own"  # a control token that the model itself said, in its own answer
+OWN = "own"  # a control token that the model itself generated
 TEXTS = (TEXT, OWN)
 MARKED = {"<image>": IMAGE}
 
@@ -15,7 +15,8 @@ class Part(NamedTuple):
   """A part of a message: a text, or an image or video of so many units.
 
   A template looks for some control tokens in an answer: for the end of what was
-  thought. It finds those that the model said, and none that a text spells out.
+  thought. It finds those that the model generated, and none that a
+  text spells out.
   """
 
   kind: str
@@ -24,17 +25,17 @@ class Part(NamedTuple):
 
 
 class Message(NamedTuple):
-  """What one side says."""
+  """What one side writes."""
 
   role: str
   parts: tuple[Part, ...]
 
 
-Talk = tuple[Message, ...]
+Conversation = tuple[Message, ...]
 
 
 def marked(text: str, kinds: Mapping[str, str] = MARKED) -> Message:
-  """What a user says, in which each `<image>` stands for an image.
+  """A question in which each `<image>` stands for an image.
 
   Args:
     text: with marks.
@@ -62,7 +63,7 @@ class Span(NamedTuple):
   """An answer among ids, what ends it included, and the id that ends it.
 
   `end` is -1 where the answer's own last id ends it, and else an id that the
-  template never writes: a model says it all the same.
+  template never writes and a model generates all the same.
   """
 
   start: int
@@ -82,18 +83,23 @@ class Lesson(NamedTuple):
   spans: tuple[Span, ...]
 
 
-def said(role: str, text: str) -> Message:
+def plain(role: str, text: str) -> Message:
   """A message of text alone."""
   return Message(role, (Part(TEXT, text),))
 
 
-def asked(question: str, shown: int = 0, kind: str = IMAGE) -> Message:
-  """A question about so many images or videos, which stand before it."""
-  return Message(USER, (*(Part(kind),) * shown, Part(TEXT, question)))
+def question(text: str, shown: int = 0, kind: str = IMAGE) -> Message:
+  """A question after `shown` images or videos."""
+  return Message(USER, (*(Part(kind),) * shown, Part(TEXT, text)))
 
 
-def places(talk: Talk) -> list[Place]:
-  """Where the images and videos of a conversation are, in its own order."""
+def system(text: str | None) -> Conversation:
+  """What a system text adds to the start of a conversation."""
+  return () if text is None else (plain(SYSTEM, text),)
+
+
+def places(talk: Conversation) -> list[Place]:
+  """Places of the images and videos of a conversation, in order."""
   return [
     Place(i, j)
     for i, message in enumerate(talk)
@@ -102,8 +108,8 @@ def places(talk: Talk) -> list[Place]:
   ]
 
 
-def common(flats: Sequence[Sequence[int | Place]]) -> int:
-  """How many items sequences begin with alike."""
+def common_prefix(flats: Sequence[Sequence[int | Place]]) -> int:
+  """How many first items the sequences share."""
   first, *rest = flats
   length = min(map(len, flats))
   for i in range(length):
@@ -112,7 +118,7 @@ def common(flats: Sequence[Sequence[int | Place]]) -> int:
   return length
 
 
-def set_off(parts: Sequence[Part]) -> list[Part]:
+def trim_around_images(parts: Sequence[Part]) -> list[Part]:
   """Texts without the white space that sets an image off; OWN is text here."""
   out: list[Part] = []
   for part in parts:
@@ -127,7 +133,7 @@ def set_off(parts: Sequence[Part]) -> list[Part]:
   return [p for p in out if p.text or p.kind != TEXT or len(out) == 1]
 
 
-def on_lines(parts: Sequence[Part]) -> list[Part]:
+def images_on_lines(parts: Sequence[Part]) -> list[Part]:
   """Parts with a line break between the images in front and the text."""
   texts = [i for i, part in enumerate(parts) if part.kind in TEXTS]
   first = texts[0] if texts else 0

@@ -56,7 +56,7 @@ def turn(
   """
   chat = tokenizer.chat
   if answer is None:
-    flat = chat.ask((messages.asked(question, images),))
+    flat = chat.ask((messages.question(question, images),))
     lesson = messages.Lesson(flat, ())
   else:
     lesson = chat.lesson(images, question, answer)
@@ -84,8 +84,7 @@ def prompt(
   Raises:
     samples.DataError: the template does not take it.
   """
-  begins = () if system is None else (messages.said(messages.SYSTEM, system),)
-  talk = (*begins, messages.asked(question, len(images)))
+  talk = (*messages.system(system), messages.question(question, len(images)))
   return parts_of(tokenizer.chat.ask(talk), images)
 
 
@@ -175,7 +174,7 @@ def _conversation(
     return _laid(lesson, images, 0, 0, 0)
   ends = [i + 1 for i, m in enumerate(talk) if m.role == messages.ASSISTANT]
   lessons = [chat.learn(talk[:end], last=True) for end in ends]
-  cut = messages.common([lesson.flat for lesson in lessons])
+  cut = messages.common_prefix([lesson.flat for lesson in lessons])
   cut = min(cut, lessons[0].spans[0].start - 1)  # no answer begins a branch
   if any(isinstance(x, messages.Place) for x in lessons[-1].flat[cut:]):
     raise samples.DataError(
@@ -185,14 +184,14 @@ def _conversation(
   return _branches(lessons, images, cut)
 
 
-def talk_of(sample: samples.Sample) -> messages.Talk:
+def talk_of(sample: samples.Sample) -> messages.Conversation:
   """The conversation of a sample; `<image>` in a question is an image."""
   out = []
   if sample.system is not None:
-    out.append(messages.said(messages.SYSTEM, sample.system))
+    out.append(messages.plain(messages.SYSTEM, sample.system))
   for t in sample.conversation:
     out.append(messages.marked(t.question))
-    out.append(messages.said(messages.ASSISTANT, t.answer))
+    out.append(messages.plain(messages.ASSISTANT, t.answer))
   return tuple(out)
 
 
@@ -245,7 +244,7 @@ def shared_items(
   """
   chat = tokenizer.chat
   opening = chat.opening(images)
-  most = messages.common([opening, *(lesson.flat for lesson in lessons)])
+  most = messages.common_prefix([opening, *(lesson.flat for lesson in lessons)])
   seen = [i for i, x in enumerate(opening) if isinstance(x, messages.Place)]
   if not seen:
     return most

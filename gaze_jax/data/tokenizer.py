@@ -17,10 +17,10 @@ from gaze_jax import json_file
 from gaze_jax import plugins
 from gaze_jax.data import chat as chat_lib
 from gaze_jax.data import chat_files
-from gaze_jax.data import ends as ends_lib
+from gaze_jax.data import detokenizer as detokenizer_lib
 from gaze_jax.data import messages
 from gaze_jax.data import samples
-from gaze_jax.data import spelling as spelling_lib
+from gaze_jax.data import stop_tokens
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 USER, ASSISTANT, IMAGE = "<user>", "<assistant>", "<image>"
@@ -97,7 +97,7 @@ class Tokenizer:
       files = chat_files.ChatFiles(template=template, template_file=source)
       return cls(tokenizers.Tokenizer.from_str(text), source, files)
     file = pathlib.Path(source) if source else SHIPPED
-    ends = ends_lib.beside(file)
+    ends = stop_tokens.beside(file)
     return cls(read(file), str(file), chat_files.beside(file), ends)
 
   def __reduce__(self):
@@ -138,9 +138,9 @@ class Tokenizer:
     texts = self._tokenizer.decode_batch(
       [[i] for i in ids], skip_special_tokens=False
     )
-    said = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+    encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
     out = hashlib.sha256(self.chat.identity.encode())
-    for i, one in zip(ids, said, strict=True):
+    for i, one in zip(ids, encoded, strict=True):
       out.update(repr((self._tokenizer.id_to_token(i), one.ids)).encode())
     return out.hexdigest()[:32]
 
@@ -162,15 +162,15 @@ class Tokenizer:
   def _encode(self, text: str) -> tuple[int, ...]:
     if not text:
       return ()
-    return tuple(self.chat.controls.plain(self.chat.lead + text))
+    return tuple(self.chat.control_tokens.plain(self.chat.lead + text))
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids up to the end of an answer, without special tokens."""
     return "".join(text or "" for text in self.pieces(ids))
 
-  def spelling(self) -> spelling_lib.Spelling:
-    """For the text of ids that come one by one; its parts make `decode`."""
-    return spelling_lib.Spelling(self._tokenizer, self.chat.lead)
+  def detokenizer(self) -> detokenizer_lib.Detokenizer:
+    """Gives the text of ids that come one by one; joined it is `decode`."""
+    return detokenizer_lib.Detokenizer(self._tokenizer, self.chat.lead)
 
   def pieces(self, ids: Sequence[int]) -> list[str | None]:
     """What each id adds to the text; joined they are `decode` of all.
@@ -179,23 +179,23 @@ class Tokenizer:
       "" where a character is not whole yet, which comes with its last id; None
       for an id that shows nothing.
     """
-    spelling = self.spelling()
+    detokenizer = self.detokenizer()
     out: list[str | None] = []
     for i in ids:
       if i in self.ends:
         break
-      out.append(spelling.add(i))
-    if rest := spelling.rest:
+      out.append(detokenizer.add(i))
+    if rest := detokenizer.rest:
       last = max(n for n, text in enumerate(out) if text is not None)
       out[last] += rest
     return out + [None] * (len(ids) - len(out))
 
   def answer(self, ids: Sequence[int], text: str) -> messages.Message:
-    """What a model said, as a message of a conversation that goes on.
+    """An answer as a message, for the next turn of its conversation.
 
     Args:
       ids: its tokens.
-      text: as much of their text as was told.
+      text: as much of their text as belongs to the answer.
     """
     parts, left = [], len(text)
     for i, piece in zip(ids, self.pieces(ids), strict=True):

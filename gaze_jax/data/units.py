@@ -161,7 +161,7 @@ def _map(f: Callable[..., np.ndarray], *pixels: Pixels) -> Pixels:
 
 
 def _whole(image: np.ndarray, model: config_lib.ModelConfig) -> Pixels:
-  """An image that is not cut up: one tile, or with NaFlex its patches."""
+  """An image as it is: one tile, or with NaFlex its patches."""
   vision = model.vision
   one = naflex if vision.max_patches else images_lib
   return _map(lambda x: x[None], one.preprocess(image, vision))

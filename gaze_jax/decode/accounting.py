@@ -55,7 +55,7 @@ class Accounting:
     """Unique entries per KV head over visual tokens."""
     return self.unique_entries_per_kv_head / max(self.visual_tokens, 1)
 
-  def rows(self) -> dict[str, str]:
+  def figures(self) -> dict[str, str]:
     """The figures by name, for people."""
     return {
       "visual tokens": str(self.visual_tokens),
@@ -71,7 +71,7 @@ class Accounting:
 
   def text(self) -> str:
     """The figures as lines for a terminal."""
-    return "\n".join(f"{k:28s} {v}" for k, v in self.rows().items())
+    return "\n".join(f"{k:28s} {v}" for k, v in self.figures().items())
 
   def as_dict(self) -> dict[str, Any]:
     """The figures as numbers, fit for JSON."""
@@ -84,7 +84,8 @@ class Accounting:
 def account(
   params: mllm.Params,
   config: config_lib.ModelConfig,
-  said: engine.Said,
+  context: context_lib.Context,
+  entries: tuple[float, float],
   *,
   budget: int,
 ) -> Accounting:
@@ -93,17 +94,17 @@ def account(
   Args:
     params: as in `mllm.apply`.
     config: static.
-    said: the answer.
+    context: the prompt and its answer.
+    entries: as `engine.Decoding.entries`.
     budget: K that it was given with.
   """
-  context = said.context
   own = context.context_tokens(config.gaze)
   gaze, dense = _time(params, config, context, budget)
   visual = context.cache.visual
   return Accounting(
     visual_tokens=context.visual_tokens,
-    entries_per_query_head=said.read[0] + own,
-    unique_entries_per_kv_head=said.read[1] + own,
+    entries_per_query_head=entries[0] + own,
+    unique_entries_per_kv_head=entries[1] + own,
     kv_bytes=visual.k.nbytes + visual.v.nbytes,
     descriptor_bytes=visual.descriptors.nbytes,
     gaze_milliseconds=gaze,
@@ -122,15 +123,15 @@ def _time(
   dense = dataclasses.replace(config.gaze, dense_layers=every_layer)
   configs = (config, dataclasses.replace(config, gaze=dense))
   cache = context_lib.reserve(
-    context_lib.at(context),
+    context_lib.current_cache(context),
     regions=len(context.sizes),
     slots=context.length + 1,
   )
-  rules = loop.Rules(
+  options = loop.Options(
     budget=np.full(1, budget, np.int32),
     sampling=sampling.make(1),
     stop=np.zeros(1, np.int32),
-    most=np.ones(1, np.int32),
+    max_tokens=np.ones(1, np.int32),
     sizes=np.zeros((1, cache.visual.valid.shape[1]), np.float32),
   )
   # A row that is done: every step reads the same token at the same place.
@@ -139,18 +140,18 @@ def _time(
     tokens=jnp.zeros((1, engine.TOKENS), jnp.int32),
     count=jnp.ones(1, jnp.int32),
     done=jnp.ones(1, bool),
-    read=jnp.zeros((1, 2)),
+    entries=jnp.zeros((1, 2)),
   )
   # Where the cache is, as what comes out of a step: one program for both.
   carry = jax.device_put(carry, cache.k.sharding)
   decoder = {"decoder": params["decoder"]}
-  seen: tuple[list[float], list[float]] = ([], [])
+  spent: tuple[list[float], list[float]] = ([], [])
   began = None
   for i in range(_ROUNDS + _LEAST):
-    for c, times in zip(configs, seen, strict=True):
+    for c, times in zip(configs, spent, strict=True):
       start = time.perf_counter()
       carry, _ = loop.step_program(
-        decoder, c, cache.visual, carry, rules, greedy=True
+        decoder, c, cache.visual, carry, options, greedy=True
       )
       jax.block_until_ready(carry)
       if i >= _LEAST:  # the first calls compile and warm up
@@ -158,4 +159,4 @@ def _time(
     began = began or time.perf_counter()
     if i >= 2 * _LEAST and time.perf_counter() - began > _SECONDS:
       break
-  return statistics.median(seen[0]), statistics.median(seen[1])
+  return statistics.median(spent[0]), statistics.median(spent[1])

@@ -16,7 +16,6 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.decode import programs
-from gaze_jax.decode import trace
 from gaze_jax.layout import tiles
 from gaze_jax.models import cached
 
@@ -31,7 +30,7 @@ class LimitError(errors.GazeError):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """One row that was read.
+  """What was read.
 
   Attributes:
     cache: `DecodeCache` of B = 1; its length and position are those below.
@@ -39,11 +38,13 @@ class Context:
     position: RoPE position of the next token.
     sizes: visual tokens of each region.
     units: the unit of each region.
-    views: what each unit shows.
-    pending: tokens that were said and not read yet.
+    pending: tokens that were generated and not read yet.
     ids: what was read, in order: ids of text, and UNIT for each unit.
-    talk: the conversation that this is (`data/messages.py`); whoever asks keeps
-      it here.
+    views: what each unit shows (`view/words.py`), kept here for who asks.
+    talk: the conversation (`data/messages.py`), likewise.
+    logits: float32 [1, V] after the last token of a prompt; None after a unit
+      or an answer.
+    trace: `Trace` of that token, [N, 1, 1, Q, R]; None likewise.
   """
 
   cache: types.DecodeCache
@@ -51,15 +52,22 @@ class Context:
   position: int = 0
   sizes: tuple[int, ...] = ()
   units: tuple[int, ...] = ()
-  views: tuple[trace.View, ...] = ()
   pending: tuple[int, ...] = ()
   ids: tuple[int, ...] = ()
+  views: tuple[Any, ...] = ()
   talk: tuple[Any, ...] = ()
+  logits: jax.Array | None = None
+  trace: types.Trace | None = None
 
   @property
   def unit_count(self) -> int:
     """Images, tiles and frames."""
     return self.units[-1] + 1 if self.units else 0
+
+  @property
+  def regions_per_unit(self) -> tuple[int, ...]:
+    """How many regions each unit has."""
+    return tuple(np.bincount(np.array(self.units, int)).tolist())
 
   @property
   def visual_tokens(self) -> int:
@@ -129,8 +137,8 @@ def reserve(
   always, so that the copy can be donated.
   """
   have = cache.visual.valid.shape[1]
-  regions = max(programs.up(regions, _REGIONS), have)
-  slots = max(programs.up(slots, _SLOTS), cache.k.shape[3])
+  regions = max(programs.bucket(regions, _REGIONS), have)
+  slots = max(programs.bucket(slots, _SLOTS), cache.k.shape[3])
   visual, frozen = cache.visual, cache.frozen
   if regions > have:
     visual = _more_pages(visual, regions - have)
@@ -166,7 +174,7 @@ def _pad(x: jax.Array, axis: int, room: int) -> jax.Array:
   return jnp.pad(x, width)
 
 
-def at(context: Context) -> types.DecodeCache:
+def current_cache(context: Context) -> types.DecodeCache:
   """The cache at the context's length: what was read past it is forgotten."""
   return dataclasses.replace(
     context.cache,
@@ -175,7 +183,39 @@ def at(context: Context) -> types.DecodeCache:
   )
 
 
-def back(context: Context, items: int) -> Context:
+def extended(context: Context, batch: types.Batch) -> Context:
+  """The context once a row is read, but for its cache and logits.
+
+  Args:
+    context: what came before.
+    batch: `Batch` of one row, the trunk of one sample, in numpy.
+  """
+  role, unit, tokens, pages = (
+    np.asarray(x)[0]
+    for x in (
+      *(batch.layout.role, batch.layout.unit, batch.tokens),
+      batch.region_slots,
+    )
+  )
+  filled, text = role != types.Role.PAD, role == types.Role.TEXT
+  pages = pages[(pages >= 0).any(1)]
+  begins = (unit >= 0) & (unit != np.append(-1, unit[:-1]))
+  items = np.where(text, tokens, UNIT)[text | begins]
+  linear = filled & (role != types.Role.VISUAL)
+  new_units = unit[pages[:, 0]] + context.unit_count
+  pending = len(context.pending)
+  return dataclasses.replace(
+    context,
+    length=context.length + pending + int(linear.sum()),
+    position=context.position + pending + int(filled.sum()),
+    sizes=(*context.sizes, *map(int, (pages >= 0).sum(1))),
+    units=(*context.units, *map(int, new_units)),
+    pending=(),
+    ids=(*context.ids, *context.pending, *items.tolist()),
+  )
+
+
+def truncated(context: Context, items: int) -> Context:
   """The context up to the first `items` of its `ids`; the rest is text."""
   gone = len(context.ids) - items
   return dataclasses.replace(
@@ -200,43 +240,23 @@ def stack(caches: list[types.DecodeCache], rows: int) -> types.DecodeCache:
   caches = [reserve(c, regions=regions, slots=slots) for c in caches]
   nothing = jax.tree.map(jnp.zeros_like, caches[0])
   caches += [nothing] * (rows - len(caches))
-  # Rows are the first axis of what is one for all layers, else the second.
-  first = lambda *xs: jnp.concatenate(xs, axis=0)
-  second = lambda *xs: jnp.concatenate(xs, axis=1)
-  out = jax.tree.map(second, *(_layered(c) for c in caches))
-  one = jax.tree.map(first, *(_unlayered(c) for c in caches))
-  visual = dataclasses.replace(out.visual, valid=one["valid"], unit=one["unit"])
-  return dataclasses.replace(
-    out, visual=visual, length=one["length"], position=one["position"]
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *xs: jnp.concatenate(xs, axis=_row_axis(path)), *caches
   )
 
 
 def row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
   """One row of the text and context of a batch; its pages are left out."""
-  cut = lambda x: x[:, number : number + 1]
-  frozen = None if cache.frozen is None else cut(cache.frozen)
-  return types.DecodeCache(
-    visual=None,
-    k=cut(cache.k),
-    v=cut(cache.v),
-    length=cache.length[number : number + 1],
-    position=cache.position[number : number + 1],
-    frozen=frozen,
+  one = slice(number, number + 1)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x[:, one] if _row_axis(path) else x[one],
+    dataclasses.replace(cache, visual=None),
   )
 
 
-def _layered(cache: types.DecodeCache) -> types.DecodeCache:
-  visual = dataclasses.replace(cache.visual, valid=None, unit=None)
-  return dataclasses.replace(cache, visual=visual, length=None, position=None)
-
-
-def _unlayered(cache: types.DecodeCache) -> dict[str, jax.Array]:
-  return dict(
-    valid=cache.visual.valid,
-    unit=cache.visual.unit,
-    length=cache.length,
-    position=cache.position,
-  )
+def _row_axis(path: tuple[Any, ...]) -> int:
+  """The axis of B: the first of what all layers share, else the second."""
+  return int(path[-1].name not in ("valid", "unit", "length", "position"))
 
 
 def as_numpy(sizes: tuple[int, ...], regions: int) -> np.ndarray:

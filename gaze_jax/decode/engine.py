@@ -1,4 +1,4 @@
-"""Decodes rows that were read, together: at once or token by token."""
+"""Answers several prompts together: at once, or token by token."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,9 +12,7 @@ from gaze_jax import types
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import loop
 from gaze_jax.decode import programs
-from gaze_jax.decode import reading
 from gaze_jax.decode import sampling as sampling_lib
-from gaze_jax.decode import trace as trace_lib
 from gaze_jax.models import mllm
 
 # Answers come in buffers of so many tokens, or 1.5 times, twice, ... as many.
@@ -22,110 +20,137 @@ TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """A prompt that was read, and how it is to be answered.
+class Step:
+  """One generated token, and what the query that predicted it looked at.
 
   Attributes:
-    read: the prompt. Its text cache is written into where it is decoded
-      alone: read it again to decode it again.
-    budget: K, in the unit of `gaze.budget`.
-    max_tokens: at most so many tokens; the prompt was read with this room.
-    temperature: 0 is greedy; this and the next three as in `sampling.make`.
-    top_p: see there.
-    top_k: see there: likeliest tokens, not regions.
-    seed: see there.
+    token: its id.
+    chosen: bool [N, Q, R], the regions read, per layer and query head.
+    scores: float32 [N, Q, R], the routing scores; anything where there is no
+      region. None when they were not recorded.
+    dense: float32 [N, Q, R], the mass that dense attention of the same query
+      would give each region; a head's sum over R is at most 1, the rest is
+      text and context tokens. None when it was not recorded.
   """
 
-  read: reading.Read
-  budget: int
-  max_tokens: int = TOKENS
-  temperature: float = 0.0
-  top_p: float = 1.0
-  top_k: int = 0
-  seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-  """What was said to one row.
-
-  Attributes:
-    tokens: token ids, the one that ended it included.
-    read: visual entries that a token's queries read, a mean: per query head,
-      and unique ones per KV head; context tokens not included.
-    context: the prompt and the answer.
-    steps: one for each token; empty unless they were traced.
-  """
-
-  tokens: tuple[int, ...]
-  read: tuple[float, float]
-  context: context_lib.Context
-  steps: tuple[trace_lib.Step, ...]
+  token: int
+  chosen: np.ndarray
+  scores: np.ndarray | None = None
+  dense: np.ndarray | None = None
 
 
 class Decoding:
-  """Answers being said; the first token of each is there at once.
+  """Answers in the making; the first token of each is there at once.
 
-  Rows depend on nothing but themselves: a row alone says the same.
+  A row depends on nothing but itself: alone it gets the same answer.
 
   Args:
     params: as in `mllm.apply`; only "decoder" is read.
     config: the model.
-    rows: one or more.
+    prompts: what `reading.read` gave, one or more. The text cache of one that
+      is decoded alone is written into: read it again to decode it again.
+    budgets: K of each, in the unit of `gaze.budget`.
+    max_tokens: tokens of each answer at most; the prompt was read with this
+      room.
     stop: ids that end an answer.
+    sampling: `Sampling` of the prompts; greedy by default.
     trace: whether to record where every token looked. Costs as much as dense
-      attention, and `step` is the way to go on then.
+      attention, and `run` records nothing: call `step`.
   """
 
   def __init__(
     self,
     params: mllm.Params,
     config: config_lib.ModelConfig,
-    rows: Sequence[Row],
+    prompts: Sequence[context_lib.Context],
+    budgets: Sequence[int],
     *,
+    max_tokens: Sequence[int],
     stop: Sequence[int],
+    sampling: sampling_lib.Sampling | None = None,
     trace: bool = False,
   ):
     self._params = {"decoder": params["decoder"]}
-    self._config, self._rows, self._trace = config, tuple(rows), trace
-    batch = programs.up(len(rows), 2) if len(rows) > 1 else 1
-    cache = context_lib.stack([r.read.context.cache for r in rows], batch)
-    self._visual = cache.visual
-    self._rules = _rules(rows, batch, cache.visual.valid.shape[1], stop)
-    self._greedy = not any(r.temperature for r in rows)
-    first = [r.read.trace for r in rows]
-    fill = lambda x, axis: jnp.concatenate(
-      [*x, *[jnp.zeros_like(x[0])] * (batch - len(x))], axis=axis
-    )
+    self._config, self._prompts, self._trace = config, tuple(prompts), trace
+    batch = programs.bucket(len(prompts), 2) if len(prompts) > 1 else 1
+    cache = context_lib.stack([p.cache for p in prompts], batch)
     regions = cache.visual.valid.shape[1]
+    self._visual = cache.visual
+    sampling = sampling or sampling_lib.make(len(prompts))
+    self._greedy = not sampling.temperature.any()
+    self._options = _options(
+      prompts, batch, regions, budgets, max_tokens, stop, sampling
+    )
+    fill = lambda xs, axis: jnp.concatenate(
+      [*xs, *[jnp.zeros_like(xs[0])] * (batch - len(xs))], axis=axis
+    )
     self._carry = loop.start_program(
       dataclasses.replace(cache, visual=None),
-      fill([r.read.logits for r in rows], 0),
-      fill([_wide(t.chosen, regions) for t in first], 1),
-      self._rules,
-      np.arange(batch) >= len(rows),
+      fill([p.logits for p in prompts], 0),
+      fill([_widened(p.trace.chosen, regions) for p in prompts], 1),
+      self._options,
+      np.arange(batch) >= len(prompts),
       config=config,
-      room=programs.up(max(r.max_tokens for r in rows), TOKENS),
+      room=programs.bucket(max(max_tokens), TOKENS),
       greedy=self._greedy,
     )
-    self._steps: list[list[trace_lib.Step]] = [[] for _ in rows]
-    self._sync()
+    self._steps: list[list[Step]] = [[] for _ in prompts]
+    self._fetch()
     if trace:
-      for row, seen in enumerate(first):
-        self._record(row, seen, 0)
+      for row, prompt in enumerate(prompts):
+        self._record(row, prompt.trace, 0)
 
   @property
   def done(self) -> bool:
     """Whether all answers are complete."""
     return bool(self._done.all())
 
-  def tokens(self, row: int) -> list[int]:
-    """What was said to a row so far."""
-    return self._tokens[row, : self._count[row]].tolist()
-
   def ended(self, row: int) -> bool:
     """Whether an answer is complete."""
     return bool(self._done[row])
+
+  def tokens(self, row: int) -> list[int]:
+    """The ids of an answer so far, the one that ended it included."""
+    return self._tokens[row, : self._count[row]].tolist()
+
+  def budget(self, row: int) -> int:
+    """K of a row."""
+    return int(self._options.budget[row])
+
+  def steps(self, row: int) -> tuple[Step, ...]:
+    """One for each token of an answer; none unless they were traced."""
+    return tuple(self._steps[row])
+
+  def entries(self, row: int) -> tuple[float, float]:
+    """Visual entries that a token's queries read, a mean over the answer.
+
+    Returns:
+      Per query head, and unique ones per KV head; context tokens not included.
+    """
+    entries = np.asarray(self._carry.entries[row]) / max(self._count[row], 1)
+    return float(entries[0]), float(entries[1])
+
+  def context(self, row: int, count: int | None = None) -> context_lib.Context:
+    """A prompt and its answer, or the first `count` tokens of it."""
+    tokens = self.tokens(row)[:count]
+    prompt = self._prompts[row]
+    cache = dataclasses.replace(
+      context_lib.row(self._carry.cache, row), visual=prompt.cache.visual
+    )
+    if cache.frozen is not None:  # the regions of its own pages again
+      regions = cache.visual.valid.shape[1]
+      cache = dataclasses.replace(cache, frozen=cache.frozen[..., :regions])
+    read = max(len(tokens) - 1, 0)  # the last one was not read
+    return dataclasses.replace(
+      prompt,
+      cache=cache,
+      length=prompt.length + read,
+      position=prompt.position + read,
+      pending=tuple(tokens[-1:]),
+      ids=(*prompt.ids, *tokens[:read]),
+      logits=None,
+      trace=None,
+    )
 
   def step(self) -> None:
     """One more token for each row that is not done."""
@@ -135,11 +160,11 @@ class Decoding:
       self._config,
       self._visual,
       self._carry,
-      self._rules,
+      self._options,
       greedy=self._greedy,
       trace=self._trace,
     )
-    self._sync()
+    self._fetch()
     if self._trace:
       traced = jax.device_get(traced)
       for row in np.flatnonzero(self._count > before).tolist():
@@ -152,104 +177,66 @@ class Decoding:
       self._config,
       self._visual,
       self._carry,
-      self._rules,
+      self._options,
       jnp.int32(steps),
       greedy=self._greedy,
     )
-    self._sync()
+    self._fetch()
 
   def end(self, row: int) -> None:
     """Ends an answer: a stop string came, or nobody listens any more."""
     self._done[row] = True
     self._carry = dataclasses.replace(
-      self._carry, done=jnp.asarray(np.append(self._done, self._spare))
+      self._carry, done=jnp.asarray(np.append(self._done, self._filling))
     )
 
-  def said(self, row: int, count: int | None = None) -> Said:
-    """What was said to a row, or its first `count` tokens."""
-    tokens = self.tokens(row)
-    total = len(tokens)
-    tokens = tokens[:count]
-    read = np.asarray(self._carry.read[row]) / max(total, 1)
-    before = self._rows[row].read.context
-    cache = dataclasses.replace(
-      context_lib.row(self._carry.cache, row), visual=before.cache.visual
-    )
-    cache = _narrow(cache)
-    kept = max(len(tokens) - 1, 0)  # the last one was said and not read
-    return Said(
-      tokens=tuple(tokens),
-      read=(float(read[0]), float(read[1])),
-      context=dataclasses.replace(
-        before,
-        cache=cache,
-        length=before.length + kept,
-        position=before.position + kept,
-        pending=tuple(tokens[-1:]),
-        ids=(*before.ids, *tokens[:kept]),
-      ),
-      steps=tuple(self._steps[row][: len(tokens)]),
-    )
-
-  def _sync(self) -> None:
+  def _fetch(self) -> None:
     """Fetches the little that the host decides by."""
-    n = len(self._rows)
+    n = len(self._prompts)
     tokens, count, done = jax.device_get(
       (self._carry.tokens, self._carry.count, self._carry.done)
     )
     self._tokens, self._count = tokens[:n], count[:n]
-    self._done, self._spare = done[:n].copy(), done[n:]
+    self._done, self._filling = done[:n].copy(), done[n:]
 
-  def _record(self, row: int, seen: types.Trace, place: int) -> None:
+  def _record(self, row: int, trace: types.Trace, place: int) -> None:
     """Keeps where the newest token of a row looked."""
-    regions = len(self._rows[row].read.context.sizes)
+    regions = len(self._prompts[row].sizes)
     take = lambda x: (
       None if x is None else np.asarray(x[:, place, 0, :, :regions])
     )
-    self._steps[row].append(
-      trace_lib.Step(
-        int(self._tokens[row, self._count[row] - 1]),
-        take(seen.chosen),
-        take(seen.scores),
-        take(seen.dense),
-      )
-    )
+    token = int(self._tokens[row, self._count[row] - 1])
+    looked = map(take, (trace.chosen, trace.scores, trace.dense))
+    self._steps[row].append(Step(token, *looked))
 
 
-def _rules(
-  rows: Sequence[Row], batch: int, regions: int, stop: Sequence[int]
-) -> loop.Rules:
-  """Rows that fill up the batch are greedy and may say nothing."""
-  column = lambda name, fill: (
-    [getattr(r, name) for r in rows] + [fill] * (batch - len(rows))
-  )
-  sizes = np.zeros((batch, regions), np.float32)
-  for row, out in zip(rows, sizes, strict=False):
-    out[:] = context_lib.as_numpy(row.read.context.sizes, regions)
-  return loop.Rules(
-    budget=np.array(column("budget", 0), np.int32),
-    sampling=sampling_lib.make(
-      batch,
-      temperature=column("temperature", 0.0),
-      top_p=column("top_p", 1.0),
-      top_k=column("top_k", 0),
-      seed=column("seed", 0),
+def _options(
+  prompts: Sequence[context_lib.Context],
+  batch: int,
+  regions: int,
+  budgets: Sequence[int],
+  max_tokens: Sequence[int],
+  stop: Sequence[int],
+  sampling: sampling_lib.Sampling,
+) -> loop.Options:
+  """`Options` of a batch; rows that fill it up are greedy and get no token."""
+  more = batch - len(prompts)
+  filled = lambda x: np.array([*x, *[0] * more], np.int32)
+  sizes = [context_lib.as_numpy(p.sizes, regions) for p in prompts]
+  return loop.Options(
+    budget=filled(budgets),
+    sampling=jax.tree.map(
+      lambda x, one: np.append(x, one.repeat(more)),
+      sampling,
+      sampling_lib.make(1),
     ),
     stop=np.array(stop, np.int32),
-    most=np.array(column("max_tokens", 0), np.int32),
-    sizes=sizes,
+    max_tokens=filled(max_tokens),
+    sizes=np.pad(sizes, ((0, more), (0, 0))),
   )
 
 
-def _wide(chosen: jax.Array, regions: int) -> jax.Array:
+def _widened(chosen: jax.Array, regions: int) -> jax.Array:
   """bool [N, 1, 1, Q, regions]."""
   room = regions - chosen.shape[-1]
   return jnp.pad(chosen, ((0, 0),) * 4 + ((0, room),)) if room else chosen
-
-
-def _narrow(cache: types.DecodeCache) -> types.DecodeCache:
-  """A row whose frozen choice has the regions of its own pages again."""
-  if cache.frozen is None:
-    return cache
-  regions = cache.visual.valid.shape[1]
-  return dataclasses.replace(cache, frozen=cache.frozen[..., :regions])

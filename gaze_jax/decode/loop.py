@@ -1,7 +1,7 @@
 """The decode loop: one compiled while_loop, and the same step on its own.
 
 A token is sampled from the logits of the one before it, so the last token of
-an answer has been said and not read. What is carried:
+an answer is generated and not read yet:
 
   token   read it -> logits -> sample the next -> token
 """
@@ -23,51 +23,51 @@ from gaze_jax.ops import usage
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rules:
-  """What each row may say; arrays of [B, ...], the same in every step.
+class Options:
+  """How each row is answered; arrays, the same in every step.
 
   Attributes:
     budget: int32 [B], K.
     sampling: `Sampling` of [B].
     stop: int32 [Z], ids that end an answer.
-    most: int32 [B], tokens of an answer at most.
+    max_tokens: int32 [B], tokens of an answer at most.
     sizes: float32 [B, R], visual tokens of each region.
   """
 
   budget: Any
   sampling: sampling_lib.Sampling
   stop: Any
-  most: Any
+  max_tokens: Any
   sizes: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carry:
-  """Where rows stand.
+  """The state of the loop.
 
   Attributes:
     cache: `DecodeCache` of [B] without its pages.
-    tokens: int32 [B, T], what was said; 0 past the last token.
+    tokens: int32 [B, T], the answers; 0 past the last token.
     count: int32 [B], how many there are.
-    done: bool [B], rows that say no more.
-    read: float32 [B, 2], summed over the tokens: visual entries read per query
-      head, and unique ones per KV head (docs/method.md, section 8), context
-      tokens not included.
+    done: bool [B], rows whose answer is complete.
+    entries: float32 [B, 2], summed over the tokens: visual entries read per
+      query head, and unique ones per KV head (docs/method.md, section 8),
+      context tokens not included.
   """
 
   cache: types.DecodeCache
   tokens: Any
   count: Any
   done: Any
-  read: Any
+  entries: Any
 
 
 def start(
   cache: types.DecodeCache,
   logits: types.Float[types.Array, "B V"],
   chosen: types.Bool[types.Array, "N B X Q R"],
-  rules: Rules,
+  options: Options,
   done: types.Bool[types.Array, " B"],
   *,
   config: config_lib.ModelConfig,
@@ -80,7 +80,7 @@ def start(
     cache: `DecodeCache` of the prompts; its pages are left out.
     logits: float32 [B, V] after the prompts.
     chosen: bool [N, B, 1, Q, R], what the prompts' last tokens read.
-    rules: `Rules` of [B].
+    options: `Options` of [B].
     done: bool [B], True for rows that fill up the batch.
     config: static.
     room: T, static.
@@ -92,9 +92,9 @@ def start(
     tokens=jnp.zeros((b, room), jnp.int32),
     count=jnp.zeros(b, jnp.int32),
     done=done,
-    read=jnp.zeros((b, 2), jnp.float32),
+    entries=jnp.zeros((b, 2), jnp.float32),
   )
-  return _say(carry, logits, chosen, rules, config, greedy)
+  return _append_token(carry, logits, chosen, options, config, greedy)
 
 
 def step(
@@ -102,24 +102,24 @@ def step(
   config: config_lib.ModelConfig,
   visual: types.VisualCache,
   carry: Carry,
-  rules: Rules,
+  options: Options,
   *,
   greedy: bool,
   trace: bool = False,
 ) -> tuple[Carry, types.Trace]:
-  """Reads the last token of each row that goes on, and says another.
+  """Reads the last token of each row that is not done; samples the next.
 
   Args:
     params: as in `mllm.apply`; only "decoder" is read.
     config: static.
     visual: `VisualCache` of [B], which is read alone.
-    carry: where the rows stand.
-    rules: `Rules` of [B].
+    carry: the state.
+    options: `Options` of [B].
     greedy: static; see `sampling.sample`.
     trace: static; see `gaze.decode`.
 
   Returns:
-    Where they stand then, and the `Trace` of [N, B, 1, Q, R].
+    The next state, and the `Trace` of [N, B, 1, Q, R].
   """
   last = jnp.maximum(carry.count - 1, 0)[:, None]
   cache, logits, traced = cached.extend(
@@ -127,15 +127,17 @@ def step(
     config,
     dataclasses.replace(carry.cache, visual=visual),
     jnp.take_along_axis(carry.tokens, last, axis=1),
-    rules.budget,
+    options.budget,
     count=(~carry.done).astype(jnp.int32),
     trace=trace,
   )
   carry = dataclasses.replace(
     carry, cache=dataclasses.replace(cache, visual=None)
   )
-  logits = logits[:, 0]
-  return _say(carry, logits, traced.chosen, rules, config, greedy), traced
+  carry = _append_token(
+    carry, logits[:, 0], traced.chosen, options, config, greedy
+  )
+  return carry, traced
 
 
 def run(
@@ -143,49 +145,51 @@ def run(
   config: config_lib.ModelConfig,
   visual: types.VisualCache,
   carry: Carry,
-  rules: Rules,
+  options: Options,
   steps: types.Int[types.Array, ""],
   *,
   greedy: bool,
 ) -> Carry:
   """Up to `steps` more tokens, fewer once every row is done; see `step`."""
 
-  def goes_on(state):
+  def unfinished(state):
     carry, left = state
     return (left > 0) & ~carry.done.all()
 
   def body(state):
     carry, left = state
-    carry, _ = step(params, config, visual, carry, rules, greedy=greedy)
+    carry, _ = step(params, config, visual, carry, options, greedy=greedy)
     return carry, left - 1
 
-  return jax.lax.while_loop(goes_on, body, (carry, steps))[0]
+  return jax.lax.while_loop(unfinished, body, (carry, steps))[0]
 
 
-def _say(
+def _append_token(
   carry: Carry,
   logits: types.Array,
   chosen: types.Array,
-  rules: Rules,
+  options: Options,
   config: config_lib.ModelConfig,
   greedy: bool,
 ) -> Carry:
-  """Samples a token for each row that goes on, and counts what it read."""
+  """Samples a token for each row that is not done; counts what it read."""
   token = sampling_lib.sample(
-    logits, rules.sampling, carry.count, greedy=greedy
+    logits, options.sampling, carry.count, greedy=greedy
   )
   rows = jnp.arange(len(token))
   live = ~carry.done
   place = jnp.where(live, carry.count, carry.tokens.shape[1])  # dropped
   count = carry.count + live
-  ended = (token[:, None] == rules.stop).any(1) | (count >= rules.most)
-  read = usage.of_step(chosen[:, :, 0], rules.sizes, config.decoder.kv_heads)
+  ended = (token[:, None] == options.stop).any(1)
+  entries = usage.of_step(
+    chosen[:, :, 0], options.sizes, config.decoder.kv_heads
+  )
   return Carry(
     cache=carry.cache,
     tokens=carry.tokens.at[rows, place].set(token, mode="drop"),
     count=count,
-    done=carry.done | ended,
-    read=carry.read + jnp.where(live[:, None], read, 0.0),
+    done=carry.done | ended | (count >= options.max_tokens),
+    entries=carry.entries + jnp.where(live[:, None], entries, 0.0),
   )
 
 

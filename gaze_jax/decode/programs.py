@@ -22,7 +22,7 @@ def mappings() -> int:
   return _MAPS.read_bytes().count(b"\n") if _MAPS.exists() else 0
 
 
-def _bound() -> None:
+def _drop_if_too_many() -> None:
   """Drops all compiled programs once they take more than `MOST_MAPPINGS`.
 
   What is called again is compiled again, or read from JAX's cache on disk. If
@@ -30,7 +30,7 @@ def _bound() -> None:
   """
   global _left
   if mappings() > max(MOST_MAPPINGS, _left + MOST_MAPPINGS // 2):
-    _say(
+    _log_once(
       "the compiled programs are dropped whenever there are more than "
       f"{MOST_MAPPINGS} mappings, of which Linux allows a process 65,530"
     )
@@ -40,20 +40,20 @@ def _bound() -> None:
 
 
 _left = 0  # when programs were last dropped
-_say = functools.cache(lambda message: logging.info(message))  # once
+_log_once = functools.cache(lambda message: logging.info(message))
 
 
-def up(size: int, least: int) -> int:
-  """The first of least * (1, 1.5, 2, 3, 4, 6, 8, ...) that is enough.
+def bucket(size: int, least: int) -> int:
+  """The first size of least * (1, 1.5, 2, 3, 4, 6, 8, ...) that is enough.
 
   At most a third is padding, and a process meets few sizes. `least` is even.
   """
-  bucket = least
-  while bucket < size:
-    if 3 * bucket // 2 >= size:
-      return 3 * bucket // 2
-    bucket *= 2
-  return bucket
+  out = least
+  while out < size:
+    if 3 * out // 2 >= size:
+      return 3 * out // 2
+    out *= 2
+  return out
 
 
 class Program:
@@ -96,10 +96,10 @@ class Program:
         self._name,
         time.perf_counter() - start,
       )
-      _bound()
+      _drop_if_too_many()
     return out
 
 
 def compiled() -> int:
-  """Programs that the engine has compiled in this process."""
+  """How many programs were compiled in this process."""
   return sum(p.count for p in Program._all)

@@ -1,6 +1,6 @@
 """Reads a prompt into a context, a chunk at a time.
 
-A laid-out row is cut where text begins and ends, and into chunks; a chunk is
+A laid-out row is split where text begins and ends, and into chunks; a chunk is
 padded to one of a few sizes, so that prompts of all kinds share programs:
 
   row     t t t | v v v v v v v v c c | t t t t t |
@@ -8,7 +8,8 @@ padded to one of a few sizes, so that prompts of all kinds share programs:
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,35 +20,18 @@ from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import programs
-from gaze_jax.decode import trace as trace_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 
 # Slots of a chunk, at most and at least. A chunk of text scores each region
-# for each of its rows, and units look at everything before them.
+# for each of its tokens, and units look at everything before them.
 _TEXT, _LEAST_TEXT = 128, 8
 _UNITS, _LEAST_UNITS = 256, 32
 _TILES = 8  # squares of pixels that the tower reads at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class Read:
-  """A prompt that was read.
-
-  Attributes:
-    context: it, and what came before.
-    logits: float32 [1, V] after its last token; None if it ends with a unit.
-    trace: `Trace` of that token, [N, 1, 1, Q, R]; None likewise.
-  """
-
-  context: context_lib.Context
-  logits: jax.Array | None
-  trace: types.Trace | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-  """A chunk of a row: slots `start` to `stop`, all text or none of it."""
+class Piece(NamedTuple):
+  """Slots `start` to `stop` of a row, all text or none of it."""
 
   start: int
   stop: int
@@ -61,55 +45,88 @@ def read(
   batch: types.Batch,
   budget: int,
   *,
-  views: tuple[trace_lib.View, ...] = (),
   room: int = 1,
   limits: context_lib.Limits = context_lib.Limits(),  # noqa: B008
   trace: bool = False,
-) -> Read:
+) -> context_lib.Context:
   """Reads one row.
 
   Args:
     params: as in `mllm.apply`.
     config: the model.
-    context: what came before; it stays as it is.
+    context: what came before; it stays as it is. Its `views` and `talk` are
+      those that the result is to have.
     batch: `Batch` of one row, the trunk of one sample, in numpy.
     budget: K.
-    views: what the batch's units show; their regions are those of the row.
     room: tokens that will follow, which room is made for.
     limits: what a row may hold.
     trace: also scores and dense attention of the last token.
+
+  Returns:
+    The context with the row, and with the logits of its last token.
 
   Raises:
     context_lib.LimitError: the row is too long.
     errors.GazeError: the row is empty.
   """
-  layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
-  pieces = list(cut(layout.role))
+  pieces = list(split(np.asarray(batch.layout.role)[0]))
   if not pieces:
     raise errors.GazeError("there is nothing to read: the prompt is empty")
-  after = _after(context, batch, views)
+  after = context_lib.extended(context, batch)
   limits.check(after.length + after.visual_tokens + room, after.unit_count)
   # The last chunk of text is padded within the cache.
   cache = context_lib.reserve(
-    context_lib.at(context),
+    context_lib.current_cache(context),
     regions=len(after.sizes),
     slots=after.length + max(room, _TEXT),
   )
+  cache, logits, traced = _read_pieces(
+    params, config, context, cache, batch, pieces, budget, trace
+  )
+  return dataclasses.replace(after, cache=cache, logits=logits, trace=traced)
+
+
+def _read_pieces(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  context: context_lib.Context,
+  cache: types.DecodeCache,
+  batch: types.Batch,
+  pieces: list[Piece],
+  budget: int,
+  trace: bool,
+) -> tuple[types.DecodeCache, jax.Array | None, types.Trace | None]:
+  """The cache with all pieces in it, and what the last one gives."""
+  decoder = {"decoder": params["decoder"]}
   budgets = jnp.full(1, budget, jnp.int32)
-  context, cache = _say(params, config, context, cache, budgets)
-  units = _Units(params, config, context, cache, batch, layout)
+  for token in context.pending:  # routed as the answer's, not as a prompt
+    token = np.full((1, 1), token, np.int32)
+    cache, _, _ = _extend(decoder, config, cache, token, budgets)
+  if any(not piece.text for piece in pieces):
+    whole = _continued(batch, context)
+    # The context tokens of a unit are in one chunk, whatever their number.
+    room = _UNITS + 2 * config.gaze.context_tokens
+    embedded = _embed(params, config, batch, room)
+    if cache.visual is context.cache.visual:  # pages that the context shares
+      visual = jax.tree.map(jnp.copy, cache.visual)
+      cache = dataclasses.replace(cache, visual=visual)
   logits = traced = None
   for piece in pieces:
     if piece.text:
-      ids = np.asarray(batch.tokens)[0, piece.start : piece.stop]
-      cache, logits, traced = _text(params, config, cache, ids, budgets, trace)
+      text = _padded_text(np.asarray(batch.tokens)[0], piece)
+      cache, logits, traced = _read_text(
+        decoder, config, cache, *text, budgets, trace=trace
+      )
     else:
-      cache, logits, traced = units.read(cache, piece), None, None
-  return Read(dataclasses.replace(after, cache=cache), logits, traced)
+      chunk = _padded_piece(whole, piece)
+      x = _slice(embedded, piece.start, size=chunk.index.shape[1])
+      cache = _read_units(decoder, config, cache, x, chunk)
+      logits = traced = None
+  return cache, logits, traced
 
 
-def cut(role: np.ndarray) -> Iterator[Piece]:
-  """The chunks of a row, int [S]; a unit's context tokens stay together."""
+def split(role: np.ndarray) -> Iterator[Piece]:
+  """The pieces of a row, int [S]; a unit's context tokens stay together."""
   end = int((role != types.Role.PAD).sum())
   text = role == types.Role.TEXT
   context = role == types.Role.CONTEXT
@@ -129,122 +146,44 @@ def cut(role: np.ndarray) -> Iterator[Piece]:
     start = stop
 
 
-def _say(
-  params: mllm.Params,
-  config: config_lib.ModelConfig,
-  context: context_lib.Context,
-  cache: types.DecodeCache,
-  budget: jax.Array,
-) -> tuple[context_lib.Context, types.DecodeCache]:
-  """Reads what was said last, as a token of its answer, not of the prompt."""
-  for token in context.pending:
-    linear, _, _ = _extend(
-      {"decoder": params["decoder"]},
-      config,
-      cache.visual,
-      dataclasses.replace(cache, visual=None),
-      np.full((1, 1), token, np.int32),
-      budget,
-    )
-    cache = dataclasses.replace(linear, visual=cache.visual)
-  said = len(context.pending)
-  return (
-    dataclasses.replace(
-      context,
-      length=context.length + said,
-      position=context.position + said,
-      pending=(),
-    ),
-    cache,
-  )
-
-
-def _after(
-  context: context_lib.Context,
-  batch: types.Batch,
-  views: tuple[trace_lib.View, ...],
-) -> context_lib.Context:
-  """The context with the batch in it, but for its cache."""
-  role = np.asarray(batch.layout.role)[0]
+def _continued(batch: types.Batch, context: context_lib.Context) -> types.Chunk:
+  """A row as one `Chunk` of [S], its numbers continued from the context's."""
+  layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
+  shift = lambda x, by: np.where(x >= 0, x + by, -1)
+  index = np.zeros(len(layout.role), np.int32)
   pages = np.asarray(batch.region_slots)[0]
-  pages = pages[(pages >= 0).any(1)]
-  unit = np.asarray(batch.layout.unit)[0][pages[:, 0]] + context.unit_count
-  filled = role != types.Role.PAD
-  shifted = tuple(
-    trace_lib.View(
-      v.picture, np.where(v.regions < 0, -1, v.regions + len(context.sizes))
-    )
-    for v in views
+  region, place = np.nonzero(pages >= 0)
+  index[pages[region, place]] = place
+  layout = dataclasses.replace(
+    layout,
+    unit=shift(layout.unit, context.unit_count),
+    region=shift(layout.region, len(context.sizes)),
+    position=layout.position + context.position + len(context.pending),
   )
-  return dataclasses.replace(
-    context,
-    length=context.length
-    + len(context.pending)
-    + int((filled & (role != types.Role.VISUAL)).sum()),
-    position=context.position + len(context.pending) + int(filled.sum()),
-    sizes=(*context.sizes, *map(int, (pages >= 0).sum(1))),
-    units=(*context.units, *map(int, unit)),
-    views=(*context.views, *shifted),
-    pending=(),
-    ids=(*context.ids, *context.pending, *_ids(batch)),
+  return types.Chunk(layout, index)
+
+
+def _padded_piece(whole: types.Chunk, piece: Piece) -> types.Chunk:
+  """A piece as `Chunk` of [1, X], X one of a few sizes."""
+  size = programs.bucket(piece.stop - piece.start, _LEAST_UNITS)
+  fills = types.Layout(
+    **{f.name: 0 for f in dataclasses.fields(types.Layout)}
+    | dict(role=types.Role.PAD, unit=-1, region=-1, segment=-1)
+  )
+  return jax.tree.map(
+    lambda x, fill: _padded(x[piece.start : piece.stop], size, fill),
+    whole,
+    types.Chunk(fills, 0),
   )
 
 
-def _ids(batch: types.Batch) -> list[int]:
-  """What a row holds, as in `Context.ids`."""
-  role, unit, tokens = (
-    np.asarray(x)[0]
-    for x in (batch.layout.role, batch.layout.unit, batch.tokens)
-  )
-  text = role == types.Role.TEXT
-  begins = (unit >= 0) & (unit != np.append(-1, unit[:-1]))
-  items = np.where(text, tokens, context_lib.UNIT)
-  return items[text | begins].tolist()
-
-
-class _Units:
-  """The units of a batch: embedded once, read chunk by chunk."""
-
-  def __init__(self, params, config, context, cache, batch, layout):
-    self._params, self._config = params, config
-    self._decoder = {"decoder": params["decoder"]}
-    # Pages that the context shares are copied before they are written.
-    self._shared = cache.visual is context.cache.visual
-    # The context tokens of a unit are in one chunk, whatever their number.
-    self._room = _UNITS + 2 * config.gaze.context_tokens
-    self._batch = batch
-    self._index = _places(np.asarray(batch.region_slots)[0], len(layout.role))
-    shift = lambda x, by: np.where(x >= 0, x + by, -1)
-    self._layout = dataclasses.replace(
-      layout,
-      unit=shift(layout.unit, context.unit_count),
-      region=shift(layout.region, len(context.sizes)),
-      position=layout.position + context.position,
-    )
-    self._embedded = None
-
-  def read(self, cache: types.DecodeCache, piece: Piece) -> types.DecodeCache:
-    if self._embedded is None:
-      self._embedded = _embed(
-        self._params, self._config, self._batch, self._room
-      )
-    if self._shared:
-      cache = dataclasses.replace(
-        cache, visual=jax.tree.map(jnp.copy, cache.visual)
-      )
-      self._shared = False
-    size = programs.up(piece.stop - piece.start, _LEAST_UNITS)
-    take = lambda x, fill: _padded(x[piece.start : piece.stop], size, fill)
-    fills = dict(role=types.Role.PAD, unit=-1, region=-1, segment=-1)
-    layout = types.Layout(
-      **{
-        f.name: take(getattr(self._layout, f.name), fills.get(f.name, 0))
-        for f in dataclasses.fields(types.Layout)
-      }
-    )
-    chunk = types.Chunk(layout, take(self._index, 0))
-    x = _slice(self._embedded, piece.start, size=size)
-    return _read_units(self._decoder, self._config, cache, x, chunk)
+def _padded_text(
+  tokens: np.ndarray, piece: Piece
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids of a piece, int32 [1, X], and how many there are, [1]."""
+  ids = tokens[piece.start : piece.stop]
+  size = programs.bucket(len(ids), _LEAST_TEXT)
+  return _padded(ids, size, 0), np.full(1, len(ids), np.int32)
 
 
 def _padded(x: np.ndarray, size: int, fill: int) -> np.ndarray:
@@ -254,21 +193,13 @@ def _padded(x: np.ndarray, size: int, fill: int) -> np.ndarray:
   return out
 
 
-def _places(region_slots: np.ndarray, slots: int) -> np.ndarray:
-  """int32 [S], the place of each visual slot within its region."""
-  out = np.zeros(slots, np.int32)
-  region, place = np.nonzero(region_slots >= 0)
-  out[region_slots[region, place]] = place
-  return out
-
-
 def _embed(
   params: mllm.Params,
   config: config_lib.ModelConfig,
   batch: types.Batch,
   room: int,
 ) -> jax.Array:
-  """float32 [1, S + room or more, E] of a batch; what chunks are cut from."""
+  """float32 [1, S + room or more, E] of a batch; chunks are slices of it."""
   count = jax.tree.leaves(batch.images)[0].shape[1]
   parts = []
   for start in range(0, count, _TILES):
@@ -278,8 +209,8 @@ def _embed(
     parts.append(_features(params, config, _filled(tiles, n))[:, :n])
   features = np.concatenate([np.asarray(p) for p in parts], axis=1)
   slots = np.asarray(batch.tokens).shape[1]
-  # The last chunk is cut past the end of the row.
-  room = programs.up(slots + room, _UNITS) - slots
+  # The last chunk reaches past the end of the row.
+  room = programs.bucket(slots + room, _UNITS) - slots
   pad = lambda x: np.pad(
     np.asarray(x), ((0, 0), (0, room), *((0, 0),) * (np.ndim(x) - 2))
   )
@@ -301,7 +232,7 @@ def _embed(
 
 def _filled(images, count: int):
   """Tiles [1, count, ...] with zeros behind them, to one of a few numbers."""
-  size = programs.up(count, 2) if count > 1 else 1
+  size = programs.bucket(count, 2) if count > 1 else 1
 
   def fill(x):
     out = np.zeros((1, size, *x.shape[2:]), x.dtype)
@@ -311,37 +242,25 @@ def _filled(images, count: int):
   return jax.tree.map(fill, images)
 
 
-def _text(
-  params: mllm.Params,
-  config: config_lib.ModelConfig,
-  cache: types.DecodeCache,
-  ids: np.ndarray,
-  budget: jax.Array,
-  trace: bool,
-) -> tuple[types.DecodeCache, jax.Array, types.Trace]:
-  tokens = _padded(ids, programs.up(len(ids), _LEAST_TEXT), 0)
-  linear, logits, traced = _read_text(
-    {"decoder": params["decoder"]},
-    config,
-    cache.visual,
-    dataclasses.replace(cache, visual=None),
-    tokens,
-    np.full(1, len(ids), np.int32),
-    budget,
-    trace=trace,
-  )
-  return dataclasses.replace(linear, visual=cache.visual), logits, traced
+def _apart(function, name: str, **kwargs) -> Callable:
+  """One of `models/cached.py`, to which the pages are no donated argument."""
+  without = lambda cache: dataclasses.replace(cache, visual=None)
 
-
-def _apart(function, name: str, **kwargs) -> programs.Program:
-  """One of `models/cached.py` with the pages apart, which stay as they are."""
-
-  def call(params, config, visual, linear, *args, **kwargs):
+  def apart(params, config, visual, linear, *args, **kwargs):
     cache = dataclasses.replace(linear, visual=visual)
     grown, *rest = function(params, config, cache, *args, **kwargs)
-    return dataclasses.replace(grown, visual=None), *rest
+    return without(grown), *rest
 
-  return programs.Program(call, name, donate=("linear",), **kwargs)
+  program = programs.Program(apart, name, donate=("linear",), **kwargs)
+
+  def call(params, config, cache, *args, **kwargs):
+    visual = cache.visual
+    linear, *rest = program(
+      params, config, visual, without(cache), *args, **kwargs
+    )
+    return dataclasses.replace(linear, visual=visual), *rest
+
+  return call
 
 
 _read_text = _apart(cached.read_text, "prompt text", static=("trace",))

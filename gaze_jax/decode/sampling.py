@@ -40,13 +40,13 @@ class Sampling:
     temperature: float32; 0 is greedy, and the other fields mean nothing then.
     top_p: float32 in (0, 1]; the likeliest tokens are kept until they weigh so
       much. 1 keeps all.
-    top_k: int32; so many of the likeliest tokens are kept. 0 keeps all.
+    sample_top_k: int32; so many of the likeliest tokens are kept. 0 keeps all.
     seed: uint32; a row's draws are a function of it and of the step.
   """
 
   temperature: types.Leaf
   top_p: types.Leaf
-  top_k: types.Leaf
+  sample_top_k: types.Leaf
   seed: types.Leaf
 
 
@@ -55,7 +55,7 @@ def make(
   *,
   temperature: OneOrEach = 0.0,
   top_p: OneOrEach = 1.0,
-  top_k: OneOrEach = 0,
+  sample_top_k: OneOrEach = 0,
   seed: OneOrEach = 0,
 ) -> Sampling:
   """The options of a batch from a user's numbers, on the host.
@@ -64,7 +64,7 @@ def make(
     rows: B.
     temperature: at least 0, of all rows or of each, as are the others.
     top_p: above 0 and at most 1.
-    top_k: at least 0.
+    sample_top_k: at least 0.
     seed: of 32 bits, not negative. Rows of one seed and the same logits draw
       the same.
 
@@ -75,15 +75,17 @@ def make(
     SamplingError: something is no number, or out of its range, or there are
       more or fewer than rows.
   """
-  given = dict(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+  given = dict(
+    temperature=temperature, top_p=top_p, sample_top_k=sample_top_k, seed=seed
+  )
   return Sampling(**{name: _column(name, given[name], rows) for name in given})
 
 
 # Type, range, and the range in words.
-_RULES = {
+_RANGES = {
   "temperature": (np.float32, lambda t: t >= 0, "a number, 0 (greedy) or more"),
   "top_p": (np.float32, lambda p: 0 < p <= 1, "above 0 and at most 1 (off)"),
-  "top_k": (
+  "sample_top_k": (
     np.int32,
     lambda k: 0 <= k < 2**31,
     "a whole number, 0 (off) or more",
@@ -96,9 +98,13 @@ _RULES = {
 }
 
 
+# Options by name, as in `Sampling`.
+NAMES = tuple(_RANGES)
+
+
 def _column(name: str, value: OneOrEach, rows: int) -> np.ndarray:
   """One option of each row as an array, or an error that names it."""
-  dtype, fits, wanted = _RULES[name]
+  dtype, fits, wanted = _RANGES[name]
   real = dtype == np.float32
   kind = numbers.Real if real else numbers.Integral
   several = isinstance(value, (list, tuple, np.ndarray))
@@ -151,10 +157,10 @@ def sample(
 def kept(
   logits: types.Float[types.Array, "B V"], sampling: Sampling
 ) -> types.Bool[types.Array, "B V"]:
-  """Which tokens `sample` may draw: temperature, then top_k, then top_p.
+  """Which tokens `sample` may draw: temperature, then sample_top_k, then top_p.
 
-  As the logits processors of transformers, but that of equal logits at the end
-  of top_k just so many are kept. At least one token is.
+  As the logits processors of transformers, but that of equal logits at the
+  end of sample_top_k just so many are kept. At least one token is.
 
   Args:
     logits: float32.
@@ -162,8 +168,8 @@ def kept(
   """
   scaled = _scaled(logits, sampling)
   # A filter that no row asks for costs nothing.
-  top_k = lambda: _until(scaled, jnp.ones_like(scaled), sampling.top_k)
-  by_k = sampling.top_k > 0
+  top_k = lambda: _until(scaled, jnp.ones_like(scaled), sampling.sample_top_k)
+  by_k = sampling.sample_top_k > 0
   keep = jax.lax.cond(by_k.any(), top_k, lambda: jnp.ones(scaled.shape, bool))
   keep = keep | ~by_k[:, None]
 

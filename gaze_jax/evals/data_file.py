@@ -8,7 +8,7 @@ from gaze_jax import errors
 from gaze_jax import plugins
 from gaze_jax.data import llava
 from gaze_jax.data import packing
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
@@ -89,9 +89,7 @@ class _LargestRow:
     seen = units.of_sizes(sizes, self._model, packing.together(sample))
     parts = packing.parts(sample, self._tokenizer, seen)
     none = units.join([], self._model)
-    shape = requests.shape_of(
-      [requests.Request(tuple(parts), none)], self._model
-    )
+    shape = prompts.shape_of([prompts.Prompt(tuple(parts), none)], self._model)
     if shape.slots > _LONGEST:
       raise row_lib.LayoutError(
         f"a row of up to {shape.slots} slots, and {_LONGEST} are the most"

@@ -11,7 +11,7 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 from gaze_jax import errors
-from gaze_jax.decode import trace
+from gaze_jax.view import words as words_lib
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 ANIMATIONS = (".gif", ".webp")
@@ -47,7 +47,10 @@ def check_name(path: str, *, animation: bool = False) -> None:
 
 
 def draw(
-  views: Sequence[trace.View], words: Sequence[trace.Word], *, title: str
+  views: Sequence[words_lib.View],
+  words: Sequence[words_lib.Word],
+  *,
+  title: str,
 ) -> Image.Image:
   """Draws where each word looked: a panel a word, and one without.
 
@@ -86,7 +89,10 @@ def draw(
 
 
 def animate(
-  views: Sequence[trace.View], words: Sequence[trace.Word], *, title: str
+  views: Sequence[words_lib.View],
+  words: Sequence[words_lib.Word],
+  *,
+  title: str,
 ) -> list[Image.Image]:
   """A frame a word: what it read, and the answer with the word marked.
 
@@ -146,7 +152,7 @@ def _flow(
 
 
 def _panel(
-  views: Sequence[trace.View], share: np.ndarray | None, side: int
+  views: Sequence[words_lib.View], share: np.ndarray | None, side: int
 ) -> Image.Image:
   """The views in a square; lit by `share` [R], or plain without one."""
   shown = _shown(views, share)
@@ -176,7 +182,9 @@ def _cell(number: int, count: int, side: int) -> tuple[int, int]:
   return start, end - start - (_GAP if number + 1 < count else 0)
 
 
-def _shown(views: Sequence[trace.View], share: np.ndarray | None) -> list[int]:
+def _shown(
+  views: Sequence[words_lib.View], share: np.ndarray | None
+) -> list[int]:
   """Numbers of at most `_MOST` views: those read most, or spread evenly."""
   count = len(views)
   if count <= _MOST:
@@ -195,7 +203,7 @@ def _fit(shape: tuple[int, ...], width: int, height: int) -> tuple[int, int]:
 
 
 def _lit(
-  view: trace.View, share: np.ndarray | None, size: tuple[int, int]
+  view: words_lib.View, share: np.ndarray | None, size: tuple[int, int]
 ) -> Image.Image:
   """A view at `size` (width, height), its regions as bright as their share."""
   plain = Image.fromarray(view.picture).resize(size, Image.Resampling.BICUBIC)

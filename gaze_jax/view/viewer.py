@@ -1,7 +1,7 @@
 """The viewer: one self-contained page of where the model looked.
 
 The page works offline and asks the network for nothing. Template, style and
-script lie beside this file; `render` puts them together with the data:
+script are beside this file; `render` puts them together with the data:
 
   pictures  JPEGs of about `_PIXELS` pixels in all, never enlarged
   arrays    [words, N, Q, R], a byte a number, deflated, in base64. One of more
@@ -12,7 +12,6 @@ So a page has 8 MB at the most beside its pictures, which take about 1 MB.
 """
 
 import base64
-import dataclasses
 import hashlib
 import html
 import io
@@ -27,31 +26,13 @@ import numpy as np
 from PIL import Image
 
 from gaze_jax import errors
-from gaze_jax.decode import trace
+from gaze_jax.view import words as words_lib
 
 _PIXELS = 2**21  # of all pictures together
 _SIDE = 1024, 64  # the longer side of a picture, at most and at least
 _DEFLATED = 2**21  # bytes of an array in the page, before base64
 _RAW = 2**26  # bytes of an array in the browser
 _NOTHING = 255  # the byte of a score that there is not
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-  """What the answer was allowed, and what it used (docs/method.md, section 8).
-
-  Attributes:
-    top_k: regions that a query head reads at a step.
-    regions: regions that there are.
-    visual_kv: visual KV entries read per query head, a fraction of those that
-      dense attention reads.
-    unique: the same per KV head, each entry once.
-  """
-
-  top_k: int | float
-  regions: int
-  visual_kv: int | float
-  unique: int | float
 
 
 def check_name(path: str) -> None:
@@ -66,12 +47,12 @@ def check_name(path: str) -> None:
 
 
 def render(
-  views: Sequence[trace.View],
-  words: Sequence[trace.Word],
+  views: Sequence[words_lib.View],
+  words: Sequence[words_lib.Word],
   *,
   question: str,
   answer: str,
-  budget: Budget,
+  budget: Mapping[str, float],
   accounting: Mapping[str, str],
   noun: str = "frame",
 ) -> str:
@@ -82,8 +63,11 @@ def render(
     words: the answer, with `chosen`; `dense` and `scores` if recorded.
     question: the page's title.
     answer: the answer's whole text.
-    budget: what was used of what there is.
-    accounting: rows of a table, name to figure.
+    budget: by name: `top_k` regions that a query head read at a step, of
+      `regions`; `visual_kv`, the visual KV entries read per query head, and
+      `unique` ones per KV head, as fractions of those that dense attention
+      reads (docs/method.md, section 8).
+    accounting: the lines of a table, name to figure.
     noun: what several views are called: "frame", "image" or "tile".
   """
   data = {
@@ -92,7 +76,7 @@ def render(
     "noun": noun,
     "words": [w.text for w in words],
     "views": _views(views),
-    "budget": dataclasses.asdict(budget),
+    "budget": dict(budget),
     "accounting": [[str(k), str(v)] for k, v in accounting.items()],
     **_arrays(views, words),
   }
@@ -144,7 +128,7 @@ def _json(data: object) -> str:
   return text
 
 
-def _views(views: Sequence[trace.View]) -> list[dict]:
+def _views(views: Sequence[words_lib.View]) -> list[dict]:
   """Pictures as data URIs, and the boxes of their regions in tokens."""
   largest, least = _SIDE
   share = math.sqrt(_PIXELS / max(len(views), 1))
@@ -189,7 +173,7 @@ def _bare(regions: np.ndarray) -> list[list[int]]:
 
 
 def _arrays(
-  views: Sequence[trace.View], words: Sequence[trace.Word]
+  views: Sequence[words_lib.View], words: Sequence[words_lib.Word]
 ) -> dict[str, object]:
   """The shape [N, Q, R], and what the words read, as the script unpacks it."""
   if not words:
@@ -227,7 +211,7 @@ def _pack(
   left: 1 where they were averaged.
   """
   for axes in ((), (2,), (1, 2)):
-    left = _mean(array, axes)
+    left = words_lib.finite_mean(array, axes) if axes else array
     if left.size > _RAW and axes != (1, 2):
       continue
     deflated = zlib.compress(to_bytes(left).tobytes(), 6)
@@ -235,16 +219,6 @@ def _pack(
       break
   layers, heads = left.shape[1:3]
   return dict(layers=layers, heads=heads, bytes=_base64(deflated))
-
-
-def _mean(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-  """Mean over axes, which stay as 1, of what is finite; -inf where nothing."""
-  if not axes:
-    return array
-  finite = np.isfinite(array)
-  count = finite.sum(axis=axes, keepdims=True)
-  total = np.where(finite, array, 0).sum(axis=axes, keepdims=True)
-  return np.where(count, total / np.maximum(count, 1), -np.inf)
 
 
 def _share_bytes(share: np.ndarray) -> np.ndarray:

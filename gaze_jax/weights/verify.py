@@ -20,7 +20,7 @@ import transformers
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import types
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.data import units
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
@@ -182,10 +182,10 @@ def text_logits(
   params: mllm.Params, config: config_lib.ModelConfig, tokens: np.ndarray
 ) -> np.ndarray:
   """float32 [n - 1, V], what follows each of int [n] tokens but the last."""
-  prompt = row_lib.Text(tokens[:1].tolist())
-  answer = row_lib.Text(tokens[1:].tolist(), question=0)
-  blank = np.zeros((0, 1, 1, 3), np.float32)
-  return logits(params, config, requests.Request((prompt, answer), blank))
+  before = row_lib.Text(tokens[:1].tolist())
+  said = row_lib.Text(tokens[1:].tolist(), question=0)
+  prompt = prompts.Prompt((before, said), np.zeros((0, 1, 1, 3), np.float32))
+  return logits(params, config, prompt)
 
 
 def _whole(
@@ -201,9 +201,9 @@ def _whole(
   picture = rng.integers(0, 256, (side, 2 * side - 5, 3), np.uint8)
   seen = units.of_images([picture], config)[0]
   text = _random_tokens(config).tolist()
-  prompt, answer = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
-  request = requests.Request((prompt, *seen.units, answer), seen.pixels)
-  got = logits(params | {"projector": projector}, config, request)
+  before, said = row_lib.Text(text[:4]), row_lib.Text(text[4:], question=0)
+  prompt = prompts.Prompt((before, *seen.units, said), seen.pixels)
+  got = logits(params | {"projector": projector}, config, prompt)
   marks = [model.config.image_token_index] * sum(u.tokens for u in seen.units)
   pixels = seen.pixels.transpose(0, 3, 1, 2)
   inputs = dict(input_ids=np.array([text[:4] + marks + text[4:]]))
@@ -220,21 +220,21 @@ def _whole(
 def logits(
   params: mllm.Params,
   config: config_lib.ModelConfig,
-  request: requests.Request,
+  prompt: prompts.Prompt,
 ) -> np.ndarray:
-  """Logits that predict each token of the answer in a request, densely.
+  """Logits that predict each token of the answer in a prompt, densely.
 
   Args:
     params: of the decoder, and of the rest if there are pictures.
     config: the model; every region is read, whatever its budget.
-    request: with one part whose `question` is 0.
+    prompt: with one part whose `question` is 0.
 
   Returns:
     float32 [tokens of the answer, V].
   """
   gaze = dataclasses.replace(config.gaze, budget="fixed")
   config = dataclasses.replace(config, gaze=gaze)
-  batch = requests.batch([request], config)
+  batch = prompts.batch([prompt], config)
   every = jnp.array([batch.region_slots.shape[1]])
   out = _apply(params, config, batch, every)
   return np.asarray(out.logits[0])

@@ -18,11 +18,11 @@ IDS = TOKENIZER.encode(SAID)
 
 def stream(ids, stop=(), tokenizer=TOKENIZER):
   """The pieces that are told, as `Stream` tells them, and the text."""
-  text, told, pieces = answer.Text(tokenizer, stop), 0, []
+  text, told, pieces = answer.AnswerText(tokenizer, stop), 0, []
   for n in range(1, len(ids) + 1):
     text.read(ids[:n])
     over = text.stopped or n == len(ids)
-    sure = text.text if over else text.sure
+    sure = text.text if over else text.certain
     if len(sure) > told:
       pieces.append(sure[told:])
       told = len(sure)

@@ -68,7 +68,7 @@ def test_ways_of_asking_are_one(model, picture, tmp_path):
     ours.generate(f"<image>\n{Q}", images=[image], **FEW),
     ours.generate(Q, seen, **FEW),
     ours.generate(Q, seen, trace=True, **FEW),
-    ours.generate_batch([api.Ask(Q, seen, **FEW)] * 3)[2],
+    ours.generate_batch([api.Request(Q, seen, **FEW)] * 3)[2],
   ):
     assert reply.tokens == want.tokens and reply.text == want.text
   other = ours.generate(Q, images=[picture(1)], **FEW)
@@ -130,8 +130,8 @@ def test_stop_strings_end_and_are_cut_off(model, picture):
   # Others of the batch say what they would have said.
   both = ours.generate_batch(
     [
-      api.Ask(Q, seen, max_tokens=24, stop=[stop]),
-      api.Ask(Q, seen, max_tokens=24),
+      api.Request(Q, seen, max_tokens=24, stop=[stop]),
+      api.Request(Q, seen, max_tokens=24),
     ]
   )
   assert both[0].text == free.text[:first] and both[1].text == free.text
@@ -188,7 +188,7 @@ def test_budgets_of_all_units(model, picture):
     reply = ours.generate(
       Q, images=[picture(0), picture(1)], trace=True, **FEW, **budget
     )
-    return {int(n) for s in reply.said.steps for n in s.chosen.sum(-1).ravel()}
+    return {int(n) for s in reply.steps for n in s.chosen.sum(-1).ravel()}
 
   plain = model()
   assert read(plain) == {2}  # as trained
@@ -208,7 +208,7 @@ def test_budgets_of_a_tiled_picture(model, picture):
 
   def read(**budget):
     reply = ours.generate(Q, trace=True, **shown, **budget)
-    (count,) = {int(n) for s in reply.said.steps for n in s.chosen.sum(-1).flat}
+    (count,) = {int(n) for s in reply.steps for n in s.chosen.sum(-1).flat}
     return count
 
   ours = model("tiles", budget="per_unit")
@@ -297,7 +297,7 @@ def test_a_context_comes_back_from_disk(model, picture, tmp_path):
   want = ours.generate(Q, seen, trace=True, **FEW)
   got = ours.generate(Q, back, trace=True, **FEW)
   assert got.tokens == want.tokens
-  for a, b in zip(got.said.steps, want.said.steps, strict=True):
+  for a, b in zip(got.steps, want.steps, strict=True):
     np.testing.assert_array_equal(a.scores, b.scores)
   for a, b in zip(back.views, seen.views, strict=True):
     np.testing.assert_array_equal(a.picture, b.picture)

@@ -1,7 +1,7 @@
 """Greedy answers of the engine, reading all regions, against transformers'.
 
 Tiny random models, whose last layers are scaled until answers vary. The
-prompts are raw: `requests.make`, `reading.read`, `engine.Decoding`.
+prompts are raw: `raw_prompts.make`, `reading.read`, `engine.Decoding`.
 """
 
 import dataclasses
@@ -13,9 +13,10 @@ import torch
 import transformers
 
 import compare
+import raw_prompts
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
@@ -43,19 +44,20 @@ class Pair:
 
   def ours(self, prompt, images=(), count=COUNT):
     """Ids said to a prompt."""
-    request = requests.make(
+    request = raw_prompts.make(
       prompt, self.tokenizer, self.config, images=list(images)
     )
-    batch = requests.batch([request], self.config)
+    batch = prompts.batch([request], self.config)
     empty = context.empty(self.config)
     # More than there are: every region is read.
     read = reading.read(
       self.params, self.config, empty, batch, 1000, room=count
     )
-    row = engine.Row(read, 1000, max_tokens=count)
-    decoding = engine.Decoding(self.params, self.config, [row], stop=[-1])
+    decoding = engine.Decoding(
+      self.params, self.config, [read], [1000], max_tokens=[count], stop=[-1]
+    )
     decoding.run(count)
-    assert decoding.said(0).read[0] == read.context.visual_tokens
+    assert decoding.entries(0)[0] == read.visual_tokens
     return decoding.tokens(0)
 
   def their_answer(self, inputs, count=COUNT):

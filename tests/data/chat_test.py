@@ -9,10 +9,10 @@ from tokenizers import models
 from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 
+from gaze_jax.data import chat_template
 from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
-from gaze_jax.data import templates
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
@@ -93,7 +93,7 @@ def talk_of(turns, system=None, last=True):
 
 
 def ours_of(talk):
-  return tuple(messages.said(role, text) for role, text in talk)
+  return tuple(messages.plain(role, text) for role, text in talk)
 
 
 @pytest.mark.parametrize("system", [None, "Be brief.\n\nSay  no more."])
@@ -183,7 +183,7 @@ def test_seams_are_no_way_to_forge(tmp_path):
   )
   ours = tokenizer_lib.Tokenizer.load(str(chat_families.save(family, tmp_path)))
   start = ours._tokenizer.token_to_id("<|im_start|>")
-  flat = ours.chat.ask((messages.said("user", "|im_start|>"),))
+  flat = ours.chat.ask((messages.plain("user", "|im_start|>"),))
   assert start not in flat
   said = ours._tokenizer.decode(flat, skip_special_tokens=False)
   assert said == "<|im_start|><|im_end|>"
@@ -192,13 +192,13 @@ def test_seams_are_no_way_to_forge(tmp_path):
 def test_characters_that_cut_are_no_way_to_forge(both_of):
   ours = both_of("qwen2.5").ours
   for text in ("\ufdd0a\ufdd1", "\ufdd1" + "0" + "\ufdd1<|im_end|>", "\ufdd0"):
-    flat = ours.chat.ask((messages.said("user", text),))
+    flat = ours.chat.ask((messages.plain("user", text),))
     said = ours._tokenizer.decode(flat, skip_special_tokens=False)
     assert f"user\n{text}<|im_end|>" in said
     assert sum(i in ours.chat.control_ids for i in flat) == 5
   every = "<|im_end|>" + "".join(map(chr, range(0xFDD0, 0xFDF0)))
   with pytest.raises(samples.DataError, match="take one out"):
-    ours.chat.ask((messages.said("user", every),))
+    ours.chat.ask((messages.plain("user", every),))
 
 
 def unigram():
@@ -244,8 +244,8 @@ def test_pieces_and_normal_forms_are_no_way_to_forge(make, text, tmp_path):
   )
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
   ours = tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
-  ends = {ours.eos, ours.chat.controls.ids["<|end|>"]}
-  assert not ends & set(ours.chat.ask((messages.said("user", text),)))
+  ends = {ours.eos, ours.chat.control_tokens.ids["<|end|>"]}
+  assert not ends & set(ours.chat.ask((messages.plain("user", text),)))
   assert not ends & set(ours.encode(text))
 
 
@@ -279,7 +279,7 @@ def test_images_where_the_template_puts_them(both_of):
     assert decode(flat[:at]).endswith(before)
     assert decode(flat[at + 1 :]) == after
     # Written by the user where no image is, it is text.
-    plain = chat.ask((messages.said("user", "<image>\nwhat?"),))
+    plain = chat.ask((messages.plain("user", "<image>\nwhat?"),))
     assert not any(isinstance(x, messages.Place) for x in plain)
     assert "<image>" in decode(plain)
 
@@ -375,8 +375,8 @@ def test_what_a_model_thought_is_the_templates_to_leave_out(both_of):
   both = both_of("qwen3")
   ours, chat = both.ours, both.ours.chat
   ids = [
-    *(chat.controls.ids["<think>"], *ours.encode("\nhm\n")),
-    *(chat.controls.ids["</think>"], *ours.encode("\n\na fox</think>")),
+    *(chat.control_tokens.ids["<think>"], *ours.encode("\nhm\n")),
+    *(chat.control_tokens.ids["</think>"], *ours.encode("\n\na fox</think>")),
     ours.eos,
   ]
   text = "<think>\nhm\n</think>\n\na fox</think>"
@@ -417,6 +417,8 @@ def test_an_answer_that_nothing_ends_is_ended_by_eos(both_of):
 
 def test_our_own_format_has_no_system_turn():
   ours = tokenizer_lib.Tokenizer.load()
-  with pytest.raises(templates.TemplateError, match="no system turn: leave it"):
+  with pytest.raises(
+    chat_template.TemplateError, match="no system turn: leave it"
+  ):
     packing.prompt(ours, "what?", system="Be brief.")
   assert packing.prompt(ours, "what?", system=None)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from tokenizers import processors
 
-from gaze_jax.data import requests
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import emoji
@@ -405,7 +404,7 @@ def test_what_a_tokenizer_json_stores_of_its_last_use_does_not_act(
   for text in ("", "hi", "hello there " * 40):
     got = [tokenizer_lib.Tokenizer.load(str(f)).encode(text) for f in files]
     assert got[0] == got[1]
-    raw = [requests.read_tokenizer(f) for f in files]
+    raw = [tokenizer_lib.read(f) for f in files]
     ids = [t.encode(text, add_special_tokens=False).ids for t in raw]
     assert ids[0] == ids[1]
 
@@ -419,7 +418,7 @@ def test_a_byte_order_mark_is_no_content(name, tmp_path):
   got = tokenizer_lib.Tokenizer.load(str(tmp_path / "tokenizer.json"))
   assert got.encode("a fox") == want.encode("a fox")
   assert got.start() == want.start()
-  ids = requests.read_tokenizer(tmp_path).get_vocab().values()
+  ids = tokenizer_lib.read(tmp_path / "tokenizer.json").get_vocab().values()
   assert max(ids) + 1 == got.size
 
 

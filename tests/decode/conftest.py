@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 
@@ -38,10 +38,10 @@ def row(tiny):
   def make(parts, seed=0, shape=None, skip=0):
     count = sum(isinstance(p, row_lib.Unit) for p in parts)
     pixels = np.random.default_rng(seed).normal(size=(8, 70, 70, 3))
-    request = requests.Request(
+    request = prompts.Prompt(
       tuple(parts), pixels[skip : skip + count].astype(np.float32)
     )
-    return requests.batch([request], tiny, shape)
+    return prompts.batch([request], tiny, shape)
 
   return make
 

@@ -89,6 +89,6 @@ def test_rows_side_by_side_and_apart_again(cache):
 
 
 def test_a_context_forgets_what_was_read_past_it(cache):
-  short = context.at(context.Context(cache, length=3, position=28))
+  short = context.current_cache(context.Context(cache, length=3, position=28))
   assert (short.length.tolist(), short.position.tolist()) == ([3], [28])
   assert short.k is cache.k

@@ -11,6 +11,7 @@ from gaze_jax.decode import context
 from gaze_jax.decode import engine
 from gaze_jax.decode import programs
 from gaze_jax.decode import reading
+from gaze_jax.decode import sampling
 from gaze_jax.layout import row as row_lib
 
 UNIT = row_lib.Unit(5, 5)
@@ -28,6 +29,34 @@ PROMPTS = {
   "video frames": [row_lib.Text([1]), UNIT, UNIT, UNIT, row_lib.Text([90, 4])],
 }
 COUNT = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A prompt that was read, and how it is to be answered."""
+
+  prompt: context.Context
+  budget: int
+  max_tokens: int = COUNT
+  temperature: float = 0.0
+  top_p: float = 1.0
+  sample_top_k: int = 0
+  seed: int = 0
+
+
+def decoding(params, config, rows, **kwargs):
+  column = lambda name: [getattr(r, name) for r in rows]
+  return engine.Decoding(
+    params,
+    config,
+    column("prompt"),
+    column("budget"),
+    max_tokens=column("max_tokens"),
+    sampling=sampling.make(
+      len(rows), **{name: column(name) for name in sampling.NAMES}
+    ),
+    **kwargs,
+  )
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +79,7 @@ def read(tiny, tiny_params, row):
 @pytest.fixture
 def decode(tiny, tiny_params):
   def make(rows, *, config=tiny, stop=(-1,), trace=False, steps=None):
-    out = engine.Decoding(tiny_params, config, rows, stop=stop, trace=trace)
+    out = decoding(tiny_params, config, rows, stop=stop, trace=trace)
     if trace or steps == 1:
       while not out.done:
         out.step()
@@ -68,17 +97,17 @@ def test_decode_is_teacher_forcing(read, decode, oracle, name, top_k):
   parts = PROMPTS[name]
   want, regions = oracle(parts, top_k=top_k, count=COUNT)
   prompt = read(parts, top_k=top_k, trace=True)
-  rows = [engine.Row(prompt, top_k, COUNT)]
-  said = decode(rows, trace=True).said(0)
-  assert list(said.tokens) == want
+  rows = [Row(prompt, top_k, COUNT)]
+  out = decode(rows, trace=True)
+  assert out.tokens(0) == want
   there = 9 * sum(p is UNIT for p in parts)
-  for step, token, chosen in zip(said.steps, want, regions, strict=True):
+  for step, token, chosen in zip(out.steps(0), want, regions, strict=True):
     assert step.token == token
     np.testing.assert_array_equal(step.chosen, chosen[..., :there])
     assert (step.chosen.sum(-1) == min(top_k, there)).all()
   # The compiled loop says the same. (A prompt is decoded once: its cache is
   # written on.)
-  rows = [engine.Row(read(parts, top_k=top_k, trace=True), top_k, COUNT)]
+  rows = [Row(read(parts, top_k=top_k, trace=True), top_k, COUNT)]
   assert decode(rows).tokens(0) == want
 
 
@@ -91,38 +120,38 @@ def test_a_batch_of_all_mixes_says_what_each_row_says_alone(read, decode):
     for parts in [list(PROMPTS.values())[seed % len(PROMPTS)]]
   ]
   rows = [
-    engine.Row(
+    Row(
       read(parts, top_k=k, seed=seed),
       k,
       max_tokens=COUNT - seed % 2,
       temperature=0.7 * (seed % 3),
       top_p=0.9,
-      top_k=20 * (seed % 2),
+      sample_top_k=20 * (seed % 2),
       seed=seed,
     )
     for parts, k, seed in asked
   ]
   together = decode(rows)
   for i, (parts, k, seed) in enumerate(asked):
-    again = dataclasses.replace(rows[i], read=read(parts, top_k=k, seed=seed))
+    again = dataclasses.replace(rows[i], prompt=read(parts, top_k=k, seed=seed))
     alone = decode([again])
     assert together.tokens(i) == alone.tokens(0)
     assert len(alone.tokens(0)) == COUNT - seed % 2
-    assert together.said(i).read == pytest.approx(alone.said(0).read)
+    assert together.entries(i) == pytest.approx(alone.entries(0))
 
 
 def test_sampling_is_not_greedy_and_keeps_to_its_seed(read, decode):
   say = lambda **options: decode(
-    [engine.Row(read(PROMPTS["one image"], top_k=2), 2, COUNT, **options)]
+    [Row(read(PROMPTS["one image"], top_k=2), 2, COUNT, **options)]
   ).tokens(0)
   drawn = [say(temperature=5.0, seed=s) for s in (0, 1, 0)]
   assert drawn[0] == drawn[2] != drawn[1]
-  assert say(temperature=5.0, top_k=1, seed=3) == say()
+  assert say(temperature=5.0, sample_top_k=1, seed=3) == say()
 
 
 def test_the_stop_token_and_the_image_and_the_budget_matter(read, decode):
   def say(name, top_k, **kwargs):
-    row = engine.Row(read(PROMPTS[name], top_k=top_k), top_k, COUNT)
+    row = Row(read(PROMPTS[name], top_k=top_k), top_k, COUNT)
     return decode([row], **kwargs)
 
   free = say("one image", 2).tokens(0)
@@ -159,39 +188,37 @@ def test_turns_go_on_from_what_was_said(
   gaze = dataclasses.replace(tiny.gaze, **options)
   config = dataclasses.replace(tiny, gaze=gaze)
   k = 300 if gaze.budget == "ratio" else 2
-  first = [*PROMPTS["one image"]]
-  want, _ = oracle(first, top_k=k, count=COUNT, config=config)
-  prompt = read(first, top_k=k, config=config, trace=True)
-  said = decode([engine.Row(prompt, k, COUNT)], config=config).said(0)
-  assert list(said.tokens) == want
+  begin = [*PROMPTS["one image"]]
+  want, _ = oracle(begin, top_k=k, count=COUNT, config=config)
+  prompt = read(begin, top_k=k, config=config, trace=True)
+  first = decode([Row(prompt, k, COUNT)], config=config)
+  assert first.tokens(0) == want
   second = [row_lib.Text([8, 9]), UNIT, row_lib.Text([10, 11, 12, 13, 14, 4])]
-  whole = [*first, row_lib.Text(want, question=0), *second]
+  whole = [*begin, row_lib.Text(want, question=0), *second]
   want, regions = oracle(whole, top_k=k, count=COUNT, config=config)
   again = read(
-    second, top_k=k, after=said.context, config=config, skip=1, trace=True
+    second, top_k=k, after=first.context(0), config=config, skip=1, trace=True
   )
-  out = decode([engine.Row(again, k, COUNT)], config=config, trace=True)
+  out = decode([Row(again, k, COUNT)], config=config, trace=True)
   assert out.tokens(0) == want
-  for step, chosen in zip(out.said(0).steps[1:], regions[1:], strict=True):
+  for step, chosen in zip(out.steps(0)[1:], regions[1:], strict=True):
     np.testing.assert_array_equal(step.chosen, chosen[..., :18])
 
 
 def test_a_context_is_a_value_that_forks_share(read, decode, tiny):
-  image = read([row_lib.Text([1]), UNIT], top_k=2).context
+  image = read([row_lib.Text([1]), UNIT], top_k=2)
   pages = image.cache.visual.k.unsafe_buffer_pointer()
   question = [row_lib.Text([3, 70, 81, 9, 4])]
-  rows = [
-    engine.Row(read(question, top_k=2, after=image), 2, COUNT) for _ in range(2)
-  ]
-  answers = [decode([r]).said(0) for r in rows]
-  assert answers[0].tokens == answers[1].tokens
-  whole = engine.Row(read(PROMPTS["one image"], top_k=2), 2, COUNT)
-  assert list(answers[0].tokens) == decode([whole]).tokens(0)
+  rows = [Row(read(question, top_k=2, after=image), 2, COUNT) for _ in range(2)]
+  answers = [decode([r]) for r in rows]
+  assert answers[0].tokens(0) == answers[1].tokens(0)
+  whole = Row(read(PROMPTS["one image"], top_k=2), 2, COUNT)
+  assert answers[0].tokens(0) == decode([whole]).tokens(0)
   for answer in answers:
-    visual = answer.context.cache.visual
+    visual = answer.context(0).cache.visual
     assert visual.k.unsafe_buffer_pointer() == pages
   # An image more is read into pages of its own.
-  more = read([UNIT, row_lib.Text([4])], top_k=2, after=image).context
+  more = read([UNIT, row_lib.Text([4])], top_k=2, after=image)
   assert more.cache.visual.k.unsafe_buffer_pointer() != pages
   assert image.sizes == more.sizes[:9] and len(more.sizes) == 18
   assert not image.cache.k.is_deleted()
@@ -199,31 +226,27 @@ def test_a_context_is_a_value_that_forks_share(read, decode, tiny):
 
 def test_an_answer_cut_short_goes_on_as_if_it_had_been_short(read, decode):
   parts = PROMPTS["one image"]
-  long = decode([engine.Row(read(parts, top_k=2), 2, COUNT)])
-  short = decode([engine.Row(read(parts, top_k=2), 2, 2)])
-  cut = long.said(0, 2)
-  assert cut.tokens == short.said(0).tokens
-  go_on = lambda said: decode(
-    [
-      engine.Row(
-        read([row_lib.Text([7, 4])], top_k=2, after=said.context), 2, COUNT
-      )
-    ]
+  long = decode([Row(read(parts, top_k=2), 2, COUNT)])
+  short = decode([Row(read(parts, top_k=2), 2, 2)])
+  cut = long.context(0, 2)
+  assert long.tokens(0)[:2] == short.tokens(0)
+  follow = lambda after: decode(
+    [Row(read([row_lib.Text([7, 4])], top_k=2, after=after), 2, COUNT)]
   ).tokens(0)
-  assert go_on(cut) == go_on(short.said(0))
-  assert go_on(long.said(0)) != go_on(cut)
+  assert follow(cut) == follow(short.context(0))
+  assert follow(long.context(0)) != follow(cut)
 
 
 @pytest.mark.nightly
 def test_an_ended_row_says_no_more(read, decode, tiny, tiny_params):
   rows = [
-    engine.Row(read(PROMPTS[n], top_k=2), 2, COUNT, temperature=t)
+    Row(read(PROMPTS[n], top_k=2), 2, COUNT, temperature=t)
     for n, t in [
       *(("one image", 0.0), ("text only", 0.5), ("video frames", 0.5)),
       *[("text only", 0.0)] * 4,  # as many rows as in the test above
     ]
   ]
-  out = engine.Decoding(tiny_params, tiny, rows, stop=(-1,))
+  out = decoding(tiny_params, tiny, rows, stop=(-1,))
   out.step()
   out.end(1)
   out.run(COUNT)
@@ -235,7 +258,7 @@ def test_an_ended_row_says_no_more(read, decode, tiny, tiny_params):
 def test_prompts_of_many_lengths_share_programs(read, decode):
   def ask(length, images):
     parts = [row_lib.Text([1]), *[UNIT] * images, row_lib.Text([4] * length)]
-    decode([engine.Row(read(parts, top_k=2), 2, COUNT)])
+    decode([Row(read(parts, top_k=2), 2, COUNT)])
 
   ask(5, 1)
   ask(12, 2)
@@ -248,9 +271,11 @@ def test_prompts_of_many_lengths_share_programs(read, decode):
 
 
 def test_sizes_are_few_and_a_third_too_large_at_most():
-  got = sorted({programs.up(n, 8) for n in range(1, 100)})
+  got = sorted({programs.bucket(n, 8) for n in range(1, 100)})
   assert got == [8, 12, 16, 24, 32, 48, 64, 96, 128]
-  assert all(n <= programs.up(n, 8) <= max(8, 1.5 * n) for n in range(1, 500))
+  assert all(
+    n <= programs.bucket(n, 8) <= max(8, 1.5 * n) for n in range(1, 500)
+  )
 
 
 def test_what_does_not_fit_is_refused_by_how_much(read):
@@ -271,7 +296,7 @@ def test_pieces_of_a_row(monkeypatch):
   monkeypatch.setattr(reading, "_UNITS", 4)
   # t t t t | v v v c c | v c | v v v v v | t | pad
   role = np.array([1] * 4 + [2] * 3 + [3] * 2 + [2, 3] + [2] * 5 + [1, 0])
-  pieces = [(p.start, p.stop, p.text) for p in reading.cut(role)]
+  pieces = [(p.start, p.stop, p.text) for p in reading.split(role)]
   assert pieces == [
     (0, 3, True),
     (3, 4, True),
@@ -283,15 +308,15 @@ def test_pieces_of_a_row(monkeypatch):
   ]
   # More context tokens than a chunk has slots: one chunk all the same.
   role = np.array([3] * 6 + [2] * 2)
-  pieces = [(p.start, p.stop) for p in reading.cut(role)]
+  pieces = [(p.start, p.stop) for p in reading.split(role)]
   assert pieces == [(0, 6), (6, 8)]
 
 
 def test_the_traces_scores_choose_and_dense_shares_add_up(read, decode):
   parts, k = PROMPTS["several images"], 3
   prompt = read(parts, top_k=k, trace=True)
-  out = decode([engine.Row(prompt, k, COUNT)], trace=True).said(0)
-  for step in out.steps:
+  out = decode([Row(prompt, k, COUNT)], trace=True)
+  for step in out.steps(0):
     scores = np.where(step.chosen, step.scores, -np.inf)
     least = scores.max(-1, where=step.chosen, initial=-np.inf)
     assert np.isfinite(least).all()
@@ -305,25 +330,23 @@ def test_the_traces_scores_choose_and_dense_shares_add_up(read, decode):
 def test_entries_read_by_hand(read, decode, tiny):
   """All 25 tokens are read by dense, whoever counts; a union is no less."""
   parts = PROMPTS["one image"]
-  dense = decode([engine.Row(read(parts, top_k=9), 9, COUNT)]).said(0)
-  assert dense.read == (25.0, 25.0)
+  dense = decode([Row(read(parts, top_k=9), 9, COUNT)])
+  assert dense.entries(0) == (25.0, 25.0)
   prompt = read(parts, top_k=2, trace=True)
-  said = decode([engine.Row(prompt, 2, COUNT)], trace=True).said(0)
+  out = decode([Row(prompt, 2, COUNT)], trace=True)
   sizes = np.array([1, 2, 2, 2, 4, 4, 2, 4, 4])
-  assert said.context.sizes == tuple(sizes)
-  chosen = np.stack([s.chosen for s in said.steps])  # [steps, N, Q, R]
+  assert out.context(0).sizes == tuple(sizes)
+  chosen = np.stack([s.chosen for s in out.steps(0)])  # [steps, N, Q, R]
   heads = tiny.decoder.kv_heads
   group = chosen.reshape(*chosen.shape[:2], heads, -1, 9).any(3)
   want = ((chosen @ sizes).mean(), (group @ sizes).mean())
-  assert said.read == pytest.approx(want)
+  assert out.entries(0) == pytest.approx(want)
   assert want[0] < want[1] < 2 * want[0]
 
 
 def test_caches_are_written_in_place(read, tiny, tiny_params):
   prompt = read(PROMPTS["one image"], top_k=2, room=64)
-  out = engine.Decoding(
-    tiny_params, tiny, [engine.Row(prompt, 2, 60)], stop=(-1,)
-  )
+  out = decoding(tiny_params, tiny, [Row(prompt, 2, 60)], stop=(-1,))
   out.step()
   before = out._carry.cache.k
   place = before.unsafe_buffer_pointer()

@@ -35,11 +35,11 @@ def logits_of(rows, size, seed=0, spread=3.0):
   "options, expected",
   [
     (dict(), [0, 1, 2, 3, 4]),
-    (dict(top_k=1), [0]),
-    (dict(top_k=3), [0, 1, 2]),
-    (dict(top_k=4), [0, 1, 2, 3]),  # of two equals, the lower id
-    (dict(top_k=5), [0, 1, 2, 3, 4]),
-    (dict(top_k=2**31 - 1), [0, 1, 2, 3, 4]),
+    (dict(sample_top_k=1), [0]),
+    (dict(sample_top_k=3), [0, 1, 2]),
+    (dict(sample_top_k=4), [0, 1, 2, 3]),  # of two equals, the lower id
+    (dict(sample_top_k=5), [0, 1, 2, 3, 4]),
+    (dict(sample_top_k=2**31 - 1), [0, 1, 2, 3, 4]),
     (dict(top_p=1e-30), [0]),
     (dict(top_p=0.49), [0]),
     (dict(top_p=0.51), [0, 1]),
@@ -47,17 +47,17 @@ def logits_of(rows, size, seed=0, spread=3.0):
     (dict(top_p=0.8), [0, 1, 2]),
     (dict(top_p=0.9), [0, 1, 2, 3]),
     (dict(top_p=0.94), [0, 1, 2, 3, 4]),
-    # Of the three that top_k keeps, the first weighs 4 / 7.
-    (dict(top_p=0.56, top_k=3), [0]),
-    (dict(top_p=0.58, top_k=3), [0, 1]),
-    (dict(top_p=0.51, top_k=1), [0]),
+    # Of the three that sample_top_k keeps, the first weighs 4 / 7.
+    (dict(top_p=0.56, sample_top_k=3), [0]),
+    (dict(top_p=0.58, sample_top_k=3), [0, 1]),
+    (dict(top_p=0.51, sample_top_k=1), [0]),
     # At temperature 2 the first weighs 0.343, the first two 0.586.
     (dict(top_p=0.35, temperature=2), [0, 1]),
     (dict(top_p=0.58, temperature=2), [0, 1]),
     (dict(top_p=0.59, temperature=2), [0, 1, 2]),
     (dict(top_p=0.9, temperature=0.25), [0]),
     (dict(temperature=0), [0]),
-    (dict(temperature=0, top_k=3, top_p=0.9), [0]),
+    (dict(temperature=0, sample_top_k=3, top_p=0.9), [0]),
     (dict(temperature=1e-44, top_p=0.999), [0]),  # no normal float32
     (dict(temperature=1e300), [0, 1, 2, 3, 4]),
   ],
@@ -69,7 +69,9 @@ def test_what_is_kept_by_hand(options, expected):
 
 def test_equals_are_kept_by_lower_id():
   row = np.array([[1, 2, 2, 0, 2, 1, 2]], np.float32)
-  by_k = lambda k: ids(kept(row, sampling.make(1, temperature=1.0, top_k=k)))
+  by_k = lambda k: ids(
+    kept(row, sampling.make(1, temperature=1.0, sample_top_k=k))
+  )
   assert by_k(1) == [[1]] and by_k(2) == [[1, 2]] and by_k(3) == [[1, 2, 4]]
   assert by_k(5) == [[0, 1, 2, 4, 6]]
   even = np.zeros((1, 8), np.float32)
@@ -96,7 +98,7 @@ def test_the_coldest_and_the_hottest_draw():
 def test_a_forbidden_token_is_never_drawn():
   row = np.full((64, 5), -INFINITY, np.float32)
   row[:, 3] = -2.0
-  for options in (dict(), dict(top_k=4), dict(top_p=0.999)):
+  for options in (dict(), dict(sample_top_k=4), dict(top_p=0.999)):
     options = sampling.make(64, temperature=9.0, seed=range_of(64), **options)
     assert set(np.asarray(sample(row, options, 0)).tolist()) == {3}
 
@@ -117,7 +119,7 @@ def test_kept_sets_are_those_of_transformers(size):
     rows,
     temperature=[float(t) for t in asked[0]],
     top_p=[float(p) for p in asked[1]],
-    top_k=[int(k) for k in asked[2]],
+    sample_top_k=[int(k) for k in asked[2]],
   )
   ours = np.asarray(kept(logits, options))
   for row, mask, t, p, k in zip(logits, ours, *asked, strict=True):
@@ -133,12 +135,12 @@ def test_kept_sets_are_those_of_transformers(size):
 # Draws.
 
 
-def by_hand(row, temperature, top_p, top_k):
+def by_hand(row, temperature, top_p, sample_top_k):
   """Probabilities of a row, in float64, by sorting."""
   row = np.asarray(row, np.float64) / temperature
   order = np.argsort(-row, kind="stable")
   weight = np.exp(row - row.max())
-  weight[order[top_k or len(row) :]] = 0
+  weight[order[sample_top_k or len(row) :]] = 0
   share = weight / weight.sum()
   betters = np.cumsum(share[order]) - share[order]
   share[order[betters >= top_p]] = 0
@@ -148,11 +150,11 @@ def by_hand(row, temperature, top_p, top_k):
 @pytest.mark.parametrize(
   "options",
   [
-    dict(temperature=1.0, top_p=1.0, top_k=0),
-    dict(temperature=0.6, top_p=1.0, top_k=0),
-    dict(temperature=1.0, top_p=1.0, top_k=5),
-    dict(temperature=1.0, top_p=0.8, top_k=0),
-    dict(temperature=1.5, top_p=0.9, top_k=7),
+    dict(temperature=1.0, top_p=1.0, sample_top_k=0),
+    dict(temperature=0.6, top_p=1.0, sample_top_k=0),
+    dict(temperature=1.0, top_p=1.0, sample_top_k=5),
+    dict(temperature=1.0, top_p=0.8, sample_top_k=0),
+    dict(temperature=1.5, top_p=0.9, sample_top_k=7),
   ],
   ids=str,
 )
@@ -194,7 +196,7 @@ def mixed(rows):
   return dict(
     temperature=take(0.0, 1.0, 0.7, 2.0, 1.3),
     top_p=take(1.0, 0.9, 1.0, 0.5, 0.95, 0.8, 0.3),
-    top_k=take(0, 40, 3, 0),
+    sample_top_k=take(0, 40, 3, 0),
     seed=[11 * i + 5 for i in range(rows)],
   )
 
@@ -244,7 +246,7 @@ def test_seed_and_step_each_change_a_draw():
 def test_greedy_rows_are_the_argmax():
   logits = logits_of(6, 50)
   logits[0, 7] = logits[0, 31] = 99.0
-  options = sampling.make(6, top_p=0.5, top_k=3, seed=1)
+  options = sampling.make(6, top_p=0.5, sample_top_k=3, seed=1)
   for greedy in (False, True):
     token = sample(logits, options, 0, greedy=greedy)
     assert token.dtype == jnp.int32
@@ -261,7 +263,7 @@ def test_options_are_traced_and_greedy_is_cheap():
     return sampling.sample(logits, options, step)
 
   logits = logits_of(4, 30)
-  for change in (dict(), mixed(4), dict(temperature=1.0), dict(top_k=2)):
+  for change in (dict(), mixed(4), dict(temperature=1.0), dict(sample_top_k=2)):
     count(logits, sampling.make(4, **change), np.int32(len(traced)))
   assert len(traced) == 1
   options = sampling.make(4)
@@ -293,12 +295,15 @@ def test_works_within_a_loop_on_the_device():
 
 def test_numbers_become_columns():
   made = sampling.make(
-    2, temperature=[0, 1], top_p=0.5, top_k=3, seed=2**32 - 1
+    2, temperature=[0, 1], top_p=0.5, sample_top_k=3, seed=2**32 - 1
   )
   assert (
     made.temperature.tolist() == [0, 1] and made.top_p.tolist() == [0.5] * 2
   )
-  assert made.top_k.tolist() == [3, 3] and made.seed.tolist() == [2**32 - 1] * 2
+  assert (
+    made.sample_top_k.tolist() == [3, 3]
+    and made.seed.tolist() == [2**32 - 1] * 2
+  )
   types = [str(x.dtype) for x in jax.tree.leaves(made)]
   assert types == ["float32", "float32", "int32", "uint32"]
   assert [x.shape for x in jax.tree.leaves(sampling.make(3))] == [(3,)] * 4
@@ -316,13 +321,13 @@ def test_numbers_become_columns():
     (dict(top_p=0.0), "top_p = 0.0: it must be above 0 and at most 1"),
     (dict(top_p=1.01), "top_p = 1.01"),
     (dict(top_p=None), "top_p = None"),
-    (dict(top_k=-1), "top_k = -1: it must be a whole number, 0"),
-    (dict(top_k=2.5), "top_k = 2.5"),
-    (dict(top_k=2**31), "top_k = 2147483648"),
+    (dict(sample_top_k=-1), "sample_top_k = -1: it must be a whole number, 0"),
+    (dict(sample_top_k=2.5), "sample_top_k = 2.5"),
+    (dict(sample_top_k=2**31), "sample_top_k = 2147483648"),
     (dict(seed=-1), "seed = -1: it must be a whole number from 0"),
     (dict(seed=2**32), "seed = 4294967296"),
     (dict(seed=[1, 2, 3]), "seed has 3 numbers for 2 rows"),
-    (dict(top_k=[1]), "top_k has 1 numbers for 2 rows"),
+    (dict(sample_top_k=[1]), "sample_top_k has 1 numbers for 2 rows"),
   ],
 )
 def test_a_number_out_of_its_range_is_named(options, says):

@@ -247,8 +247,9 @@ def test_ten_answers_and_their_logits_are_those_of_transformers(
     )
     compare.decided(torch.stack(want.logits))
     compare.close(read.logits[0], want.logits[0][0])
-    row = engine.Row(read, 0, max_tokens=tokens)
-    decoding = engine.Decoding(params, config, [row], stop=[ours.eos])
+    decoding = engine.Decoding(
+      params, config, [read], [0], max_tokens=[tokens], stop=[ours.eos]
+    )
     decoding.run(tokens)
     said = decoding.tokens(0)
     new = want.sequences[0, len(prompt) :].tolist()

@@ -14,7 +14,7 @@ import compare
 import tiers
 from gaze_jax import config as config_lib
 from gaze_jax.data import pipeline
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
@@ -145,9 +145,9 @@ def test_a_row_is_its_request(config, folder, top_k):
       parts += seen[piece].units if image else [row_lib.Text(piece)]
     parts.append(row_lib.Text(said, question=0))
     pixels = units.join([one.pixels for one in seen], config.model)
-    request = requests.Request(tuple(parts), pixels)
+    request = prompts.Prompt(tuple(parts), pixels)
     batches = (
-      requests.batch([request], config.model),
+      prompts.batch([request], config.model),
       rows.batch([(i, 0)], rows=1).batch,
     )
     want, got = (

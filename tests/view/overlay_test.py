@@ -5,15 +5,15 @@ import pytest
 from PIL import Image
 
 from gaze_jax import errors
-from gaze_jax.decode import trace
 from gaze_jax.view import overlay
+from gaze_jax.view import words as words_lib
 
 SIDE, MARGIN = overlay._PANEL, overlay._MARGIN
 REGIONS = np.array([[0, 1], [2, 3]])
 GREY = np.full((28, 28, 3), 200, np.uint8)
 
 
-VIEW = trace.View(GREY, REGIONS)
+VIEW = words_lib.View(GREY, REGIONS)
 
 
 def panel(*share, views=(VIEW,)):
@@ -58,7 +58,7 @@ def test_the_frame_is_as_opaque_as_the_share():
 
 def test_regions_of_uneven_size():
   regions = np.array([[0, 1, 1]] * 3)
-  pixels = panel(0, 1, views=[trace.View(GREY, regions)])
+  pixels = panel(0, 1, views=[words_lib.View(GREY, regions)])
   assert (pixels[:, : SIDE // 3 - 1] == 76).all()
   assert (pixels[8:-8, SIDE // 3 + 8 : -8] == 200).all()
 
@@ -66,9 +66,9 @@ def test_regions_of_uneven_size():
 def test_a_page_has_a_panel_a_word_and_the_image():
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (56, 56, 3), np.uint8)
-  word = trace.Word("fox", np.array([1.0, 0, 0, 0]))
+  word = words_lib.Word("fox", np.array([1.0, 0, 0, 0]))
   page = overlay.draw(
-    [trace.View(image, REGIONS)], [word] * 4, title="What? A fox"
+    [words_lib.View(image, REGIONS)], [word] * 4, title="What? A fox"
   )
   assert page.mode == "RGB"
   assert page.width == 4 * (SIDE + MARGIN) + MARGIN
@@ -89,20 +89,20 @@ def test_a_long_title_and_no_word():
 
 def test_what_belongs_to_no_region_is_darkened():
   regions = np.array([[0, -1], [-1, -1]])
-  pixels = panel(0.5, views=[trace.View(GREY, regions)])
+  pixels = panel(0.5, views=[words_lib.View(GREY, regions)])
   levels = [middle(pixels, r)[0] for r in range(4)]
   assert levels == [138, 76, 76, 76]
   # Of a row without a region there is a picture all the same.
-  assert (panel(views=[trace.View(GREY, 0 * REGIONS - 1)]) == 76).all()
+  assert (panel(views=[words_lib.View(GREY, 0 * REGIONS - 1)]) == 76).all()
 
 
 def test_a_picture_keeps_its_aspect():
-  wide = trace.View(np.full((14, 28, 3), 200, np.uint8), REGIONS)
+  wide = words_lib.View(np.full((14, 28, 3), 200, np.uint8), REGIONS)
   pixels = panel(0, 0, 0, 0, views=[wide])
   dark = (pixels == 76).all(-1)
   assert dark.sum() == SIDE * SIDE // 2
   assert dark[SIDE // 4 : 3 * SIDE // 4].all() and (pixels[0] == 255).all()
-  tall = trace.View(np.full((28, 14, 3), 200, np.uint8), REGIONS)
+  tall = words_lib.View(np.full((28, 14, 3), 200, np.uint8), REGIONS)
   turned = panel(0, 0, 0, 0, views=[tall])
   np.testing.assert_array_equal(turned, pixels.swapaxes(0, 1))
 
@@ -110,7 +110,7 @@ def test_a_picture_keeps_its_aspect():
 def frames(count):
   """Frames of one grey each, 4 regions a frame, numbered on."""
   grey = lambda i: np.full((28, 28, 3), 100 + i, np.uint8)
-  return [trace.View(grey(i), REGIONS + 4 * i) for i in range(count)]
+  return [words_lib.View(grey(i), REGIONS + 4 * i) for i in range(count)]
 
 
 def test_several_views_share_a_panel():
@@ -145,9 +145,9 @@ def test_of_many_views_those_read_most_are_shown_in_order():
 
 
 WORDS = [
-  trace.Word("a", np.array([1.0, 0, 0, 0])),
-  trace.Word("red", np.array([0, 0, 0, 1.0])),
-  trace.Word("fox", np.array([0, 0, 0, 1.0])),
+  words_lib.Word("a", np.array([1.0, 0, 0, 0])),
+  words_lib.Word("red", np.array([0, 0, 0, 1.0])),
+  words_lib.Word("fox", np.array([0, 0, 0, 1.0])),
 ]
 
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from playwright import sync_api
 
-from gaze_jax.decode import trace
 from gaze_jax.layout import row as row_lib
 from gaze_jax.view import viewer
+from gaze_jax.view import words as words_lib
 
 DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -55,7 +55,7 @@ def made(frames, seed=0, budget=3):
   y, x = np.mgrid[:96, :96].astype(np.uint8)
   one = row_lib.region_map(12, 12, (3, 3))
   views = [
-    trace.View(
+    words_lib.View(
       np.stack([2 * x, 2 * y, np.full_like(x, 40 + 5 * i)], -1),
       one + SIDE**2 * i,
     )
@@ -69,7 +69,9 @@ def made(frames, seed=0, budget=3):
     chosen = (rank < budget).astype(np.float32)
     exp = np.exp(2 * scores)
     dense = 0.75 * exp / exp.sum(-1, keepdims=True)
-    words.append(trace.Word(text, chosen.mean((0, 1)), chosen, scores, dense))
+    words.append(
+      words_lib.Word(text, chosen.mean((0, 1)), chosen, scores, dense)
+    )
   return views, words
 
 
@@ -79,7 +81,7 @@ def render(views, words, **options):
     dict(
       question="What sleeps?",
       answer=" ".join(w.text for w in words),
-      budget=viewer.Budget(3, regions, 0.215, 1.028),
+      budget=dict(top_k=3, regions=regions, visual_kv=0.215, unique=1.028),
       accounting={"visual tokens": "144", "decode step": "1.5 ms"},
     )
     | options
@@ -443,7 +445,7 @@ CONTRAST = """() => {
 def test_on_a_phone_in_light_and_dark(opened, scheme, frames, tmp_path):
   views, words = made(frames)
   question = "What sleeps beside the mug, and a_word_" + 30 * "long"
-  words = [*words, trace.Word(40 * "longer", *fields(words[0]))]
+  words = [*words, words_lib.Word(40 * "longer", *fields(words[0]))]
   page = opened(
     render(views, words, question=question), width=360, color_scheme=scheme
   )
@@ -492,7 +494,7 @@ def test_no_text_becomes_markup_and_no_request_leaves(browser, tmp_path):
     f" onerror='window.hit = 2'><!-- <script>"
   )
   views, words = made(1)
-  words[0] = trace.Word(bad, *fields(words[0]))
+  words[0] = words_lib.Word(bad, *fields(words[0]))
   file = tmp_path / "bad.html"
   file.write_text(
     render(views, words, question=bad, answer=bad, accounting={bad: bad})
@@ -524,7 +526,7 @@ def test_what_has_no_region_is_dark(opened):
   views, words = made(1)
   regions = views[0].regions.copy()
   regions[:3] = -1  # a quarter of the picture
-  page = opened(render([trace.View(views[0].picture, regions)], words))
+  page = opened(render([words_lib.View(views[0].picture, regions)], words))
   page.wait_for_selector("#stage:not([hidden])")
   assert {int(r) for r in drawn(page, "gaze")} == set(range(4, 16))
   bare = page.locator("#gaze svg > rect")
@@ -550,7 +552,7 @@ def test_a_budget_of_nothing(opened):
 
 def test_what_is_missing_is_said(opened):
   views, words = made(1)
-  bare = [trace.Word(w.text, w.share, w.chosen) for w in words]
+  bare = [words_lib.Word(w.text, w.share, w.chosen) for w in words]
   page = opened(render(views, bare))
   page.wait_for_selector("#stage:not([hidden])")
   note = page.locator("#dense .note").inner_text()
@@ -558,7 +560,7 @@ def test_what_is_missing_is_said(opened):
   assert lit(page, "dense") == {} and lit(page, "gaze")
   nothing = opened(render(views, []))
   assert nothing.get_by_role("alert").inner_text() == "The model said nothing."
-  unseen = [trace.Word("hello", np.zeros(0), np.zeros((1, 2, 0)))]
+  unseen = [words_lib.Word("hello", np.zeros(0), np.zeros((1, 2, 0)))]
   page = opened(render([], unseen))
   assert "no image" in page.get_by_role("alert").inner_text()
   assert page.locator("#budget dd").first.inner_text() == "3 of 0"

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from gaze_jax import errors
-from gaze_jax.decode import trace
 from gaze_jax.view import viewer
+from gaze_jax.view import words as words_lib
 
-BUDGET = viewer.Budget(top_k=3, regions=16, visual_kv=0.215, unique=0.366)
+BUDGET = dict(top_k=3, regions=16, visual_kv=0.215, unique=0.366)
 REGIONS = np.array([[0, 0, 1], [2, 2, 3]])
 GREY = np.full((40, 60, 3), 200, np.uint8)
 
@@ -59,7 +59,7 @@ def render(views=(), words=(), **options):
 
 def word(chosen, dense=None, scores=None, text="fox"):
   chosen = np.asarray(chosen, np.float32)
-  return trace.Word(text, chosen.mean((0, 1)), chosen, scores, dense)
+  return words_lib.Word(text, chosen.mean((0, 1)), chosen, scores, dense)
 
 
 def unpack(packed, words, regions):
@@ -73,7 +73,7 @@ def test_the_data_by_hand():
   scores = np.array([[[-1, 1, 0, -np.inf], [1, 1, 1, 1]]], np.float32)
   data = Page(
     render(
-      [trace.View(GREY, REGIONS)],
+      [words_lib.View(GREY, REGIONS)],
       [word(chosen, dense, scores), word(chosen, dense, scores, text="red")],
       answer="fox red",
       accounting={"visual tokens": "144"},
@@ -103,7 +103,7 @@ def test_what_was_not_recorded_is_not_in_the_page():
   chosen = np.zeros((1, 1, 4))
   dense = np.zeros((1, 1, 4), np.float32)
   words = [word(chosen, dense), word(chosen)]
-  data = Page(render([trace.View(GREY, REGIONS)], words)).data
+  data = Page(render([words_lib.View(GREY, REGIONS)], words)).data
   assert data["dense"] is data["scores"] is None and data["chosen"]
 
 
@@ -113,7 +113,7 @@ def test_regions_that_no_view_shows_are_left_out():
   scores = np.full((2, 3, 90), 1e9, np.float32)
   scores[..., :4] = 2
   data = Page(
-    render([trace.View(GREY, REGIONS)], [word(chosen, None, scores)])
+    render([words_lib.View(GREY, REGIONS)], [word(chosen, None, scores)])
   ).data
   assert data["shape"] == {"layers": 2, "heads": 3, "regions": 4}
   assert unpack(data["chosen"], 1, 4).shape == (1, 2, 3, 4)
@@ -123,7 +123,7 @@ def test_regions_that_no_view_shows_are_left_out():
 
 def test_tokens_that_have_no_region():
   regions = np.array([[0, 0, -1, -1], [-1, 0, -1, 1], [0, 0, 0, 1]])
-  (view,) = Page(render([trace.View(GREY, regions)])).data["views"]
+  (view,) = Page(render([words_lib.View(GREY, regions)])).data["views"]
   assert view["bare"] == [[2, 0, 4, 1], [0, 1, 1, 2], [2, 1, 3, 2]]
   assert view["boxes"] == [[0, 0, 0, 3, 3], [1, 3, 1, 4, 3]]
 
@@ -138,7 +138,7 @@ def test_nothing_said_and_nothing_seen():
   assert data["words"] == data["views"] == [] and data["chosen"] is None
   data = Page(render([], [word(np.zeros((1, 2, 5)))])).data
   assert data["shape"] == {"layers": 1, "heads": 2, "regions": 0}
-  empty = [trace.View(GREY, REGIONS * 0 - 1)]
+  empty = [words_lib.View(GREY, REGIONS * 0 - 1)]
   assert Page(render(empty)).data["views"][0]["boxes"] == []
 
 
@@ -150,9 +150,9 @@ NASTY = (
 
 def test_no_text_is_taken_for_markup():
   chosen = np.zeros((1, 1, 4))
-  plain = render([trace.View(GREY, REGIONS)], [word(chosen)])
+  plain = render([words_lib.View(GREY, REGIONS)], [word(chosen)])
   page = render(
-    [trace.View(GREY, REGIONS)],
+    [words_lib.View(GREY, REGIONS)],
     [word(chosen, text=NASTY)],
     question=NASTY,
     answer=NASTY,
@@ -223,13 +223,13 @@ def decoded(view):
 def test_pictures_are_as_large_as_their_number_allows(count, shape, size):
   # One array serves all, so the test is quick.
   picture = np.zeros((*shape, 3), np.uint8)
-  views = viewer._views([trace.View(picture, REGIONS)] * count)
+  views = viewer._views([words_lib.View(picture, REGIONS)] * count)
   assert {decoded(v).size for v in (views[0], views[-1])} == {size}
 
 
 def test_a_picture_is_what_was_given():
   picture = np.full((30, 40, 3), (250, 120, 10), np.uint8)
-  (view,) = viewer._views([trace.View(picture, REGIONS)])
+  (view,) = viewer._views([words_lib.View(picture, REGIONS)])
   off = np.asarray(decoded(view)).astype(int) - picture
   assert abs(off).max() <= 3
 
@@ -237,14 +237,16 @@ def test_a_picture_is_what_was_given():
 def test_a_picture_of_noise():
   """More than 2 bytes a pixel, where Pillow's optimized JPEG gives up."""
   picture = noise(700, 700)
-  assert decoded(viewer._views([trace.View(picture, REGIONS)])[0]).size == (
+  assert decoded(viewer._views([words_lib.View(picture, REGIONS)])[0]).size == (
     700,
     700,
   )
 
 
 def test_many_frames_make_no_giant_page():
-  frames = [trace.View(noise(300, 300, i), REGIONS + 4 * i) for i in range(99)]
+  frames = [
+    words_lib.View(noise(300, 300, i), REGIONS + 4 * i) for i in range(99)
+  ]
   assert len(render(frames)) < 6e6  # noise is the worst there is
 
 
@@ -278,7 +280,7 @@ def test_arrays_that_are_too_large_are_averaged(
 def test_a_missing_score_does_not_spoil_the_mean():
   scores = np.array([[[[1, 3]], [[3, -np.inf]]]], np.float32)
   scores = np.concatenate([scores, scores], axis=2)
-  mean = viewer._mean(scores, (1, 2))
+  mean = words_lib.finite_mean(scores, (1, 2))
   assert mean.tolist() == [[[[2, 3]]]]
 
 

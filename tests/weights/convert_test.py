@@ -20,7 +20,7 @@ import transformers
 from gaze_jax import cli
 from gaze_jax import config as config_lib
 from gaze_jax import errors as errors_lib
-from gaze_jax.data import ends
+from gaze_jax.data import stop_tokens
 from gaze_jax.layout import budgets
 from gaze_jax.weights import errors
 from gaze_jax.weights import exporting
@@ -407,7 +407,7 @@ def test_a_joined_model_ends_as_its_decoder_does(
   join(text, saved("siglip"), joined(), tmp_path / "ours")
   export(tmp_path / "ours", tmp_path / "back")
   for folder in ("ours/hf", "back"):
-    assert ends.beside(tmp_path / folder / "tokenizer.json") == want
+    assert stop_tokens.beside(tmp_path / folder / "tokenizer.json") == want
 
 
 def test_a_joined_models_pictures_are_its_own(saved, joined, tmp_path):

@@ -18,8 +18,9 @@ import transformers
 from PIL import Image
 
 import compare
+import raw_prompts
 from gaze_jax import config as config_lib
-from gaze_jax.data import requests
+from gaze_jax.data import prompts
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
@@ -122,7 +123,7 @@ def their_logits(pair: Pair, inputs) -> tuple[np.ndarray, np.ndarray]:
   return inputs["input_ids"][0].numpy(), logits
 
 
-def scored(request: requests.Request) -> requests.Request:
+def scored(request: prompts.Prompt) -> prompts.Prompt:
   """Asks for the logits before every token of text but the first."""
   parts = []
   for i, part in enumerate(request.parts):
@@ -138,7 +139,7 @@ def scored(request: requests.Request) -> requests.Request:
 
 def our_logits(pair: Pair, request, shape=None) -> np.ndarray:
   """[tokens, V]: one for each token of text but the first."""
-  batch = requests.batch([scored(request)], pair.config, shape)
+  batch = prompts.batch([scored(request)], pair.config, shape)
   budget = np.array([1000], np.int32)
   out = _apply(pair.params, pair.config, batch, budget)
   return np.asarray(out.logits)[0][batch.answer_slots[0] >= 0]
@@ -164,7 +165,7 @@ def test_one_image_of_any_aspect_gives_their_logits(onevision, name):
   inputs = their_processor(onevision)(
     text=prompt, images=[[image]], return_tensors="pt"
   )
-  request = requests.make(
+  request = raw_prompts.make(
     prompt, onevision.tokenizer, onevision.config, images=[np.asarray(image)]
   )
   same_logits(onevision, inputs, request, SHAPE)
@@ -172,10 +173,10 @@ def test_one_image_of_any_aspect_gives_their_logits(onevision, name):
 
 def test_the_smallest_row_gives_the_same_logits(onevision):
   prompt, image = "<image>" + ANSWER, checkpoints.picture(SIZES["wide"])
-  request = requests.make(
+  request = raw_prompts.make(
     prompt, onevision.tokenizer, onevision.config, images=[np.asarray(image)]
   )
-  batch = requests.batch([request], onevision.config)
+  batch = prompts.batch([request], onevision.config)
   assert batch.blend is None and batch.images.shape[1] == 7
   want = our_logits(onevision, request, SHAPE)
   compare.close(our_logits(onevision, request), want)
@@ -188,7 +189,7 @@ def test_several_images_give_their_logits(onevision):
   inputs = their_processor(onevision)(
     text=prompt, images=[images], return_tensors="pt"
   )
-  request = requests.make(
+  request = raw_prompts.make(
     prompt,
     onevision.tokenizer,
     onevision.config,
@@ -209,7 +210,7 @@ def test_a_video_gives_their_logits(onevision):
     input_ids=torch.tensor([onevision.tokenizer.encode(expanded).ids]),
     pixel_values_videos=pixels[None],
   )
-  request = requests.make(
+  request = raw_prompts.make(
     prompt,
     onevision.tokenizer,
     onevision.config,
@@ -220,10 +221,10 @@ def test_a_video_gives_their_logits(onevision):
 
 def test_text_alone_gives_their_logits(onevision):
   ids = onevision.tokenizer.encode("no picture" + ANSWER).ids
-  request = requests.make(
+  request = raw_prompts.make(
     "no picture" + ANSWER, onevision.tokenizer, onevision.config
   )
-  assert requests.batch([request], onevision.config).images is None
+  assert prompts.batch([request], onevision.config).images is None
   same_logits(onevision, dict(input_ids=torch.tensor([ids])), request)
 
 
@@ -233,7 +234,7 @@ def test_clip_llava_gives_their_logits(clip_llava, size):
   inputs = their_processor(clip_llava)(
     text=prompt, images=[image], return_tensors="pt"
   )
-  request = requests.make(
+  request = raw_prompts.make(
     prompt, clip_llava.tokenizer, clip_llava.config, images=[np.asarray(image)]
   )
   same_logits(clip_llava, inputs, request)
@@ -376,7 +377,7 @@ def dense_request(pair: Pair):
   inputs = their_processor(pair)(
     text=prompt + ANSWER, images=[[image]], return_tensors="pt"
   )
-  request = requests.make(
+  request = raw_prompts.make(
     prompt, pair.tokenizer, pair.config, images=[np.asarray(image)]
   )
   _, logits = their_logits(pair, inputs)
@@ -401,7 +402,7 @@ def test_a_dense_model_becomes_a_gaze_model(onevision, gaze):
   config = gaze_config(onevision, **gaze)
   request, want, answer = dense_request(onevision)
   budget = np.array([1000], np.int32)
-  batch = requests.batch([request], config)
+  batch = prompts.batch([request], config)
   assert (batch.region_slots[0] >= 0).any(-1).sum() > 4
   cache, logits, _ = _prefill(
     onevision.params, config, batch, budget, capacity=64
@@ -415,7 +416,7 @@ def test_a_dense_model_becomes_a_gaze_model(onevision, gaze):
 def test_fewer_regions_give_other_logits(onevision):
   config = gaze_config(onevision, budget="fixed")
   request, want, _ = dense_request(onevision)
-  batch = requests.batch([request], config)
+  batch = prompts.batch([request], config)
   seen = []
   for k in (0, 1, 3, 100):
     budget = np.array([k], np.int32)
@@ -444,7 +445,7 @@ def test_a_whole_grid_of_tiles_is_one_unit_of_attention(onevision):
       implementation=implementation,
       chunk=48,
     )
-    batch = requests.batch([request], config)
+    batch = prompts.batch([request], config)
     budget = np.array([1000], np.int32)
     logits.append(_apply(onevision.params, config, batch, budget).logits)
   compare.close(logits[0], logits[1])
@@ -458,18 +459,18 @@ def test_rows_of_several_requests_are_each_as_alone(onevision):
     images = [checkpoints.picture(size, i)] if size else []
     prompt = f"row {i} " + "<image>" * len(images) + "?"
     made.append(
-      requests.make(
+      raw_prompts.make(
         prompt,
         onevision.tokenizer,
         onevision.config,
         images=list(map(np.asarray, images)),
       )
     )
-  shape = requests.shape_of(made, onevision.config)
+  shape = prompts.shape_of(made, onevision.config)
   run = lambda some: _prefill(
     onevision.params,
     onevision.config,
-    requests.batch(some, onevision.config, shape),
+    prompts.batch(some, onevision.config, shape),
     np.full(len(some), 1000, np.int32),
     capacity=64,
   )[1]

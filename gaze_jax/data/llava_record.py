@@ -1,4 +1,4 @@
-"""One row in LLaVA's format: its turns, and the names of its pictures."""
+"""A record in LLaVA's format: its turns, and the names of its pictures."""
 
 import dataclasses
 import re
@@ -10,12 +10,12 @@ from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 # Who speaks, by the names that LLaVA and OpenAI give them.
-_ASKS, _SAYS, _SYSTEM = ("human", "user"), ("gpt", "assistant"), ("system",)
+_ASKS, _ANSWERS, _SYSTEM = ("human", "user"), ("gpt", "assistant"), ("system",)
 _IMAGES = ("image", "images")
 _CONVERSATIONS = ("conversations", "messages")
 _WHO, _TEXT = ("from", "role"), ("value", "content")
 
-# Keys under which a row may bring along more than pictures, by what that is,
+# Keys under which a record may bring along more than pictures, by what that is,
 # and those of pictures that are not read here.
 _FILE = "s?([ _-]?(path|file|name|url|uri|byte|list)s?)*"
 _MEDIA = {
@@ -34,7 +34,7 @@ _ALMOST = re.compile(r"<\s*/?\s*(?:image|img)\W*\d*\s*>", re.IGNORECASE)
 
 
 class SkipError(Exception):
-  """A row that can't be used.
+  """A record that can't be used.
 
   Attributes:
     reason: the kind of reason, in a word or two.
@@ -46,8 +46,8 @@ class SkipError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Talk:
-  """What a row says.
+class Record:
+  """One conversation.
 
   Attributes:
     turns: its questions and answers, at least one.
@@ -60,61 +60,62 @@ class Talk:
   system: str | None
 
 
-def read(row: Any) -> Talk:
-  """Reads a row.
+def read(record: Any) -> Record:
+  """Reads a record.
 
   Keys that are null, empty or NaN are as good as absent. What an assistant says
   before the first question is left out, as LLaVA's own code does, and so is a
   last question that has no answer.
 
   Args:
-    row: as `json_rows` reads it.
+    record: as `json_rows` reads it.
 
   Raises:
-    SkipError: the row can't be used; nothing of it is taken for text alone.
+    SkipError: the record can't be used; nothing of it is taken for text alone.
   """
-  if not isinstance(row, dict):
+  if not isinstance(record, dict):
     raise SkipError(
-      "not an object", f"{type(row).__name__} instead of an object"
+      "not an object", f"{type(record).__name__} instead of an object"
     )
-  _refuse_twice(row, "")
-  names = _names(row)
-  _refuse_media(row, bool(names))
-  system, said, left = _turns(row)
-  asked = [question for question, _ in said]
-  if any(_VIDEO in text for text in asked):
+  _refuse_twice(record, "")
+  names = _image_names(record)
+  _refuse_media(record, bool(names))
+  system, turns, left = _read_turns(record)
+  questions = [turn.question for turn in turns]
+  if any(_VIDEO in text for text in questions):
     raise SkipError(
       "video",
       f"{_VIDEO} in the text: no video trains yet, and {_VIDEO} can't be"
       " written as text",
     )
-  marks = sum(text.count(tokenizer_lib.IMAGE) for text in asked)
+  marks = sum(text.count(tokenizer_lib.IMAGE) for text in questions)
   if len(names) not in (marks, marks + left):
-    raise SkipError("image count", _miscounted(asked, marks + left, len(names)))
-  turns = tuple(samples.Turn(q, a.strip()) for q, a in said)
-  return Talk(turns, tuple(names[:marks]), system)
+    raise SkipError(
+      "image count", _miscounted(questions, marks + left, len(names))
+    )
+  return Record(turns, tuple(names[:marks]), system)
 
 
-def _miscounted(asked: Sequence[str], marks: int, names: int) -> str:
-  told = f"{marks} <image> in the text for {names} images"
+def _miscounted(questions: Sequence[str], marks: int, names: int) -> str:
+  counts = f"{marks} <image> in the text for {names} images"
   if marks and not names:
-    return f"{told}; <image> can't be written as literal text"
-  almost = [m[0] for text in asked for m in _ALMOST.finditer(text)]
+    return f"{counts}; <image> can't be written as literal text"
+  almost = [m[0] for text in questions for m in _ALMOST.finditer(text)]
   almost = [mark for mark in almost if mark != tokenizer_lib.IMAGE]
-  return f"{told}; {almost[0]} is no mark" if almost else told
+  return f"{counts}; {almost[0]} is no mark" if almost else counts
 
 
-def _turns(
-  row: dict[Any, Any],
-) -> tuple[str | None, list[tuple[str, str]], int]:
-  """System text, questions with answers, and the marks of what is left out."""
-  if not any(key in row for key in _CONVERSATIONS):
+def _read_turns(
+  record: dict[Any, Any],
+) -> tuple[str | None, tuple[samples.Turn, ...], int]:
+  """System text, turns, and the marks of a last question left out."""
+  if not any(key in record for key in _CONVERSATIONS):
     raise SkipError("absent key", f"no {' or '.join(_CONVERSATIONS)}")
-  said = _given(row, _CONVERSATIONS)
-  if not isinstance(said, list):
+  listed = _given(record, _CONVERSATIONS)
+  if not isinstance(listed, list):
     raise SkipError("odd turns", "conversations is not a list of turns")
-  turns = [(i, _who(i, turn), turn) for i, turn in enumerate(said)]
-  system = _given(row, _SYSTEM)
+  turns = [(i, _who(i, turn), turn) for i, turn in enumerate(listed)]
+  system = _given(record, _SYSTEM)
   if system is not None:
     system = _checked(system, "the system text")
   if turns[0][1] in _SYSTEM:
@@ -122,7 +123,7 @@ def _turns(
     if first and system not in (None, first):
       raise SkipError("two keys", "system and turn 0 from 'system' differ")
     system = first or system
-  while turns and turns[0][1] in _SAYS:
+  while turns and turns[0][1] in _ANSWERS:
     turns.pop(0)
   left = 0
   if turns and turns[-1][1] in _ASKS:
@@ -131,11 +132,12 @@ def _turns(
   if not turns:
     raise SkipError("odd turns", "there is no question that has an answer")
   for at, (i, who, _) in enumerate(turns):
-    if who not in (_ASKS, _SAYS)[at % 2]:
+    if who not in (_ASKS, _ANSWERS)[at % 2]:
       after = f", after one from {turns[at - 1][1]!r}" if at else ""
       raise SkipError("odd turns", f"turn {i} is from {who!r}{after}")
   texts = [_text(*turn) for turn in turns]
-  return system, list(zip(texts[::2], texts[1::2], strict=True)), left
+  pairs = zip(texts[::2], texts[1::2], strict=True)
+  return system, tuple(samples.Turn(q, a.strip()) for q, a in pairs), left
 
 
 def _who(i: int, turn: Any) -> str:
@@ -145,7 +147,7 @@ def _who(i: int, turn: Any) -> str:
   who = _given(turn, _WHO, f"turn {i}: ")
   if who is None:
     raise SkipError("absent key", f"turn {i} has no 'from'")
-  if not isinstance(who, str) or who.lower() not in _ASKS + _SAYS + _SYSTEM:
+  if not isinstance(who, str) or who.lower() not in _ASKS + _ANSWERS + _SYSTEM:
     raise SkipError(
       "odd turns",
       f"turn {i} is from {str(who)[:40]!r}; known are human, gpt and system",
@@ -154,7 +156,7 @@ def _who(i: int, turn: Any) -> str:
 
 
 def _text(i: int, who: str, turn: dict, empty: bool = False) -> str:
-  """What a turn says; a question may be pictures alone."""
+  """The text of a turn; a question may be pictures alone."""
   if not any(key in turn for key in _TEXT):
     raise SkipError("absent key", f"turn {i} has no 'value'")
   text = _given(turn, _TEXT, f"turn {i}: ")
@@ -173,12 +175,12 @@ def _checked(text: Any, what: str) -> str:
   return text
 
 
-def _names(row: dict[Any, Any]) -> list[str]:
+def _image_names(record: dict[Any, Any]) -> list[str]:
   found: dict[str, list[str]] = {}
   for key in _IMAGES:
-    if _empty(row.get(key)):
+    if _empty(record.get(key)):
       continue
-    names = [row[key]] if isinstance(row[key], str) else row[key]
+    names = [record[key]] if isinstance(record[key], str) else record[key]
     if not isinstance(names, list) or not all(
       isinstance(n, str) and n.strip() for n in names
     ):
@@ -192,9 +194,9 @@ def _names(row: dict[Any, Any]) -> list[str]:
   return names[0] if names else []
 
 
-def _refuse_media(row: dict[Any, Any], pictures: bool) -> None:
+def _refuse_media(record: dict[Any, Any], pictures: bool) -> None:
   """Refuses what would be learned without having been seen or heard."""
-  for key, value in row.items():
+  for key, value in record.items():
     if key in _IMAGES or not isinstance(key, str) or _empty(value):
       continue
     if not isinstance(value, (str, list, dict)):
@@ -202,11 +204,11 @@ def _refuse_media(row: dict[Any, Any], pictures: bool) -> None:
     for kind, names in _MEDIA.items():
       if names.fullmatch(key):
         raise SkipError(
-          kind, f"the row has {key!r}, and pictures alone are read yet"
+          kind, f"the record has {key!r}, and pictures alone are read yet"
         )
     if not pictures and _PICTURE.fullmatch(key):
       raise SkipError(
-        "image key", f"the row has {key!r}; pictures stand under 'image'"
+        "image key", f"the record has {key!r}; pictures stand under 'image'"
       )
 
 

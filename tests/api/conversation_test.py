@@ -1,18 +1,16 @@
-"""How a question is put: its budget, its marks, and the ids of each turn."""
+"""How a question is put: its marks, and the ids of each turn."""
 
 import dataclasses
 import json
 
-import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
 
 from gaze_jax import api
-from gaze_jax import errors
 from gaze_jax import types
-from gaze_jax.api import ask as ask_lib
-from gaze_jax.api import turns
+from gaze_jax.api import conversation
+from gaze_jax.api import request as request_lib
 from gaze_jax.data import messages
 from gaze_jax.data import pipeline
 from gaze_jax.data import sources
@@ -24,64 +22,22 @@ from gaze_jax.demo import packages
 Q = "what is it?"
 
 
-def budget_of(config, regions=(9, 9), **budget):
-  return ask_lib.budget(api.Ask(Q, **budget), config, regions)
-
-
-@pytest.mark.parametrize(
-  "unit, trained, quarter, all_, three",
-  [
-    ("fixed", 2, 5, 18, 3),  # of 18 regions: 4.5, rounded up
-    ("per_unit", 2, 3, 9, 3),  # of the 9 of each unit: 2.25
-    ("ratio", 250, 250, 1000, 166),  # in thousandths; 3 are 166.7 of 18
-  ],
-)
-def test_budgets_by_hand(model, unit, trained, quarter, all_, three):
-  config = model(budget=unit, ratio=0.25).config
-  assert budget_of(config) == trained
-  assert budget_of(config, share=0.25) == quarter
-  assert budget_of(config, share=1.0) == all_
-  assert budget_of(config, share=0.0) == 0 == budget_of(config, top_k=0)
-  assert budget_of(config, top_k=3) == three
-  least = dict(ratio=1000).get(unit, 18)
-  assert least <= budget_of(config, top_k=10**15) < 2**31  # an int32
-
-
-@pytest.mark.parametrize("name", ["top_k", "max_tokens", "frames", "share"])
-@pytest.mark.parametrize("value", [2.5, True, "2", [2], np.nan])
-def test_what_is_no_such_number_is_refused(name, value):
-  ask = api.Ask(Q)
-  object.__setattr__(ask, name, value)  # annotations are checked in tests alone
-  with pytest.raises(turns.AskError, match=f"^{name} = "):
-    ask_lib.check(ask)
-
-
-@pytest.mark.nightly
-def test_a_question_without_images_counts_the_largest_unit_read(model):
-  """per_unit, after a unit of 9 regions: half of them, rounded up."""
-  ours = model(budget="per_unit")
-  image = np.zeros((70, 70, 3), np.uint8)
-  seen = ours.encode_image(image)
-  reply = ours.generate(Q, seen, share=0.5, max_tokens=1)
-  assert reply.budget == 5
-  assert ours.generate(Q, share=0.5, max_tokens=1).budget == 0
-
-
 def shade(number):
   return np.full((70, 70, 3), number, np.uint8)
 
 
-def read(prepared):
+def read(turn):
   """Ids of text, and the shade of each unit as a string, in reading order."""
-  batch, out, shown = prepared.batch, [], set()
+  (context, batch), out, shown = turn, [], set()
   layout = batch.layout
+  views = context.views[-1 - layout.unit.max() :]  # the newest
   slots = zip(layout.role[0], layout.unit[0], batch.tokens[0], strict=True)
   for role, unit, token in slots:
     if role == types.Role.TEXT:
       out.append(int(token))
     elif role != types.Role.PAD and unit not in shown:
       shown.add(unit)
-      out.append(str(prepared.views[unit].picture[0, 0, 0]))
+      out.append(str(views[unit].picture[0, 0, 0]))
   return out
 
 
@@ -93,8 +49,10 @@ class Format:
   model: api.Model
 
   def prepare(self, question=Q, after=None, **given):
-    ask = api.Ask(question, after, **given)
-    return read(ask_lib.prepare(ask, self.model.config, self.tokenizer))
+    request = api.Request(question, after, **given)
+    return read(
+      conversation.next_turn(request, self.model.config, self.tokenizer)
+    )
 
   def seen(self):
     """A context of two images that were read before any question."""
@@ -115,11 +73,11 @@ class Format:
       talk: what came before the question.
       ids: what was read, where the answer is not what its text makes.
     """
-    talk = (*talk, messages.asked(Q))
+    talk = (*talk, messages.question(Q))
     if ids is None:
       ids = [*self.tokenizer.chat.ask(talk), *self.tokenizer.encode(text)]
       ids += [self.tokenizer.eos] * ended
-    talk = (*talk, messages.said(messages.ASSISTANT, text))
+    talk = (*talk, messages.plain(messages.ASSISTANT, text))
     cut = len(ids) - bool(text or ended)
     return self._context(talk, ids[:cut], pending=tuple(ids[cut:]))
 
@@ -190,30 +148,34 @@ def test_our_later_turns_by_hand(ours):
 def test_text_that_the_template_writes_otherwise_is_read_anew(ours):
   """What a model said in other tokens than its text makes, and a cut word."""
   text = ours.tokenizer.encode
-  asked = ours.tokenizer.chat.ask((messages.asked(Q),))
+  asked = ours.tokenizer.chat.ask((messages.question(Q),))
   letters = [token for letter in "fox" for token in text(letter)[-1:]]
   said = ours.said("fox", ids=[*asked, *letters])
-  new = ask_lib.prepare(
-    api.Ask("why?", said), ours.model.config, ours.tokenizer
+  new = conversation.next_turn(
+    api.Request("why?", said), ours.model.config, ours.tokenizer
   )
   want = [*text("fox"), EOS, USER, *text("why?"), ASSISTANT]
   assert read(new) == want
-  before = new.before
+  before, _ = new
   assert before.ids == asked and before.pending == ()
   assert before.length == before.position == len(asked)
-  whole = ours.tokenizer.chat.ask(new.talk)
+  whole = ours.tokenizer.chat.ask(before.talk)
   assert (*before.ids, *read(new)) == whole
   # It can't be read anew where an image stands behind it.
   late = dataclasses.replace(
     said, ids=(*said.ids, context_lib.UNIT), pending=()
   )
-  with pytest.raises(turns.AskError, match="before an image otherwise"):
+  with pytest.raises(
+    request_lib.RequestError, match="before an image otherwise"
+  ):
     ours.prepare("why?", late)
 
 
 def test_a_context_without_a_conversation_is_no_beginning_of_one(ours):
   raw = dataclasses.replace(ours.said("fox"), talk=())
-  with pytest.raises(turns.AskError, match="a prompt and no conversation"):
+  with pytest.raises(
+    request_lib.RequestError, match="a prompt and no conversation"
+  ):
     ours.prepare("why?", raw)
 
 
@@ -266,13 +228,8 @@ def test_images_read_before_begin_the_users_turn(ours, smollm2, chatml):
     (ours, [BOS, "7", "8", "9"]),
     (smollm2, [*chatml(f"{SYSTEM}<|im_start|>user\n"), "7", "8", "9"]),
   ):
-    seen = ask_lib.prepare_units(
-      form.model.config,
-      form.tokenizer,
-      [shade(7)],
-      [[shade(8), shade(9)]],
-      8,
-    )
+    shown = api.Request("", images=[shade(7)], videos=[[shade(8), shade(9)]])
+    seen = conversation.opening(shown, form.model.config, form.tokenizer)
     assert read(seen) == want
 
 
@@ -298,58 +255,20 @@ def test_marks_of_images_and_videos(ours):
     ("<image><image><image>", "names 3 <image>, and 2 are given"),
     ("<video>", "names 1 <video>, and 2 are given"),
   ):
-    with pytest.raises(turns.AskError, match=says):
+    with pytest.raises(request_lib.RequestError, match=says):
       ours.prepare(question, **given)
 
 
-def test_a_picture_is_the_same_however_it_comes(ours, tmp_path):
-  path = tmp_path / "a.png"
-  Image.new("RGBA", (70, 70), (255, 0, 0, 0)).save(path)
-  config = ours.model.config
-  tokenizer = ours.tokenizer
-  for picture in (path, str(path), path.read_bytes(), Image.open(path)):
-    for given in (dict(images=[picture]), dict(videos=[[picture]])):
-      got = ask_lib.prepare(api.Ask(Q, **given), config, tokenizer)
-      assert (got.views[0].picture == 255).all()
-
-
-@pytest.mark.parametrize(
-  "given, says",
-  [
-    (dict(images="a.png"), "images: str; give a list"),
-    (dict(videos="a.mp4"), "videos: str; give a list"),
-    (dict(images=Image.new("RGB", (9, 9))), "images: Image; give a list"),
-    (dict(images=[shade(1), None]), "image 2: NoneType; give a file"),
-    (dict(images=[[[1, 2]]]), "image 1: list; give a file, its bytes"),
-    (dict(images=[shade(1) / 255]), "image 1: float64 .70, 70, 3.; .* uint8"),
-    (dict(videos=[b"RIFF"]), "video 1: bytes; give a file, or a list of"),
-    (dict(videos=[[shade(1)], 3]), "video 2: int; give a file, or a list"),
-    (dict(videos=[[shade(1), "none.png"]]), "none.png: no such file"),
-    (dict(videos=[[shade(1), b"x"]]), "video 1, frame 2: not an image file"),
-    (dict(videos=[shade(1)]), "video 1, frame 1: uint8 .70, 3.; an array"),
-  ],
-)
-def test_what_is_no_picture_is_named(ours, monkeypatch, given, says):
-  # A user's program has no types that are checked.
-  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-  with pytest.raises(errors.GazeError, match=says):
-    ask_lib.prepare_units(
-      ours.model.config,
-      ours.tokenizer,
-      given.get("images", ()),
-      given.get("videos", ()),
-      8,
-    )
-
-
 def test_views_have_the_numbers_of_their_row(ours):
-  ask = api.Ask(Q, images=[shade(1), shade(2)])
-  got = ask_lib.prepare(ask, ours.model.config, ours.tokenizer)
-  assert got.regions == (9, 9)
+  request = api.Request(Q, images=[shade(1), shade(2)])
+  parts = ours.model.config, ours.tokenizer
+  got, batch = conversation.next_turn(request, *parts)
+  assert context_lib.extended(got, batch).regions_per_unit == (9, 9)
   first, second = (np.unique(v.regions).tolist() for v in got.views)
   assert first == list(range(9)) and second == list(range(9, 18))
-  none = ask_lib.prepare(api.Ask(Q), ours.model.config, ours.tokenizer)
-  assert (none.regions, none.views) == ((), ())
+  none, batch = conversation.next_turn(api.Request(Q), *parts)
+  assert context_lib.extended(none, batch).regions_per_unit == ()
+  assert none.views == ()
 
 
 def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
@@ -376,11 +295,16 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
   rows = pipeline.Rows(config, sources.make(config, "train"))
   trained = rows.batch([(0, 0)], rows=1).batch
   tokenizer = tokenizer_lib.Tokenizer.load()
-  talk = (messages.asked(Q), messages.said(messages.ASSISTANT, "a fox"))
+  talk = (
+    messages.question(Q),
+    messages.plain(messages.ASSISTANT, "a fox"),
+  )
   answered = context_lib.empty(config.model)
   answered = dataclasses.replace(answered, talk=talk)
   asked = [
-    ask_lib.prepare(api.Ask(Q, after, images=[p]), config, tokenizer).batch
+    conversation.next_turn(
+      api.Request(Q, after, images=[p]), config, tokenizer
+    )[1]
     for p, after in zip(pictures, (None, answered), strict=True)
   ]
 

@@ -6,7 +6,7 @@ import pytest
 import transformers
 from transformers.utils import chat_template_utils
 
-from gaze_jax.data import templates
+from gaze_jax.data import chat_template
 
 TALK = [
   dict(role="user", content="hi <b>"),
@@ -15,7 +15,9 @@ TALK = [
 
 
 def render(text, talk=TALK, ask=True, **variables):
-  return templates.Template(text, "its/file.jinja", variables).render(talk, ask)
+  return chat_template.Template(text, "its/file.jinja", variables).render(
+    talk, ask
+  )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("text, says", (WRONG | ENDLESS).items())
 def test_what_a_template_can_not_do_is_one_line_with_its_file(text, says):
-  with pytest.raises(templates.TemplateError) as caught:
+  with pytest.raises(chat_template.TemplateError) as caught:
     render(text)
   message = str(caught.value)
   assert says in message and message.startswith("its/file.jinja: ")
@@ -95,7 +97,7 @@ def test_what_a_template_can_not_do_is_one_line_with_its_file(text, says):
   "text", ["{% for %}", "a\nb {{ 'c }}", "{% include 'x' %}{% nope %}"]
 )
 def test_what_is_no_template_is_one_line_with_its_place(text):
-  with pytest.raises(templates.TemplateError) as caught:
+  with pytest.raises(chat_template.TemplateError) as caught:
     render(text)
   line = text.count("\n") + 1
   assert str(caught.value).startswith(f"its/file.jinja, line {line}: ")
@@ -104,7 +106,7 @@ def test_what_is_no_template_is_one_line_with_its_place(text):
 
 def test_one_conversation_is_no_other():
   """Steps and what is set are of one rendering."""
-  template = templates.Template(
+  template = chat_template.Template(
     "{% for i in range(60000) %}{% endfor %}{{ messages | length }}", "f", {}
   )
   for _ in range(20):

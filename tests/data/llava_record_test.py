@@ -3,8 +3,8 @@
 import pytest
 
 from gaze_jax.data import json_rows
+from gaze_jax.data import llava_record
 from gaze_jax.data import samples
-from gaze_jax.data import turns
 
 NAN = float("nan")
 
@@ -31,12 +31,12 @@ def row(said=TALK, **keys):
 
 
 def read(*args, **keys):
-  return turns.read(row(*args, **keys))
+  return llava_record.read(row(*args, **keys))
 
 
 def skipped(value):
-  with pytest.raises(turns.SkipError) as error:
-    turns.read(value)
+  with pytest.raises(llava_record.SkipError) as error:
+    llava_record.read(value)
   assert "\n" not in str(error.value)
   return error.value.reason, str(error.value)
 
@@ -48,7 +48,7 @@ def test_an_empty_key_is_as_good_as_none(empty):
     dict(image="a.png", images=empty),
     dict(image="a.png", video=empty, audio=empty, messages=empty, system=empty),
   ):
-    assert read(**keys) == turns.Talk((WANT,), ("a.png",), None)
+    assert read(**keys) == llava_record.Record((WANT,), ("a.png",), None)
   talk = read(PLAIN, image=empty, images=empty)
   assert talk.images == () and talk.turns == (samples.Turn("Hi", "Yo"),)
   said = [dict(turn, role=empty, content=empty) for turn in PLAIN]
@@ -120,8 +120,8 @@ def test_roles_by_their_other_names():
     {"role": "user", "content": "<image>\nWhat?"},
     {"role": "assistant", "content": "A fox."},
   ]
-  want = turns.Talk((WANT,), ("a.png",), "Be brief.")
-  assert turns.read(dict(messages=said, image="a.png")) == want
+  want = llava_record.Record((WANT,), ("a.png",), "Be brief.")
+  assert llava_record.read(dict(messages=said, image="a.png")) == want
   mixed = [{"from": "User", "value": "Hi"}, {"from": "GPT", "value": "Yo"}]
   assert read(mixed).turns == (samples.Turn("Hi", "Yo"),)
 

@@ -8,7 +8,7 @@ from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
 
-from gaze_jax.data import spelling
+from gaze_jax.data import detokenizer
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 WORDS = (
@@ -80,7 +80,7 @@ def test_it_is_what_the_decoder_says_of_all_ids(kind):
   rng = random.Random(0)
   for _ in range(400):
     ids = [rng.randrange(size + 2) for _ in range(rng.randrange(1, 10))]
-    said = spelling.Spelling(tokenizer)
+    said = detokenizer.Detokenizer(tokenizer)
     told = ""
     for n, token in enumerate(ids):
       told += said.add(token) or ""
@@ -106,7 +106,7 @@ def test_a_character_comes_whole():
 
 def test_bytes_that_stand_for_themselves_come_as_characters():
   tokenizer = make("Gemma")
-  said = spelling.Spelling(tokenizer)
+  said = detokenizer.Detokenizer(tokenizer)
   id_of = tokenizer.token_to_id
   say = lambda data: [said.add(id_of(f"<0x{b:02X}>")) for b in data]
   assert said.add(id_of("a")) == "a"
@@ -121,16 +121,16 @@ def test_bytes_that_stand_for_themselves_come_as_characters():
 
 def work(kind, ids):
   """How many ids are decoded for so many that come."""
-  said, count = spelling.Spelling(make(kind)), 0
-  if isinstance(said._way, spelling._Window):
-    decode = said._way._decode
+  said, count = detokenizer.Detokenizer(make(kind)), 0
+  if isinstance(said._decoder, detokenizer._Window):
+    decode = said._decoder._decode
 
     def counted(ids):
       nonlocal count
       count += len(ids)
       return decode(ids)
 
-    said._way._decode = counted
+    said._decoder._decode = counted
   for token in ids:
     said.add(token)
   return count

@@ -1,4 +1,4 @@
-"""Ids that end an answer, by the files beside a tokenizer.json."""
+"""The ids that end an answer, from the files beside a tokenizer.json."""
 
 import pathlib
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""Control tokens: a template writes them, and no text of anybody else does.
+"""Control tokens: only the chat template writes them, no text forges one.
 
 A tokenizer finds its control tokens wherever their names stand in a text. So a
 text that holds such a name, or that would complete one where it meets the
-template, is cut there with characters that Unicode keeps out of texts, before
+template, is broken there by characters that Unicode keeps out of texts, before
 it goes into the template. What is rendered is then encoded by a copy of the
 tokenizer to which control tokens have other names, made of those characters:
 the names that the template wrote are put in their place, and the text's own are
@@ -23,24 +23,11 @@ import tokenizers
 from gaze_jax.data import samples
 
 # Pairs of characters that are in no text (noncharacters); the first pair that a
-# text does not hold all the same. One cuts names, the other seams.
+# text does not hold all the same. One breaks names, the other seams.
 _PAIRS = [chr(0xFDD0 + 2 * i) + chr(0xFDD1 + 2 * i) for i in range(16)]
 # Names that only control tokens have; tags of HTML are text of their own.
 _SHAPE = re.compile(r"(?!</?[a-z][a-z0-9]*/?>$)[<\[{|].*[>\]}|]", re.DOTALL)
 _WORDS = re.compile(r"[\w\s▁]*")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-  """Texts in which nobody finds a control token, nor a part of one.
-
-  Attributes:
-    texts: for a template.
-    pair: the characters that they were cut with; "" if none was.
-  """
-
-  texts: list[str]
-  pair: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +45,7 @@ class Encoded:
   stops: list[int]
 
 
-class Controls:
+class ControlTokens:
   """The control tokens of a tokenizer, and texts encoded with and without.
 
   Args:
@@ -83,9 +70,9 @@ class Controls:
       for number, token in added.items()
       if token.content in marks or _is_control(token, written)
     }
-    # What a vocabulary lacks is a control token in some, whoever says it.
+    # What a vocabulary lacks is a control token in some, whoever writes it.
     unknown = tokenizer.encode(_PAIRS[0], add_special_tokens=False).ids
-    self._unspoken = frozenset(self.ids.values()) - set(unknown)
+    self._unwritable = frozenset(self.ids.values()) - set(unknown)
     names = sorted(self.ids, key=len, reverse=True)
     self._names = "|".join(map(re.escape, names)) or "(?!)"
     self._anywhere = re.compile(f"(?=({self._names}))")
@@ -95,18 +82,22 @@ class Controls:
     self._longest = max(map(len, names), default=0)
     self._safe = functools.lru_cache(maxsize=8192)(self._is_safe)
 
-  def cut(self, texts: Sequence[str]) -> Cut:
-    """Makes texts fit to stand in a template.
+  def protect(self, texts: Sequence[str]) -> tuple[list[str], str]:
+    """Texts in which nobody finds a control token, nor a part of one.
+
+    Returns:
+      Texts for a template, and the pair of characters that part names in them;
+      "" where none had to be.
 
     Raises:
       samples.DataError: they hold every noncharacter that there is.
     """
     if all(map(self._safe, texts)):
-      return Cut(list(texts), "")
+      return list(texts), ""
     for pair in _PAIRS:
       if not any(character in text for text in texts for character in pair):
-        cut = [t if self._safe(t) else self._cut(t, *pair) for t in texts]
-        return Cut(cut, pair)
+        safe = [t if self._safe(t) else self._protect(t, *pair) for t in texts]
+        return safe, pair
     raise samples.DataError(
       "a text holds all of the noncharacters U+FDD0 to U+FDEF, which leaves"
       " none to tell its control tokens from the template's: take one out"
@@ -119,8 +110,8 @@ class Controls:
 
   def plain(self, text: str) -> list[int]:
     """Ids of a text alone, in which nothing is a control token."""
-    cut = self.cut([text])
-    return self.encode(cut.texts[0], cut.pair).ids
+    safe, pair = self.protect([text])
+    return self.encode(*safe, pair).ids
 
   def encode(
     self,
@@ -129,11 +120,11 @@ class Controls:
     starts: Sequence[int] = (),
     stops: Sequence[int] = (),
   ) -> Encoded:
-    """Ids of what a template made of texts that were cut.
+    """Ids of what a template made of protected texts.
 
     Args:
       text: as it was rendered.
-      pair: of `Cut`.
+      pair: as `protect` gave it.
       starts: places in it, as numbers of characters.
       stops: likewise.
 
@@ -149,7 +140,7 @@ class Controls:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     ids = encoding.ids
     if renamed is not None:
-      written = [n for n in renamed if renamed[n] in self._unspoken]
+      written = [n for n in renamed if renamed[n] in self._unwritable]
       names = map(tokenizer.id_to_token, written)
       if sum(i in written for i in ids) != sum(map(text.count, names)):
         raise samples.DataError(
@@ -180,9 +171,9 @@ class Controls:
     if self._tokenizer.normalizer is None:
       return True
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    return self._unspoken.isdisjoint(ids)
+    return self._unwritable.isdisjoint(ids)
 
-  def _cut(self, text: str, inside: str, seam: str) -> str:
+  def _protect(self, text: str, inside: str, seam: str) -> str:
     """With a character inside each name, and one at both ends."""
     places = [found.start() + 1 for found in self._anywhere.finditer(text)]
     pieces = [

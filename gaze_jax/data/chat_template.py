@@ -1,7 +1,7 @@
 """Chat templates (Jinja) in the sandbox that transformers renders them in.
 
 A template is a program of whoever made the checkpoint, so it is bounded too:
-the steps of its loops, and the length of what it says.
+the steps of its loops, and the length of what it writes.
 """
 
 import datetime
@@ -47,7 +47,7 @@ class Template:
       line = getattr(error, "lineno", None)
       where = f", line {line}" if line else ""
       raise TemplateError(
-        f"{name}{where}: the chat template can't be read: {_said(error)}"
+        f"{name}{where}: the chat template can't be read: {_describe(error)}"
       ) from None
 
   def render(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> str:
@@ -78,7 +78,7 @@ class Template:
       roles = ", ".join(m["role"] for m in messages) or "nothing"
       raise TemplateError(
         f"{self._name}: the chat template does not take this conversation"
-        f" ({roles}): {_said(error)}"
+        f" ({roles}): {_describe(error)}"
       ) from None
     return "".join(pieces)
 
@@ -90,7 +90,7 @@ class Template:
     return data + [value for value in values if isinstance(value, str)]
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
   """What went wrong, in one line."""
   message = getattr(error, "message", None) or str(error)
   message = " ".join(message.split()) or type(error).__name__
@@ -100,12 +100,12 @@ def _said(error: Exception) -> str:
 
 
 class _TooMuch(Exception):
-  """A template that says or repeats too much."""
+  """A template that writes or repeats too much."""
 
 
 def _check_length(length: int) -> None:
   if length > _LENGTH:
-    raise _TooMuch(f"it says more than {_LENGTH} characters")
+    raise _TooMuch(f"it writes more than {_LENGTH} characters")
 
 
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
@@ -182,7 +182,7 @@ def _bounded_text(value: Any) -> Any:
 
 
 class _Generation(ext.Extension):
-  """`{% generation %}` marks what an assistant says; here it says no more."""
+  """`{% generation %}` marks what an assistant writes; here it does nothing."""
 
   tags = {"generation"}
 

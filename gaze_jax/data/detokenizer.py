@@ -1,9 +1,9 @@
-"""The text of ids that come one after the other.
+"""Decodes ids as they come, one after the other.
 
 Decoding all ids anew with each that comes takes a time that grows with the
-square of the answer. What is told here is never taken back, since nothing that
-follows can change it, and together with the rest it is what the tokenizer's
-decoder makes of all ids at once.
+square of the answer. Text that is given out is never taken back, since nothing
+that follows can change it. With the rest it is what the tokenizer's decoder
+makes of all ids at once.
 """
 
 import codecs
@@ -21,7 +21,7 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token of one byte
 _BEFORE = 4  # tokens before the newest, at most, that tell how it is written
 
 
-class Spelling:
+class Detokenizer:
   """Text as its ids come.
 
   Special ids, and ids that no token has, show nothing.
@@ -35,9 +35,9 @@ class Spelling:
     self._tokenizer, self._space = tokenizer, space
     added = tokenizer.get_added_tokens_decoder()
     self._hidden = {i for i, token in added.items() if token.special}
-    self._way: _Bytes | _Window = _Window(tokenizer)
-    if re.match(rb'{"type":"ByteLevel"', _decoder(tokenizer)):
-      self._way = _Bytes()
+    self._decoder: _Bytes | _Window = _Window(tokenizer)
+    if re.match(rb'{"type":"ByteLevel"', _decoder_json(tokenizer)):
+      self._decoder = _Bytes()
 
   def add(self, token: int) -> str | None:
     """Takes one more id.
@@ -49,15 +49,15 @@ class Spelling:
     word = self._tokenizer.id_to_token(token)
     if token in self._hidden or word is None:
       return None
-    text = self._way.add(token, word)
+    text = self._decoder.add(token, word)
     if text and self._space:
       text, self._space = text.removeprefix(self._space), ""
     return text
 
   @property
   def rest(self) -> str:
-    """What follows the text told so far, if no more ids come."""
-    return self._way.rest.removeprefix(self._space)
+    """What follows the text given so far, if no more ids come."""
+    return self._decoder.rest.removeprefix(self._space)
 
 
 class _Utf8:
@@ -80,7 +80,7 @@ class _Utf8:
 
 
 class _Bytes:
-  """Of a byte-level decoder."""
+  """For a byte-level decoder."""
 
   def __init__(self):
     self._utf8 = _Utf8()
@@ -98,7 +98,7 @@ class _Bytes:
 
 
 class _Window:
-  """Of any other decoder: the newest tokens, and a few before them.
+  """For any other decoder: the newest tokens, and a few before them.
 
   Those before are decoded twice, with the newest and without; a decoder sees by
   them that it is not at the start of a text.
@@ -110,7 +110,7 @@ class _Window:
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
-    decoder = _decoder(tokenizer)
+    decoder = _decoder_json(tokenizer)
     self._utf8 = _Utf8()
     self._of_byte: list[int | None] = []
     if b'"ByteFallback"' in decoder:
@@ -122,38 +122,38 @@ class _Window:
 
   def add(self, token: int, word: str) -> str:
     if self._of_byte and _BYTE.fullmatch(word):
-      return self._say_bytes(self._utf8.add(bytes([int(word[3:5], 16)])))
-    broken = self._say_bytes(self._utf8.end())
+      return self._emit_bytes(self._utf8.add(bytes([int(word[3:5], 16)])))
+    broken = self._emit_bytes(self._utf8.end())
     self._new.append(token)
-    text = self._written(self._new)
+    text = self._decode_after(self._new)
     if self._cut and text.endswith("\ufffd"):
       return broken
-    self._keep(self._new)
+    self._remember(self._new)
     self._new = []
     return broken + text
 
   @property
   def rest(self) -> str:
-    return self._written(self._new) + self._utf8.rest
+    return self._decode_after(self._new) + self._utf8.rest
 
-  def _say_bytes(self, text: str) -> str:
+  def _emit_bytes(self, text: str) -> str:
     """Characters that were bytes, as the decoder writes them here."""
     ids = [self._of_byte[b] for b in text.encode()] if self._of_byte else []
     if not ids or None in ids:
       return text
-    out = self._written(ids)
-    self._keep(ids)
+    out = self._decode_after(ids)
+    self._remember(ids)
     return out
 
-  def _written(self, ids: list[int]) -> str:
+  def _decode_after(self, ids: list[int]) -> str:
     """How ids are written after those before."""
     if not ids:
       return ""
     before = [i for one in self._before for i in one]
-    told = self._decode(before) if before else ""
-    return self._decode(before + ids)[len(told) :]
+    old = self._decode(before) if before else ""
+    return self._decode(before + ids)[len(old) :]
 
-  def _keep(self, ids: list[int]) -> None:
+  def _remember(self, ids: list[int]) -> None:
     """Keeps of what was written as little as the next needs before it."""
     ones = [*self._before, ids]
     for count in range(1, _BEFORE + 1):
@@ -162,7 +162,7 @@ class _Window:
         break
 
 
-def _decoder(tokenizer: tokenizers.Tokenizer) -> bytes:
+def _decoder_json(tokenizer: tokenizers.Tokenizer) -> bytes:
   """JSON of its decoder; b"" for none."""
   decoder = tokenizer.decoder
   return decoder.__getstate__() if decoder else b""

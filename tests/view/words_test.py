@@ -5,7 +5,8 @@ import pytest
 
 from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.decode import trace
+from gaze_jax.decode import engine
+from gaze_jax.view import words as words_lib
 
 
 def step(token, *regions):
@@ -13,14 +14,14 @@ def step(token, *regions):
   chosen = np.zeros((1, 2, 3), bool)
   for head, picked in enumerate(regions):
     chosen[0, head, list(picked)] = True
-  return trace.Step(token, chosen)
+  return engine.Step(token, chosen)
 
 
 TEXTS = {1: "red", 2: " fo", 3: "x", 4: None, 5: " ", 6: "ed"}
 
 
 def words(steps, **which):
-  return trace.words(steps, [TEXTS[s.token] for s in steps], **which)
+  return words_lib.words(steps, [TEXTS[s.token] for s in steps], **which)
 
 
 def test_words_by_hand():
@@ -44,7 +45,7 @@ def test_a_space_on_its_own_parts_words():
 def test_layers_and_heads_can_be_picked():
   chosen = np.zeros((2, 2, 3), bool)
   chosen[0, 0, 0] = chosen[1, 1, 2] = True
-  steps = [trace.Step(1, chosen)]
+  steps = [engine.Step(1, chosen)]
   share = lambda **k: words(steps, **k)[0].share.tolist()
   assert share() == [0.25, 0, 0.25]
   assert share(layers=[0]) == [0.5, 0, 0]
@@ -74,7 +75,7 @@ def test_a_character_of_several_tokens():
   tokenizer = tokenizer_lib.Tokenizer.load()
   ids = tokenizer.encode("café 🦊")
   steps = [step(i, [n % 3], [n % 3]) for n, i in enumerate(ids)]
-  said = trace.words(steps, tokenizer.pieces(ids))
+  said = words_lib.words(steps, tokenizer.pieces(ids))
   assert [w.text for w in said] == ["café", "🦊"]
   for word in said:
     np.testing.assert_allclose(word.share.sum(), 1.0, rtol=1e-6)
@@ -86,19 +87,19 @@ def test_what_shows_nothing_looks_for_no_word():
   assert one.text == "redx" and one.share.tolist() == [0.5, 0.5, 0]
   # The tokens within a character count where it comes.
   parts = [step(7, [0], [0]), step(8, [1], [1]), step(2, [2], [2])]
-  fox, said = trace.words(parts, ["", "\U0001f98a", " a"])
+  fox, said = words_lib.words(parts, ["", "\U0001f98a", " a"])
   assert (fox.text, said.text) == ("\U0001f98a", "a")
   assert fox.share.tolist() == [0.5, 0.5, 0]
 
 
 def test_a_words_arrays_are_means_over_its_tokens():
-  fo = trace.Step(
+  fo = engine.Step(
     2,
     np.array([[[True, False, False]], [[False, True, False]]]),
     np.array([[[1.0, 2.0, -np.inf]], [[4.0, -np.inf, -np.inf]]]),
     np.array([[[0.5, 0.25, 0.0]], [[0.0, 0.5, 0.0]]]),
   )
-  x = trace.Step(
+  x = engine.Step(
     3,
     np.array([[[True, False, False]], [[True, False, False]]]),
     np.array([[[3.0, 4.0, -np.inf]], [[6.0, 5.0, -np.inf]]]),
@@ -118,8 +119,8 @@ def test_a_words_arrays_are_means_over_its_tokens():
 
 
 def test_what_a_token_did_not_record_its_word_has_not():
-  full = trace.Step(2, *np.ones((3, 1, 2, 3)))
-  bare = trace.Step(3, np.ones((1, 2, 3), bool))
+  full = engine.Step(2, *np.ones((3, 1, 2, 3)))
+  bare = engine.Step(3, np.ones((1, 2, 3), bool))
   (fox,) = words([full, bare])
   assert fox.scores is None and fox.dense is None
   assert fox.chosen.tolist() == np.ones((1, 2, 3)).tolist()

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from gaze_jax.data import ends
 from gaze_jax.data import samples
+from gaze_jax.data import stop_tokens
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
@@ -34,13 +34,13 @@ GENERATION, CONFIG = "generation_config.json", "config.json"
 def test_ids_of_both_files_end_an_answer(tmp_path, files, want):
   for name, value in files.items():
     (tmp_path / name).write_text(json.dumps(value))
-  assert ends.beside(tmp_path / "tokenizer.json") == want
+  assert stop_tokens.beside(tmp_path / "tokenizer.json") == want
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
   text = codecs.BOM_UTF8 + b'{"eos_token_id": 7}'
   (tmp_path / GENERATION).write_bytes(text)
-  assert ends.beside(tmp_path / "tokenizer.json") == (7,)
+  assert stop_tokens.beside(tmp_path / "tokenizer.json") == (7,)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 def test_a_broken_file_is_named(tmp_path, text, message):
   (tmp_path / GENERATION).write_text(text)
   with pytest.raises(samples.DataError, match=message) as caught:
-    ends.beside(tmp_path / "tokenizer.json")
+    stop_tokens.beside(tmp_path / "tokenizer.json")
   assert GENERATION in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""What a step looked at, and where the model looked, word by word."""
+"""What a picture shows, and where the model looked, word by word."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,26 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gaze_jax import errors
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One generated token, and what the query that predicted it looked at.
-
-  Attributes:
-    token: its id.
-    chosen: bool [N, Q, R], the regions read, per layer and query head.
-    scores: float32 [N, Q, R], the routing scores; anything where there is no
-      region. None when they were not recorded.
-    dense: float32 [N, Q, R], the mass that dense attention of the same query
-      would give each region; a head's sum over R is at most 1, the rest is
-      text and context tokens. None when it was not recorded.
-  """
-
-  token: int
-  chosen: np.ndarray
-  scores: np.ndarray | None = None
-  dense: np.ndarray | None = None
+from gaze_jax.decode import engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +47,7 @@ class Word:
 
 
 def words(
-  steps: Sequence[Step],
+  steps: Sequence[engine.Step],
   pieces: Sequence[str | None],
   *,
   layers: Sequence[int] | None = None,
@@ -94,18 +75,18 @@ def words(
   for text, group in _groups(steps, pieces):
     chosen = np.mean([s.chosen for s in group], axis=0, dtype=np.float32)
     share = chosen[layers][:, heads].mean(axis=(0, 1))
-    scores = _finite_mean([s.scores for s in group])
-    dense = _finite_mean([s.dense for s in group])
+    scores = _mean_of([s.scores for s in group])
+    dense = _mean_of([s.dense for s in group])
     out.append(Word(text, share, chosen, scores, dense))
   return out
 
 
 def _groups(
-  steps: Sequence[Step], pieces: Sequence[str | None]
-) -> list[tuple[str, list[Step]]]:
+  steps: Sequence[engine.Step], pieces: Sequence[str | None]
+) -> list[tuple[str, list[engine.Step]]]:
   """The words, each with the steps of its tokens."""
-  out: list[tuple[str, list[Step]]] = []
-  waiting: list[Step] = []  # tokens that end within a character
+  out: list[tuple[str, list[engine.Step]]] = []
+  waiting: list[engine.Step] = []  # tokens that end within a character
   apart = True  # whether there is a space before what comes
   for step, piece in zip(steps, pieces, strict=True):
     if piece is None:
@@ -122,16 +103,19 @@ def _groups(
   return out
 
 
-def _finite_mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
-  """Mean of what is finite, float32; -inf where nothing is."""
+def _mean_of(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
   if any(a is None for a in arrays):
     return None
-  stacked = np.asarray(arrays, np.float32)
-  finite = np.isfinite(stacked)
-  count = finite.sum(axis=0)
-  total = np.where(finite, stacked, 0).sum(axis=0)
-  mean = total / np.maximum(count, 1)
-  return np.where(count, mean, -np.inf).astype(np.float32)
+  mean = finite_mean(np.asarray(arrays, np.float32), 0)[0]
+  return mean.astype(np.float32)
+
+
+def finite_mean(array: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
+  """Mean over axes, which stay as 1, of what is finite; -inf where nothing."""
+  finite = np.isfinite(array)
+  count = finite.sum(axis=axes, keepdims=True)
+  total = np.where(finite, array, 0).sum(axis=axes, keepdims=True)
+  return np.where(count, total / np.maximum(count, 1), -np.inf)
 
 
 def within(chosen: Sequence[int] | None, count: int, name: str) -> np.ndarray:

@@ -1,0 +1,201 @@
+"""A request as the next turn of a conversation: what is to be read of it.
+
+The whole conversation is rendered, as the chat template has it now. What the
+context holds of it stays; text from where the two differ is read anew.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax import types
+from gaze_jax.api import media
+from gaze_jax.api import request as request_lib
+from gaze_jax.data import messages
+from gaze_jax.data import packing
+from gaze_jax.data import prompts
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import units
+from gaze_jax.decode import context as context_lib
+from gaze_jax.view import words
+
+RequestError = request_lib.RequestError
+
+_KINDS = {"<image>": messages.IMAGE, "<video>": messages.VIDEO}
+_NEW = -2  # an item of a conversation: a unit that is not read yet
+
+
+def next_turn(
+  request: request_lib.Request,
+  config: config_lib.Config,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> tuple[context_lib.Context, types.Batch]:
+  """The context that a request is read after, and the row that is read.
+
+  The context has the views and the conversation of the request already.
+
+  Raises:
+    RequestError: more or fewer `<image>` or `<video>` than images and videos,
+      or the template writes otherwise what stands before an image.
+    errors.GazeError: an image or a video can't be used.
+  """
+  context = request.after or context_lib.empty(config.model)
+  talk = context.talk
+  if context.length and not talk:
+    raise RequestError(
+      "the context holds a prompt and no conversation, so a question can't"
+      " follow it"
+    )
+  message = messages.marked(_with_marks(request), _KINDS)
+  kinds = [part.kind for part in message.parts if part.kind != messages.TEXT]
+  given = {
+    messages.IMAGE: media.see(config, images=request.images),
+    messages.VIDEO: media.see(
+      config, videos=request.videos, frames=request.frames
+    ),
+  }
+  seen = [given[kind].pop(0) for kind in kinds]
+  shown = iter(_shown(kinds, seen))
+  parts = [p if p.kind == messages.TEXT else next(shown) for p in message.parts]
+  first = 0
+  if talk and talk[-1].role == messages.USER:  # images that were read already
+    parts, first = [*talk[-1].parts, *parts], len(talk[-1].parts)
+    talk = talk[:-1]
+  message = messages.Message(messages.USER, tuple(parts))
+  talk = (*messages.system(request.system), *talk, message)
+  last = len(talk) - 1
+  new = [p for p in messages.places(talk) if p >= (last, first)]
+  context, flat = _unread(context, tokenizer.chat.ask(talk), talk, set(new))
+  news = dict(zip(new, seen, strict=True))
+  return _laid_out(config, context, flat, news, talk)
+
+
+def opening(
+  request: request_lib.Request,
+  config: config_lib.Config,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> tuple[context_lib.Context, types.Batch]:
+  """`next_turn` of the images and videos alone, whatever will be asked.
+
+  Args:
+    request: for what it shows, and for its system text.
+    config: of the model.
+    tokenizer: the model's.
+
+  Raises:
+    RequestError: the chat template puts images behind a question.
+    errors.GazeError: an image or a video can't be used.
+  """
+  images, videos = request.images, request.videos
+  seen = media.see(config, images, videos, request.frames)
+  kinds = [messages.IMAGE] * len(images) + [messages.VIDEO] * len(videos)
+  shown = messages.Message(messages.USER, tuple(_shown(kinds, seen)))
+  talk = (*messages.system(request.system), shown)
+  flat = tokenizer.chat.before_question(talk)
+  places = [i for i, x in enumerate(flat) if isinstance(x, messages.Place)]
+  if len(places) < len(seen):
+    raise RequestError(
+      "the chat template puts images behind the question, so they can't be read"
+      " before it: give them with the question"
+    )
+  flat = flat[: places[-1] + 1] if places else flat
+  news = dict(zip(messages.places(talk), seen, strict=True))
+  context = context_lib.empty(config.model)
+  return _laid_out(config, context, flat, news, talk)
+
+
+def _with_marks(request: request_lib.Request) -> str:
+  """The question with a mark for each image and video."""
+  question, missing = request.question, ""
+  given = {"<image>": len(request.images), "<video>": len(request.videos)}
+  for mark, count in given.items():
+    written = question.count(mark)
+    if not written:
+      missing += mark * count
+    elif written != count:
+      raise RequestError(
+        f"the question names {written} {mark}, and {count} are given: give one"
+        " for each, in order, or leave the marks out"
+      )
+  return missing + question
+
+
+def _shown(
+  kinds: Sequence[str], seen: Sequence[media.Seen]
+) -> list[messages.Part]:
+  """Parts of a message, which know how many units they became."""
+  return [
+    messages.Part(kind, units=len(one.units))
+    for kind, (one, _) in zip(kinds, seen, strict=True)
+  ]
+
+
+def _unread(
+  context: context_lib.Context,
+  flat: messages.Flat,
+  talk: messages.Conversation,
+  new: set[messages.Place],
+) -> tuple[context_lib.Context, messages.Flat]:
+  """The context as far as a conversation begins with it, and the rest.
+
+  Args:
+    context: what was read and generated.
+    flat: the whole conversation.
+    talk: likewise.
+    new: places of images that come with the question.
+
+  Raises:
+    RequestError: an image that was read stands elsewhere now.
+  """
+  wanted: list[int] = []  # items of a context; each knows its place in `flat`
+  at: list[int] = []
+  for i, x in enumerate(flat):
+    items = [x]
+    if isinstance(x, messages.Place):
+      count = talk[x.message].parts[x.part].units
+      items = [_NEW if x in new else context_lib.UNIT] * count
+    wanted += items
+    at += [i] * len(items)
+  have = (*context.ids, *context.pending)
+  same = min(messages.common_prefix([wanted, have]), len(wanted) - 1)
+  if same < len(have):
+    same = min(same, len(context.ids))
+    if context_lib.UNIT in context.ids[same:]:
+      raise RequestError(
+        "the chat template writes what stands before an image otherwise in this"
+        " turn, and the image is read: ask with a new conversation"
+      )
+    context = context_lib.truncated(context, same)
+  rest = flat[at[same] :]
+  if any(isinstance(x, messages.Place) and x not in new for x in rest):
+    raise RequestError(
+      "the chat template puts an image of an earlier turn elsewhere in this"
+      " one: ask with a new conversation"
+    )
+  return context, rest
+
+
+def _laid_out(
+  config: config_lib.Config,
+  context: context_lib.Context,
+  flat: messages.Flat,
+  new: Mapping[messages.Place, media.Seen],
+  talk: messages.Conversation,
+) -> tuple[context_lib.Context, types.Batch]:
+  """Ids, and the images at their places among them, as a row."""
+  seen = [new[x] for x in flat if isinstance(x, messages.Place)]
+  parts = packing.parts_of(flat, [one.units for one, _ in seen])
+  pixels = units.join([one.pixels for one, _ in seen], config.model)
+  prompt = prompts.Prompt(tuple(parts), pixels)
+  batch = prompts.batch([prompt], config.model)
+  counts = context_lib.extended(context, batch).regions_per_unit
+  starts = np.cumsum([0, *counts])[context.unit_count :]
+  views = [view for _, shown in seen for view in shown]
+  numbered = [
+    words.View(v.picture, np.where(v.regions < 0, -1, v.regions + start))
+    for v, start in zip(views, starts, strict=False)
+  ]
+  views = (*context.views, *numbered)
+  return dataclasses.replace(context, views=views, talk=talk), batch
