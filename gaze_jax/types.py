@@ -171,19 +171,6 @@ class Attended:
 
 
 @_pytree
-class Selection:
-  """The regions that each query reads, as ranked ids of a static length.
-
-  Attributes:
-    ids: int32 [B, X, Q, K], region ids, best first.
-    valid: bool [B, X, Q, K], False past the row's K or past what there is.
-  """
-
-  ids: Leaf
-  valid: Leaf
-
-
-@_pytree
 class Visits:
   """The pages that a decoding step reads: once per KV head, for its group.
 
@@ -229,8 +216,8 @@ class VisualCache:
 
   Attributes:
     k: [B, H, R, L, D] post-RoPE keys ([N, B, ...] for all layers). For the TPU
-      kernel [B, H, R, *gaze_decode.page_shape(L, D, dtype)], which memory holds
-      without padding.
+      kernel [B, H, R, *attend_pages_tpu.page_shape(L, D, dtype)], which memory
+      holds without padding.
     v: [B, H, R, L, D] values (likewise).
     descriptors: float32 [B, H, P * R, D], P to a region (likewise); see
       `regions.descriptors`.

@@ -20,7 +20,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.aot import arithmetic
-from gaze_jax.kernels import support
+from gaze_jax.kernels import target
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
@@ -202,7 +202,7 @@ def _empty(config: config_lib.Config, rows: int) -> types.DecodeCache:
     region_length=shape.region_length,
     capacity=_capacity(config),
   )
-  with support.tracing_for("tpu"):
+  with target.tracing_for("tpu"):
     return jax.eval_shape(empty)
 
 

@@ -15,7 +15,7 @@ from gaze_jax.aot import flops
 from gaze_jax.aot import hlo
 from gaze_jax.aot import programs
 from gaze_jax.aot import topology as topology_lib
-from gaze_jax.kernels import support
+from gaze_jax.kernels import target
 from gaze_jax.parallel import rules
 
 
@@ -80,7 +80,7 @@ def compiled(program: programs.Program, limit: int) -> Report:
   """
   devices = program.mesh.size
   start = time.perf_counter()
-  with jax.set_mesh(program.mesh), support.tracing_for("tpu"):
+  with jax.set_mesh(program.mesh), target.tracing_for("tpu"):
     traced = program.function.trace(*program.arguments)
     lowered = traced.lower(lowering_platforms=("tpu",))
   traced_at = time.perf_counter()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.ops import attention
+from gaze_jax.kernels import attention
 
 # Up to here a product with a one-hot matrix of regions beats a gather.
 FEW = 64
@@ -79,7 +79,7 @@ def of_pages(
   valid: types.Bool[types.Array, "B R L"],
   config: config_lib.GazeConfig,
 ) -> types.Float[types.Array, "B H PR D"]:
-  """`descriptors` of keys that lie in pages already.
+  """`descriptors` of keys that are in pages already.
 
   Args:
     page: [B, H, R, L, D], post-RoPE keys; anything where padded.
