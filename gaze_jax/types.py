@@ -1,6 +1,6 @@
 """The dims legend, and the pytrees that travel between the rooms.
 
-Dims (METHOD.md section 2), used in every shape comment and einsum:
+Dims (docs/method.md, section 2), used in every shape comment and einsum:
 
   B rows            S sequence          Q query heads       H KV heads
   G = Q / H         D head dim          M units of a row    R regions of a row
@@ -10,7 +10,7 @@ Dims (METHOD.md section 2), used in every shape comment and einsum:
   P descriptors of a region             U pages visited by a KV head
 
 A *unit* is an image, a tile or a frame. One row is one sequence in reading
-order; what each slot of it is, is said by a `Layout`:
+order; a `Layout` holds what each slot of it is:
 
   slot      0    1 .. 144   145 .. 148   149 ..  156   157 ..  163   164 ..
   role      TEXT VISUAL     CONTEXT      TEXT          TEXT          PAD
@@ -190,10 +190,11 @@ class Visits:
 
 @_pytree
 class Usage:
-  """Visual KV entries that routed queries read, summed (METHOD.md section 8).
+  """Visual KV entries that routed queries read, summed.
 
-  Every sum is over TEXT queries that have a region to choose from, so a
-  quotient with `visible` is a mean fraction. float32 scalars.
+  See docs/method.md, section 8. Every sum is over TEXT queries that have a
+  region to choose from, so a quotient with `visible` is a mean fraction.
+  float32 scalars.
 
   Attributes:
     chosen: entries per query head, context tokens included.
@@ -263,7 +264,7 @@ class Chunk:
 
   Attributes:
     layout: `Layout` of [B, X], in the numbers of the whole row; PAD past the
-      last. The context tokens of a unit lie in one chunk.
+      last. The context tokens of a unit are in one chunk.
     index: int32 [B, X], on VISUAL slots the place within the region's page.
   """
 

@@ -5,13 +5,9 @@ import jax.numpy as jnp
 
 from gaze_jax import types
 from gaze_jax.kernels import attention
+from gaze_jax.kernels import target
 
-NAME = "xla"
-
-
-def supported(**sizes) -> None:
-  """Serves everything."""
-  del sizes
+NAME, supported = "xla", target.always
 
 
 def attend_linear(

@@ -22,14 +22,7 @@ def supported(*, capacity: int) -> str | None:
   return target.other_than("cpu")
 
 
-def attend_linear(
-  query: types.Float[types.Array, "B X Q D"],
-  k: types.Float[types.Array, "N B H Y D"],
-  v: types.Float[types.Array, "N B H Y D"],
-  length: types.Int[types.Array, " B"],
-  *,
-  layer: types.Int[types.Array, ""],
-) -> types.Attended:
+def attend_linear(query, k, v, length, *, layer) -> types.Attended:
   """As `attend_linear.attend_linear`."""
   n, b, h, y, d = k.shape
   x, q = query.shape[1:3]

@@ -15,18 +15,15 @@ from jax import lax
 
 from gaze_jax import types
 from gaze_jax.kernels import attention
+from gaze_jax.kernels import target
 
-NAME = "gather"
+NAME, supported = "gather", target.always
+
 
 # Up to so many rows of a KV head take all their pages at once.
 FEW_ROWS = 32
 # A step of the loop over a long list visits so many pages of all KV heads.
 _STEP = 64
-
-
-def supported(**sizes) -> None:
-  """Serves everything."""
-  del sizes
 
 
 def page_shape(tokens: int, head_dim: int, dtype) -> tuple[int, ...]:
@@ -81,17 +78,7 @@ def of_rows(
   visits: types.Visits,
   layer,
 ) -> types.Attended:
-  """`attend_pages`, with `attend_few` for few rows of a KV head.
-
-  Args:
-    attend_few: of the arguments and results of `_attend`.
-    query: as in `attend_pages`, and so are the rest.
-    k: keys.
-    v: values.
-    length: of each page.
-    visits: the pages.
-    layer: which one.
-  """
+  """`attend_pages`; up to FEW_ROWS rows by a function such as `_gathered`."""
   b, x, q, d = query.shape
   h = k.shape[2]
   matrix = query.reshape(b, x, h, q // h, d).transpose(0, 2, 1, 3, 4)

@@ -47,15 +47,7 @@ def supported(**sizes) -> str | None:
   return target.other_than("cpu")
 
 
-def attend_pages(
-  query: types.Float[types.Array, "B X Q D"],
-  k: types.Float[types.Array, "N B H R *page"],
-  v: types.Float[types.Array, "N B H R *page"],
-  length: types.Int[types.Array, "B R"],
-  visits: types.Visits,
-  *,
-  layer: types.Int[types.Array, ""] | int,
-) -> types.Attended:
+def attend_pages(query, k, v, length, visits, *, layer) -> types.Attended:
   """As `attend_pages.attend_pages`."""
   return oracle.of_rows(_streamed, query, k, v, length, visits, layer)
 

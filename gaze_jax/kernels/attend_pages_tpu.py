@@ -17,8 +17,8 @@ those from HBM to VMEM: no gathered copy, no page twice.
 Made for few pages of a large cache, where a step's time is the time to read
 them; on one image (16 regions) there is little to leave out.
 
-Pages must lie one after the other in HBM, unpadded, or else XLA copies the
-whole cache at every call. Its own layout of [B, H, R, L, D] is not so: at
+Pages must be stored one after the other in HBM, unpadded, or else XLA copies
+the whole cache at every call. Its own layout of [B, H, R, L, D] is not so: at
 L = 36 it puts R inside L, as a row-major [36, D] pads to 40 rows. It is so for
 [B, H, R, *page_shape(L, D, dtype)], which cuts a page in tiles of t rows that
 divide L and fills D up to the 128 lanes that a row takes in HBM anyhow: let
@@ -38,6 +38,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from gaze_jax import types
+from gaze_jax.kernels import products
 from gaze_jax.kernels import target
 
 NAME = "pallas"
@@ -80,7 +81,7 @@ def supported(
 
 
 def page_shape(tokens: int, head_dim: int, dtype) -> tuple[int, int, int]:
-  """The shape in which a page lies in HBM without padding.
+  """The shape in which HBM stores a page without padding.
 
   Args:
     tokens: L, tokens of a page.
@@ -150,13 +151,13 @@ def _chunk_pages(tokens: int, size: int) -> int:
 
 
 def attend_pages(
-  query: types.Float[types.Array, "B X Q D"],
-  k: types.Float[types.Array, "N B H R *page"],
-  v: types.Float[types.Array, "N B H R *page"],
-  length: types.Int[types.Array, "B R"],
-  visits: types.Visits,
+  query,
+  k,
+  v,
+  length,
+  visits,
   *,
-  layer: types.Int[types.Array, ""] | int,
+  layer,
   chunk_pages: int | None = None,
   interpret: Any = None,
 ) -> types.Attended:
@@ -165,18 +166,12 @@ def attend_pages(
   Args:
     query: float32 or bfloat16 [B, X, Q, D], post-RoPE.
     k: float32 or bfloat16 [N, B, H, R, L, D] or [N, B, H, R, *page_shape], of
-      which W may be wider than D, with zeros there.
-    v: likewise, of the same dtype.
-    length: int32 [B, R], filled tokens of each page. A filled value must be
+      which W may be wider than D, with zeros there. A filled value must be
       finite if any row of the group reads its page.
-    visits: pages to visit.
-    layer: int32 scalar, may be traced: the layer is read in place, where
-      slicing it first would copy it whole.
+    v: likewise, of the same dtype.
+    length: as there, and so are visits and layer.
     chunk_pages: pages of a chunk; None for about 576 tokens.
     interpret: as `pl.pallas_call` takes it; None for the target's.
-
-  Returns:
-    `Attended` of [B, X, Q, D] in the dtype of `v`.
 
   Raises:
     ValueError: X * G exceeds MAX_ROWS, k and v differ in dtype, D is wider than
@@ -384,7 +379,7 @@ def _kernel(*refs, scale, direct):
 def _matrix(ring, slot, direct):
   """The tokens [Y, D] in a slot of a ring [slots, pages, L / t, t, D].
 
-  (8, 128) tiles lie in memory just as (t, 128) tiles do, so the matrix can be
+  (8, 128) tiles are stored just as (t, 128) tiles are, so the matrix can be
   loaded as it is; reshaping the loaded pages would move every tile instead.
   bfloat16 goes as pairs of rows, which are the 32-bit words. The interpreter
   knows no views, so there the pages are loaded and reshaped.
@@ -412,7 +407,7 @@ def _attend_chunk(q, k, v, bits, scale, carry):
   """
   peak, total, out = carry
   shared = jnp.promote_types(q.dtype, k.dtype)
-  logits = _dot(q.astype(shared), k.astype(shared), contract=1)
+  logits = products.dot(q.astype(shared), k.astype(shared), (1, 1))
   m, y = logits.shape
   seen = []
   for i, word in enumerate(bits):
@@ -425,19 +420,5 @@ def _attend_chunk(q, k, v, bits, scale, carry):
   weights = jnp.exp(logits - base)
   decay = jnp.exp(peak - base)
   total = total * decay + weights.sum(axis=1, keepdims=True)
-  new = _dot(weights.astype(v.dtype), v, contract=0)
+  new = products.dot(weights.astype(v.dtype), v, (1, 0))
   return top, total, out * decay + new
-
-
-def _dot(a, b, *, contract):
-  """a [M, Y] by b, over dim `contract` of b, in float32."""
-  # Stated for both, as a process may set another default, which Mosaic refuses
-  # for bfloat16.
-  exact = a.dtype == jnp.float32
-  return lax.dot_general(
-    a,
-    b,
-    (((1,), (contract,)), ((), ())),
-    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
-    preferred_element_type=jnp.float32,
-  )

@@ -47,6 +47,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from gaze_jax import types
+from gaze_jax.kernels import products
 from gaze_jax.kernels import target
 
 NAME = "pallas"
@@ -124,11 +125,11 @@ class _Lists(NamedTuple):
 
 
 def attend_regions(
-  query: types.Float[types.Array, "B X Q D"],
-  k: types.Float[types.Array, "B H R L D"],
-  v: types.Float[types.Array, "B H R L D"],
-  length: types.Int[types.Array, "B R"],
-  members: types.Bool[types.Array, "B X Q R"],
+  query,
+  k,
+  v,
+  length,
+  members,
   *,
   rows: int = ROWS,
   chunk: int = CHUNK,
@@ -140,20 +141,10 @@ def attend_regions(
   padded where that matters.
 
   Args:
-    query: float32 or bfloat16 [B, X, Q, D], post-RoPE; query head q reads KV
-      head q // G.
-    k: [B, H, R, L, D], region-major pages, in the dtype of `query`.
-    v: [B, H, R, L, D], likewise.
-    length: int32 [B, R], filled tokens of each page, a prefix of L; what lies
-      behind is never used. 0 where there is no region.
-    members: bool [B, X, Q, R], the regions that each row of each head reads.
+    query: as there, and so are k, v, length and members.
     rows: lanes of a tile, at least G; a multiple of 128 on a TPU.
     chunk: tokens fetched at a time, rounded down to whole pages.
     interpret: as `pl.pallas_call` takes it; None for the target's.
-
-  Returns:
-    `Attended` of [B, X, Q, D] in the dtype of `v`, lse float32 [B, X, Q]; 0
-    and -inf for a row that reads no token. Cotangents of both are used.
 
   Raises:
     ValueError: dtypes differ or are of another kind, Q is no multiple of H,
@@ -405,19 +396,6 @@ def _round_up(n: int, multiple: int) -> int:
   return -(-n // multiple) * multiple
 
 
-def _dot(a, b, contract):
-  """float32 matmul; float32 inputs are not rounded to bfloat16 on the MXU."""
-  # Stated for both, as in attend_pages_tpu.
-  exact = a.dtype == jnp.float32
-  return jax.lax.dot_general(
-    a,
-    b,
-    (((contract[0],), (contract[1],)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
-    preferred_element_type=jnp.float32,
-  )
-
-
 def _page_id(list_ref, i):
   return list_ref[0, 0, 0, 0, 1 + i]
 
@@ -515,7 +493,7 @@ def _clean(pages, filled):
 def _logits(k, q_t, limits, scale):
   """float32 [pages, L, rows], -inf where a lane does not see a token."""
   pages, l, d = k.shape
-  logits = _dot(k.reshape(pages * l, d), q_t, (1, 0)) * scale
+  logits = products.dot(k.reshape(pages * l, d), q_t, (1, 0)) * scale
   logits = logits.reshape(pages, l, -1)
   token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
   return jnp.where(token < limits, logits, -jnp.inf)
@@ -537,7 +515,7 @@ def _forward(
     total = total * shrink + weights.sum(axis=(0, 1))[None]
     weights = weights.reshape(-1, weights.shape[-1]).astype(v.dtype)
     acc_ref[...] *= shrink
-    acc_ref[...] += _dot(_clean(v, filled), weights, (0, 0))
+    acc_ref[...] += products.dot(_clean(v, filled), weights, (0, 0))
     return top, total
 
   row = (1, acc_ref.shape[1])
@@ -557,10 +535,10 @@ def _dq(reads, lanes, kv, dq_ref, acc_ref, buffers, sems, *, scale):
   def step(k, v, filled, limits, carry):
     logits = _logits(k, q_t, limits, scale)
     weights = jnp.exp(logits - lse)
-    dp = _dot(_clean(v, filled), do_t, (1, 0)).reshape(logits.shape)
+    dp = products.dot(_clean(v, filled), do_t, (1, 0)).reshape(logits.shape)
     ds = weights * (dp - shift)
     ds = ds.reshape(-1, ds.shape[-1]).astype(k.dtype)
-    acc_ref[...] += _dot(_clean(k, filled), ds, (0, 0))
+    acc_ref[...] += products.dot(_clean(k, filled), ds, (0, 0))
     return carry
 
   _walk(reads, kv, buffers, sems, step, 0)
@@ -586,9 +564,9 @@ def _dkdv(reads, lanes, kv, dk_ref, dv_ref, *, scale, rows):
       limits = _reads(words_ref, page, (page >> 5) & 7, at) * filled[0]
       logits = _logits(k[None], q_t, limits[None], scale)[0]
       weights = jnp.exp(logits - lse)
-      ds = weights * (_dot(v, do_t, (1, 0)) - shift)
-      dk += _dot(ds.astype(q_t.dtype), q_t, (1, 1))
-      dv += _dot(weights.astype(do_t.dtype), do_t, (1, 1))
+      ds = weights * (products.dot(v, do_t, (1, 0)) - shift)
+      dk += products.dot(ds.astype(q_t.dtype), q_t, (1, 1))
+      dv += products.dot(weights.astype(do_t.dtype), do_t, (1, 1))
       return dk, dv
 
     zero = jnp.zeros((l, d), jnp.float32)

@@ -23,21 +23,11 @@ def supported(**sizes) -> str | None:
 
 
 def attend_visual(
-  query: types.Float[types.Array, "B S Q D"],
-  key: types.Float[types.Array, "B S H D"],
-  value: types.Float[types.Array, "B S H D"],
-  layout: types.Layout,
-  *,
-  interpret: Any = None,
-) -> types.Float[types.Array, "B S Q D"]:
+  query, key, value, layout: types.Layout, *, interpret: Any = None
+) -> types.Array:
   """As `attend_visual.attend_visual`; slots that are not VISUAL are finite.
 
-  Args:
-    query: float32 or bfloat16 [B, S, Q, D], post-RoPE.
-    key: [B, S, H, D].
-    value: [B, S, H, D].
-    layout: `Layout` of [B, S].
-    interpret: as `pl.pallas_call` takes it; None for the target's.
+  `interpret` as `pl.pallas_call` takes it; None for the target's.
   """
   if interpret is None:
     interpret = bool(target.target().interpret)

@@ -67,7 +67,7 @@ def choose(
 
   Args:
     field: of the config, for messages.
-    asked: what it says: "auto" or a form's NAME.
+    asked: its value: "auto" or a form's NAME.
     forms: of the operation, the best first.
     otherwise: what the config calls that which serves where no form does.
     **sizes: as the forms' `supported` takes them.
@@ -99,7 +99,7 @@ def choose(
 def layers_apart() -> bool:
   """Whether a decoder's layers are best given as arrays of their own.
 
-  See `contract.OneOf`.
+  See `products.OneOf`.
   """
   return target.target().platform == "cpu"
 

@@ -24,10 +24,7 @@ def supported(*, tokens: int) -> str | None:
   return target.other_than("cpu")
 
 
-def region_scores(
-  query: types.Float[types.Array, "B 1 H G D"],
-  table: types.Float[types.Array, "B H PR D"],
-) -> types.Float[types.Array, "B 1 H G PR"]:
+def region_scores(query, table) -> types.Array:
   """As `region_scores.region_scores`."""
   rows = cpu_reductions.in_blocks(query[:, 0].astype(jnp.float32))
   rows = [rows[:, :, None, :, i] for i in range(rows.shape[3])]

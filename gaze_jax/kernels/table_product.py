@@ -3,14 +3,10 @@
 from typing import Any
 
 from gaze_jax import types
-from gaze_jax.kernels import contract
+from gaze_jax.kernels import products
+from gaze_jax.kernels import target
 
-NAME = "xla"
-
-
-def supported(**sizes) -> None:
-  """Serves everything."""
-  del sizes
+NAME, supported = "xla", target.always
 
 
 def table_product(
@@ -25,4 +21,4 @@ def table_product(
     table: float [V, E].
     dtype: of what is returned, [..., V].
   """
-  return contract.contract(x, table.T, 1, dtype)
+  return products.contract(x, table.T, 1, dtype)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import types
-from gaze_jax.kernels import contract
+from gaze_jax.kernels import products
 from gaze_jax.kernels import table_product as oracle
 from gaze_jax.kernels import target
 
@@ -33,11 +33,7 @@ def supported(*, rows: int, entries: int) -> str | None:
   return target.other_than("cpu")
 
 
-def table_product(
-  x: types.Float[types.Array, "*dims E"],
-  table: types.Float[types.Array, "V E"],
-  dtype: Any,
-) -> types.Float[types.Array, "*dims V"]:
+def table_product(x, table, dtype: Any) -> types.Array:
   """As `table_product.table_product`."""
   flat = x.reshape(-1, x.shape[-1])
   return _by_blocks(flat, table, dtype).reshape(*x.shape[:-1], -1)
@@ -47,7 +43,7 @@ def table_product(
 def _by_blocks(x, table, dtype):
   """[rows, V]."""
   n = len(table) // _BLOCK
-  product = lambda part: contract.contract(part, x.T, 1, dtype)
+  product = lambda part: products.contract(part, x.T, 1, dtype)
   block = lambda i: jax.lax.dynamic_slice_in_dim(table, i * _BLOCK, _BLOCK)
   out = jax.lax.map(lambda i: product(block(i).astype(x.dtype)), jnp.arange(n))
   out = out.reshape(n * _BLOCK, -1)

@@ -53,6 +53,11 @@ def other_than(platform: str) -> str | None:
   return f"the backend is {current!r}, the form is for {platform!r}"
 
 
+def always(**sizes) -> None:
+  """`supported` of an oracle, which serves everything."""
+  del sizes
+
+
 def unknown_dtype(dtype: Any) -> str | None:
   """Why a Pallas kernel does not take a dtype; None where it does."""
   name = jax.numpy.dtype(dtype).name

@@ -5,7 +5,7 @@ A row is read in chunks, each before what is in its cache already:
   <bos> | v v v v c c | v v v v c c | what is it? | a fox
   text  | units       | units       | text        | extend, token by token
 
-It equals `mllm.prefill` of the whole row, however it is cut. Caches go in and
+It equals `mllm.prefill` of the whole row, however it is split. Caches go in and
 come out; donate them, and they are written in place.
 """
 

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.kernels import backends
-from gaze_jax.kernels import contract
+from gaze_jax.kernels import products
 from gaze_jax.models import layers
 from gaze_jax.ops import rope
 from gaze_jax.parallel import shard
@@ -179,7 +179,7 @@ def split(params: dict[str, Any]) -> dict[str, Any]:
   """Parameters for decoding on CPU: every matrix in an array of its own.
 
   `Decoder` computes the same with them, without the copy of each weight that
-  XLA:CPU makes of a slice (see `contract.OneOf`). Not for training.
+  XLA:CPU makes of a slice (see `products.OneOf`). Not for training.
 
   Args:
     params: of `Decoder`, whose layers are stacked.
@@ -209,7 +209,7 @@ def _run_split(
 
     def of_layer(leaf):
       if isinstance(leaf, tuple):
-        return contract.OneOf(leaf, number)
+        return products.OneOf(leaf, number)
       return jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
 
     own = jax.tree.map(of_layer, params, is_leaf=lambda x: isinstance(x, tuple))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gaze_jax import types
-from gaze_jax.kernels import contract
+from gaze_jax.kernels import products
 from gaze_jax.parallel import shard
 
 
@@ -109,7 +109,7 @@ class Linear(nn.Module):
     if self.used:
       weight = shard.constrain(weight, *self.used)
     operand = x.astype(self.dtype or x.dtype)
-    out = contract.contract(operand, weight, n, x.dtype)
+    out = products.contract(operand, weight, n, x.dtype)
     if self.bias:
       zeros, shape = nn.initializers.zeros, self.shape[n:]
       bias = param(self, "bias", zeros, self.axes[n:], shape)

@@ -178,7 +178,7 @@ class ViT(nn.Module):
   """The encoder.
 
   Attributes:
-    config: a `VisionConfig`; `hidden_state` says how many blocks there are,
+    config: a `VisionConfig`; `hidden_state` tells how many blocks there are,
       `final_norm` whether the closing LayerNorm follows, `dtype` to what the
       operands of every matmul are rounded. Sums, norms, softmax and the
       residual stream are float32 always.
@@ -265,7 +265,7 @@ def blank(
   """Black pictures of the config's size: what `ViT` is initialised with.
 
   Args:
-    config: says whether these are pixels or `Patches`.
+    config: tells whether these are pixels or `Patches`.
     *units: leading axes.
   """
   if not config.max_patches:

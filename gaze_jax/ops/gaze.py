@@ -5,7 +5,7 @@ region test as a mask, or visits the chosen regions of each tile of rows. The
 decode form scores stored descriptors, reads the chosen pages and merges them
 with text and context by log-sum-exp. They agree because a region is complete
 before any query that may see it, both use the same scores and tie rule, and
-the merge is exact (METHOD.md section 6).
+the merge is exact (docs/method.md, section 6).
 
   form       implementation   for
   parallel   masked           the oracle: one S x S mask
@@ -26,7 +26,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.kernels import attention
 from gaze_jax.kernels import backends
-from gaze_jax.ops import regions
+from gaze_jax.ops import regions as regions_lib
 from gaze_jax.ops import routing
 from gaze_jax.ops.decode import cache as cache_ops
 from gaze_jax.ops.decode import pages
@@ -45,9 +45,9 @@ class Routed:
 
   Attributes:
     out: [B, X, Q, D].
-    members: bool [B, X, Q, R]; none for rows that choose nothing.
+    members: bool [B, X, Q, R]; none for queries that choose nothing.
     router_loss: float32 [B, n], the distillation loss of each that chooses, in
-      nats, summed over the rows of `routing.choosing`; 0 unless `gradient =
+      nats, summed over the queries of `routing.choosing`; 0 unless `gradient =
       "kl"`. None in decoding.
     scores: float32 [B, X, Q, R] if `decode` was asked for a trace, else None;
       see `types.Trace`.
@@ -111,7 +111,7 @@ def parallel(
   """
   descriptors = None
   if dense is not True and override is None:
-    descriptors = regions.descriptors(
+    descriptors = regions_lib.descriptors(
       key, plan.layout.region, plan.region_slots, config
     )
   inputs = inputs_lib.Inputs(
@@ -279,11 +279,12 @@ def empty(
   shape = (batch, h, regions, length, d)
   page = _page_shape(g, c.query_heads // h, shape, dtype)
   k = jnp.zeros((n, batch, h, regions, *page), dtype)
-  parts = dict(mean=1, submean=g.sub_cells, minmax=2)[g.descriptor]
   return types.VisualCache(
     k=k,
     v=jnp.zeros_like(k),
-    descriptors=jnp.zeros((n, batch, h, parts * regions, d), jnp.float32),
+    descriptors=jnp.zeros(
+      (n, batch, h, regions_lib.parts(g) * regions, d), jnp.float32
+    ),
     valid=jnp.zeros((batch, regions, length), bool),
     unit=jnp.full((batch, regions), -1, jnp.int32),
   )

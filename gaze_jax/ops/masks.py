@@ -1,4 +1,4 @@
-"""Who sees whom, before routing (METHOD.md section 4)."""
+"""Who sees whom, before routing (docs/method.md, section 4)."""
 
 import jax.numpy as jnp
 

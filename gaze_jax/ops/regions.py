@@ -28,7 +28,9 @@ def mean_keys(
   key: types.Float[types.Array, "B Y H D"],
   members: types.Float[types.Array, "B R Y"],
 ) -> types.Float[types.Array, "B H R D"]:
-  """Descriptor of each region: the mean of its keys (METHOD.md section 1).
+  """Descriptor of each region: the mean of its keys.
+
+  See docs/method.md, section 1.
 
   Args:
     key: [B, Y, H, D], post-RoPE.
@@ -55,12 +57,12 @@ def descriptors(
   region_slots: types.Int[types.Array, "B R L"],
   config: config_lib.GazeConfig,
 ) -> types.Float[types.Array, "B H PR D"]:
-  """What each region is scored by (METHOD.md section 5).
+  """What each region is scored by (docs/method.md, section 5).
 
   Args:
     key: [B, Y, H, D], post-RoPE.
     region: int32 [B, Y], -1 on slots outside every region.
-    region_slots: int32 [B, R, L], the same said the other way.
+    region_slots: int32 [B, R, L], the same the other way round.
     config: for `descriptor` and `sub_cells`.
 
   Returns:
@@ -112,6 +114,11 @@ def of_pages(
   return mean.reshape(b, h, m * r, -1)
 
 
+def parts(config: config_lib.GazeConfig) -> int:
+  """P, descriptors of a region."""
+  return dict(mean=1, submean=config.sub_cells, minmax=2)[config.descriptor]
+
+
 def ends(
   region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Int[types.Array, "B R"]:
@@ -141,7 +148,7 @@ def places(
 
   Args:
     region: int32 [B, S], -1 on slots outside every region.
-    region_slots: int32 [B, R, L], the same said the other way.
+    region_slots: int32 [B, R, L], the same the other way round.
   """
   own = jnp.maximum(region, 0)[..., None]
   own = jnp.take_along_axis(region_slots, own, axis=1)

@@ -1,4 +1,4 @@
-"""Which regions a query reads (METHOD.md section 5).
+"""Which regions a query reads (docs/method.md, section 5).
 
 Everything here has an axis `n` of those that choose: Q query heads, H KV
 groups or the one layer, by `GazeConfig.granularity`; `per_head` spreads their
@@ -75,6 +75,20 @@ def plan(
   )
 
 
+def scores_of(
+  query: types.Float[types.Array, "B X Q D"],
+  descriptors: types.Float[types.Array, "B H PR D"] | None,
+  override: types.Float[types.Array, "B Q R"] | None,
+  kv_heads: int,
+  config: config_lib.GazeConfig,
+) -> types.Float[types.Array, "B X n R"]:
+  """`scores`, or what overrides them, the same for all X queries."""
+  if override is None:
+    return scores(query, descriptors, config)
+  score = summed(override[:, None], kv_heads, config)
+  return jnp.broadcast_to(score, (*query.shape[:2], *score.shape[2:]))
+
+
 def scores(
   query: types.Float[types.Array, "B X Q D"],
   descriptors: types.Float[types.Array, "B H PR D"],
@@ -93,7 +107,7 @@ def scores(
   b, x, q, d = query.shape
   h = descriptors.shape[1]
   query = query.astype(jnp.float32).reshape(b, x, h, q // h, d)
-  parts = dict(mean=1, submean=config.sub_cells, minmax=2)[config.descriptor]
+  parts = regions.parts(config)
   lost: types.Array | float = 0.0
   if config.gradient != "none":  # what is not finite has none
     query, of_query = attention.known(query)

@@ -1,4 +1,4 @@
-"""What attention read: the first two figures of METHOD.md section 8."""
+"""What attention read: the first two figures of docs/method.md, section 8."""
 
 import jax.numpy as jnp
 

@@ -42,8 +42,8 @@ def constrain(x: types.Array, *names: str | None) -> types.Array:
   if not spread():
     return x
   mesh = jax.sharding.get_abstract_mesh()
-  cut = [None if n == 1 else a for a, n in zip(names, x.shape, strict=True)]
-  return jax.lax.with_sharding_constraint(x, rules.spec(cut, x.shape, mesh))
+  axes = [None if n == 1 else a for a, n in zip(names, x.shape, strict=True)]
+  return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))
 
 
 def local(outputs: Any, **inputs: Any) -> Callable[..., Any]:
@@ -77,7 +77,7 @@ def local(outputs: Any, **inputs: Any) -> Callable[..., Any]:
         mesh=jax.sharding.get_abstract_mesh(),
         in_specs=(_on_mesh({name: inputs[name] for name in arrays}),),
         out_specs=_on_mesh(outputs),
-        # Kernels do not say along which axes they vary.
+        # Kernels do not tell along which axes they vary.
         check_vma=False,
       )
       return run(arrays)

@@ -1,4 +1,4 @@
-"""The properties of METHOD.md section 7, for every implementation.
+"""The properties of docs/method.md, section 7, for every implementation.
 
 The oracle ("masked") is first checked against a row small enough for a loop
 in plain numpy, then the other forms against the oracle.

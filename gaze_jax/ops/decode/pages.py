@@ -125,7 +125,7 @@ def in_order(step: Step, pages: types.Array) -> types.Array:
   return page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
 
 
-def cut(step: Step, start: types.Array, size: int) -> Step:
+def part(step: Step, start: types.Array, size: int) -> Step:
   """A step before `size` of this layer's pages alone, from `start` on.
 
   Its descriptors are left out. One slice takes layer and pages, so that no
@@ -191,12 +191,10 @@ def _allowed(step: Step) -> types.Array:
 
 
 def _scores(step: Step) -> types.Array:
-  descriptors = step.visual.descriptors
-  if step.override is None:
-    return routing.scores(step.query, step.of_layer(descriptors), step.config)
-  score = routing.summed(step.override[:, None], step.kv_heads, step.config)
-  b, x = step.query.shape[:2]
-  return jnp.broadcast_to(score, (b, x, *score.shape[2:]))
+  descriptors = step.of_layer(step.visual.descriptors)
+  return routing.scores_of(
+    step.query, descriptors, step.override, step.kv_heads, step.config
+  )
 
 
 def _ranked(x: int, r: int, k: types.Array, choose_: Callable[[int], Any]):

@@ -1,7 +1,8 @@
 """The units of a prompt, some of its slots at a time, before a cache.
 
-No slot of a chunk is routed: VISUAL and CONTEXT slots see all that METHOD.md
-section 4 lets them see. Three sets of keys, merged by log-sum-exp:
+No slot of a chunk is routed: VISUAL and CONTEXT slots see all that
+docs/method.md, section 4, lets them see. Three sets of keys, merged by
+log-sum-exp:
 
              pages            linear          the chunk itself
   VISUAL     all, or its own  all             causal, or its own
@@ -87,7 +88,7 @@ def _before(
   def block(i, state):
     start = jnp.minimum(i * size, r - size)
     fresh = start + jnp.arange(size) >= i * size  # not of the block before
-    some = pages.cut(step, start, size)
+    some = pages.part(step, start, size)
     mask = fresh[:, None] & some.visual.valid[:, None]
     mask &= jax.lax.dynamic_slice_in_dim(seen, start, size, 2)[..., None]
     mask = mask.reshape(*seen.shape[:2], -1)[:, None]

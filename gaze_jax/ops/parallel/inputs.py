@@ -189,17 +189,14 @@ def choose(inputs: Inputs, slots: Slots) -> Choice:
   )
   open_ &= routed[..., None]
   b, x = routed.shape
-  heads = inputs.key.shape[2]
   if inputs.dense is True:
     shape = (b, x, _choosers(inputs), open_.shape[-1])
     members = jnp.broadcast_to(open_[:, :, None], shape)
     return Choice(jnp.zeros(shape), open_, members)
-  if inputs.override is None:
-    query = take(inputs.query, slots)
-    score = routing.scores(query, inputs.descriptors, config)
-  else:
-    score = routing.summed(inputs.override[:, None], heads, config)
-    score = jnp.broadcast_to(score, (b, x, *score.shape[2:]))
+  query, heads = take(inputs.query, slots), inputs.key.shape[2]
+  score = routing.scores_of(
+    query, inputs.descriptors, inputs.override, heads, config
+  )
   k = routing.allowed(
     inputs.budget, open_, plan.unit, config, dense=inputs.dense
   )

@@ -7,7 +7,7 @@ import pytest
 from jax.extend import core
 
 import compare
-from gaze_jax.kernels import contract
+from gaze_jax.kernels import products
 
 
 def _operands(jaxpr, out):
@@ -30,7 +30,7 @@ def test_narrow_products_have_narrow_operands_both_ways(inputs):
   target = draw(2, 3, *weight.shape[inputs:])
 
   def loss(x, weight):
-    y = contract.contract(x, weight, inputs, jnp.float32)
+    y = products.contract(x, weight, inputs, jnp.float32)
     return (y * target.astype(jnp.float32)).sum()
 
   jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, weight)
@@ -42,11 +42,11 @@ def test_narrow_products_have_narrow_operands_both_ways(inputs):
   for g, w in zip(got, want, strict=True):
     assert g.dtype == jnp.bfloat16
     np.testing.assert_array_equal(g, w.astype(jnp.bfloat16))
-  product = lambda x, weight: contract.contract(x, weight, inputs, jnp.float32)
+  product = lambda x, weight: products.contract(x, weight, inputs, jnp.float32)
   compare.close(product(x, weight), product(*wide))
 
 
 def test_a_wide_weight_gets_a_wide_gradient():
   x, weight = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4))
-  loss = lambda w: contract.contract(x, w, 1, jnp.bfloat16).sum()
+  loss = lambda w: products.contract(x, w, 1, jnp.bfloat16).sum()
   assert jax.grad(loss)(weight).dtype == jnp.float32

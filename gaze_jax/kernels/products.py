@@ -1,4 +1,4 @@
-"""Products with weights, whose sums are float32 both ways."""
+"""Matrix products, whose sums are float32 both ways."""
 
 import dataclasses
 import functools
@@ -90,3 +90,19 @@ def _dot(a, b, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> types.Array:
 
 def _trailing(x: types.Array, n: int) -> tuple[int, ...]:
   return tuple(range(x.ndim - n, x.ndim))
+
+
+def dot(a: types.Array, b: types.Array, axes: tuple[int, int]) -> types.Array:
+  """float32 product of matrices within a kernel, over an axis of each.
+
+  The precision is stated for both dtypes, as a process may set another default,
+  which Mosaic refuses for bfloat16; float32 is not rounded to bfloat16.
+  """
+  exact = a.dtype == jnp.float32
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((axes[0],), (axes[1],)), ((), ())),
+    precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
+    preferred_element_type=jnp.float32,
+  )
