@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks import timing
 from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.ops import attention
-from gaze_jax.ops import gather
+from gaze_jax.kernels import attention
+from gaze_jax.kernels import backends
 from gaze_jax.ops import gaze
-from gaze_jax.ops import paged
+from gaze_jax.ops.decode import pages
 
 REGION = 36
 HEAD_DIM = 128
@@ -115,17 +115,23 @@ def _in_layers(attend):
   return call
 
 
-def _gaze(k_max: int, granularity: str, k, query, cache):
+def _gaze(granularity: str, k, query, cache):
   """One routed step, with one text key: scores, choice, pages, merge."""
   (b, _, _, d), h = query.shape, cache.k.shape[1]
   none = jnp.zeros((b, 1, h, d), cache.k.dtype)
+  stack = lambda x: x[None]
   return gaze.decode(
     query,
-    cache,
+    dataclasses.replace(
+      cache,
+      k=stack(cache.k),
+      v=stack(cache.v),
+      descriptors=stack(cache.descriptors),
+    ),
     attention.attend(query, none, none, jnp.ones((1, 1, 1, 1), bool)),
     jnp.full(b, k, jnp.int32),
     config_lib.GazeConfig(granularity=granularity),
-    k_max=k_max,
+    layer=jnp.int32(0),
   ).out
 
 
@@ -226,7 +232,7 @@ def routed(case: Case, granularity: str) -> Callable[[], Any]:
 
   @jax.jit
   def call(query, caches, k):
-    attend = functools.partial(_gaze, case.budget, granularity, k)
+    attend = functools.partial(_gaze, granularity, k)
     return _in_layers(attend)(query, caches)
 
   return functools.partial(
@@ -239,8 +245,25 @@ def every_region(case: Case) -> Callable[[], Any]:
   b, h, r = case.caches[0].k.shape[:3]
   ids = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (b, h, r))
   rows, count = jnp.full((b, h, 1, r), -1), jnp.full((b, h), r)
+  visits = types.Visits(ids, rows, count)
+  shape, dtype = case.caches[0].k.shape, case.caches[0].k.dtype
+  form = backends.best(
+    backends.ATTEND_PAGES,
+    rows=case.query.shape[2] // h,
+    shape=shape,
+    dtype=dtype,
+  )
   call = _in_layers(
-    lambda query, cache: gather.attend_pages(query, cache, ids, rows, count).out
+    lambda query, cache: (
+      form.attend_pages(
+        query,
+        cache.k[None],
+        cache.v[None],
+        cache.valid.sum(-1),
+        visits,
+        layer=0,
+      ).out
+    )
   )
   return functools.partial(call, case.query, case.caches)
 
@@ -256,7 +279,7 @@ def chosen_bytes(case: Case, granularity: str) -> tuple[float, float]:
   (b, _, q, _), (h, r) = query.shape, cache.k.shape[1:3]
   config = config_lib.GazeConfig(granularity=granularity)
   budget = jnp.full(b, case.budget, jnp.int32)
-  members = paged.choose(paged.Step(query, cache, None, budget, config))
-  pages = float(members.reshape(b, h, q // h, r).any(2).sum())
-  size = page_bytes(case, pages) + cache.descriptors.nbytes
-  return size, pages / case.pages
+  members = pages.choose(pages.Step(query, cache, None, budget, config))
+  read = float(members.reshape(b, h, q // h, r).any(2).sum())
+  size = page_bytes(case, read) + cache.descriptors.nbytes
+  return size, read / case.pages

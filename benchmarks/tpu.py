@@ -10,7 +10,7 @@ that are only described. At the head shapes of Qwen3-4B (32/8) and Qwen2.5-7B
   decode          one step of one layer of a stacked cache, `ops.gaze.decode`:
     dense         attention to all pages, in place
     gather        XLA's gather of the chosen pages
-    kernel        `kernels.gaze_decode`
+    kernel        `kernels.attend_pages_tpu`
   prompt          128 tokens of text at once, likewise
   attend_pages    the decode kernel alone
   attend_regions  the prefill kernel, forward and backward
@@ -50,7 +50,7 @@ from benchmarks import tpu_programs
 from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax.aot import topology as topology_lib
-from gaze_jax.kernels import support
+from gaze_jax.kernels import target
 
 _TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 _MOST_MOVED = 1.1
@@ -141,7 +141,7 @@ def _compiled(program: tpu_programs.Program, topology: str, device: Any) -> Row:
   on_device = jax.sharding.SingleDeviceSharding(device)
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device)
   try:
-    with support.tracing_for("tpu"):
+    with target.tracing_for("tpu"):
       function, arguments = program.make()
       lowered = jax.jit(function).lower(*jax.tree.map(place, arguments))
     compiled = lowered.compile()

@@ -13,10 +13,10 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.kernels import gaze_decode
-from gaze_jax.kernels import gaze_prefill
-from gaze_jax.kernels import visual
-from gaze_jax.ops import attention
+from gaze_jax.kernels import attend_pages_tpu
+from gaze_jax.kernels import attend_regions_tpu
+from gaze_jax.kernels import attend_visual_tpu
+from gaze_jax.kernels import attention
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
 
@@ -75,10 +75,10 @@ class Case:
 
   def moved(self, granularity: str, memory: Any) -> int:
     """By `attend_pages`, given the memory that the compiler says it takes."""
-    page = math.prod(gaze_decode.page_shape(_REGION, _HEAD_DIM, self.dtype))
-    pages = 2 * _LAYERS * self.h * self.regions * page
+    page = attend_pages_tpu.page_shape(_REGION, _HEAD_DIM, self.dtype)
+    pages = 2 * _LAYERS * self.h * self.regions * math.prod(page)
     cache = pages * np.dtype(self.dtype).itemsize
-    fetched = gaze_decode.fetched_bytes(
+    fetched = attend_pages_tpu.fetched_bytes(
       self.counts(granularity),
       tokens=_REGION,
       head_dim=_HEAD_DIM,
@@ -182,7 +182,6 @@ def _step(case: Case, implementation: str, choice: str | None, tokens: int = 1):
       budget,
       config,
       layer=layer,
-      k_max=case.budget,
       dense=choice is None,
     ).out
 
@@ -221,22 +220,23 @@ def _layout(slots: int) -> types.Layout:
 
 
 def _attend_pages(case: Case, choice: str):
-  shape = gaze_decode.page_shape(_REGION, _HEAD_DIM, case.dtype)
+  shape = attend_pages_tpu.page_shape(_REGION, _HEAD_DIM, case.dtype)
   pages = (_LAYERS, 1, case.h, case.regions, *shape)
-  lists = _ints(1, case.h, case.size(choice))
 
-  def function(query, k, v, length, ids, rows, count, layer):
-    return gaze_decode.attend_pages(
-      query, k, v, length, ids, rows, count, layer=layer
+  def function(query, k, v, length, visits, layer):
+    return attend_pages_tpu.attend_pages(
+      query, k, v, length, visits, layer=layer
     )
 
   return function, (
     _abstract((1, 1, case.q, _HEAD_DIM), case.dtype),
     *(_abstract(pages, case.dtype),) * 2,
     _ints(1, case.regions),
-    lists,
-    _ints(1, case.h, 1, case.size(choice)),
-    _ints(1, case.h),
+    types.Visits(
+      ids=_ints(1, case.h, case.size(choice)),
+      rows=_ints(1, case.h, 1, case.size(choice)),
+      count=_ints(1, case.h),
+    ),
     _ints(),
   )
 
@@ -251,7 +251,7 @@ def _gradients(function: Callable[..., Any]):
 
 def _attend_regions(case: Case):
   pages = _abstract((1, case.h, case.regions, _REGION, _HEAD_DIM), case.dtype)
-  return _gradients(gaze_prefill.attend_regions), (
+  return _gradients(attend_regions_tpu.attend_regions), (
     _abstract((1, _TEXT, case.q, _HEAD_DIM), case.dtype),
     pages,
     pages,
@@ -261,7 +261,7 @@ def _attend_regions(case: Case):
 
 
 def _attend_visual(case: Case):
-  return _gradients(visual.attend_visual), (
+  return _gradients(attend_visual_tpu.attend_visual), (
     *_sequence(case, case.tokens),
     _layout(case.tokens),
   )

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax.kernels import attention
 from gaze_jax.layout import row as row_lib
-from gaze_jax.ops import attention
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
 

@@ -10,7 +10,7 @@ Dims (docs/method.md, section 2), used in every shape comment and einsum:
   P descriptors of a region             U pages visited by a KV head
 
 A *unit* is an image, a tile or a frame. One row is one sequence in reading
-order; what each slot of it is, is said by a `Layout`:
+order; a `Layout` holds what each slot of it is:
 
   slot      0    1 .. 144   145 .. 148   149 ..  156   157 ..  163   164 ..
   role      TEXT VISUAL     CONTEXT      TEXT          TEXT          PAD
@@ -171,19 +171,6 @@ class Attended:
 
 
 @_pytree
-class Selection:
-  """The regions that each query reads, as ranked ids of a static length.
-
-  Attributes:
-    ids: int32 [B, X, Q, K], region ids, best first.
-    valid: bool [B, X, Q, K], False past the row's K or past what there is.
-  """
-
-  ids: Leaf
-  valid: Leaf
-
-
-@_pytree
 class Visits:
   """The pages that a decoding step reads: once per KV head, for its group.
 
@@ -230,8 +217,8 @@ class VisualCache:
 
   Attributes:
     k: [B, H, R, L, D] post-RoPE keys ([N, B, ...] for all layers). For the TPU
-      kernel [B, H, R, *gaze_decode.page_shape(L, D, dtype)], which memory holds
-      without padding.
+      kernel [B, H, R, *attend_pages_tpu.page_shape(L, D, dtype)], which memory
+      holds without padding.
     v: [B, H, R, L, D] values (likewise).
     descriptors: float32 [B, H, P * R, D], P to a region (likewise); see
       `regions.descriptors`.
@@ -277,7 +264,7 @@ class Chunk:
 
   Attributes:
     layout: `Layout` of [B, X], in the numbers of the whole row; PAD past the
-      last. The context tokens of a unit lie in one chunk.
+      last. The context tokens of a unit are in one chunk.
     index: int32 [B, X], on VISUAL slots the place within the region's page.
   """
 

@@ -105,9 +105,9 @@ def test_a_mistake_is_one_line(argument, says):
 def test_a_kernel_that_moves_too_much_is_a_failure(tmp_path):
   """With pages of 36 tokens counted as 44."""
   (tmp_path / "sitecustomize.py").write_text("""
-from gaze_jax.kernels import gaze_decode
-count = gaze_decode.fetched_bytes
-gaze_decode.fetched_bytes = lambda *a, tokens, **k: count(
+from gaze_jax.kernels import attend_pages_tpu
+count = attend_pages_tpu.fetched_bytes
+attend_pages_tpu.fetched_bytes = lambda *a, tokens, **k: count(
   *a, tokens=tokens + 8, **k
 )
 """)

@@ -14,7 +14,7 @@ from gaze_jax.aot import collectives as collectives_lib
 from gaze_jax.aot import jaxprs
 from gaze_jax.aot import topology as topology_lib
 from gaze_jax.aot import workloads
-from gaze_jax.kernels import support
+from gaze_jax.kernels import target
 from gaze_jax.parallel import rules
 
 _HEADER = (
@@ -78,7 +78,7 @@ def compiled(workload: workloads.Workload, limit: int) -> Report:
   """
   mesh = workload.mesh
   start = time.perf_counter()
-  with jax.set_mesh(mesh), support.tracing_for("tpu"):
+  with jax.set_mesh(mesh), target.tracing_for("tpu"):
     traced = workload.function.trace(*workload.arguments)
     lowered = traced.lower(lowering_platforms=("tpu",))
   traced_at = time.perf_counter()

@@ -20,7 +20,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.aot import arithmetic
-from gaze_jax.kernels import support
+from gaze_jax.kernels import target
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
@@ -247,7 +247,7 @@ def _cache(
     region_length=shape.region_length,
     capacity=_capacity(config),
   )
-  with support.tracing_for("tpu"):
+  with target.tracing_for("tpu"):
     cache = jax.eval_shape(empty)
   heads, rows_ = (None, "batch", "attention_heads"), ("batch",)
 

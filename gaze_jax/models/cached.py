@@ -5,7 +5,7 @@ A row is read in chunks, each before what is in its cache already:
   <bos> | v v v v c c | v v v v c c | what is it? | a fox
   text  | units       | units       | text        | extend, token by token
 
-It equals `mllm.prefill` of the whole row, however it is cut. Caches go in and
+It equals `mllm.prefill` of the whole row, however it is split. Caches go in and
 come out; donate them, and they are written in place.
 """
 
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.models import mllm
-from gaze_jax.ops import cache as cache_ops
-from gaze_jax.ops import chunk as chunk_ops
 from gaze_jax.ops import gaze
-from gaze_jax.ops import paged
-from gaze_jax.ops import text as text_ops
+from gaze_jax.ops.decode import cache as cache_ops
+from gaze_jax.ops.decode import linear
+from gaze_jax.ops.decode import pages
+from gaze_jax.ops.decode import prompt_units
 
 
 def empty(
@@ -75,7 +75,7 @@ def read_units(
   layout = chunk.layout
 
   def attend(q, k, v, layer):
-    out = chunk_ops.attend(q, k, v, layout, cache, config.gaze, layer=layer)
+    out = prompt_units.attend(q, k, v, layout, cache, config.gaze, layer=layer)
     return out, (k, v)
 
   layers = jnp.arange(config.decoder.depth)
@@ -89,7 +89,7 @@ def read_units(
   )
   return dataclasses.replace(
     cache,
-    visual=chunk_ops.grow(cache.visual, k, v, chunk, config.gaze),
+    visual=prompt_units.grow(cache.visual, k, v, chunk, config.gaze),
     k=put(cache.k, k),
     v=put(cache.v, v),
     length=cache.length + context,
@@ -135,7 +135,6 @@ def extend(
   budget: types.Int[types.Array, " B"],
   *,
   count: types.Int[types.Array, " B"] | None = None,
-  k_max: int | None = None,
   override: types.Float[types.Array, "B Q R"] | None = None,
   trace: bool = False,
 ) -> tuple[types.DecodeCache, types.Array, types.Trace]:
@@ -149,7 +148,6 @@ def extend(
     budget: int32 [B], K of each row.
     count: int32 [B], how many of them are real, all by default; a row with
       none stays as it is.
-    k_max: as in `gaze.decode`.
     override: as in `mllm.apply`.
     trace: static; see `gaze.decode`.
 
@@ -159,9 +157,7 @@ def extend(
   """
   if count is None:
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
-  step = _Added(
-    config, cache, count, budget, k_max=k_max, override=override, trace=trace
-  )
+  step = _Added(config, cache, count, budget, override=override, trace=trace)
   grown, x, traced = step.run(params, tokens)
   return grown, mllm.call(params, config, "logits", x), traced
 
@@ -178,7 +174,6 @@ class _Added:
   count: types.Array
   budget: types.Array
   prompt: bool = False
-  k_max: int | None = None
   override: types.Array | None = None
   trace: bool = False
 
@@ -207,7 +202,7 @@ class _Added:
   def _attend(self, q, k, v, memory):
     layer, dense, frozen = memory
     cache, g = self.cache, self.config.gaze
-    text = text_ops.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
+    text = linear.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
     routed = gaze.decode(
       q,
       cache.visual,
@@ -215,7 +210,6 @@ class _Added:
       self.budget,
       g,
       layer=layer,
-      k_max=self.k_max,
       dense=(self.prompt and not g.route_prompt) or mllm.flag(dense),
       override=self.override,
       frozen=None if self.prompt else frozen,
@@ -223,8 +217,8 @@ class _Added:
     )
     if self.prompt and g.refresh == "question":
       last = self._kept(q)
-      frozen = paged.choose(
-        paged.Step(last, cache.visual, layer, self.budget, g, self.override)
+      frozen = pages.choose(
+        pages.Step(last, cache.visual, layer, self.budget, g, self.override)
       )[:, 0]
     traced = types.Trace(
       *map(self._kept, (routed.members, routed.scores, routed.dense))

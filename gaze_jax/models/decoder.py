@@ -16,6 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.kernels import backends
+from gaze_jax.kernels import products
 from gaze_jax.models import layers
 from gaze_jax.ops import rope
 from gaze_jax.parallel import shard
@@ -23,11 +25,11 @@ from gaze_jax.parallel import shard
 # (query [B, X, Q, D], key [B, X, H, D], value, memory) -> (out, record)
 Attend = Callable[..., tuple[types.Array, Any]]
 
-# How the residual stream lies on a mesh: [B, X, E].
+# How the residual stream is sharded: [B, X, E].
 SLOTS = ("batch", "slots", None)
 
 # What a layer keeps for its backward pass beside its input, by remat. The
-# names are those of `layers.Project` (what its product gives, in the dtype of
+# names are those of `layers.Linear` (what its product gives, in the dtype of
 # the computation) and "attention", its output, with the log-sum-exp of kernels.
 _ATTENTION = ("query", "key", "value", "attention", "out")
 _KEPT = {
@@ -66,7 +68,7 @@ class Layer(nn.Module):
       rope.rotate(q, *angles), rope.rotate(k, *angles), v, memory
     )
     out = checkpoint_name(out, "attention")
-    x += layers.Project(
+    x += layers.Linear(
       (c.query_heads, c.head_dim, c.width),
       ("heads", "head_dim", "embed"),
       inputs=2,
@@ -76,10 +78,10 @@ class Layer(nn.Module):
     x += layers.SwiGLU(c.mlp_dim, name="mlp")(norm("mlp_norm")(x))
     return shard.constrain(x, *SLOTS), record
 
-  def _heads(self, heads: int, axis: str, name: str) -> layers.Project:
+  def _heads(self, heads: int, axis: str, name: str) -> layers.Linear:
     shape = (self.config.width, heads, self.config.head_dim)
     axes = ("embed", axis, "head_dim")
-    return layers.Project(shape, axes, bias=self.config.qkv_bias, name=name)
+    return layers.Linear(shape, axes, bias=self.config.qkv_bias, name=name)
 
 
 class Decoder(nn.Module):
@@ -89,17 +91,16 @@ class Decoder(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embedding = self.param(
+    self.embedding = layers.param(
+      self,
       "embedding",
-      nn.with_logical_partitioning(
-        nn.initializers.normal(c.embedding_std), ("vocab", "embed")
-      ),
+      nn.initializers.normal(c.embedding_std),
+      ("vocab", "embed"),
       (c.vocab_size, c.width),
-      jnp.float32,
     )
     self.final_norm = layers.RMSNorm("embed", c.norm_eps)
     if not c.tied:
-      self.head = layers.Project(
+      self.head = layers.Linear(
         (c.width, c.vocab_size), ("embed", "vocab"), used=(None, "head_vocab")
       )
 
@@ -108,7 +109,7 @@ class Decoder(nn.Module):
     # Each device looks up its part of the width for all rows, which are then
     # moved: they are less than the table, and so is their gradient.
     tokens = shard.constrain(tokens, "table_rows", "slots")
-    # The head, where it is the same table, wants it cut otherwise.
+    # The head, where it is the same table, wants it sharded otherwise.
     table = shard.constrain(self.embedding, "vocab", "embed")
     x = table[tokens] * self.config.embedding_scale
     return shard.constrain(x, "table_rows", "slots", "embed")
@@ -157,17 +158,28 @@ class Decoder(nn.Module):
     x = shard.constrain(x, "table_rows", *between, None)
     if self.config.tied:
       table = shard.constrain(self.embedding, "head_vocab", None)
-      x = layers.contract_table(x, table, jnp.float32)
+      form = backends.best(
+        backends.TABLE_PRODUCT, rows=x.size // x.shape[-1], entries=len(table)
+      )
+      x = form.table_product(x, table, jnp.float32)
     else:
       x = self.head(x).astype(jnp.float32)
     return shard.constrain(x, "table_rows", *between, "head_vocab")
+
+
+def for_decoding(params: dict[str, Any]) -> dict[str, Any]:
+  """Parameters of `Decoder` as this backend decodes with them fastest.
+
+  They compute the same; not for training.
+  """
+  return split(params) if backends.layers_apart() else params
 
 
 def split(params: dict[str, Any]) -> dict[str, Any]:
   """Parameters for decoding on CPU: every matrix in an array of its own.
 
   `Decoder` computes the same with them, without the copy of each weight that
-  XLA:CPU makes of a slice (see `layers.OneOf`). Not for training.
+  XLA:CPU makes of a slice (see `products.OneOf`). Not for training.
 
   Args:
     params: of `Decoder`, whose layers are stacked.
@@ -197,7 +209,7 @@ def _run_split(
 
     def of_layer(leaf):
       if isinstance(leaf, tuple):
-        return layers.OneOf(leaf, number)
+        return products.OneOf(leaf, number)
       return jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
 
     own = jax.tree.map(of_layer, params, is_leaf=lambda x: isinstance(x, tuple))

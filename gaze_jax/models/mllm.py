@@ -20,11 +20,11 @@ from gaze_jax.layout import tiles
 from gaze_jax.models import decoder
 from gaze_jax.models import projector
 from gaze_jax.models import vision
-from gaze_jax.ops import cache as cache_ops
 from gaze_jax.ops import gaze
-from gaze_jax.ops import paged
 from gaze_jax.ops import routing
 from gaze_jax.ops import usage
+from gaze_jax.ops.decode import cache as cache_ops
+from gaze_jax.ops.decode import pages
 from gaze_jax.parallel import shard
 
 Params = dict[str, Any]
@@ -247,8 +247,8 @@ def prefill(
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
     frozen = None
     if config.gaze.refresh == "question":
-      step = paged.Step(at_last(q), visual, None, budget, config.gaze, override)
-      frozen = paged.choose(step)[:, 0]
+      step = pages.Step(at_last(q), visual, None, budget, config.gaze, override)
+      frozen = pages.choose(step)[:, 0]
     chosen = at_last(routed.members)[:, 0]
     return routed.out, (visual, *linear, chosen, frozen)
 

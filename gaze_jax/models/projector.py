@@ -1,11 +1,14 @@
 """From visual features to the decoder's width, and the context tokens."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.models import layers
 
 
 class Projector(nn.Module):
@@ -40,15 +43,18 @@ class Projector(nn.Module):
     """
     x = features.astype(jnp.float32)
     if self.config.input_norm:
+      # Not ours: to the last digit what its runs were trained with.
       x = nn.LayerNorm(
         name="norm",
         scale_init=_named(nn.initializers.ones, "vision_embed"),
         bias_init=_named(nn.initializers.zeros, "vision_embed"),
       )(x)
     hidden = self.config.hidden or self.width
-    x = _dense(hidden, ("vision_embed", "mlp"), "linear_1")(x)
+    linear = functools.partial(layers.Linear, bias=True, weight_name="kernel")
+    into, out_of = (x.shape[-1], hidden), (hidden, self.width)
+    x = linear(into, ("vision_embed", "mlp"), name="linear_1")(x)
     x = nn.gelu(x, approximate=False)
-    x = _dense(self.width, ("mlp", "embed"), "linear_2")(x)
+    x = linear(out_of, ("mlp", "embed"), name="linear_2")(x)
     if self.config.positions == "row_column":
       x += self._positions(int(features.shape[2] ** 0.5))
     x *= self.config.output_scale
@@ -56,16 +62,12 @@ class Projector(nn.Module):
     context = newline = None
     if self.context_tokens:
       spread = nn.initializers.normal(self.config.context_std)
-      context = self.param(
-        "context",
-        _named(spread, "context", "embed"),
-        (self.context_tokens, self.width),
-        jnp.float32,
+      shape = (self.context_tokens, self.width)
+      context = layers.param(
+        self, "context", spread, ("context", "embed"), shape
       )
     if self.newline:
-      newline = self.param(
-        "newline", _named(small, "embed"), (self.width,), jnp.float32
-      )
+      newline = layers.param(self, "newline", small, ("embed",), (self.width,))
     return x, context, newline
 
   def _positions(self, side: int) -> types.Array:
@@ -73,8 +75,8 @@ class Projector(nn.Module):
     small = nn.initializers.normal(self.config.position_std)
     shape = (self.grid, self.width)
     axes = ("position", "embed")
-    rows = self.param("rows", _named(small, *axes), shape, jnp.float32)
-    columns = self.param("columns", _named(small, *axes), shape, jnp.float32)
+    rows = layers.param(self, "rows", small, axes, shape)
+    columns = layers.param(self, "columns", small, axes, shape)
     if side != self.grid:
       stretch = _stretch(self.grid, side)
       rows, columns = stretch @ rows, stretch @ columns
@@ -83,15 +85,6 @@ class Projector(nn.Module):
 
 def _named(init, *axes: str):
   return nn.with_logical_partitioning(init, axes)
-
-
-def _dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
-  return nn.Dense(
-    features,
-    name=name,
-    kernel_init=_named(nn.initializers.lecun_normal(), *axes),
-    bias_init=_named(nn.initializers.zeros, axes[1]),
-  )
 
 
 def _stretch(source: int, target: int) -> np.ndarray:

@@ -16,7 +16,6 @@ class token, F width, Q heads, D head dim, P patch side, G position grid side.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -30,9 +29,9 @@ from gaze_jax.models import positions as positions_lib
 from gaze_jax.parallel import shard
 
 Array = types.Array
-Axis = tuple[str, int]  # logical name and size of an axis
 
-_PATCHES = ("batch", None, None)  # how [B', X, F] lies on a mesh
+_WIDTH = "vision_embed"  # the logical name of F
+_PATCHES = ("batch", None, None)  # how [B', X, F] is sharded
 
 
 def to_patches(images: Array, patch: int) -> Array:
@@ -51,41 +50,6 @@ def to_patches(images: Array, patch: int) -> Array:
   images = images[:, : rows * patch, : columns * patch]
   x = images.reshape(units, rows, patch, columns, patch, channels)
   return x.swapaxes(2, 3).reshape(units, rows * columns, -1)
-
-
-def layer_norm(
-  x: Array,
-  scale: Array,
-  bias: Array,
-  eps: float,
-) -> Array:
-  """LayerNorm over the last axis (Ba et al. 2016).
-
-  Args:
-    x: float32 [..., F].
-    scale: float32 [F].
-    bias: float32 [F].
-    eps: added to the variance.
-  """
-  centred = x - x.mean(-1, keepdims=True)
-  variance = jnp.square(centred).mean(-1, keepdims=True)
-  return centred * jax.lax.rsqrt(variance + eps) * scale + bias
-
-
-def linear(x: Array, kernel: Array, bias: Array, dtype: Any) -> Array:
-  """x . kernel + bias over the last axes of x and the first of the kernel.
-
-  Args:
-    x: [..., *inputs].
-    kernel: [*inputs, *outputs].
-    bias: [*outputs].
-    dtype: what the operands are rounded to.
-
-  Returns:
-    float32 [..., *outputs], accumulated in float32, in the backward pass too.
-  """
-  inputs = kernel.ndim - bias.ndim
-  return layers.contract(x.astype(dtype), kernel, inputs, jnp.float32) + bias
 
 
 def activate(x: Array, kind: str) -> Array:
@@ -139,40 +103,23 @@ def attend(
   return out.swapaxes(1, 2)
 
 
-class LayerNorm(nn.Module):
-  """Owns the scale and the bias of `layer_norm`."""
-
-  axis: Axis
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    scale = _param(self, "scale", nn.initializers.ones, [self.axis])
-    bias = _param(self, "bias", nn.initializers.zeros, [self.axis])
-    return layer_norm(x, scale, bias, self.eps)
-
-
-class Linear(nn.Module):
-  """Owns the kernel and the bias, if there is one, of `linear`."""
-
-  inputs: tuple[Axis, ...]
-  outputs: tuple[Axis, ...]
-  dtype: Any
-  bias: bool = True
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    n = len(self.inputs)
-    init = nn.initializers.xavier_uniform(
-      in_axis=tuple(range(n)),
-      out_axis=tuple(range(n, n + len(self.outputs))),
-    )
-    kernel = _param(self, "kernel", init, self.inputs + self.outputs)
-    if self.bias:
-      bias = _param(self, "bias", nn.initializers.zeros, self.outputs)
-    else:
-      bias = jnp.zeros([size for _, size in self.outputs])
-    return linear(x, kernel, bias, self.dtype)
+def _linear(
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  dtype: Any,
+  bias: bool = True,
+  **options,
+) -> layers.Linear:
+  """Operands are rounded to `dtype`; what goes in and comes out is float32."""
+  return layers.Linear(
+    shape,
+    axes,
+    bias=bias,
+    weight_name="kernel",
+    initializer=nn.initializers.xavier_uniform,
+    dtype=dtype,
+    **options,
+  )
 
 
 class Attention(nn.Module):
@@ -183,14 +130,14 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Array, mask: Array | None) -> Array:
     c = self.config
-    embed = (("vision_embed", c.width),)
-    heads = (("heads", c.heads), ("head_dim", c.width // c.heads))
+    heads, axes = (c.heads, c.width // c.heads), ("heads", "head_dim")
     q, k, v = (
-      Linear(embed, heads, c.dtype, name=name)(x)
+      _linear((c.width, *heads), (_WIDTH, *axes), c.dtype, name=name)(x)
       for name in ("query", "key", "value")
     )
     out = attend(q, k, v, c.dtype, mask)
-    return Linear(heads, embed, c.dtype, name="out")(out)
+    back = (*heads, c.width), (*axes, _WIDTH)
+    return _linear(*back, c.dtype, inputs=2, name="out")(out)
 
 
 class Mlp(nn.Module):
@@ -201,10 +148,11 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     c = self.config
-    embed, hidden = ("vision_embed", c.width), ("vision_mlp", c.mlp_dim)
-    x = Linear((embed,), (hidden,), c.dtype, name="up")(x)
+    into, out_of = (c.width, c.mlp_dim), (c.mlp_dim, c.width)
+    axes = (_WIDTH, "vision_mlp")
+    x = _linear(into, axes, c.dtype, name="up")(x)
     x = activate(x, c.activation)
-    return Linear((hidden,), (embed,), c.dtype, name="down")(x)
+    return _linear(out_of, axes[::-1], c.dtype, name="down")(x)
 
 
 class Block(nn.Module):
@@ -215,13 +163,13 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array, mask: Array | None) -> tuple[Array, None]:
     c = self.config
-    embed = ("vision_embed", c.width)
     attention, mlp = Attention(c, name="attention"), Mlp(c, name="mlp")
     branches = (lambda y: attention(y, mask)), mlp
     for i, branch in enumerate(branches, start=1):
-      y = branch(LayerNorm(embed, c.norm_eps, name=f"norm{i}")(x))
+      y = branch(layers.LayerNorm(_WIDTH, c.norm_eps, name=f"norm{i}")(x))
       if c.layer_scale:
-        y *= _param(self, f"scale{i}", nn.initializers.ones, [embed])
+        ones = nn.initializers.ones
+        y *= layers.param(self, f"scale{i}", ones, (_WIDTH,), (c.width,))
       x = shard.constrain(x + y, *_PATCHES)
     return x, None
 
@@ -230,7 +178,7 @@ class ViT(nn.Module):
   """The encoder.
 
   Attributes:
-    config: a `VisionConfig`; `hidden_state` says how many blocks there are,
+    config: a `VisionConfig`; `hidden_state` tells how many blocks there are,
       `final_norm` whether the closing LayerNorm follows, `dtype` to what the
       operands of every matmul are rounded. Sums, norms, softmax and the
       residual stream are float32 always.
@@ -256,11 +204,10 @@ class ViT(nn.Module):
         round, or of a size that is not a whole number of patches.
     """
     c = self.config
-    embed = ("vision_embed", c.width)
     x, mask = self._embed(images)
     x = shard.constrain(x, *_PATCHES)
     if c.pre_norm:
-      x = LayerNorm(embed, c.norm_eps, name="pre_norm")(x)
+      x = layers.LayerNorm(_WIDTH, c.norm_eps, name="pre_norm")(x)
     if c.layers_used:
       # Of a scan, which keeps the two passes apart: CSE needs no preventing.
       remat = functools.partial(nn.remat, prevent_cse=False)
@@ -274,21 +221,26 @@ class ViT(nn.Module):
       )
       x, _ = blocks(c, name="blocks")(x, mask)
     if c.final_norm:
-      x = LayerNorm(embed, c.norm_eps, name="norm")(x)
+      x = layers.LayerNorm(_WIDTH, c.norm_eps, name="norm")(x)
     return x[:, 1:] if c.class_token else x
 
   def _embed(self, images: Array | types.Patches) -> tuple[Array, Array | None]:
     """Embeddings [B', X, F], and which of them are real; None if all are."""
     c = self.config
     _check(images, c)
-    embed = ("vision_embed", c.width)
-    pixels = ("patch", c.patch_size**2 * 3)
     normal = nn.initializers.normal(0.02)
-    project = Linear(
-      (pixels,), (embed,), c.dtype, bias=c.patch_bias, name="patch"
+    pixels = c.patch_size**2 * 3
+    project = _linear(
+      (pixels, c.width),
+      ("patch", _WIDTH),
+      c.dtype,
+      bias=c.patch_bias,
+      name="patch",
     )
-    cells = ("position", c.position_grid**2 + c.class_token)
-    table = _param(self, "positions", normal, [cells, embed])
+    cells = c.position_grid**2 + c.class_token
+    table = layers.param(
+      self, "positions", normal, ("position", _WIDTH), (cells, c.width)
+    )
     if isinstance(images, types.Patches):
       patches = images.pixels.shape[1]
       x = project(images.pixels)
@@ -301,7 +253,8 @@ class ViT(nn.Module):
     if not c.class_token:
       return x + positions_lib.resize(table, rows, columns), None
     x += positions_lib.resize(table[1:], rows, columns)
-    token = _param(self, "class_token", normal, [embed]) + table[0]
+    token = layers.param(self, "class_token", normal, (_WIDTH,), (c.width,))
+    token += table[0]
     token = jnp.broadcast_to(token, (x.shape[0], 1, c.width))
     return jnp.concatenate([token, x], axis=1), None
 
@@ -312,7 +265,7 @@ def blank(
   """Black pictures of the config's size: what `ViT` is initialised with.
 
   Args:
-    config: says whether these are pixels or `Patches`.
+    config: tells whether these are pixels or `Patches`.
     *units: leading axes.
   """
   if not config.max_patches:
@@ -353,11 +306,3 @@ def _check(
       f"vision: a picture of {height} x {width} pixels is not a whole number"
       f" of patches of {patch} x {patch}"
     )
-
-
-def _param(
-  module: nn.Module, name: str, init: Callable[..., Array], axes: Any
-) -> Array:
-  """A float32 parameter with the given (logical name, size) axes."""
-  names, shape = zip(*axes, strict=True)
-  return module.param(name, nn.with_logical_partitioning(init, names), shape)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.ops import attention
+from gaze_jax.kernels import attention
 
 # Up to here a product with a one-hot matrix of regions beats a gather.
 FEW = 64
@@ -62,7 +62,7 @@ def descriptors(
   Args:
     key: [B, Y, H, D], post-RoPE.
     region: int32 [B, Y], -1 on slots outside every region.
-    region_slots: int32 [B, R, L], the same said the other way.
+    region_slots: int32 [B, R, L], the same the other way round.
     config: for `descriptor` and `sub_cells`.
 
   Returns:
@@ -81,7 +81,7 @@ def of_pages(
   valid: types.Bool[types.Array, "B R L"],
   config: config_lib.GazeConfig,
 ) -> types.Float[types.Array, "B H PR D"]:
-  """`descriptors` of keys that lie in pages already.
+  """`descriptors` of keys that are in pages already.
 
   Args:
     page: [B, H, R, L, D], post-RoPE keys; anything where padded.
@@ -114,6 +114,11 @@ def of_pages(
   return mean.reshape(b, h, m * r, -1)
 
 
+def parts(config: config_lib.GazeConfig) -> int:
+  """P, descriptors of a region."""
+  return dict(mean=1, submean=config.sub_cells, minmax=2)[config.descriptor]
+
+
 def ends(
   region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Int[types.Array, "B R"]:
@@ -143,7 +148,7 @@ def places(
 
   Args:
     region: int32 [B, S], -1 on slots outside every region.
-    region_slots: int32 [B, R, L], the same said the other way.
+    region_slots: int32 [B, R, L], the same the other way round.
   """
   own = jnp.maximum(region, 0)[..., None]
   own = jnp.take_along_axis(region_slots, own, axis=1)

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.kernels import attention
+from gaze_jax.kernels import backends
 from gaze_jax.layout import budgets
-from gaze_jax.ops import attention
-from gaze_jax.ops import cache
-from gaze_jax.ops import gather
 from gaze_jax.ops import regions
 
 # Up to here comparing all pairs of regions beats a sort on every backend.
@@ -59,7 +58,9 @@ def plan(
       put = jax.vmap(lambda x, at, y: x.at[at].set(y, mode="drop"))
       # An answer's token takes the choice of the prompt's last token.
       source = put(source, jnp.where(scored, slots + 1, s), first)
-  order = cache.linear_slots(layout)
+  # TEXT and CONTEXT first, in reading order.
+  read = (layout.role == types.Role.TEXT) | (layout.role == types.Role.CONTEXT)
+  order = jnp.argsort(~read, axis=1, stable=True)
   return types.Plan(
     layout=layout,
     region_slots=region_slots,
@@ -72,6 +73,20 @@ def plan(
     rank=jnp.argsort(order, axis=1),
     place=regions.places(layout.region, region_slots),
   )
+
+
+def scores_of(
+  query: types.Float[types.Array, "B X Q D"],
+  descriptors: types.Float[types.Array, "B H PR D"] | None,
+  override: types.Float[types.Array, "B Q R"] | None,
+  kv_heads: int,
+  config: config_lib.GazeConfig,
+) -> types.Float[types.Array, "B X n R"]:
+  """`scores`, or what overrides them, the same for all X queries."""
+  if override is None:
+    return scores(query, descriptors, config)
+  score = summed(override[:, None], kv_heads, config)
+  return jnp.broadcast_to(score, (*query.shape[:2], *score.shape[2:]))
 
 
 def scores(
@@ -92,19 +107,14 @@ def scores(
   b, x, q, d = query.shape
   h = descriptors.shape[1]
   query = query.astype(jnp.float32).reshape(b, x, h, q // h, d)
-  parts = dict(mean=1, submean=config.sub_cells, minmax=2)[config.descriptor]
+  parts = regions.parts(config)
   lost: types.Array | float = 0.0
   if config.gradient != "none":  # what is not finite has none
     query, of_query = attention.known(query)
     descriptors, of_region = attention.known(descriptors)
     of_region = of_region.reshape(b, h, parts, -1).sum(axis=2)
     lost = of_query[..., None] + of_region[:, None, :, None]
-  if x == 1:  # a step of decoding, which waits for the table to be read
-    dot = lambda a, b: jax.lax.platform_dependent(
-      a, b, cpu=lambda a, b: gather.dots(a[:, 0], b)[:, None], default=_dot
-    )
-  else:
-    dot = _dot
+  dot = backends.best(backends.REGION_SCORES, tokens=x).region_scores
   if config.descriptor == "minmax":
     least, most = jnp.split(descriptors, 2, axis=2)
     up, down = jnp.maximum(query, 0.0), jnp.minimum(query, 0.0)
@@ -116,12 +126,6 @@ def scores(
   return summed(out.reshape(b, x, q, -1), h, config)
 
 
-def _dot(query, table):
-  return jnp.einsum(
-    "bxhgd,bhrd->bxhgr", query, table, precision=jax.lax.Precision.HIGHEST
-  )
-
-
 def summed(
   score: types.Float[types.Array, "B X Q R"],
   kv_heads: int,
@@ -129,8 +133,16 @@ def summed(
 ) -> types.Float[types.Array, "B X n R"]:
   """Scores of those that choose, summed over their query heads."""
   b, x, q, r = score.shape
-  n = dict(query_head=q, kv_group=kv_heads, layer=1)[config.granularity]
+  n = choosers(q, kv_heads, config)
   return score.reshape(b, x, n, q // n, r).sum(axis=3)
+
+
+def choosers(
+  query_heads: int, kv_heads: int, config: config_lib.GazeConfig
+) -> int:
+  """n, how many choose."""
+  counts = dict(query_head=query_heads, kv_group=kv_heads, layer=1)
+  return counts[config.granularity]
 
 
 def per_head(
@@ -206,7 +218,7 @@ def members(
   score: types.Float[types.Array, "B X n R"],
   available_: types.Bool[types.Array, "B X R"],
   k: types.Int[types.Array, "B X"],
-  k_max: int | None = None,
+  most: int | None = None,
 ) -> types.Bool[types.Array, "B X n R"]:
   """The chosen regions as a mask.
 
@@ -217,7 +229,7 @@ def members(
     score: float32 [B, X, n, R].
     available_: bool [B, X, R].
     k: int32 [B, X], traced.
-    k_max: static; no k is above it.
+    most: static; no k is above it. None for R.
 
   Returns:
     bool [B, X, n, R].
@@ -231,7 +243,7 @@ def members(
     ahead = (other > mine) | ((other == mine) & (ids < ids[:, None]))
     return open_ & (ahead.sum(axis=-1, dtype=jnp.int32) < k)
   # Those above the k-th score; of those that equal it, ids up to the k-th.
-  best, ids = _top_k(score, r if k_max is None else min(k_max, r))
+  best, ids = _top_k(score, r if most is None else min(most, r))
   at = jnp.broadcast_to(
     jnp.clip(k - 1, 0, best.shape[-1] - 1), (*score.shape[:-1], 1)
   )
@@ -240,29 +252,23 @@ def members(
   return open_ & above & (k > 0)
 
 
-def select(
+def ranked(
   score: types.Float[types.Array, "B X n R"],
   available_: types.Bool[types.Array, "B X R"],
-  k: types.Int[types.Array, "B X"],
-  k_max: int,
-) -> types.Selection:
-  """The chosen regions as ranked ids: the same choice.
+  most: int,
+) -> types.Int[types.Array, "B X n K"]:
+  """Region ids, best first: the first k of them are `members` of k.
 
   Args:
     score: float32 [B, X, n, R].
     available_: bool [B, X, R].
-    k: int32 [B, X], traced; at most `k_max` is honoured.
-    k_max: static length of the result.
+    most: static; how many ids.
 
   Returns:
-    `Selection` of [B, X, n, min(k_max, R)].
+    int32 [B, X, n, min(most, R)].
   """
   score = _ranks(score, available_[:, :, None, :])
-  k_max = min(k_max, score.shape[-1])
-  _, ids = _top_k(score, k_max)
-  count = jnp.minimum(available_.sum(axis=-1), k)
-  valid = jnp.arange(k_max) < count[:, :, None, None]
-  return types.Selection(ids=ids, valid=jnp.broadcast_to(valid, ids.shape))
+  return _top_k(score, min(most, score.shape[-1]))[1]
 
 
 def _ranks(score: types.Array, open_: types.Array) -> types.Array:
@@ -290,19 +296,21 @@ def _top_k(score: types.Array, k: int) -> tuple[types.Array, types.Array]:
 
 
 def visits(
-  members_: types.Bool[types.Array, "B X Q R"], kv_heads: int, size: int
+  members_: types.Bool[types.Array, "B X Q R"], kv_heads: int
 ) -> types.Visits:
   """The pages that each KV head reads: the union over its rows, once each.
 
   Args:
     members_: bool [B, X, Q, R].
     kv_heads: H.
-    size: U, static; at least as many as a union can have.
+
+  Returns:
+    `Visits` of U = R.
   """
   b, x, q, r = members_.shape
   rows = members_.reshape(b, x, kv_heads, q // kv_heads, r)
   rows = rows.transpose(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, r)
-  ids = jnp.sort(jnp.where(rows.any(2), jnp.arange(r), r), axis=-1)[..., :size]
+  ids = jnp.sort(jnp.where(rows.any(2), jnp.arange(r), r), axis=-1)
   rows = jnp.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % 32), (0, 0)))
   bit = jnp.left_shift(1, jnp.arange(32, dtype=jnp.int32))[:, None]
   words = rows.reshape(b, kv_heads, -1, 32, r) * bit

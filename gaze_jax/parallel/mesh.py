@@ -1,12 +1,12 @@
 """The device mesh: four named axes, and what each of them spreads.
 
   data      rows of a batch; parameters are copied
-  fsdp      rows of a batch; parameters are cut along the model width
+  fsdp      rows of a batch; parameters are sharded along the model width
   tensor    heads, hidden units and vocabulary, as in Megatron
   sequence  slots of a row outside attention, heads within it (Ulysses): long
             videos in prefill
 
-`parallel/rules.py` says which logical axis lies along which of them.
+`parallel/rules.py` maps each logical axis to them.
 """
 
 import math
@@ -19,7 +19,7 @@ from jax.experimental import mesh_utils
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 
-# Where arrays lie can be said of a mesh without devices, too.
+# Shardings can be made of a mesh without devices, too.
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")

@@ -1,4 +1,4 @@
-"""One table: the mesh axes along which each logical axis is cut."""
+"""One table: the mesh axes along which each logical axis is sharded."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from gaze_jax.parallel import mesh as mesh_lib
 
 P = jax.sharding.PartitionSpec
 
-# Logical axis -> mesh axes; () is never cut.
+# Logical axis -> mesh axes; () is never sharded.
 RULES: dict[str, tuple[str, ...]] = {
   # Of parameters, as the modules of models/ name them.
   "vocab": ("tensor",),
@@ -55,7 +55,7 @@ def axes(name: str) -> tuple[str, ...]:
 
 
 def ways(name: str, sizes: dict[str, int]) -> int:
-  """How many parts a logical axis is cut into on a mesh of these sizes."""
+  """How many shards a logical axis has on a mesh of these sizes."""
   return math.prod(sizes[axis] for axis in axes(name))
 
 
@@ -68,13 +68,13 @@ def spec(
   """The partition of an array.
 
   Args:
-    names: a logical axis for each of its axes; None is never cut.
+    names: a logical axis for each of its axes; None is never sharded.
     shape: of the array.
     mesh: a `Mesh` or an abstract one.
     what: names the array in errors.
 
   Raises:
-    MeshError: another rank, no rule, or a size that can't be cut so.
+    MeshError: another rank, no rule, or a size that can't be sharded so.
   """
   if len(names) != len(shape):
     raise mesh_lib.MeshError(
@@ -88,7 +88,7 @@ def spec(
     if size % parts:
       raise mesh_lib.MeshError(
         f"{what} of shape {list(shape)}: its axis {name!r} of {size} can't be"
-        f" cut into {_product(axes(name), sizes)} parts"
+        f" sharded {_product(axes(name), sizes)} ways"
       )
     out.append(None if name is None else axes(name) or None)
   return P(*out)
@@ -116,8 +116,8 @@ def shardings(shapes: Any, names: Any, mesh: mesh_lib.AnyMesh) -> Any:
         f"parameter {where(path)} has no logical axis names; make it with"
         " nn.with_logical_partitioning"
       )
-    cut = spec(tuple(found), leaf.shape, mesh, f"parameter {where(path)}")
-    return jax.sharding.NamedSharding(mesh, cut)
+    axes_ = spec(tuple(found), leaf.shape, mesh, f"parameter {where(path)}")
+    return jax.sharding.NamedSharding(mesh, axes_)
 
   return jax.tree_util.tree_map_with_path(of, shapes)
 
@@ -126,7 +126,7 @@ def of_state(params: Any, shapes: Any, mesh: mesh_lib.AnyMesh) -> Any:
   """Shardings of a tree that holds copies of the parameters' tree.
 
   A leaf whose path ends with that of a parameter (a moment of the optimizer,
-  an average) and that has its rank lies as the parameter; small ones that
+  an average) and that has its rank is sharded as it is; small ones that
   belong to none (counts, coefficients) are copied.
 
   Args:
@@ -173,8 +173,8 @@ def check(config: config_lib.Config, sizes: dict[str, int]) -> None:
     parts = ways(name, sizes)
     if size % parts:
       wrong.append(
-        f"{field} = {size} can't be cut into {_product(axes(name), sizes)}"
-        f" parts; the most that divides it is {math.gcd(size, parts)}"
+        f"{field} = {size} can't be sharded {_product(axes(name), sizes)}"
+        f" ways; the most that divides it is {math.gcd(size, parts)}"
       )
   spread = [axis for axis in axes("attention_heads") if sizes[axis] > 1]
   if config.model.gaze.granularity == "layer" and spread:
@@ -209,7 +209,7 @@ def _cut_fields(
   ):
     for key, name in fields.items():
       yield f"model.{part}.{key}", getattr(getattr(model, part), key), name
-  # Attention is cut further than the weights are.
+  # Attention is sharded further than the weights are.
   yield "model.decoder.kv_heads", model.decoder.kv_heads, "attention_heads"
   if model.projector.hidden:
     yield "model.projector.hidden", model.projector.hidden, "mlp"

@@ -1,5 +1,7 @@
 """Arrays on a mesh: constraints within programs, batches from the host."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,8 @@ from gaze_jax.parallel import rules
 
 P = jax.sharding.PartitionSpec
 
-# How attention lies: each device has its rows and heads, and needs no others.
+# How attention is sharded: each device has its rows and heads, and needs no
+# others.
 WHOLE = P()
 ROWS = P("batch")  # [B, ...]
 HEADS = P("batch", None, "attention_heads")  # [B, X, Q or H, ...]
@@ -26,44 +29,62 @@ def spread() -> bool:
 
 
 def constrain(x: types.Array, *names: str | None) -> types.Array:
-  """Fixes how an array lies on the mesh, if there is one.
+  """Fixes how an array is sharded over the mesh, if there is one.
 
   Args:
     x: any array, of a compiled function.
-    *names: a logical axis for each of its axes; None is not cut, nor is an
-      axis of one, such as the one new token of a decoding step.
+    *names: a logical axis for each of its axes; None is not sharded, nor is
+      an axis of one, such as the one new token of a decoding step.
 
   Raises:
-    mesh.MeshError: another rank, or a size that can't be cut so.
+    mesh.MeshError: another rank, or a size that can't be sharded so.
   """
   if not spread():
     return x
   mesh = jax.sharding.get_abstract_mesh()
-  cut = [None if n == 1 else a for a, n in zip(names, x.shape, strict=True)]
-  return jax.lax.with_sharding_constraint(x, rules.spec(cut, x.shape, mesh))
+  axes = [None if n == 1 else a for a, n in zip(names, x.shape, strict=True)]
+  return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))
 
 
-def local(
-  function: Callable[..., Any], inputs: Any, outputs: Any
-) -> Callable[..., Any]:
-  """`function` on each device's own part, with no communication.
+def local(outputs: Any, **inputs: Any) -> Callable[..., Any]:
+  """A decorator: runs a function on each device's own part of its arrays.
+
+  There is no communication. What is not named in `inputs` is static, the same
+  on all devices; so is what is None or a bool.
 
   Args:
-    function: of arrays alone; None may stand for one.
-    inputs: a tree prefix of `P` for each argument: logical names of the first
-      axes; the others are not cut.
-    outputs: likewise, for what is returned.
+    outputs: a tree prefix of `P` for what is returned: logical names of the
+      first axes; the others are not sharded.
+    **inputs: likewise, for each array by the name of its argument.
   """
-  if not spread():
-    return function
-  return jax.shard_map(
-    function,
-    mesh=jax.sharding.get_abstract_mesh(),
-    in_specs=_on_mesh(inputs),
-    out_specs=_on_mesh(outputs),
-    # Kernels do not say along which axes they vary.
-    check_vma=False,
-  )
+
+  def decorate(function):
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+      if not spread():
+        return function(*args, **kwargs)
+      given = signature.bind(*args, **kwargs).arguments
+      static = {
+        name: x
+        for name, x in given.items()
+        if name not in inputs or x is None or isinstance(x, bool)
+      }
+      arrays = {name: x for name, x in given.items() if name not in static}
+      run = jax.shard_map(
+        lambda arrays: function(**arrays, **static),
+        mesh=jax.sharding.get_abstract_mesh(),
+        in_specs=(_on_mesh({name: inputs[name] for name in arrays}),),
+        out_specs=_on_mesh(outputs),
+        # Kernels do not tell along which axes they vary.
+        check_vma=False,
+      )
+      return run(arrays)
+
+    return call
+
+  return decorate
 
 
 def _on_mesh(names: Any) -> Any:
@@ -85,7 +106,7 @@ def local_rows(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """How every array of a batch lies: cut along its first axis."""
+  """The sharding of every array of a batch: along its first axis."""
   return jax.sharding.NamedSharding(mesh, P(rules.axes("batch")))
 
 

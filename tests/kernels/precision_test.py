@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from gaze_jax import types
-from gaze_jax.kernels import gaze_decode
-from gaze_jax.kernels import gaze_prefill
-from gaze_jax.kernels import visual
+from gaze_jax.kernels import attend_pages_tpu
+from gaze_jax.kernels import attend_regions_tpu
+from gaze_jax.kernels import attend_visual_tpu
 
 PRECISIONS = (
   None,
@@ -27,10 +27,11 @@ ints = functools.partial(jnp.zeros, dtype=jnp.int32)
 
 
 def _decode(dtype):
-  pages = jnp.zeros((1, 2, 4, *gaze_decode.page_shape(8, 128, dtype)), dtype)
+  page = attend_pages_tpu.page_shape(8, 128, dtype)
+  pages = jnp.zeros((1, 1, 2, 4, *page), dtype)
   lists = ints((1, 2, 3)), ints((1, 2, 1, 3)), ints((1, 2))
-  return lambda query: gaze_decode.attend_pages(
-    query, pages, pages, ints((1, 4)), *lists
+  return lambda query: attend_pages_tpu.attend_pages(
+    query, pages, pages, ints((1, 4)), types.Visits(*lists), layer=0
   )
 
 
@@ -38,7 +39,7 @@ def _prefill(dtype):
   pages = jnp.zeros((1, 2, 4, 8, 128), dtype)
   members = jnp.zeros((1, 128, 4, 4), bool)
   return jax.grad(
-    lambda query: gaze_prefill.attend_regions(
+    lambda query: attend_regions_tpu.attend_regions(
       query, pages, pages, ints((1, 4)), members
     ).out.sum()
   )
@@ -47,7 +48,9 @@ def _prefill(dtype):
 def _visual(dtype):
   key = jnp.zeros((1, 128, 2, 128), dtype)
   layout = types.Layout(*[ints((1, 128))] * 6)
-  attend = lambda query: visual.attend_visual(query, key, key, layout).sum()
+  attend = lambda query: attend_visual_tpu.attend_visual(
+    query, key, key, layout
+  ).sum()
   # Under remat and a jit the passes are traced after the call.
   return jax.grad(jax.checkpoint(jax.jit(attend)))
 

@@ -85,7 +85,7 @@ def _take(batch, row):
 
 _apply = jax.jit(mllm.apply, static_argnames="config")
 _prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
-_extend = jax.jit(cached.extend, static_argnames=("config", "k_max"))
+_extend = jax.jit(cached.extend, static_argnames="config")
 
 
 def _teacher(params, prompts, k, config=CONFIG):

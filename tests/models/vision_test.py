@@ -12,6 +12,7 @@ import pytest
 import compare
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.models import layers
 from gaze_jax.models import positions
 from gaze_jax.models import vision
 
@@ -313,7 +314,7 @@ def test_quick_gelu_by_hand():
 
 
 def test_norm_by_hand():
-  got = vision.layer_norm(
+  got = layers.layer_norm(
     jnp.array([1.0, 3.0]), jnp.array([2.0, 1.0]), jnp.array([0.0, 5.0]), 3.0
   )
   np.testing.assert_allclose(got, [-1.0, 5.5], atol=1e-6)  # sqrt(1 + 3) = 2
@@ -321,7 +322,9 @@ def test_norm_by_hand():
 
 def test_sums_are_float32_whatever_the_operands():
   ones = jnp.ones([257, 1])
-  got = vision.linear(ones.T, ones, jnp.zeros([1]), "bfloat16")
+  linear = vision._linear((257, 1), ("patch", "vision_embed"), "bfloat16")
+  params = dict(kernel=ones, bias=jnp.zeros([1]))
+  got = linear.apply({"params": params}, ones.T)
   assert got.dtype == jnp.float32
   assert got == 257  # bfloat16 has no 257
   values = jnp.full([1, 3, 2, 4], 1.0)

@@ -21,16 +21,18 @@ import compare
 import tiers
 from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.kernels import support
+from gaze_jax.kernels import attend_regions_tpu
+from gaze_jax.kernels import attention
+from gaze_jax.kernels import backends
+from gaze_jax.kernels import target
 from gaze_jax.layout import row as row_lib
-from gaze_jax.ops import attention
-from gaze_jax.ops import cache
 from gaze_jax.ops import gaze
 from gaze_jax.ops import masks
 from gaze_jax.ops import regions
 from gaze_jax.ops import routing
-from gaze_jax.ops import split
 from gaze_jax.ops import usage
+from gaze_jax.ops.decode import cache
+from gaze_jax.ops.parallel import kernel
 
 FORMS = {
   "masked": dict(implementation="masked"),
@@ -69,7 +71,7 @@ def _simulated(implementation):
   """Kernels run on a simulated TPU."""
   if implementation != "pallas":
     return contextlib.nullcontext()
-  return support.tracing_for("tpu", pltpu.InterpretParams())
+  return target.tracing_for("tpu", pltpu.InterpretParams())
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -318,9 +320,7 @@ def test_an_override_replaces_the_scores(heads, small_shape, form):
   np.testing.assert_array_equal(picked, [3, 0, 2, 1])
 
 
-def _decode(
-  h, batch, new, k, k_max=None, form="gather", frozen=None, **options
-):
+def _decode(h, batch, new, k, form="gather", frozen=None, **options):
   """Decode of a row's last `new` slots, from a cache of what was before."""
   role = batch.layout.role[0]
   used = int((role != types.Role.PAD).sum())
@@ -330,25 +330,32 @@ def _decode(
   budget = np.array([k], np.int32)
   config = config_lib.GazeConfig(decode_implementation=form, **options)
   return gaze.Routed(
-    **_decoded(query, h.k, h.v, batch, length, budget, frozen, k_max, config)
+    **_decoded(query, h.k, h.v, batch, length, budget, frozen, config)
   )
 
 
-@functools.partial(jax.jit, static_argnames=("k_max", "config"))
-def _decoded(query, key, value, batch, length, budget, frozen, k_max, config):
+@functools.partial(jax.jit, static_argnames="config")
+def _decoded(query, key, value, batch, length, budget, frozen, config):
   plan = routing.plan(batch.layout, batch.region_slots, config)
   slots = plan.order[:, :64]
   with _simulated(config.decode_implementation):
     routed = gaze.decode(
       query,
-      gaze.store(key, value, plan, config),
+      _stored(key, value, plan, config),
       _text(query, *(cache.linear(x, slots, 64) for x in (key, value)), length),
       budget,
       config,
-      k_max=k_max,
+      layer=jnp.int32(0),
       frozen=frozen,
     )
   return dataclasses.asdict(routed)
+
+
+def _stored(key, value, plan, config):
+  """The pages of one layer, as a stack of layers."""
+  one = gaze.store(key, value, plan, config)
+  stacked = {x: getattr(one, x)[None] for x in ("k", "v", "descriptors")}
+  return dataclasses.replace(one, **stacked)
 
 
 def _text(query, key, value, length):
@@ -379,7 +386,7 @@ def test_decode_is_the_parallel_form_under_every_option(
   h = heads(1, small_shape.slots, query_heads=8)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, 2, "masked", **options)
-  got = _decode(h, batch, new, 2, 3, form, **options)
+  got = _decode(h, batch, new, 2, form, **options)
   last = slice(used - new, used)
   compare.close(got.out, want.out[:, last])
   np.testing.assert_array_equal(got.members, want.members[:, last])
@@ -417,19 +424,18 @@ def test_decode_knows_every_kind_of_budget(
   h = heads(1, small_shape.slots)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(h, batch, k, "masked", **options)
-  got = _decode(h, batch, 1, k, 4, form, **options)
+  got = _decode(h, batch, 1, k, form, **options)
   compare.close(got.out, want.out[:, used - 1 : used])
 
 
 @pytest.mark.parametrize("sample", [TWO_IMAGES, ONE_IMAGE, TEXT_ONLY])
 @pytest.mark.parametrize("k", [0, 1, 3, 4, 5, 6, 12])
-@pytest.mark.parametrize("k_max", [None, 6])
-def test_decode_is_the_parallel_form(heads, small_shape, sample, k, k_max):
+def test_decode_is_the_parallel_form(heads, small_shape, sample, k):
   batch = _batch(small_shape, sample)
   h = heads(1, small_shape.slots)
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
-  want = _run(h, batch, min(k, k_max or k), "masked")
-  got = _decode(h, batch, 2, k, k_max)
+  want = _run(h, batch, k, "masked")
+  got = _decode(h, batch, 2, k)
   compare.close(got.out, want.out[:, used - 2 : used])
   np.testing.assert_array_equal(got.members, want.members[:, used - 2 : used])
 
@@ -458,7 +464,7 @@ def test_forms_agree_on_any_layout(
   want = _run(h, batch, k, "masked")
   got = _run(h, batch, k, "chunked").out
   compare.close(got, want.out)
-  got = _decode(h, batch, 3, k, None)
+  got = _decode(h, batch, 3, k)
   compare.close(got.out, want.out[:, used - 3 : used])
 
 
@@ -542,7 +548,7 @@ def test_decode_of_what_is_not_read_is_not_read(heads, small_shape, form, x):
   h = heads(1, small_shape.slots)
   config = config_lib.GazeConfig(decode_implementation=form)
   plan = routing.plan(batch.layout, batch.region_slots, config)
-  visual = gaze.store(h.k, h.v, plan, config)
+  visual = _stored(h.k, h.v, plan, config)
   query = jnp.array(h.q[:, -x:])
   text = types.Attended(jnp.zeros_like(query), jnp.zeros(query.shape[:3]))
 
@@ -551,12 +557,14 @@ def test_decode_of_what_is_not_read_is_not_read(heads, small_shape, form, x):
   override[0, :1, :2], override[0, 1:, 1:3] = 1, 1
   run = jax.jit(
     lambda visual: gaze.decode(
-      query, visual, text, np.array([2]), config, override=override
+      *(query, visual, text, np.array([2]), config),
+      layer=jnp.int32(0),
+      override=override,
     )
   )
   want = run(visual)
   keep = np.asarray(visual.valid)[:, None, :, :, None]
-  bad = lambda x: jnp.where(keep, x, jnp.nan).at[:, :, (0, 3)].set(jnp.nan)
+  bad = lambda x: jnp.where(keep, x, jnp.nan).at[:, :, :, (0, 3)].set(jnp.nan)
   got = run(dataclasses.replace(visual, k=bad(visual.k), v=bad(visual.v)))
   np.testing.assert_array_equal(got.members, want.members)
   compare.close(got.out[:, :, 1:], want.out[:, :, 1:])
@@ -589,7 +597,7 @@ def test_bfloat16_decode_picks_the_regions_of_teacher_forcing(
   )
   used = int((batch.layout.role[0] != types.Role.PAD).sum())
   want = _run(half, batch, 2, "chunked").members
-  got = _decode(half, batch, 3, 2, 2).members
+  got = _decode(half, batch, 3, 2).members
   np.testing.assert_array_equal(got, want[:, used - 3 : used])
 
 
@@ -702,11 +710,11 @@ def test_an_explicit_choice_that_can_not_serve(call, says):
   batch, query, key, value = _by_hand()
   config = config_lib.GazeConfig(**call)
   plan = routing.plan(batch.layout, batch.region_slots, config)
-  with pytest.raises(gaze.ImplementationError, match=says):
+  with pytest.raises(backends.ImplementationError, match=says):
     gaze.parallel(query, key, value, plan, np.array([1], np.int32), config)
   if "gradient" in call:
-    with support.tracing_for("tpu"):
-      with pytest.raises(gaze.ImplementationError, match="into the scores"):
+    with target.tracing_for("tpu"):
+      with pytest.raises(backends.ImplementationError, match="into the scores"):
         gaze.parallel(query, key, value, plan, np.array([1], np.int32), config)
 
 
@@ -714,11 +722,12 @@ def _decode_by_hand(form, query):
   batch, _, key, value = _by_hand()
   config = config_lib.GazeConfig(decode_implementation=form)
   plan = routing.plan(batch.layout, batch.region_slots, config)
-  visual = gaze.store(key, value, plan, config)
+  visual = _stored(key, value, plan, config)
   linear = jnp.zeros((1, 1, 40, 1))
   zero = np.array([0], np.int32)
   text = _text(query, linear, linear, zero)
-  return gaze.decode(query, visual, text, zero + 1, config).out
+  layer = jnp.int32(0)
+  return gaze.decode(query, visual, text, zero + 1, config, layer=layer).out
 
 
 @pytest.mark.nightly
@@ -730,32 +739,30 @@ def test_more_rows_than_a_list_has_bits_for():
 
 
 @pytest.fixture
-def said(monkeypatch):
-  """(level, message) of what is logged, as if nothing had been said yet."""
+def logged(monkeypatch):
+  """(level, message) of what is logged, as if nothing had been logged yet."""
   out = []
   monkeypatch.setattr(logging, "log", lambda *x: out.append(x))
-  monkeypatch.setattr(support, "_said", set())
+  monkeypatch.setattr(backends, "_logged", set())
   return out
 
 
-def test_auto_says_once_what_it_took(said):
+def test_auto_logs_once_what_it_took(logged):
   for _ in range(2):
     _decode_by_hand("auto", jnp.ones((1, 1, 1, 1)))
-  assert said == [
+  assert logged == [
     (
       logging.INFO,
       "model.gaze.decode_implementation: auto takes 'gather': the backend is"
-      " 'cpu', the kernels are for TPU",
+      " 'cpu', the form is for 'tpu'",
     )
   ]
 
 
-def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(said):
+def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(logged):
   """Once for each reason, whatever the sizes in it are; and once it serves."""
-  take = lambda *shape, dtype=np.float32: gaze._decode_form(
-    config_lib.GazeConfig(), 4, shape, dtype
-  )
-  with support.tracing_for("tpu"):
+  take = lambda *shape, dtype=np.float32: _pages_form(shape, dtype)
+  with target.tracing_for("tpu"):
     for regions in (9000, 9001, 12000):
       assert take(8, 8, regions, 36, 128) == "gather"
     assert take(1, 8, 16, 36, 128, dtype=np.float16) == "gather"
@@ -766,7 +773,7 @@ def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(said):
     for _ in range(2):
       gaze.parallel(query, key, value, plan, np.array([1], np.int32), config)
   decode = "model.gaze.decode_implementation: auto takes "
-  assert [x for x in said if "gradient" not in x[1]] == [
+  assert [x for x in logged if "gradient" not in x[1]] == [
     (
       logging.WARNING,
       decode + "'gather': lists of 9000 regions take 1240064 bytes of SMEM",
@@ -777,7 +784,7 @@ def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(said):
     ),
     (logging.INFO, decode + "'pallas'"),
   ]
-  assert [x for x in said if "gradient" in x[1]] == [
+  assert [x for x in logged if "gradient" in x[1]] == [
     (
       logging.WARNING,
       "model.gaze.implementation: auto takes 'chunked': gradient = 'kl' needs a"
@@ -788,7 +795,7 @@ def test_a_kernel_that_can_not_serve_on_tpu_is_a_warning(said):
 
 @pytest.mark.nightly
 def test_routed_rows_come_in_slabs(monkeypatch, heads, small_shape):
-  monkeypatch.setattr(split, "SLAB", 12)
+  monkeypatch.setattr(kernel, "SLAB", 12)
   slots = 83  # of its own, as this is traced anew
   batch = _batch(dataclasses.replace(small_shape, slots=slots), TWO_IMAGES)
   h = heads(1, slots, seed=5)
@@ -801,20 +808,29 @@ def test_routed_rows_come_in_slabs(monkeypatch, heads, small_shape):
   compare.close(run("pallas"), run("masked"))
 
 
+def _pages_form(shape, dtype):
+  """The name of what reads pages of a cache of this shape."""
+  return gaze._pages_form(config_lib.GazeConfig(), 4, shape, dtype).NAME
+
+
 @pytest.mark.parametrize("platform", ["gpu", "cpu"])
 def test_auto_takes_xla_forms_off_tpu(platform):
-  config, shape = config_lib.GazeConfig(), (1, 8, 16, 36, 128)
-  with support.tracing_for(platform):
-    assert gaze._decode_form(config, 4, shape, np.float32) == "gather"
-    assert support.prefill(8, 4, 36, 128, {np.float32}, "none")
-  with support.tracing_for("tpu"):
-    assert gaze._decode_form(config, 4, shape, np.float32) == "pallas"
+  def regions_form(rows, dim=128, dtypes=frozenset({np.float32}), kind="none"):
+    return attend_regions_tpu.supported(
+      rows=rows, group=7, length=36, dim=dim, dtypes=set(dtypes), gradient=kind
+    )
+
+  shape = (1, 8, 16, 36, 128)
+  with target.tracing_for(platform):
+    assert _pages_form(shape, np.float32) == "gather"
+    assert platform in regions_form(8)
+  with target.tracing_for("tpu"):
+    assert _pages_form(shape, np.float32) == "pallas"
     for big in ((8, 8, 9000, 36, 128), (1, 8, 16, 5000, 128)):
-      assert gaze._decode_form(config, 4, big, np.float32) == "gather"
-    assert gaze._decode_form(config, 4, shape, np.float16) == "gather"
-    prefill = support.prefill
-    assert prefill(2048, 7, 36, 128, {np.float32}, "none") is None
-    assert "VMEM" in prefill(8192, 7, 36, 128, {np.float32}, "none")
-    assert "dtypes" in prefill(8, 7, 36, 64, {"float32", "bfloat16"}, "none")
-    assert "float16" in prefill(8, 7, 36, 64, {np.float16}, "none")
-    assert "scores" in prefill(8, 7, 36, 64, {np.float32}, "kl")
+      assert _pages_form(big, np.float32) == "gather"
+    assert _pages_form(shape, np.float16) == "gather"
+    assert regions_form(2048) is None
+    assert "VMEM" in regions_form(8192)
+    assert "dtypes" in regions_form(8, 64, {"float32", "bfloat16"})
+    assert "float16" in regions_form(8, 64, {np.float16})
+    assert "scores" in regions_form(8, 64, kind="kl")

@@ -28,7 +28,6 @@ from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
-from gaze_jax.ops import text as text_ops
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
@@ -88,13 +87,17 @@ def attention(config, mesh):
     return out, back(out), run(q, k, v).members
 
   def step(q, k, v, plan, budget):
-    cache = gaze.store(k, v, plan, g)
+    one = gaze.store(k, v, plan, g)
+    cache = dataclasses.replace(
+      one, k=one.k[None], v=one.v[None], descriptors=one.descriptors[None]
+    )
     linear = k.transpose(0, 2, 1, 3)[None, :, :, :16]
-    text = text_ops.attend(
+    text = linear.attend(
       *(q[:, -1:], (linear, linear), (k[:, -1:], v[:, -1:])),
       *(jnp.full(q.shape[0], 16), jnp.int32(0)),
     )
-    return gaze.decode(q[:, -1:], cache, text, budget, g).out
+    layer = jnp.int32(0)
+    return gaze.decode(q[:, -1:], cache, text, budget, g, layer=layer).out
 
   found = {}
   for name, function in dict(parallel=whole, decode=step).items():

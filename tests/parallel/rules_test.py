@@ -62,8 +62,8 @@ def test_a_spec_by_hand():
   [
     (("embed",), (8, 4), "has 2 axes, and 1 are named"),
     (("embed", "heads"), (8,), "has 1 axes, and 2 are named"),
-    (("embed",), (6,), "'embed' of 6 can't be cut into fsdp 4 parts"),
-    (("batch",), (4,), "'batch' of 4 can't be cut into data 2 x fsdp 4 parts"),
+    (("embed",), (6,), "'embed' of 6 can't be sharded fsdp 4 ways"),
+    (("batch",), (4,), "'batch' of 4 can't be sharded data 2 x fsdp 4 ways"),
     (("width",), (8,), "no rule for the logical axis 'width'"),
   ],
 )
@@ -101,7 +101,7 @@ def test_every_parameter_has_a_rule(tiny_config):
 @pytest.mark.parametrize(
   "changes, sizes, says",
   [
-    (dict(), dict(tensor=4), "kv_heads = 2 can't be cut into tensor 4 x"),
+    (dict(), dict(tensor=4), "kv_heads = 2 can't be sharded tensor 4 x"),
     (dict(), dict(tensor=8), "query_heads = 4 .* most that divides it is 4"),
     (
       dict(model__decoder__vocab_size=2049),

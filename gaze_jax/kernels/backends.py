@@ -1,0 +1,124 @@
+"""The one seam between the method and what a device does best.
+
+An operation is a function in plain jnp, its oracle, in the file of its name.
+A backend brings a faster form of it in a file of its own, OPERATION_BACKEND.py,
+which has
+
+  NAME           what a config calls the form, and the log
+  supported      of sizes, by keyword: None, or the reason why it can't serve
+  OPERATION      with the oracle's signature
+
+and the operation's table below lists the files, the best first. So a form for
+another device is one more file and one more name here: a kernel for GPUs over
+pages would be `attend_pages_gpu`, before `attend_pages` in ATTEND_PAGES.
+
+Nothing outside kernels/ imports the file of a form.
+"""
+
+import re
+from types import ModuleType
+
+from absl import logging
+
+from gaze_jax import errors
+from gaze_jax.kernels import attend_linear
+from gaze_jax.kernels import attend_linear_cpu
+from gaze_jax.kernels import attend_pages
+from gaze_jax.kernels import attend_pages_cpu
+from gaze_jax.kernels import attend_pages_tpu
+from gaze_jax.kernels import attend_regions_tpu
+from gaze_jax.kernels import attend_visual
+from gaze_jax.kernels import attend_visual_tpu
+from gaze_jax.kernels import region_scores
+from gaze_jax.kernels import region_scores_cpu
+from gaze_jax.kernels import table_product
+from gaze_jax.kernels import table_product_cpu
+from gaze_jax.kernels import target
+
+Forms = tuple[ModuleType, ...]
+
+# New tokens to listed pages of the visual cache, and to the linear cache.
+ATTEND_PAGES: Forms = (attend_pages_tpu, attend_pages_cpu, attend_pages)
+ATTEND_LINEAR: Forms = (attend_linear_cpu, attend_linear)
+# Whole rows: text to its regions, and visual tokens to each other. Where no
+# form of the first serves, ops/parallel/chunked.py does, without the second.
+ATTEND_REGIONS: Forms = (attend_regions_tpu,)
+ATTEND_VISUAL: Forms = (attend_visual_tpu, attend_visual)
+# Products of few rows with a large table.
+REGION_SCORES: Forms = (region_scores_cpu, region_scores)
+TABLE_PRODUCT: Forms = (table_product_cpu, table_product)
+
+
+class ImplementationError(errors.GazeError):
+  """An implementation that was asked for and can't serve."""
+
+
+def best(forms: Forms, **sizes) -> ModuleType:
+  """The first form that serves these sizes; an oracle serves all."""
+  return next(form for form in forms if form.supported(**sizes) is None)
+
+
+def choose(
+  field: str, asked: str, forms: Forms, otherwise: str = "", **sizes
+) -> ModuleType | None:
+  """The form that a config asks for.
+
+  An automatic choice is logged, once for each kind of reason.
+
+  Args:
+    field: of the config, for messages.
+    asked: its value: "auto" or a form's NAME.
+    forms: of the operation, the best first.
+    otherwise: what the config calls that which serves where no form does.
+    **sizes: as the forms' `supported` takes them.
+
+  Returns:
+    The form; None where none serves and none was asked for.
+
+  Raises:
+    ImplementationError: the form that was asked for can't serve.
+  """
+  reasons = []
+  for form in forms:
+    if asked in ("auto", form.NAME):
+      reason = form.supported(**sizes)
+      if reason is None:
+        break
+      reasons.append(reason)
+  else:
+    form = None
+  if asked == "auto":
+    _log(field, form.NAME if form else otherwise, *reasons[:1])
+  elif form is None:
+    raise ImplementationError(
+      f"{field} = {asked!r} can't serve: {reasons[0]}; use 'auto'"
+    )
+  return form
+
+
+def layers_apart() -> bool:
+  """Whether a decoder's layers are best given as arrays of their own.
+
+  See `products.OneOf`.
+  """
+  return target.target().platform == "cpu"
+
+
+_logged: set[tuple[str, str, str]] = set()
+
+
+def _log(field: str, name: str, reason: str = "") -> None:
+  """Logs once which form serves, and why the best one does not.
+
+  That is a warning on TPU; elsewhere no kernel is meant to serve.
+  """
+  kind = re.sub(r"\d+", "", reason)  # sizes make no other reason
+  if (field, name, kind) in _logged:
+    return
+  _logged.add((field, name, kind))
+  fell = reason and target.target().platform == "tpu"
+  because = f": {reason}" if reason else ""
+  logging.log(
+    logging.WARNING if fell else logging.INFO,
+    f"{field}: auto takes {name!r}{because}",
+  )

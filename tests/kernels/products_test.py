@@ -1,0 +1,52 @@
+"""Products with weights, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+import compare
+from gaze_jax.kernels import products
+
+
+def _operands(jaxpr, out):
+  """Dtypes of the operands of every matrix product, however deep."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      out.append({str(v.aval.dtype) for v in equation.invars})
+    for inner in core.jaxprs_in_params(equation.params):
+      _operands(inner, out)
+  return out
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_narrow_products_have_narrow_operands_both_ways(inputs):
+  """The sums are float32 all the same, and so are the gradients' sums."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.array(rng.normal(size=shape), jnp.bfloat16)
+  weight = draw(4, 6, 5)
+  x = draw(2, 3, *weight.shape[:inputs])
+  target = draw(2, 3, *weight.shape[inputs:])
+
+  def loss(x, weight):
+    y = products.contract(x, weight, inputs, jnp.float32)
+    return (y * target.astype(jnp.float32)).sum()
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, weight)
+  found = _operands(jaxpr.jaxpr, [])
+  assert len(found) == 3 and all(f == {"bfloat16"} for f in found)
+  got = jax.grad(loss, (0, 1))(x, weight)
+  wide = (x.astype(jnp.float32), weight.astype(jnp.float32))
+  want = jax.grad(loss, (0, 1))(*wide)
+  for g, w in zip(got, want, strict=True):
+    assert g.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(g, w.astype(jnp.bfloat16))
+  product = lambda x, weight: products.contract(x, weight, inputs, jnp.float32)
+  compare.close(product(x, weight), product(*wide))
+
+
+def test_a_wide_weight_gets_a_wide_gradient():
+  x, weight = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4))
+  loss = lambda w: products.contract(x, w, 1, jnp.bfloat16).sum()
+  assert jax.grad(loss)(weight).dtype == jnp.float32
