@@ -647,18 +647,18 @@ class TestTorch:
   def test_round_trip(self, torch, state, tmp_path, monkeypatch, name, mapped):
     monkeypatch.setattr(formats, "_MAPPED", mapped)  # mapped anew for every row
     torch.save(state, tmp_path / name)
-    with tensors.Tensors(tmp_path) as source:
-      assert source.listed.keys() == state.keys()
-      for key in state.keys() - {"position_ids"}:
-        want = self.numpy(state[key])
-        got = source.read(key)
-        assert same(got, want), key
-        assert got.flags.writeable and got.flags.c_contiguous
-        for index in INDICES:
-          if len(index) <= want.ndim:
-            assert same(source.read(key, index), want[index]), (key, index)
-      with pytest.raises(errors.ConversionError, match="position_ids is int64"):
-        source.read("position_ids")
+    source = tensors.Tensors(tmp_path)
+    assert source.listed.keys() == state.keys()
+    for key in state.keys() - {"position_ids"}:
+      want = self.numpy(state[key])
+      got = source.read(key)
+      assert same(got, want), key
+      assert got.flags.writeable and got.flags.c_contiguous
+      for index in INDICES:
+        if len(index) <= want.ndim:
+          assert same(source.read(key, index), want[index]), (key, index)
+    with pytest.raises(errors.ConversionError, match="position_ids is int64"):
+      source.read("position_ids")
 
   def test_shards(self, torch, tmp_path):
     table = {}

@@ -372,10 +372,16 @@ DINOV2 = {"model_type": "dinov2"}
       {"model_type": "clip", "vision_config": {"model_type": "chinese"}},
       "model_type = 'chinese'",
     ),
-    (DINOV2 | {"use_swiglu_ffn": True}, "use_swiglu_ffn = True.*without it"),
+    (
+      DINOV2 | {"use_swiglu_ffn": True},
+      "use_swiglu_ffn = True.*False is; take",
+    ),
     (DINOV2 | {"qkv_bias": False}, "qkv_bias = False"),
     (CLIP | {"num_channels": 4}, "num_channels = 4"),
-    (CLIP | {"hidden_act": "relu"}, "hidden_act = 'relu'.*quick_gelu are"),
+    (
+      CLIP | {"hidden_act": "relu"},
+      "hidden_act = 'relu'.*'quick_gelu' is; take",
+    ),
     (CLIP | {"patch_size": [14, 16]}, r"patch_size = \[14, 16\] is no square"),
     (SIGLIP | {"image_size": [224, 448]}, "image_size.*is no square"),
     (SIGLIP | {"image_size": "224"}, "image_size = '224' is no square"),
