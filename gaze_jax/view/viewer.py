@@ -52,7 +52,7 @@ def render(
   *,
   question: str,
   answer: str,
-  budget: Mapping[str, float],
+  budget: Mapping[str, int | float],
   accounting: Mapping[str, str],
   noun: str = "frame",
 ) -> str:

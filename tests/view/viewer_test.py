@@ -1,7 +1,6 @@
 """The page as text: what is in it, and that nothing gets out of its place."""
 
 import base64
-import dataclasses
 import hashlib
 import html.parser
 import io
@@ -84,7 +83,7 @@ def test_the_data_by_hand():
   assert data["question"] == "What?" and data["noun"] == "image"
   assert data["shape"] == {"layers": 1, "heads": 2, "regions": 4}
   assert data["accounting"] == [["visual tokens", "144"]]
-  assert data["budget"] == dataclasses.asdict(BUDGET)
+  assert data["budget"] == BUDGET
   (view,) = data["views"]
   assert (view["rows"], view["columns"]) == (2, 3)
   boxes = [[0, 0, 0, 2, 1], [1, 2, 0, 3, 1], [2, 0, 1, 2, 2], [3, 2, 1, 3, 2]]
