@@ -141,9 +141,9 @@ def extend(
   """The decode form: X tokens of the answer for every row.
 
   Args:
-    params: as in `mllm.apply`; only "decoder" is read.
+    params: this and the next three as in `read_text`.
     config: static.
-    cache: what came before, with room for X more.
+    cache: what came before.
     tokens: int32 [B, X].
     budget: int32 [B], K of each row.
     count: int32 [B], how many of them are real, all by default; a row with
