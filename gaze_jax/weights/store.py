@@ -222,7 +222,6 @@ def write_files(
 def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
   """Writes tensors into a directory, or into one safetensors file."""
   leaves = list(leaves)
-  specs = {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves}
   total = sum(leaf.bytes for leaf in leaves)
   bar = tqdm.tqdm(
     total=total,
@@ -232,11 +231,18 @@ def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
     mininterval=5,
     disable=True if total < _SHOWN else None,  # None: on a terminal alone
   )
-  with bar, writer_lib.Writer(path, specs) as writer:
-    for leaf in leaves:
-      for block in leaf.blocks():
-        writer.write(leaf.name, block)
-        bar.update(block.nbytes)
+
+  def blocks(leaf: Leaf) -> Iterator[np.ndarray]:
+    for block in leaf.blocks():
+      yield block
+      bar.update(block.nbytes)
+
+  pieces = [
+    writer_lib.Pieces(x.name, x.shape, x.dtype, functools.partial(blocks, x))
+    for x in leaves
+  ]
+  with bar:
+    writer_lib.write(path, pieces)
 
 
 def load(
