@@ -18,6 +18,7 @@ It exits with 1 if a peak is above the bound: twice the largest tensor + 1 GB.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -210,12 +211,14 @@ def make(
   drawn = (rng.standard_normal(_RANDOM, np.float32) * 0.02).astype(_BFLOAT16)
   with writer_lib.destination(folder) as work:
     (work / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    with writer_lib.Writer(
-      work, {name: (shape, _BFLOAT16) for name, shape in specs.items()}
-    ) as writer:
-      for name, shape in specs.items():
-        for piece in _windows(drawn, int(np.prod(shape)), rng):
-          writer.write(name, piece)
+    windows = functools.partial(_windows, drawn, rng=rng)
+    tensors = [
+      writer_lib.Pieces(
+        name, shape, _BFLOAT16, functools.partial(windows, int(np.prod(shape)))
+      )
+      for name, shape in specs.items()
+    ]
+    writer_lib.write(work, tensors)
 
 
 def _windows(

@@ -6,7 +6,7 @@
   hf/                  config.json, tokenizer and the rest of the source, as is
 
 `Stored` is what such a directory holds, unread; a checkpoint of transformers
-and a run are opened as the same (weights/importing.py, train/runs.py), so that
+and a run are opened as the same (weights/hf.py, train/runs.py), so that
 one `save` writes, one `load` reads and one exporter exports them all. Every
 device reads its own part of a leaf and no more.
 """
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from flax import traverse_util
 
 from gaze_jax import config as config_lib
 from gaze_jax import json_file
@@ -152,11 +153,11 @@ def open_stored(directory: pathlib.Path) -> Stored:
   leaves = leaves_of(tensors.Tensors(directory))
   if schema < 2:
     leaves = [leaf for leaf in leaves if leaf.bytes]
+  shapes = registry.shapes(config.model)
+  shapes = {part: shapes[part] for part in shapes if part in parts}
   want = {
-    "/".join((part, *path)): tuple(leaf.shape)
-    for part, tree in registry.shapes(config.model).items()
-    if part in parts
-    for path, leaf in tables.flatten(tree)
+    name: tuple(leaf.shape)
+    for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
   }
   got = {leaf.name: leaf.shape for leaf in leaves}
   if problems := tables.differences(want, got):
@@ -221,7 +222,6 @@ def write_files(
 def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
   """Writes tensors into a directory, or into one safetensors file."""
   leaves = list(leaves)
-  specs = {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves}
   total = sum(leaf.bytes for leaf in leaves)
   bar = tqdm.tqdm(
     total=total,
@@ -231,11 +231,18 @@ def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
     mininterval=5,
     disable=True if total < _SHOWN else None,  # None: on a terminal alone
   )
-  with bar, writer_lib.Writer(path, specs) as writer:
-    for leaf in leaves:
-      for block in leaf.blocks():
-        writer.write(leaf.name, block)
-        bar.update(block.nbytes)
+
+  def blocks(leaf: Leaf) -> Iterator[np.ndarray]:
+    for block in leaf.blocks():
+      yield block
+      bar.update(block.nbytes)
+
+  pieces = [
+    writer_lib.Pieces(x.name, x.shape, x.dtype, functools.partial(blocks, x))
+    for x in leaves
+  ]
+  with bar:
+    writer_lib.write(path, pieces)
 
 
 def load(
@@ -256,7 +263,7 @@ def load(
   """
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   place = sharding or (lambda path: here)
-  return tables.unflatten(
+  return traverse_util.unflatten_dict(
     {
       leaf.path: jax.make_array_from_callback(
         leaf.shape,
@@ -274,7 +281,7 @@ def from_params(params: Mapping[str, Any]) -> list[Leaf]:
   """Leaves of parameters in memory."""
   return [
     Leaf(path, x.shape, np.dtype(x.dtype), lambda i, x=x: np.asarray(x[i]))
-    for path, x in tables.flatten(params)
+    for path, x in traverse_util.flatten_dict(params).items()
   ]
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import einops
 import numpy as np
+from flax import traverse_util
 
 from gaze_jax.weights import errors
 
@@ -188,7 +189,7 @@ def bind(
   Raises:
     ConversionError: a leaf has no rule, a rule no leaf, or two rules one leaf.
   """
-  leaves = dict(flatten(shapes))
+  leaves = traverse_util.flatten_dict(shapes)
   entries, seen = [], set()
   for rule in rules:
     path = tuple(rule.leaf.split("/"))
@@ -257,29 +258,9 @@ def fill(
   entries: Iterable[Entry], weights: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
   """Nested dict of whole leaves, out of tensors in memory."""
-  return unflatten(
+  return traverse_util.unflatten_dict(
     {
       e.path: e.read((slice(None),) * len(e.shape), lambda n, i: weights[n][i])
       for e in entries
     }
   )
-
-
-def flatten(tree: Any, path: Path = ()) -> Iterable[tuple[Path, Any]]:
-  """(path, leaf) of a nested dict."""
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from flatten(value, (*path, key))
-    else:
-      yield (*path, key), value
-
-
-def unflatten(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-  """Nested dict of (path, leaf)."""
-  tree: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    node = tree
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = leaf
-  return tree

@@ -3,10 +3,11 @@
 model-00001-of-00002.safetensors
 | header's length | header, padded | embed ...... | norm .. | layer 0 .. |
 8 bytes           8 * n            each tensor at its place, known at the
-                                   start: pieces are written as they come
+                                   start: no more than a piece is in memory
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -27,151 +28,108 @@ _CODES = {dtype: code for code, dtype in formats.CODES.items()}
 _TILE = 256
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
-# name -> (shape, dtype)
-Specs = Mapping[str, tuple[Sequence[int], np.dtype]]
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+  """A tensor that is written piece by piece.
+
+  Attributes:
+    name: in the file.
+    shape: of the tensor.
+    dtype: bfloat16, float16 or float32.
+    blocks: gives its elements in row-major order, in this dtype.
+  """
+
+  name: str
+  shape: Sequence[int]
+  dtype: np.dtype
+  blocks: Callable[[], Iterable[np.ndarray]]
+
+  @property
+  def bytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Writer:
+def write(
+  path: pathlib.Path,
+  tensors: Sequence[Pieces],
+  *,
+  shard_bytes: int = 5 * 10**9,
+) -> None:
   """Writes tensors as transformers does: one file, or shards and an index.
-
-  Within a shard wide dtypes come first, so that every tensor is aligned.
-  Tensors may be written in any order; the pieces of one in row-major order.
 
   Args:
     path: an existing directory, or a file to be (.safetensors, one shard).
-    specs: shape and dtype (bfloat16, float16, float32) of every tensor.
+    tensors: what to write; shards are filled in this order.
     shard_bytes: a shard holds no more, but for a tensor that is larger.
 
   Raises:
-    ConversionError: a dtype is no other; a piece does not fit its tensor; at
-      the end, a tensor is not whole.
+    ConversionError: a tensor has another dtype, or not all of its elements.
     OSError: of the disk, with the name of the file.
   """
-
-  def __init__(
-    self,
-    path: pathlib.Path | str,
-    specs: Specs,
-    *,
-    shard_bytes: int = 5 * 10**9,
-  ):
-    path = pathlib.Path(path)
-    self._specs = {
-      name: (tuple(shape), np.dtype(dtype))
-      for name, (shape, dtype) in specs.items()
+  for tensor in tensors:
+    if tensor.dtype not in formats.WEIGHTS:
+      raise errors.ConversionError(
+        f"{path}: {tensor.name} is {tensor.dtype.name}; write it as bfloat16,"
+        " float16 or float32"
+      )
+  if path.suffix == ".safetensors" and not path.is_dir():
+    _write_file(path, tensors)
+    return
+  shards = _shards(tensors, shard_bytes)
+  index = {}
+  for i, shard in enumerate(shards, 1):
+    of = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+    file = path / f"model{of}.safetensors"
+    _write_file(file, shard)
+    index |= dict.fromkeys((tensor.name for tensor in shard), file.name)
+  if len(shards) > 1:
+    table = {
+      "metadata": {"total_size": sum(tensor.bytes for tensor in tensors)},
+      "weight_map": dict(sorted(index.items())),
     }
-    for name, (_, dtype) in self._specs.items():
-      if dtype not in formats.WEIGHTS:
+    text = json.dumps(table, indent=2) + "\n"
+    (path / f"{SINGLE}.index.json").write_text(text, encoding="utf-8")
+
+
+def _shards(tensors: Sequence[Pieces], limit: int) -> list[list[Pieces]]:
+  """Tensors by shard, filled in the order given."""
+  shards: list[list[Pieces]] = [[]]
+  room = limit
+  for tensor in tensors:
+    if shards[-1] and tensor.bytes > room:
+      shards.append([])
+      room = limit
+    shards[-1].append(tensor)
+    room -= tensor.bytes
+  return shards
+
+
+def _write_file(path: pathlib.Path, tensors: Sequence[Pieces]) -> None:
+  """One file; wide dtypes come first, so that every tensor is aligned."""
+  tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+  header, end = {"__metadata__": {"format": "pt"}}, 0
+  for tensor in tensors:
+    start, end = end, end + tensor.bytes
+    header[tensor.name] = {
+      "dtype": _CODES[tensor.dtype],
+      "shape": tuple(tensor.shape),
+      "data_offsets": (start, end),
+    }
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  text += b" " * (-len(text) % 8)
+  with _named(path), path.open("wb", buffering=0) as file:
+    _write_all(file, len(text).to_bytes(8, "little") + text)
+    for tensor in tensors:
+      left = tensor.bytes
+      for block in tensor.blocks():
+        _write_all(file, contiguous(block))
+        left -= block.nbytes
+      if left:
         raise errors.ConversionError(
-          f"{path}: {name} is {dtype.name}; write it as bfloat16, float16 or"
-          " float32"
+          f"{tensor.name}: {tensor.bytes - left:,} bytes were given of its"
+          f" {tensor.bytes:,}"
         )
-    self._left = {name: self._bytes(name) for name in self._specs}
-    self._files: list[IO[bytes]] = []
-    self._place: dict[str, tuple[IO[bytes], int]] = {}  # of the next piece
-    try:
-      self._start(path, shard_bytes)
-    except BaseException:
-      self._close()
-      raise
-
-  def __enter__(self) -> "Writer":
-    return self
-
-  def __exit__(self, kind: object, *_: object) -> None:
-    self._close()
-    unwritten = {n: left for n, left in self._left.items() if left}
-    if kind is None and unwritten:
-      name, left = next(iter(unwritten.items()))
-      raise errors.ConversionError(
-        f"{name}: {left:,} of its {self._bytes(name):,} bytes were never"
-        f" written ({len(unwritten)} such tensors)"
-      )
-
-  def write(self, name: str, piece: np.ndarray) -> None:
-    """Writes the next elements of a tensor, in row-major order.
-
-    Args:
-      name: of `specs`.
-      piece: in the tensor's dtype.
-    """
-    if name not in self._specs:
-      raise errors.ConversionError(f"{name}: not announced to the writer")
-    shape, dtype = self._specs[name]
-    if piece.dtype != dtype or piece.nbytes > self._left[name]:
-      raise errors.ConversionError(
-        f"{name}: a piece {piece.dtype.name} {list(piece.shape)} does not fit"
-        f" {dtype.name} {list(shape)} with {self._left[name]:,} bytes to write"
-      )
-    file, offset = self._place[name]
-    with _named(file.name):
-      _write_at(file, offset, contiguous(piece))
-    self._place[name] = file, offset + piece.nbytes
-    self._left[name] -= piece.nbytes
-
-  def _bytes(self, name: str) -> int:
-    shape, dtype = self._specs[name]
-    return math.prod(shape) * dtype.itemsize
-
-  def _start(self, path: pathlib.Path, shard_bytes: int) -> None:
-    """Writes every header, and the index."""
-    if path.suffix == ".safetensors" and not path.is_dir():
-      self._start_shard(path, list(self._specs))
-      return
-    shards = self._shards(shard_bytes)
-    index = {}
-    for i, names in enumerate(shards, 1):
-      of = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-      file = path / f"model{of}.safetensors"
-      self._start_shard(file, names)
-      index |= dict.fromkeys(names, file.name)
-    if len(shards) > 1:
-      table = {
-        "metadata": {"total_size": sum(self._left.values())},
-        "weight_map": dict(sorted(index.items())),
-      }
-      text = json.dumps(table, indent=2) + "\n"
-      (path / f"{SINGLE}.index.json").write_text(text, encoding="utf-8")
-
-  def _shards(self, limit: int) -> list[list[str]]:
-    """Names by shard, filled in the order given."""
-    shards: list[list[str]] = [[]]
-    room = limit
-    for name in self._specs:
-      if shards[-1] and self._bytes(name) > room:
-        shards.append([])
-        room = limit
-      shards[-1].append(name)
-      room -= self._bytes(name)
-    return shards
-
-  def _start_shard(self, path: pathlib.Path, names: list[str]) -> None:
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    names = sorted(names, key=lambda n: -self._specs[n][1].itemsize)
-    for name in names:
-      shape, dtype = self._specs[name]
-      start, end = end, end + self._bytes(name)
-      header[name] = {
-        "dtype": _CODES[dtype],
-        "shape": shape,
-        "data_offsets": (start, end),
-      }
-    text = json.dumps(
-      header, separators=(",", ":"), ensure_ascii=False
-    ).encode()
-    text += b" " * (-len(text) % 8)
-    with _named(path):
-      file = path.open("wb", buffering=0)
-      self._files.append(file)
-      _write_at(file, 0, len(text).to_bytes(8, "little") + text)
-    offset = 8 + len(text)
-    for name in names:
-      self._place[name] = file, offset
-      offset += self._bytes(name)
-
-  def _close(self) -> None:
-    for file in self._files:
-      file.close()
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
@@ -206,11 +164,10 @@ def _copy_tiles(out: np.ndarray, x: np.ndarray) -> None:
         out[tile] = x[tile]
 
 
-def _write_at(file: IO[bytes], offset: int, what: bytes | np.ndarray) -> None:
+def _write_all(file: IO[bytes], what: bytes | np.ndarray) -> None:
   if isinstance(what, np.ndarray):
     what = what.reshape(-1).view(np.uint8)
   view = memoryview(what)
-  file.seek(offset)
   while view:  # a call takes at most 2 GiB
     view = view[file.write(view) :]
 

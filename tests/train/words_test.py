@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.train import words
 from gaze_jax.weights import store
-from gaze_jax.weights import tables
 from gaze_jax.weights.families import registry
 
 
@@ -24,7 +24,7 @@ def start(tiny_config, tmp_path):
     leaves = [
       store.Leaf((part, *path), x.shape, x.dtype, lambda i, x=x: _zeros(x, i))
       for part in parts
-      for path, x in tables.flatten(shapes[part])
+      for path, x in traverse_util.flatten_dict(shapes[part]).items()
     ]
     folder = tmp_path / "ours"
     store.save(store.Stored(config, leaves, naming), folder)

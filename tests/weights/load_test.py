@@ -8,9 +8,7 @@ from gaze_jax import config as config_lib
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import packages
-from gaze_jax.train import runs
 from gaze_jax.weights import load
-from gaze_jax.weights import store
 
 
 def config(tokenizer=""):
@@ -46,21 +44,3 @@ def test_what_makes_a_tokenizer_json_is_said(name, tmp_path):
   assert f"(but {name}, of which transformers makes one)" in message
   assert f"AutoTokenizer.from_pretrained('{tmp_path}')" in message
   assert "\n" not in message
-
-
-def test_a_run_takes_its_tokenizer_and_template_along(tmp_path):
-  source, to = tmp_path / "words", tmp_path / "hf"
-  (source / "chat_templates").mkdir(parents=True)
-  shutil.copyfile(tokenizer_lib.SHIPPED, source / "mine.json")
-  (source / "chat_template.jinja").write_text("a")
-  (source / "chat_templates" / "rag.jinja").write_text("b")
-  to.mkdir()
-  store.write_files(to, runs._tokenizer(str(source / "mine.json")))
-  kept = sorted(str(p.relative_to(to)) for p in to.rglob("*") if p.is_file())
-  assert kept == [
-    "chat_template.jinja",
-    "chat_templates/rag.jinja",
-    "tokenizer.json",
-  ]
-  for nothing in ("", packages.SMOLLM2):
-    assert not runs._tokenizer(nothing)

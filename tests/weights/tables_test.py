@@ -115,8 +115,3 @@ def test_a_table_must_cover_the_model_exactly(rules, says):
   shapes = {"w": leaf(2), "b": {"c": leaf(3)}}
   with pytest.raises(errors.ConversionError, match=says):
     tables.bind([tables.Rule(*r) for r in rules], "decoder", shapes, NAMING)
-
-
-def test_trees_of_paths():
-  tree = {"a": {"b": 1, "c": 2}, "d": 3}
-  assert tables.unflatten(dict(tables.flatten(tree))) == tree

@@ -36,11 +36,13 @@ def same(a, b):
   return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
+def pieces(name, x, blocks):
+  return writer.Pieces(name, x.shape, x.dtype, lambda: blocks)
+
+
 def write(path, arrays, **options):
-  specs = {name: (x.shape, x.dtype) for name, x in arrays.items()}
-  with writer.Writer(path, specs, **options) as out:
-    for name, x in arrays.items():
-      out.write(name, x)
+  tensors = [pieces(name, x, [x]) for name, x in arrays.items()]
+  writer.write(path, tensors, **options)
 
 
 def refused(path):
@@ -123,15 +125,10 @@ class TestRoundTrip:
     for t in tensors.Tensors(tmp_path).listed.values():
       assert t.offset % t.dtype.itemsize == 0, t
 
-  def test_pieces_in_any_order_of_tensors(self, tmp_path):
+  def test_a_tensor_in_pieces(self, tmp_path):
     a, b = random((6, 5), "f4", 1), random((4, 3, 2), "f2", 2)
-    specs = {"a": (a.shape, a.dtype), "b": (b.shape, b.dtype)}
-    with writer.Writer(tmp_path, specs) as out:
-      out.write("b", b[:1, :2])
-      out.write("a", a[:4])
-      out.write("b", b[:1, 2:])
-      out.write("b", b[1:])
-      out.write("a", a[4:])
+    parts = pieces("b", b, [b[:1, :2], b[:1, 2:], b[1:]])
+    writer.write(tmp_path, [parts, pieces("a", a, [a[:4], a[4:]])])
     source = tensors.Tensors(tmp_path)
     assert same(source.read("a"), a) and same(source.read("b"), b)
 
@@ -211,23 +208,16 @@ class TestRoundTrip:
     for name, value in loaded.state_dict().items():
       assert same(value.numpy(), state[name]), name
 
-  @pytest.mark.parametrize(
-    "name, piece, says",
-    [
-      ("a", np.zeros((2, 3), "f2"), "float16 .2, 3. does not fit float32"),
-      ("a", np.zeros((3, 3), "f4"), "24 bytes to write"),
-      ("z", np.zeros((3, 3), "f4"), "z: not announced"),
-      ("a", np.zeros((1, 3), "f4"), "a: 12 of its 24 bytes were never written"),
-    ],
-  )
-  def test_pieces_that_do_not_fit(self, tmp_path, name, piece, says):
-    with pytest.raises(errors.ConversionError, match=says):
-      with writer.Writer(tmp_path, {"a": ((2, 3), np.dtype("f4"))}) as out:
-        out.write(name, piece)
+  def test_every_element_is_given(self, tmp_path):
+    x = np.zeros((2, 3), "f4")
+    for rows, count in ((1, 12), (3, 36)):
+      blocks = [np.zeros((rows, 3), "f4")]
+      with pytest.raises(errors.ConversionError, match=f"a: {count} bytes we"):
+        writer.write(tmp_path, [pieces("a", x, blocks)])
 
   def test_only_weights_are_written(self, tmp_path):
     with pytest.raises(errors.ConversionError, match="a is int64; write it as"):
-      writer.Writer(tmp_path, {"a": ((2,), np.dtype("i8"))})
+      write(tmp_path, {"a": np.zeros(2, "i8")})
 
 
 INDICES = [
@@ -294,9 +284,9 @@ class TestParts:
 
   def test_opening_and_reading_hold_no_memory(self, tmp_path):
     size = 2**28
-    with writer.Writer(tmp_path, {"a": ((256, 2**19), DTYPES[1])}) as out:
-      for _ in range(256):
-        out.write("a", np.zeros((1, 2**19), "f2"))
+    rows = [np.zeros((1, 2**19), "f2")] * 256
+    shape = np.broadcast_to(rows[0], (256, 2**19))
+    writer.write(tmp_path, [pieces("a", shape, rows)])
     before = psutil.Process().memory_info().rss
     source = tensors.Tensors(tmp_path)
     for i in range(256):
@@ -799,12 +789,14 @@ class TestDestination:
     "error", [KeyboardInterrupt, SystemExit, errors.ConversionError, ValueError]
   )
   def test_nothing_is_left(self, tmp_path, error):
+    def blocks():
+      yield np.zeros(2, "f4")
+      raise error("stop")
+
     with pytest.raises(error):
       with writer.destination(tmp_path / "a" / "b" / "to") as folder:
-        specs = {"a": ((4,), np.dtype("f4"))}
-        with writer.Writer(folder, specs) as out:
-          out.write("a", np.zeros(2, "f4"))
-          raise error("stop")
+        tensor = writer.Pieces("a", (4,), np.dtype("f4"), blocks)
+        writer.write(folder, [tensor])
     assert os.listdir(tmp_path) == []
 
   def test_nothing_is_left_when_a_flush_is_interrupted(

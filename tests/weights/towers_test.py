@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import traverse_util
 from safetensors import numpy as safetensors
 
 import compare
@@ -117,12 +118,12 @@ def _params(config, kind, tensors):
     assert {tensors[s].shape for s in entry.tensors} == {entry.tensor_shape}
     whole = tuple(slice(0, n) for n in entry.shape)
     leaves[entry.path[1:]] = entry.read(whole, read)
-  return tables.unflatten(leaves)
+  return traverse_util.unflatten_dict(leaves)
 
 
 def _to_torch(entries, params):
   """The way back: tensors by their names."""
-  leaves = dict(tables.flatten({"vision": params}))
+  leaves = traverse_util.flatten_dict({"vision": params})
   out = {}
   for entry in entries:
     back = entry.back()
