@@ -28,7 +28,7 @@ def _run(program, shapes):
 @pytest.mark.nightly
 def test_programs_of_many_shapes_are_bounded(program, monkeypatch):
   said = []
-  monkeypatch.setattr(programs, "_say", functools.cache(said.append))
+  monkeypatch.setattr(programs, "_log_once", functools.cache(said.append))
   assert _run(program, range(1, 40)) == 39
   assert program._jitted._cache_size() == 39 and not said
   most = programs.mappings() + 50
