@@ -81,7 +81,8 @@ def test_temporaries_hold_no_regions(ran):
   _, rows = ran
   for row in rows:
     if row["form"] == "kernel" and row["ideal_bytes"]:
-      assert row["temp_bytes"] < 0.1 * row["ideal_bytes"] + 2**19, row
+      # A step keeps up to 768 KiB on v5p, however many regions there are.
+      assert row["temp_bytes"] < 0.1 * row["ideal_bytes"] + 3 * 2**18, row
   large = [row for row in rows if row["visual_tokens"] == 65536]
   steps = [row for row in large if row["program"] == "decode"]
   for topology in TOPOLOGIES:
