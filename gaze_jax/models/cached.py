@@ -10,11 +10,13 @@ come out; donate them, and they are written in place.
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 from gaze_jax.ops import gaze
 from gaze_jax.ops.decode import cache as cache_ops
@@ -79,8 +81,8 @@ def read_units(
     return out, (k, v)
 
   layers = jnp.arange(config.decoder.depth)
-  _, (k, v) = mllm.call(
-    params, config, "run", x, layout.position, attend, layers
+  _, (k, v) = decoder.call(
+    *(params, config.decoder, "__call__"), x, layout.position, attend, layers
   )
   context = (layout.role == types.Role.CONTEXT).sum(axis=1)
   last = jnp.where(layout.role == types.Role.PAD, -1, layout.position).max(1)
@@ -122,9 +124,10 @@ def read_text(
     The grown cache; logits float32 [B, V] after the last real token; and the
     `Trace` of that token's query, [N, B, 1, Q, R].
   """
-  step = _Added(config, cache, count, budget, prompt=True, trace=trace)
-  grown, x, traced = step.run(params, tokens)
-  return grown, mllm.call(params, config, "logits", x[:, 0]), traced
+  grown, logits, traced = _add_text(
+    *(params, config, cache, tokens, count, budget), prompt=True, trace=trace
+  )
+  return grown, logits[:, 0], traced
 
 
 def extend(
@@ -157,78 +160,71 @@ def extend(
   """
   if count is None:
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
-  step = _Added(config, cache, count, budget, override=override, trace=trace)
-  grown, x, traced = step.run(params, tokens)
-  return grown, mllm.call(params, config, "logits", x), traced
+  return _add_text(
+    *(params, config, cache, tokens, count, budget),
+    override=override,
+    trace=trace,
+  )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Added:
-  """Text that is added to a cache; the fields as in `extend`.
+def _add_text(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  cache: types.DecodeCache,
+  tokens: types.Int[types.Array, "B X"],
+  count: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, " B"],
+  *,
+  prompt: bool = False,
+  override: types.Float[types.Array, "B Q R"] | None = None,
+  trace: bool = False,
+) -> tuple[types.DecodeCache, types.Array, types.Trace]:
+  """`extend`; of a prompt, logits and trace are those of its last token."""
+  g = config.gaze
+  last = jnp.maximum(count, 1) - 1
 
-  Of a prompt, what its last token gives is returned alone.
-  """
+  def kept(x: types.Array | None) -> types.Array | None:
+    """[B, X, ...], or of a prompt [B, 1, ...] at its last real token."""
+    if x is None or not prompt:
+      return x
+    at = last.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.take_along_axis(x, at, axis=1)
 
-  config: config_lib.ModelConfig
-  cache: types.DecodeCache
-  count: types.Array
-  budget: types.Array
-  prompt: bool = False
-  override: types.Array | None = None
-  trace: bool = False
-
-  def run(
-    self, params: mllm.Params, tokens: types.Array
-  ) -> tuple[types.DecodeCache, types.Array, types.Trace]:
-    """The grown cache, hidden states, and where the queries looked."""
-    config, cache = self.config, self.cache
-    layers = jnp.arange(config.decoder.depth)
-    memory = (layers, mllm.dense_layers(config), cache.frozen)
-    position = cache.position[:, None] + jnp.arange(tokens.shape[1])
-    x = mllm.call(params, config, "token_embeddings", tokens)
-    x, (k, v, traced, frozen) = mllm.call(
-      params, config, "run", x, position, self._attend, memory
-    )
-    grown = dataclasses.replace(
-      cache,
-      k=cache_ops.append(cache.k, k, cache.length),
-      v=cache_ops.append(cache.v, v, cache.length),
-      length=cache.length + self.count,
-      position=cache.position + self.count,
-      frozen=frozen,
-    )
-    return grown, self._kept(x), traced
-
-  def _attend(self, q, k, v, memory):
+  def attend(q, k, v, memory):
     layer, dense, frozen = memory
-    cache, g = self.cache, self.config.gaze
     text = linear.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
     routed = gaze.decode(
       q,
       cache.visual,
       text,
-      self.budget,
+      budget,
       g,
       layer=layer,
-      dense=(self.prompt and not g.route_prompt) or mllm.flag(dense),
-      override=self.override,
-      frozen=None if self.prompt else frozen,
-      trace=self.trace,
+      dense=(prompt and not g.route_prompt) or mllm.flag(dense),
+      override=override,
+      frozen=None if prompt else frozen,
+      trace=trace,
     )
-    if self.prompt and g.refresh == "question":
-      last = self._kept(q)
+    if prompt and g.refresh == "question":
       frozen = pages.choose(
-        pages.Step(last, cache.visual, layer, self.budget, g, self.override)
+        pages.Step(kept(q), cache.visual, layer, budget, g, override)
       )[:, 0]
-    traced = types.Trace(
-      *map(self._kept, (routed.members, routed.scores, routed.dense))
-    )
-    return routed.out, (k, v, traced, frozen)
+    seen = map(kept, (routed.members, routed.scores, routed.dense))
+    return routed.out, (k, v, types.Trace(*seen), frozen)
 
-  def _kept(self, x: types.Array | None) -> types.Array | None:
-    """[B, X, ...], or of a prompt [B, 1, ...] at its last real token."""
-    if x is None or not self.prompt:
-      return x
-    last = jnp.maximum(self.count, 1) - 1
-    last = last.reshape(-1, *(1,) * (x.ndim - 1))
-    return jnp.take_along_axis(x, last, axis=1)
+  run = functools.partial(decoder.call, params, config.decoder)
+  layers = jnp.arange(config.decoder.depth)
+  memory = (layers, mllm.dense_layers(config), cache.frozen)
+  position = cache.position[:, None] + jnp.arange(tokens.shape[1])
+  x, (k, v, traced, frozen) = run(
+    "__call__", run("embed", tokens), position, attend, memory
+  )
+  grown = dataclasses.replace(
+    cache,
+    k=cache_ops.append(cache.k, k, cache.length),
+    v=cache_ops.append(cache.v, v, cache.length),
+    length=cache.length + count,
+    position=cache.position + count,
+    frozen=frozen,
+  )
+  return grown, run("logits", kept(x)), traced

@@ -167,6 +167,17 @@ class Decoder(nn.Module):
     return shard.constrain(x, "table_rows", *between, "head_vocab")
 
 
+def call(
+  params: dict[str, Any],
+  config: config_lib.DecoderConfig,
+  method: str,
+  *args: Any,
+) -> Any:
+  """Calls a method of `Decoder`; `params` are a model's, with "decoder"."""
+  variables = {"params": params["decoder"]}
+  return Decoder(config).apply(variables, *args, method=method)
+
+
 def for_decoding(params: dict[str, Any]) -> dict[str, Any]:
   """Parameters of `Decoder` as this backend decodes with them fastest.
 

@@ -90,18 +90,6 @@ class MLLM(nn.Module):
       x = jnp.where(role == types.Role.CONTEXT, context, x)
     return jnp.where(role == types.Role.PAD, 0.0, x)
 
-  def run(
-    self, x: types.Array, position: types.Array, attend, memory: Any
-  ) -> tuple[types.Array, Any]:
-    """Runs the decoder's layers over embedded slots [B, X, E]."""
-    return self.decoder(x, position, attend, memory)
-
-  def token_embeddings(self, tokens: types.Array) -> types.Array:
-    return self.decoder.embed(tokens)
-
-  def logits(self, x: types.Array) -> types.Array:
-    return self.decoder.logits(x)
-
 
 def init(config: config_lib.ModelConfig, key: jax.Array) -> Any:
   """New parameters, boxed with their logical axis names.
@@ -132,14 +120,14 @@ def features(
   images: types.Array | types.Patches,
 ) -> types.Array:
   """What the tower makes of pixels [B, M, ...]: float [B, M, T, F]."""
-  return call(params, config, "features", images)
+  return MLLM(config).apply({"params": params}, images, method="features")
 
 
 def embed(
   params: Params, config: config_lib.ModelConfig, batch: types.Batch
 ) -> types.Array:
   """Embeds every slot of a batch, float32 [B, S, E]."""
-  return call(params, config, "embed", batch)
+  return MLLM(config).apply({"params": params}, batch, method="embed")
 
 
 def apply(
@@ -176,18 +164,13 @@ def apply(
     return routed.out, (used, chosen, routed.router_loss)
 
   x = embed(params, config, batch)
-  x, (used, chosen, router_loss) = call(
-    params,
-    config,
-    "run",
-    x,
-    batch.layout.position,
-    attend,
-    dense_layers(config),
+  run = functools.partial(decoder.call, params, config.decoder)
+  x, (used, chosen, router_loss) = run(
+    "__call__", x, batch.layout.position, attend, dense_layers(config)
   )
   x = jnp.take_along_axis(x, answers[..., None], axis=1)
   return types.ModelOutput(
-    logits=call(params, config, "logits", x),
+    logits=run("logits", x),
     usage=jax.tree.map(lambda n: n.sum(0), used),
     chosen=chosen,
     router_loss=router_loss.sum(axis=(0, 2)),
@@ -253,8 +236,9 @@ def prefill(
     return routed.out, (visual, *linear, chosen, frozen)
 
   x = embed(params, config, batch)
-  x, (visual, k, v, chosen, frozen) = call(
-    params, config, "run", x, layout.position, attend, dense_layers(config)
+  run = functools.partial(decoder.call, params, config.decoder)
+  x, (visual, k, v, chosen, frozen) = run(
+    "__call__", x, layout.position, attend, dense_layers(config)
   )
   text = filled & (layout.role != types.Role.VISUAL)
   cache = types.DecodeCache(
@@ -265,7 +249,7 @@ def prefill(
     position=at_last(layout.position)[:, 0] + 1,
     frozen=frozen,
   )
-  return cache, call(params, config, "logits", at_last(x)[:, 0]), chosen
+  return cache, run("logits", at_last(x)[:, 0]), chosen
 
 
 def _gather(
@@ -323,11 +307,6 @@ class _ForAll:
 def flag(dense: Any) -> Any:
   """What a layer is told of `dense_layers`: a bool, or a traced one."""
   return dense.value if isinstance(dense, _ForAll) else dense
-
-
-def call(params: Params, config: config_lib.ModelConfig, method: str, *args):
-  """Calls a method of `MLLM`."""
-  return MLLM(config).apply({"params": params}, *args, method=method)
 
 
 def _one_for_all_layers(visual: types.VisualCache) -> types.VisualCache:
