@@ -28,6 +28,7 @@ from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
+from gaze_jax.ops.decode import linear
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
@@ -91,9 +92,9 @@ def attention(config, mesh):
     cache = dataclasses.replace(
       one, k=one.k[None], v=one.v[None], descriptors=one.descriptors[None]
     )
-    linear = k.transpose(0, 2, 1, 3)[None, :, :, :16]
+    old = k.transpose(0, 2, 1, 3)[None, :, :, :16]
     text = linear.attend(
-      *(q[:, -1:], (linear, linear), (k[:, -1:], v[:, -1:])),
+      *(q[:, -1:], (old, old), (k[:, -1:], v[:, -1:])),
       *(jnp.full(q.shape[0], 16), jnp.int32(0)),
     )
     layer = jnp.int32(0)
