@@ -22,7 +22,7 @@ from gaze_jax.decode import programs
 from gaze_jax.evals import data_file
 from gaze_jax.evals import metrics
 from gaze_jax.evals import tasks
-from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import grid as grid_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import compatibility
@@ -224,7 +224,7 @@ def _add_routing(
 ) -> None:
   """Compares the regions read for the first answer token with the masks."""
   grid = config.model.vision.grid
-  regions = row_lib.region_map(grid, grid, config.model.gaze.region)
+  regions = grid_lib.region_map(grid, grid, config.model.gaze.region)
   for row, sample in enumerate(batch.samples):
     things = source.sample(int(batch.indices[row])).things
     for number, question in enumerate(sample.questions):
