@@ -333,7 +333,7 @@ def _check_row(
   sample: samples.Sample,
   sizes: Sequence[tiles.Size],
 ) -> None:
-  seen = units.of_sizes(sizes, model, packing.together(sample))
+  seen = units.of_sizes(sizes, model, packing.images_per_turn(sample))
   packing.pack(sample, tokenizer, shape, seen)
 
 

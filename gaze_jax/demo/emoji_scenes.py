@@ -191,7 +191,7 @@ def check_rows(
     config_lib.ConfigError: naming the field and the value that suffices.
   """
   data = config.data
-  cut = packing.shared_items(tokenizer, (), 1)
+  shared = packing.shared_length(tokenizer, (), 1)
   longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
 
   def size(asked: Sequence[str], said: Sequence[str]) -> np.ndarray:
@@ -200,7 +200,7 @@ def check_rows(
     (span,) = lesson.spans
     more = int(span.end >= 0)
     return np.array(
-      [len(lesson.flat) - cut + more, span.stop - span.start + more]
+      [len(lesson.flat) - shared + more, span.stop - span.start + more]
     )
 
   sizes = [size(*wording) for wording in questions.wordings().values()]
@@ -210,7 +210,7 @@ def check_rows(
     totals += caption - np.max(sizes, axis=0)
   tokens = config.model.vision.tokens
   image = tokens + config.model.gaze.context_tokens
-  slots = cut - 1 + image + int(totals[0])
+  slots = shared - 1 + image + int(totals[0])
   if slots > data.sequence_length:
     raise config_lib.ConfigError(
       f"config: data.sequence_length = {data.sequence_length} is too short for"

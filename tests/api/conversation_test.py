@@ -11,9 +11,9 @@ from gaze_jax import api
 from gaze_jax import types
 from gaze_jax.api import conversation
 from gaze_jax.api import request as request_lib
+from gaze_jax.data import llava
 from gaze_jax.data import messages
 from gaze_jax.data import pipeline
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.demo import gguf_tokenizer
@@ -292,7 +292,7 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
     data__sequence_length=400,
     train__features="none",
   )
-  rows = pipeline.Rows(config, sources.make(config, "train"))
+  rows = pipeline.Batcher(config, llava.SOURCE.make(config, "train"))
   trained = rows.batch([(0, 0)], rows=1).batch
   tokenizer = tokenizer_lib.Tokenizer.load()
   talk = (

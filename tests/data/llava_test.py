@@ -14,7 +14,6 @@ from PIL import Image
 from gaze_jax import config as config_lib
 from gaze_jax.data import llava
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
@@ -72,7 +71,7 @@ def make(
   config = config_lib.from_config_dict(
     dict(data=data | (config or {}), model=model or {})
   )
-  return sources.make(config, split)
+  return llava.SOURCE.make(config, split)
 
 
 def test_a_conversation_with_an_image(folder):
@@ -389,4 +388,4 @@ def test_llava_has_a_split_if_it_has_a_file(tiny_config):
 def test_training_needs_a_file(tiny_config):
   config = tiny_config(data__source="llava_json")
   with pytest.raises(config_lib.ConfigError, match="needs data.path"):
-    sources.make(config, "train")
+    llava.SOURCE.make(config, "train")

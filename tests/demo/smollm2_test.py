@@ -13,6 +13,7 @@ import transformers
 
 import compare
 from gaze_jax import config as config_lib
+from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context
@@ -200,7 +201,8 @@ def ours():
 
 
 def row_of(ours, question):
-  parts = packing.prompt(ours, question)
+  flat = ours.chat.ask((messages.question(question),))
+  parts = packing.parts_of(flat, ())
   shape = row_lib.RowShape(
     slots=64,
     units=1,

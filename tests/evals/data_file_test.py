@@ -56,7 +56,7 @@ def test_rows_grow_and_batches_shrink(tiny_config, write, changes):
   slots, before = got.data.sequence_length, config.data.sequence_length
   assert slots % 64 == 0 and slots > before
   assert got.eval.batch_size == max(4 * before // slots, 1)
-  for batch in pipeline.eval_batches(got, "new", source=source):
+  for batch in pipeline.eval_batches(got, source):
     assert batch.batch.tokens.shape == (got.eval.batch_size, slots)
     assert np.isfinite(batch.batch.images).all()
 
