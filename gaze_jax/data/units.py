@@ -1,4 +1,4 @@
-"""Images and videos to what a model is fed: pixels, and units of a layout."""
+"""Images and videos to what a model reads: pixels, and units of a layout."""
 
 import dataclasses
 import itertools
@@ -39,10 +39,10 @@ def of_images(
   """The images of one sample, one for one.
 
   Without tiling each is a unit, with NaFlex of its own grid. With AnyRes an
-  image alone in its turn is a unit as a whole and a unit in tiles; each of
-  several is a square and a newline. (What a later turn brings can't change what
-  was read, so turns are apart in training as well. A processor of transformers
-  that is given all turns at once makes squares of them.)
+  image alone in its turn is two units, the whole and the grid of its tiles;
+  each of several is a square and a newline. (A later turn can't change what was
+  read, so turns count apart in training too. A processor of transformers that
+  gets all turns at once makes squares of them.)
 
   Args:
     images: what `images.decode` takes, of any size, and what it gives.

@@ -50,7 +50,7 @@ def load(
     image_folder=image_folder or config.data.image_folder,
     max_skipped=config.data.max_skipped,
     max_pixels=config.data.max_pixels,
-    fits=largest.check,
+    check_fits=largest.check,
   )
   largest.may_grow = False
   slots, max_units, answer_slots = largest.sizes

@@ -1,4 +1,4 @@
-"""llava_json: what is skipped and why, and how much of it is borne."""
+"""llava_json: what is skipped and why, and how much of it is allowed."""
 
 import io
 import json
@@ -183,6 +183,7 @@ def test_lines_are_named_by_their_number(folder, caplog):
       image_folder=f"{folder}/images",
       max_skipped=0.5,
       max_pixels=9999,
+      check_fits=lambda *_: None,
     )
   assert len(s) == 2 and s.skipped == {"not JSON": 1, "not an object": 1}
   assert "skipped line 2: not JSON: " in caplog.text
@@ -206,7 +207,7 @@ def test_names_of_other_systems(folder, there, named):
   assert s.skipped == {} and s[0].images[0].shape == (40, 30, 3)
 
 
-def test_whatever_a_row_is_called_is_one_line(folder):
+def test_whatever_a_record_is_called_is_one_line(folder):
   bad = entry(id="a\nb\ud800", image="n\n\ud800.png")
   with pytest.raises(samples.DataError) as error:
     make(folder, [bad])
@@ -322,6 +323,7 @@ def test_missing_file_and_folder(tmp_path):
       image_folder="",
       max_skipped=0.0,
       max_pixels=1,
+      check_fits=lambda *_: None,
     )
   (tmp_path / "x.json").write_text("[1]")
   with pytest.raises(samples.DataError, match="no such folder"):
@@ -330,6 +332,7 @@ def test_missing_file_and_folder(tmp_path):
       image_folder=str(tmp_path / "none"),
       max_skipped=0.0,
       max_pixels=1,
+      check_fits=lambda *_: None,
     )
 
 
@@ -344,38 +347,38 @@ def test_splits(folder):
 
 def test_what_tells_the_samples_from_others(folder):
   other = [human("<image> b"), gpt("c")]
-  rows = [
+  entries = [
     entry(),
     entry(image="b.png"),
     entry(image="c.png", conversations=other),
   ]
-  base = make(folder, rows)
+  base = make(folder, entries)
   moved = folder / "moved"
   shutil.copytree(folder / "images", moved)
   os.utime(moved / "a.png", (1, 1))
-  renamed = json.loads(json.dumps(rows))
+  renamed = json.loads(json.dumps(entries))
   (moved / "b.png").rename(moved / "d.png")
   renamed[1] |= dict(image="d.png", id="y", source="elsewhere")
   same = make(folder, renamed, config=dict(image_folder=str(moved)))
   assert same.content() == base.content() and len(base.content()) == 4
   assert same.fingerprint() == base.fingerprint()
 
-  def differs(rows):
-    one = make(folder, rows).content()
+  def differs(entries):
+    one = make(folder, entries).content()
     return {key for key in one if one[key] != base.content()[key]}
 
-  assert differs(rows[::-1]) == {"texts", "pictures"}
-  assert differs([rows[1], rows[0], rows[2]]) == {"pictures"}
+  assert differs(entries[::-1]) == {"texts", "pictures"}
+  assert differs([entries[1], entries[0], entries[2]]) == {"pictures"}
   said = [human("<image> b"), gpt("d")]
-  answered = [*rows[:2], entry(image="c.png", conversations=said)]
+  answered = [*entries[:2], entry(image="c.png", conversations=said)]
   assert differs(answered) == {"texts", "any_order"}
-  assert differs(rows[:2]) == {"samples", "texts", "pictures", "any_order"}
-  assert differs([BAD["missing image"], *rows]) == set()
+  assert differs(entries[:2]) == {"samples", "texts", "pictures", "any_order"}
+  assert differs([BAD["missing image"], *entries]) == set()
   content = bytearray((folder / "images" / "a.png").read_bytes())
   content[-20] ^= 1
   (folder / "images" / "a.png").write_bytes(content)
-  assert differs(rows) == {"pictures", "any_order"}
-  assert make(folder, rows).fingerprint() != base.fingerprint()
+  assert differs(entries) == {"pictures", "any_order"}
+  assert make(folder, entries).fingerprint() != base.fingerprint()
 
 
 def test_llava_has_a_split_if_it_has_a_file(tiny_config):
