@@ -26,8 +26,8 @@ _PATHS = (str, os.PathLike)
 _FORMATS = "PNG JPEG WEBP GIF BMP TIFF AVIF JPEG2000 PPM".split()
 # `format` of an image of PIL that is read; None came out of no file.
 _PIL_FORMATS = (*_FORMATS, "MPO", None)
-# EXIF's orientation: whether rows and columns are swapped, and then the steps by
-# which each is read.
+# EXIF's orientation: whether rows and columns are swapped, and the steps by
+# which each is then read.
 _UPRIGHT = (False, 1, 1)
 _ORIENTATIONS = {
   2: (False, 1, -1),
@@ -43,7 +43,7 @@ _PLAIN = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV".split()
 _DEEP = {"F": 1} | dict.fromkeys("I I;16 I;16L I;16B I;16N".split(), 65535)
 _GREY_SCALES = {"L;2": 85, "L;4": 17}  # from 2 and 4 bits to 8
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-# Tags of a TIFF that Pillow does not apply: bits a sample, and whether 0 is white.
+# Tags of a TIFF that Pillow does not apply: bits, and whether 0 is white.
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 _BAND_PIXELS = 2**20  # that are converted at a time
@@ -138,11 +138,24 @@ def resize(
   height: int,
   width: int,
   resample: Literal["bicubic", "bilinear"],
+  box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-  """uint8 [h, w, 3] to uint8 [height, width, 3], as Pillow does it."""
-  if image.shape[:2] == (height, width):
+  """Pillow's resize of uint8 [h, w, 3] to uint8 [height, width, 3].
+
+  Args:
+    image: the image.
+    height: in pixels.
+    width: in pixels.
+    resample: the kernel.
+    box: left, top, right and bottom of the part that is resized; None for all.
+  """
+  if box is None and image.shape[:2] == (height, width):
     return image
-  return _scaled(image, (height, width), resample)
+  kernel = Image.Resampling[resample.upper()]
+  resized = Image.fromarray(image).resize(
+    (width, height), kernel, box, reducing_gap=_REDUCING_GAP
+  )
+  return np.asarray(resized)
 
 
 def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
@@ -173,21 +186,7 @@ def _crop(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
     edges.append((at * scale - begin, (at + side) * scale - begin))
   (top, bottom), (left, right) = edges
   box = (left, top, right, bottom)
-  return _scaled(image[tuple(parts)], (side, side), vision.resample, box)
-
-
-def _scaled(
-  image: np.ndarray,
-  size: tuple[int, int],
-  resample: str,
-  box: tuple[float, float, float, float] | None = None,
-) -> np.ndarray:
-  """Pillow's resize to a height and a width, of the whole or of a box."""
-  kernel = Image.Resampling[resample.upper()]
-  scaled = Image.fromarray(image).resize(
-    size[::-1], kernel, box, reducing_gap=_REDUCING_GAP
-  )
-  return np.asarray(scaled)
+  return resize(image[tuple(parts)], side, side, vision.resample, box)
 
 
 @contextlib.contextmanager
@@ -262,15 +261,12 @@ def _open_image(
 
 def _orientation(image: Image.Image | None) -> tuple[bool, int, int]:
   """The entry of `_ORIENTATIONS` that an image's EXIF names."""
-  value = None
+  value = 1
   if image is not None and image.format != "TIFF":  # Pillow turns a TIFF itself
     with contextlib.suppress(Exception):  # EXIF may hold anything
       # PNG's own getexif would decode the image.
       value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-  upright = (False, 1, 1)
-  return (
-    _ORIENTATIONS.get(value, upright) if isinstance(value, int) else upright
-  )
+  return _ORIENTATIONS.get(value if isinstance(value, int) else 1, _UPRIGHT)
 
 
 def _check_size(

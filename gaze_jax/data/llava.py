@@ -119,9 +119,6 @@ class LlavaJson:
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> samples.Sample:
-    return self.sample(index)
-
   def sample(self, index: int, epoch: int = 0) -> samples.Sample:
     """The conversation with its images; the same in every epoch."""
     return self._resolve(index, pixels=True)

@@ -46,21 +46,16 @@ class EvalBatch:
   """A batch with the samples that its rows were made of.
 
   Attributes:
-    batch: `types.Batch`; rows past `valid` are all PAD.
-    indices: int64 [B], sample of each row; -1 past `valid`.
-    samples: the samples of the valid rows, with questions and masks.
-    units: those of each valid row, in order.
+    batch: `types.Batch`; rows past the samples are all PAD.
+    indices: int64 [B], sample of each row; -1 past the samples.
+    samples: those of the first rows, with questions and masks.
+    units: those of the same rows, in order.
   """
 
   batch: types.Batch
   indices: np.ndarray
   samples: tuple[samples.Sample, ...]
   units: tuple[tuple[row_lib.Unit, ...], ...]
-
-  @property
-  def valid(self) -> int:
-    """Rows that hold a sample."""
-    return len(self.samples)
 
 
 class Batcher:

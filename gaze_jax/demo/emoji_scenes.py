@@ -1,4 +1,4 @@
-"""EmojiScenes: a source that makes scenes with questions; `SOURCE` below."""
+"""The source emoji_scenes: scenes of emoji, and questions (`SOURCE`)."""
 
 import dataclasses
 import importlib.metadata
@@ -69,9 +69,6 @@ class EmojiScenes:
 
   def __len__(self) -> int:
     return self._length
-
-  def __getitem__(self, index: int) -> samples.Sample:
-    return self.sample(index)
 
   def sample(self, index: int, epoch: int = 0) -> samples.Sample:
     """Canvas, masks and the questions of one epoch."""

@@ -1,4 +1,4 @@
-"""Files that installed packages carry, found without importing the package."""
+"""Finds files of installed packages without importing the packages."""
 
 import importlib.util
 import pathlib

@@ -1,4 +1,4 @@
-"""What a canvas shows, as numbers, and how it is painted.
+"""Scenes of EmojiScenes: what a canvas shows, in numbers, and its painting.
 
 A canvas is a grid of 3 x 3 cells. A thing stands in a cell, so its place has
 one of nine names; a distractor, which has no name, may stand in another.

@@ -16,8 +16,8 @@ from gaze_jax.data import messages
 from gaze_jax.data import pipeline
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
-from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
+from gaze_jax.demo import smollm2 as smollm2_lib
 
 Q = "what is it?"
 
@@ -101,7 +101,7 @@ def smollm2(model):
 @pytest.fixture(scope="module")
 def chatml():
   """Ids of a text as it stands, special tokens and all."""
-  plain, _ = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+  plain, _ = smollm2_lib.read_tokenizer(packages.find(packages.SMOLLM2))
   return lambda text: plain.encode(text).ids
 
 

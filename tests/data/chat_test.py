@@ -14,8 +14,8 @@ from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
+from gaze_jax.demo import smollm2
 from gaze_jax.layout import row as row_lib
 from tests import chat_families
 
@@ -54,7 +54,7 @@ def both_of(tmp_path_factory):
 
   def make(name):
     if name not in made and name == "smollm2":
-      theirs, template = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+      theirs, template = smollm2.read_tokenizer(packages.find(packages.SMOLLM2))
       made[name] = Both(
         tokenizer_lib.Tokenizer.load(packages.SMOLLM2),
         transformers.PreTrainedTokenizerFast(

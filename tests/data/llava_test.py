@@ -76,7 +76,7 @@ def make(
 
 def test_a_conversation_with_an_image(folder):
   s = make(folder, [entry()])
-  sample = s[0]
+  sample = s.sample(0)
   assert sample.conversation == (
     samples.Turn("<image>\nWhat is this?", "A fox."),
   )
@@ -104,8 +104,8 @@ def test_several_images_several_turns_and_text_alone(folder):
       entry(image=..., images=["c.png"]),
     ],
   )
-  assert [len(x.images) for x in s] == [2, 0, 1]
-  assert len(s[0].conversation) == 2
+  assert [len(x.images) for x in map(s.sample, range(3))] == [2, 0, 1]
+  assert len(s.sample(0).conversation) == 2
 
 
 BAD = {
@@ -154,7 +154,7 @@ def test_a_bad_sample_is_counted_and_named(folder, caplog, reason):
   with caplog.at_level(logging.WARNING, logger="absl"):
     s = make(folder, [entry(), BAD[reason]])
   assert s.skipped == {reason.strip(): 1}
-  assert len(s) == 1 and s[0].conversation
+  assert len(s) == 1 and s.sample(0).conversation
   assert "sample 1" in caplog.text and reason.strip() in caplog.text
 
 
@@ -204,7 +204,7 @@ def test_names_of_other_systems(folder, there, named):
   picture = (folder / "images" / "a.png").read_bytes()
   (folder / "images" / there).write_bytes(picture)
   s = make(folder, [entry(image=named)])
-  assert s.skipped == {} and s[0].images[0].shape == (40, 30, 3)
+  assert s.skipped == {} and s.sample(0).images[0].shape == (40, 30, 3)
 
 
 def test_whatever_a_record_is_called_is_one_line(folder):
@@ -298,12 +298,12 @@ def test_a_body_found_broken_later_gives_the_next_good_sample(folder):
   ]
   s = make(folder, entries)
   assert len(s) == 3 and s.skipped == {}
-  np.testing.assert_array_equal(s[1].images[0], s[2].images[0])
+  np.testing.assert_array_equal(s.sample(1).images[0], s.sample(2).images[0])
   assert s.skipped == {"corrupt image": 1}
   # The same in another order, in text, and in another process.
   again = pickle.loads(pickle.dumps(make(folder, entries)))
-  assert again.text(1).conversation == s[2].conversation
-  np.testing.assert_array_equal(again.canvas(1)[0], s[2].images[0])
+  assert again.text(1).conversation == s.sample(2).conversation
+  np.testing.assert_array_equal(again.canvas(1)[0], s.sample(2).images[0])
   s.sample(1)
   assert s.skipped == {"corrupt image": 1}
 

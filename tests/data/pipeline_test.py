@@ -139,13 +139,13 @@ def test_a_mapped_cache_is_not_copied_to_workers(tmp_path):
 def test_evaluation_is_ordered_and_filled_up_with_pad():
   c = config()
   one, two = pipeline.eval_batches(c, emoji_scenes.SOURCE.make(c, "new"))
-  assert one.indices.tolist() == [0, 1, 2, 3] and one.valid == 4
-  assert two.indices.tolist() == [4, -1, -1, -1] and two.valid == 1
+  assert one.indices.tolist() == [0, 1, 2, 3] and len(one.samples) == 4
+  assert two.indices.tolist() == [4, -1, -1, -1] and len(two.samples) == 1
   assert two.batch.images.shape == one.batch.images.shape
   assert not two.batch.layout.role[1:].any()
   assert (two.batch.answer_slots[1:] == -1).all()
   source = emoji_scenes.SOURCE.make(c, "new")
-  assert two.samples[0].questions == source[4].questions
+  assert two.samples[0].questions == source.sample(4).questions
   assert two.samples[0].things[0].mask.shape == (56, 56)
 
 

@@ -94,9 +94,6 @@ class Echo:
   def __len__(self):
     return len(self._source)
 
-  def __getitem__(self, index):
-    return self.sample(index)
-
   def _replace(self, index, sample):
     asked = tuple(
       dataclasses.replace(q, answer=self._answers.get((index, i), q.answer))
