@@ -77,8 +77,8 @@ def grid_unit(
     model: with AnyRes tiling.
 
   Returns:
-    None when no row is left of an image that is one thin line; without a
-    column the newlines are left.
+    The unit; None for an image so thin that its grid has no row. (A grid that
+    has no column still has its newlines.)
   """
   side, square = model.vision.grid, model.vision.image_size
   pinpoint = tiles.best_fit(size, model.tiling.pinpoints)

@@ -59,12 +59,16 @@ class ImageError(errors.GazeError):
   """An image that can't be read; the message names the file and the reason."""
 
 
+class TooLargeError(ImageError):
+  """An image of more pixels than `data.max_pixels`."""
+
+
 def decode(
   source: Picture, max_pixels: int | None = None, name: str = ""
 ) -> np.ndarray:
   """Decodes an image: the same pixels, whichever way it comes.
 
-  The orientation of its EXIF is applied (a broken one is none), transparency
+  The orientation of its EXIF is applied (a broken one is ignored), transparency
   is laid over white, and only the first frame of an animation is read. Grey
   of more than 8 bits is scaled by its type and not by its own values: 16 bits
   and mode I from 0 to 65535, float from 0 to 1.
@@ -276,7 +280,7 @@ def _check_size(
   if not width * height:
     raise ImageError(f"{name}: an image without pixels")
   if max_pixels is not None and width * height > max_pixels:
-    raise ImageError(
+    raise TooLargeError(
       f"{name}: {width} x {height} = {width * height} pixels, the limit is"
       f" {max_pixels} (data.max_pixels)"
     )

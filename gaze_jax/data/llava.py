@@ -139,10 +139,7 @@ class LlavaJson:
     )
 
   def content(self) -> dict[str, int | str]:
-    """What tells the samples that are used, in their order, from others.
-
-    Texts are hashed whole, pictures as `fingerprint.of_file` does.
-    """
+    """Hashes of the samples that are used: texts whole, images by file."""
     return dict(samples=len(self), **self._digest)
 
   @property
@@ -235,21 +232,19 @@ class LlavaJson:
     path = self._path_of(name)
     try:
       return path, images.check(path, self._max_pixels)
+    except images.TooLargeError as error:
+      raise llava_record.SkipError("image too large", str(error)) from None
     except images.ImageError as error:
-      large = "the limit is" in str(error)
+      reason, detail = "corrupt image", str(error)
       kind = str(mimetypes.guess_type(path)[0]).split("/")[0]
-      if not large and kind in ("video", "audio"):
-        raise llava_record.SkipError(
-          kind, f"{path} is named as an image"
-        ) from None
-      raise llava_record.SkipError(
-        "image too large" if large else "corrupt image", str(error)
-      ) from None
+      if kind in ("video", "audio"):
+        reason, detail = kind, f"{path} is named as an image"
+      raise llava_record.SkipError(reason, detail) from None
 
   def _path_of(self, name: str) -> str:
     """The file of a name that may have been written on another system.
 
-    macOS takes accents apart, Windows parts folders by backslashes.
+    macOS writes accents apart, Windows separates folders by backslashes.
     """
     other = name.replace("\\", "/")
     forms = [
@@ -326,6 +321,7 @@ def _check_row(
   sample: samples.Sample,
   sizes: Sequence[tiles.Size],
 ) -> None:
+  """Refuses a sample that does not fit a row of the run."""
   seen = units.of_sizes(sizes, model, packing.images_per_turn(sample))
   packing.pack(sample, tokenizer, shape, seen)
 

@@ -162,7 +162,7 @@ def _conversation_parts(
   if any(isinstance(x, messages.Place) for x in lessons[-1].flat[shared:]):
     raise samples.DataError(
       "an image of a later turn, and a chat template that writes earlier turns"
-      " anew: such a conversation is no row"
+      " anew: such a conversation can't be one row"
     )
   return _trunk_and_branches(lessons, images, shared)
 

@@ -30,7 +30,7 @@ _MOST_PACKETS, _MOST_PIXELS = 2**21, 2**40
 
 
 class VideoError(errors.GazeError):
-  """A video that can't be read; the message names the file and says why."""
+  """A video that can't be read; the message names the file and the reason."""
 
 
 class _SeekError(Exception):

@@ -191,9 +191,9 @@ def check_rows(
   shared = packing.shared_length(tokenizer, (), 1)
   longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
 
-  def size(asked: Sequence[str], said: Sequence[str]) -> np.ndarray:
+  def size(asked: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     """Slots of a branch at most, and those of its answer."""
-    lesson = tokenizer.chat.lesson(1, longest(asked), longest(said))
+    lesson = tokenizer.chat.lesson(1, longest(asked), longest(answers))
     (span,) = lesson.spans
     more = int(span.end >= 0)
     return np.array(

@@ -18,7 +18,7 @@ NEWLINE = -1  # in `Unit.feed` and `Batch.feed`: the learned newline
 
 
 class LayoutError(errors.GazeError):
-  """A row that does not fit its static shape; the message says by how much."""
+  """A row does not fit its static shape; the message names the limit."""
 
 
 @dataclasses.dataclass(frozen=True)
