@@ -87,7 +87,7 @@ def test_rows_do_not_grow_once_a_file_is_open(tiny_config, write):
   config = tiny_config()
   talks = [[("<image> a", "b")], [("<image> a", "word " * 40)]]
   _, source = data_file.load(config, write(*talks), "")
-  short, long = source
+  short, long = source.sample(0), source.sample(1)
   row = data_file._LargestRow(config)
   row.may_grow = False
   row.check(short, [(70, 70)])
