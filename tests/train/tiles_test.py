@@ -178,7 +178,7 @@ def test_units_of_the_rows(config):
   assert [len(row) for row in made.units] == (
     [2, 2, 2, 0] if config.model.tiling.kind == "anyres" else [1, 1, 2, 0]
   )
-  assert made.valid == 4 and (made.batch.layout.unit[4] == -1).all()
+  assert len(made.samples) == 4 and (made.batch.layout.unit[4] == -1).all()
 
 
 def test_workers_change_nothing(config):
