@@ -70,7 +70,11 @@ def read(
       # An image for viewers that can't animate is no part of the animation.
       first = int(bool(image.info.get("default_image")))
       numbers = choose(_count(image, most + first, name) - first)
-      return [_frame(image, i + first, max_pixels, name) for i in numbers]
+      frames = []
+      for number in numbers:
+        image.seek(first + number)
+        frames.append(images.decode(image, max_pixels, name))
+      return frames
 
 
 def _count(image: Image.Image, most: int | float, name: str) -> int:
@@ -89,10 +93,3 @@ def _count(image: Image.Image, most: int | float, name: str) -> int:
       image.seek(number)
     except EOFError:
       return number
-
-
-def _frame(
-  image: Image.Image, number: int, max_pixels: int, name: str
-) -> np.ndarray:
-  image.seek(number)
-  return images.decode(image, max_pixels, name)

@@ -73,7 +73,7 @@ class EmojiScenes:
   def sample(self, index: int, epoch: int = 0) -> samples.Sample:
     """Canvas, masks and the questions of one epoch."""
     scene = self.scene(index)
-    canvas, masks = scenes.paint_with_masks(scene)
+    canvas, masks = scenes.paint(scene)
     things = tuple(
       samples.Thing(emoji.NAMED[p.thing].name, scenes.PLACES[p.cell], mask)
       for p, mask in zip(scene.things, masks, strict=True)
@@ -86,7 +86,7 @@ class EmojiScenes:
 
   def canvas(self, index: int) -> tuple[np.ndarray]:
     """The picture alone, uint8 [size, size, 3]."""
-    return (scenes.paint(self.scene(index)),)
+    return (scenes.paint(self.scene(index))[0],)
 
   def scene(self, index: int) -> scenes.Scene:
     """What the canvas of an index shows."""
