@@ -9,7 +9,7 @@ from PIL import Image
 
 from gaze_jax import cli
 from gaze_jax import errors
-from gaze_jax.data import sources
+from gaze_jax import plugins
 
 _OUT = flags.DEFINE_string("out", None, "the picture to write")
 _SPLIT = flags.DEFINE_string("split", "new", "train, new or held_out_pairs")
@@ -19,7 +19,8 @@ flags.mark_flag_as_required("out")
 
 
 def main() -> None:
-  source = sources.make(cli.read_config(), _SPLIT.value)
+  config = cli.read_config()
+  source = plugins.source(config.data.source).make(config, _SPLIT.value)
   if _INDEX.value >= len(source):
     raise errors.GazeError(
       f"--index={_INDEX.value}: the split {_SPLIT.value} has {len(source)}"

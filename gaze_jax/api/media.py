@@ -11,6 +11,7 @@ from gaze_jax import errors
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import units as units_lib
 from gaze_jax.data import video as video_lib
+from gaze_jax.layout import grid
 from gaze_jax.layout import row as row_lib
 from gaze_jax.view import words
 
@@ -109,7 +110,7 @@ def _views(
     if vision.resize == "crop" or (tiled and not whole):
       square = seen.pixels[number] * np.array(vision.std) + vision.mean
       picture = (255 * square).round().clip(0, 255).astype(np.uint8)
-    regions = row_lib.region_map(unit.rows, unit.columns, model.gaze.region)
+    regions = grid.region_map(unit.rows, unit.columns, model.gaze.region)
     if unit.feed is not None:  # newlines end the rows of tiles
       first = unit.feed.reshape(unit.tokens, -1)[: regions.size, 0]
       newline = first.reshape(regions.shape) == row_lib.NEWLINE

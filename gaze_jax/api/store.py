@@ -27,6 +27,7 @@ from gaze_jax.api import model as model_lib
 from gaze_jax.data import images
 from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
+from gaze_jax.layout import tiles
 from gaze_jax.models import cached
 from gaze_jax.view import words
 from gaze_jax.weights import store
@@ -165,7 +166,7 @@ def _check(
       config,
       1,
       regions=cache.visual.valid.shape[1],
-      region_length=context_lib.region_length(config),
+      region_length=tiles.largest_region(config),
       capacity=cache.k.shape[3],
     )
   )

@@ -1,7 +1,7 @@
-"""Frames of animated pictures, which Pillow reads and ffmpeg reads in part.
+"""Frames of animated images (GIF, PNG, WebP, AVIF), which Pillow reads.
 
-ffmpeg takes two frames of a GIF for one where no pause stands between them, of
-an AVIF it takes the first alone, and it does not read an animated WebP.
+ffmpeg joins two frames of a GIF that have no pause between them, reads only the
+first of an AVIF, and no animated WebP.
 """
 
 import itertools
@@ -12,12 +12,12 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from gaze_jax.data import containers
 from gaze_jax.data import images
 from gaze_jax.data import png
+from gaze_jax.data import truncation
 
-# Where the bytes are that tell, and which they are.
-_MARKS = {
+# Format by Pillow's name: where its signature is, and what it may be.
+_SIGNATURES = {
   "PNG": (0, (png.MAGIC,)),
   "GIF": (0, (b"GIF87a", b"GIF89a")),
   "WEBP": (8, (b"WEBP",)),
@@ -27,11 +27,11 @@ _MOST_PIXELS = 2**36  # that may be decoded on the way, as whole frames
 
 
 def kind_of(path: pathlib.Path) -> str:
-  """The name of Pillow for what may be animated; otherwise nothing."""
+  """Pillow's name of a format that may be animated; "" for other files."""
   with open(path, "rb") as file:
     start = file.read(16)
-  for kind, (at, marks) in _MARKS.items():
-    if start.startswith(marks, at):
+  for kind, (at, signatures) in _SIGNATURES.items():
+    if start.startswith(signatures, at):
       return kind
   return ""
 
@@ -47,7 +47,7 @@ def read(
   Args:
     path: the file.
     kind: from `kind_of`.
-    choose: how many frames there are to the numbers of those that are wanted.
+    choose: from the number of frames to the numbers of those to decode.
     max_pixels: of a frame.
 
   Raises:
@@ -56,21 +56,25 @@ def read(
   """
   name = str(path)
   images.check(path, max_pixels)
-  if containers.is_cut(path, kind):
+  if truncation.is_truncated(path, kind):
     raise images.ImageError(f"{name}: truncated: a part of it is missing")
   with open(path, "rb") as file:
     stream, most = file, math.inf
     if kind == "PNG":
       most = [chunk for chunk, _, _ in png.chunks(file)].count(b"fcTL")
-      stream = png.parts(file, png.FRAMES)
+      stream = png.keep(file, png.FRAMES)
     with Image.open(stream, formats=[kind]) as image:
       # A GIF of one frame is an animation of one; others are pictures.
       if kind != "GIF" and not getattr(image, "is_animated", False):
         raise images.ImageError(f"{name}: not a video, but a picture")
-      # Shown by what can't play it, and no part of the animation.
+      # An image for viewers that can't animate is no part of the animation.
       first = int(bool(image.info.get("default_image")))
       numbers = choose(_count(image, most + first, name) - first)
-      return [_frame(image, i + first, max_pixels, name) for i in numbers]
+      frames = []
+      for number in numbers:
+        image.seek(first + number)
+        frames.append(images.decode(image, max_pixels, name))
+      return frames
 
 
 def _count(image: Image.Image, most: int | float, name: str) -> int:
@@ -89,10 +93,3 @@ def _count(image: Image.Image, most: int | float, name: str) -> int:
       image.seek(number)
     except EOFError:
       return number
-
-
-def _frame(
-  image: Image.Image, number: int, max_pixels: int, name: str
-) -> np.ndarray:
-  image.seek(number)
-  return images.decode(image, max_pixels, name)

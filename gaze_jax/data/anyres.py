@@ -1,6 +1,6 @@
-"""One image as squares of pixels, and a grid laid together from their tokens.
+"""AnyRes: the tiles of an image, and the unit that their tokens become.
 
-`tiling` says which sizes and grids there are; here are the pixels, and which
+`layout/tiles.py` has the sizes of the grids; here are the pixels, and which
 projected tokens each token of a grid is made of. Bilinear shrinking without
 antialiasing, as torch's `interpolate` does it, mixes exactly four tokens.
 """
@@ -14,7 +14,7 @@ from gaze_jax.layout import tiles
 
 
 def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
-  """What the encoder reads of an image that is tiled.
+  """The tiles that the encoder reads of an image.
 
   Args:
     image: uint8 [h, w, 3].
@@ -22,7 +22,7 @@ def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
 
   Returns:
     float32 [1 + n, image_size, image_size, 3]: the whole image as one square,
-    then its tiles in raster order, padded with black.
+    then the n squares of the grid in raster order, padded with black.
   """
   size = model.vision.image_size
   pinpoint = tiles.best_fit(image.shape[:2], model.tiling.pinpoints)
@@ -33,10 +33,10 @@ def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
     image, height, width, "bicubic"
   )
   rows, columns = pinpoint[0] // size, pinpoint[1] // size
-  cut = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+  split = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
   whole = images.resize(image, size, size, "bicubic")
-  cut = [whole, *cut.reshape(-1, size, size, 3)]
-  return np.stack([images.preprocess(tile, model.vision) for tile in cut])
+  all_tiles = [whole, *split.reshape(-1, size, size, 3)]
+  return np.stack([images.preprocess(tile, model.vision) for tile in all_tiles])
 
 
 def padded_square(
@@ -53,7 +53,7 @@ def padded_square(
   """
   vision, (height, width) = model.vision, image.shape[:2]
   side = max(height, width)
-  if side**2 > images.MOST:
+  if side**2 > images.MOST_PIXELS:
     # The square of a long screenshot would have gigabytes: it is scaled before
     # it is padded, which is the same but for parts of a pixel.
     fitted = vision.shorter_side if vision.resize == "crop" else 0
@@ -77,8 +77,8 @@ def grid_unit(
     model: with AnyRes tiling.
 
   Returns:
-    None when no row is left of an image that is one thin line; without a
-    column the newlines are left.
+    The unit; None for an image so thin that its grid has no row. (A grid that
+    has no column still has its newlines.)
   """
   side, square = model.vision.grid, model.vision.image_size
   pinpoint = tiles.best_fit(size, model.tiling.pinpoints)

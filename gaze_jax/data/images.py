@@ -1,4 +1,4 @@
-"""Safe image decoding, and what a vision encoder is fed."""
+"""Safe decoding of images, and preprocessing for a vision encoder."""
 
 import contextlib
 import io
@@ -21,14 +21,15 @@ from gaze_jax.data import png
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 _PATHS = (str, os.PathLike)
 
-# What is opened, by content. Others start programs (PostScript), or need what
-# is not in them.
+# The formats that are opened, told by content. Others start programs
+# (PostScript), or need files beside them.
 _FORMATS = "PNG JPEG WEBP GIF BMP TIFF AVIF JPEG2000 PPM".split()
-# An image of PIL says so of itself, or that it came out of no file.
-_ORIGINS = (*_FORMATS, "MPO", None)
-# EXIF's orientation: whether rows become columns, and the directions in which
-# rows and columns are then read.
-_TURNS = {
+# `format` of an image of PIL that is read; None came out of no file.
+_PIL_FORMATS = (*_FORMATS, "MPO", None)
+# EXIF's orientation: whether rows and columns are swapped, and the steps by
+# which each is then read.
+_UPRIGHT = (False, 1, 1)
+_ORIENTATIONS = {
   2: (False, 1, -1),
   3: (False, -1, -1),
   4: (False, -1, 1),
@@ -37,25 +38,29 @@ _TURNS = {
   7: (True, -1, -1),
   8: (True, -1, 1),
 }
-# Modes of PIL of 8 bits, and those of grey of more with the largest value.
+# Modes of PIL of up to 8 bits, and deeper grey ones with their largest value.
 _PLAIN = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr HSV".split()
 _DEEP = {"F": 1} | dict.fromkeys("I I;16 I;16L I;16B I;16N".split(), 65535)
-_GREYS = {"L;2": 85, "L;4": 17}  # of 2 and 4 bits, to 8
+_GREY_SCALES = {"L;2": 85, "L;4": 17}  # from 2 and 4 bits to 8
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-# Tags of a TIFF, some of whose rules Pillow leaves to its users.
-_BITS, _ZERO_IS = 258, 262
+# Tags of a TIFF that Pillow does not apply: bits, and whether 0 is white.
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
-_BAND = 2**20  # pixels that are converted at a time
-# Pixels that may stand between a picture and what is made of it. Only pictures
-# whose sides differ by a hundred times and more would need more.
-MOST = 2**26
+_BAND_PIXELS = 2**20  # that are converted at a time
+# Largest intermediate image of preprocessing. Only images whose sides differ by
+# a hundred times and more would need a larger one.
+MOST_PIXELS = 2**26
 # A side that shrinks by more is first divided by a whole number: Pillow's
-# kernels are as long as the picture.
-_GAP = 1024.0
+# kernels are as long as the image.
+_REDUCING_GAP = 1024.0
 
 
 class ImageError(errors.GazeError):
-  """An image that can't be read; the message names the file and says why."""
+  """An image that can't be read; the message names the file and the reason."""
+
+
+class TooLargeError(ImageError):
+  """An image of more pixels than `data.max_pixels`."""
 
 
 def decode(
@@ -63,7 +68,7 @@ def decode(
 ) -> np.ndarray:
   """Decodes an image: the same pixels, whichever way it comes.
 
-  The orientation of its EXIF is applied (a broken one is none), transparency
+  The orientation of its EXIF is applied (a broken one is ignored), transparency
   is laid over white, and only the first frame of an animation is read. Grey
   of more than 8 bits is scaled by its type and not by its own values: 16 bits
   and mode I from 0 to 65535, float from 0 to 1.
@@ -72,8 +77,8 @@ def decode(
     source: a path, the bytes of a file, an image of PIL, or RGB pixels as
       uint8 [height, width, 3].
     max_pixels: an image of more pixels is refused before it is decoded; None
-      where that was seen to.
-    name: what to call it in errors; a path is its own name.
+      for one that was checked before.
+    name: its name in errors; a path is its own name.
 
   Returns:
     uint8 [height, width, 3], RGB.
@@ -83,16 +88,14 @@ def decode(
   """
   name = str(source) if isinstance(source, _PATHS) else name or "image"
   if not isinstance(source, (*_PATHS, bytes, Image.Image)):
-    return _checked(source, max_pixels, name)
-  with _reading(source, max_pixels, name, png.PIXELS) as (image, about):
-    size, clear = image.size, _clear(image)
+    return _checked_array(source, max_pixels, name)
+  with _opened(source, max_pixels, name, png.PIXELS) as (image, exif_of):
+    size, transparent = image.size, _transparent_colour(image)
     image.load()
     if image.size != size:  # `check` believed the header
       raise ValueError(f"size {image.size}, and {size} in its header")
-    pixels, turn = _rgb(image, clear, name), _turn(about)
-  if turn is None:
-    return pixels
-  swapped, down, across = turn
+    pixels = _rgb(image, transparent, name)
+    swapped, down, across = _orientation(exif_of)
   pixels = pixels.swapaxes(0, 1) if swapped else pixels
   return np.ascontiguousarray(pixels[::down, ::across])
 
@@ -109,9 +112,9 @@ def check(
     ImageError: it is missing, too large, or no image that is read.
   """
   name = str(source) if isinstance(source, _PATHS) else "image"
-  with _reading(source, max_pixels, name, png.SIZE) as (image, about):
-    (width, height), turn = image.size, _turn(about)
-  return (width, height) if turn and turn[0] else (height, width)
+  with _opened(source, max_pixels, name, png.SIZE) as (image, exif_of):
+    (width, height), (swapped, _, _) = image.size, _orientation(exif_of)
+  return (width, height) if swapped else (height, width)
 
 
 def preprocess(
@@ -139,11 +142,24 @@ def resize(
   height: int,
   width: int,
   resample: Literal["bicubic", "bilinear"],
+  box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-  """uint8 [h, w, 3] to uint8 [height, width, 3], as Pillow does it."""
-  if image.shape[:2] == (height, width):
+  """Pillow's resize of uint8 [h, w, 3] to uint8 [height, width, 3].
+
+  Args:
+    image: the image.
+    height: in pixels.
+    width: in pixels.
+    resample: the kernel.
+    box: left, top, right and bottom of the part that is resized; None for all.
+  """
+  if box is None and image.shape[:2] == (height, width):
     return image
-  return _scaled(image, (height, width), resample)
+  kernel = Image.Resampling[resample.upper()]
+  resized = Image.fromarray(image).resize(
+    (width, height), kernel, box, reducing_gap=_REDUCING_GAP
+  )
+  return np.asarray(resized)
 
 
 def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
@@ -154,17 +170,17 @@ def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
 
 
 def _crop(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
-  """The middle square of the picture with its shorter side fitted."""
+  """The middle square of the image with its shorter side fitted."""
   side = vision.image_size
   fitted = vision.shorter_side or side
   old = image.shape[:2]
   new = [int(fitted * n / min(old)) for n in old]
   start = [(n - side) // 2 for n in new]
-  if math.prod(new) <= MOST:
+  if math.prod(new) <= MOST_PIXELS:
     top, left = start
     image = resize(image, *new, vision.resample)
     return image[top : top + side, left : left + side]
-  # Cut to what the square is made of; its edges may lie within a pixel.
+  # Only the pixels that the square is made of, and its edges among them.
   parts, edges = [], []
   for n, m, at in zip(old, new, start, strict=True):
     scale = n / m
@@ -174,37 +190,23 @@ def _crop(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
     edges.append((at * scale - begin, (at + side) * scale - begin))
   (top, bottom), (left, right) = edges
   box = (left, top, right, bottom)
-  return _scaled(image[tuple(parts)], (side, side), vision.resample, box)
-
-
-def _scaled(
-  image: np.ndarray,
-  size: tuple[int, int],
-  resample: str,
-  box: tuple[float, float, float, float] | None = None,
-) -> np.ndarray:
-  """Pillow's resize to a height and a width, of the whole or of a box."""
-  kernel = Image.Resampling[resample.upper()]
-  scaled = Image.fromarray(image).resize(
-    size[::-1], kernel, box, reducing_gap=_GAP
-  )
-  return np.asarray(scaled)
+  return resize(image[tuple(parts)], side, side, vision.resample, box)
 
 
 @contextlib.contextmanager
-def _reading(
+def _opened(
   source: str | os.PathLike | bytes | Image.Image,
   max_pixels: int | None,
   name: str,
   chunks: Collection[bytes],
 ) -> Iterator[tuple[Image.Image, Image.Image | None]]:
-  """An image before it is decoded, and the one whose EXIF is its own.
+  """An image before it is decoded, and one that has its EXIF, or None.
 
   Args:
     source: as in `decode`.
     max_pixels: likewise.
-    name: what it is called in errors.
-    chunks: what is read of a PNG, of `png`.
+    name: its name in errors.
+    chunks: the kinds of chunks of a PNG that are read, of `png`.
 
   Raises:
     ImageError: for whatever goes wrong, here or in the block.
@@ -213,15 +215,16 @@ def _reading(
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
       warnings.simplefilter("ignore")  # Pillow's own limit; ours is checked
       if isinstance(source, Image.Image):
-        image = about = source
-        if image.format not in _ORIGINS:
+        image = exif_of = source
+        if image.format not in _PIL_FORMATS:
           raise ImageError(
             f"{name}: {image.format} is not read; give it as image.copy()"
           )
       else:
-        image, about = _open(stack.enter_context(_file(source)), chunks)
+        file = stack.enter_context(_open_file(source))
+        image, exif_of = _open_image(file, chunks)
       _check_size(image.size, max_pixels, name)
-      yield image, about
+      yield image, exif_of
   except ImageError:
     raise
   except Image.UnidentifiedImageError:
@@ -233,7 +236,7 @@ def _reading(
     raise ImageError(f"{name}: {_reason(error)}") from None
 
 
-def _file(source: str | os.PathLike | bytes) -> io.BufferedIOBase:
+def _open_file(source: str | os.PathLike | bytes) -> io.BufferedIOBase:
   if isinstance(source, bytes):
     return io.BytesIO(source)
   if not pathlib.Path(source).is_file():
@@ -241,35 +244,33 @@ def _file(source: str | os.PathLike | bytes) -> io.BufferedIOBase:
   return open(source, "rb")
 
 
-def _open(
+def _open_image(
   file: io.BufferedIOBase, chunks: Collection[bytes]
 ) -> tuple[Image.Image, Image.Image | None]:
-  """What `_reading` yields, of a file."""
+  """What `_opened` yields, of a file."""
   start = file.read(len(png.MAGIC))
   file.seek(0)
   if start[4:] == b"ftyp":
-    # An AVIF turns by a rule of its own, and is refused for broken EXIF.
+    # An AVIF has an orientation of its own, and is refused for broken EXIF.
     head, mark, rest = file.read().partition(b"mdat")
     file = io.BytesIO(head.replace(b"Exif", b"none") + mark + rest)
   if start != png.MAGIC:
     image = Image.open(file, formats=_FORMATS)
     return image, image
-  about = None
-  with contextlib.suppress(Exception):  # broken texts are none
-    about = Image.open(png.parts(file, png.EXIF), formats=["PNG"])
-  return Image.open(png.parts(file, chunks), formats=["PNG"]), about
+  exif_of = None
+  with contextlib.suppress(Exception):  # a broken text is as good as none
+    exif_of = Image.open(png.keep(file, png.EXIF), formats=["PNG"])
+  return Image.open(png.keep(file, chunks), formats=["PNG"]), exif_of
 
 
-def _turn(image: Image.Image | None) -> tuple[bool, int, int] | None:
-  """What the orientation of an image's EXIF does, of `_TURNS`."""
-  if image is None or image.format == "TIFF":  # Pillow turns a TIFF itself
-    return None
-  try:
-    # PNG's own getexif would decode the image.
-    value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-  except Exception:  # it may hold anything, and is not the picture
-    return None
-  return _TURNS.get(value) if isinstance(value, int) else None
+def _orientation(image: Image.Image | None) -> tuple[bool, int, int]:
+  """The entry of `_ORIENTATIONS` that an image's EXIF names."""
+  value = 1
+  if image is not None and image.format != "TIFF":  # Pillow turns a TIFF itself
+    with contextlib.suppress(Exception):  # EXIF may hold anything
+      # PNG's own getexif would decode the image.
+      value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+  return _ORIENTATIONS.get(value if isinstance(value, int) else 1, _UPRIGHT)
 
 
 def _check_size(
@@ -279,36 +280,36 @@ def _check_size(
   if not width * height:
     raise ImageError(f"{name}: an image without pixels")
   if max_pixels is not None and width * height > max_pixels:
-    raise ImageError(
+    raise TooLargeError(
       f"{name}: {width} x {height} = {width * height} pixels, the limit is"
       f" {max_pixels} (data.max_pixels)"
     )
 
 
-def _clear(image: Image.Image) -> dict[str, Any]:
-  """The colour that is transparent, as Pillow's `info` wants it.
+def _transparent_colour(image: Image.Image) -> dict[str, Any]:
+  """The colour that is transparent in 8 bits, as an entry of Pillow's `info`.
 
-  Pillow leaves it in the depth of the file, which only an image that was not
-  decoded yet still knows.
+  Pillow leaves it in the depth of the file, which is known only until the image
+  is decoded. Empty where that is right.
   """
   colour = image.info.get("transparency")
   for tile in getattr(image, "tile", ()):
     if image.format == "PNG" and colour is not None:
-      if tile.args in _GREYS:
-        return {"transparency": colour * _GREYS[tile.args]}
+      if tile.args in _GREY_SCALES:
+        return {"transparency": colour * _GREY_SCALES[tile.args]}
       if tile.args == "RGB;16B":
         return {"transparency": tuple(value >> 8 for value in colour)}
   return {}
 
 
-def _checked(
+def _checked_array(
   pixels: np.ndarray, max_pixels: int | None, name: str
 ) -> np.ndarray:
   """Pixels as they are, which must be uint8 [height, width, 3]."""
   what = type(pixels).__name__
   if isinstance(pixels, np.ndarray):
     what = f"{pixels.dtype} {list(pixels.shape)}"
-    if what.startswith("uint8 ") and pixels.shape[2:] == (3,):
+    if pixels.dtype == np.uint8 and pixels.shape[2:] == (3,):
       _check_size(pixels.shape[1::-1], max_pixels, name)
       return pixels
   raise ImageError(
@@ -317,7 +318,9 @@ def _checked(
   )
 
 
-def _rgb(image: Image.Image, clear: dict[str, Any], name: str) -> np.ndarray:
+def _rgb(
+  image: Image.Image, transparent: dict[str, Any], name: str
+) -> np.ndarray:
   """uint8 [height, width, 3] of an image of any mode, over white."""
   if image.mode not in (*_PLAIN, *_DEEP):
     raise ImageError(
@@ -325,14 +328,14 @@ def _rgb(image: Image.Image, clear: dict[str, Any], name: str) -> np.ndarray:
     )
   (width, height), tags = image.size, getattr(image, "tag_v2", {})
   out = np.empty((height, width, 3), np.uint8)
-  step = max(1, _BAND // width)
+  step = max(1, _BAND_PIXELS // width)
   for top in range(0, height, step):
     rows = slice(top, min(top + step, height))
     part = image.crop((0, top, width, rows.stop))
     if image.mode in _DEEP:
       out[rows] = _grey(part, tags, name)[..., None]
       continue
-    part.info |= clear
+    part.info |= transparent
     part = part.convert(_PREMULTIPLIED.get(part.mode, part.mode))
     if part.has_transparency_data:
       white = Image.new("RGBA", part.size, "white")
@@ -347,10 +350,10 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], name: str) -> np.ndarray:
   Args:
     image: of a mode in `_DEEP`.
     tags: of a TIFF.
-    name: what it is called in errors.
+    name: its name in errors.
   """
   values, top = np.asarray(image), _DEEP[image.mode]
-  if tags.get(_BITS) == (12,):
+  if tags.get(_TIFF_BITS) == (12,):
     top = 4095
   if not ((values >= 0) & (values <= top)).all():
     raise ImageError(
@@ -358,7 +361,7 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], name: str) -> np.ndarray:
       f" {image.mode} is read from 0 to {top}; scale it to that"
     )
   grey = (values.astype(np.float64) * (255 / top) + 0.5).astype(np.uint8)
-  if tags.get(_ZERO_IS) == 0:
+  if tags.get(_TIFF_PHOTOMETRIC) == 0:
     grey = 255 - grey
   if "transparency" in image.info:
     grey[values == image.info["transparency"]] = 255

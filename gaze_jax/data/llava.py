@@ -5,13 +5,13 @@
       {"from": "gpt", "value": "A fox."}]}, ...]
 
 `image` or `images` (a name or a list) are relative to the image folder, and
-`<image>` in what the human says stands for each in turn. Neither key: text
+each `<image>` in a question stands for one of them, in order. Neither key: text
 alone. Turns alternate, the human begins; a system turn may come first. (LLaVA,
 docs/Finetune_Custom_Data.md.) OpenAI's words are known too: `messages`, `role`,
 `content`, user and assistant. A file of JSON Lines has one sample a line.
 
-A sample that can't be used is skipped and counted, the first of each kind of
-reason is named in the log, and too many of them are an error.
+A sample that can't be used is skipped and counted. The first of each kind of
+reason is logged, and too many of them are an error.
 """
 
 import collections
@@ -31,7 +31,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import fingerprint
 from gaze_jax import plugins
 from gaze_jax.data import images
-from gaze_jax.data import json_rows
+from gaze_jax.data import json_records
 from gaze_jax.data import llava_record
 from gaze_jax.data import packing
 from gaze_jax.data import samples
@@ -42,35 +42,43 @@ from gaze_jax.layout import tiles
 
 _EXAMPLES = 5  # skipped samples named in an error
 _GOOD, _BAD = 1, 2  # what is known of a sample; 0: nothing yet
-_LINE = 1000  # characters of a reason
+_LONGEST_REASON = 1000  # characters
 
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-  """A checked entry; the sample is without its images."""
+  """A checked record.
+
+  Attributes:
+    name: its place in the file, and its id.
+    paths: of its images.
+    sizes: height and width of each, by its header.
+    sample: without its images.
+  """
 
   name: str
   paths: tuple[str, ...]
-  sizes: tuple[tiles.Size, ...]  # of each image, as its header says
+  sizes: tuple[tiles.Size, ...]
   sample: samples.Sample
 
 
-_Fits = Callable[[samples.Sample, Sequence[tiles.Size]], None]
+_CheckFits = Callable[[samples.Sample, Sequence[tiles.Size]], None]
 
 
 class LlavaJson:
   """Samples of a LLaVA-format JSON file (`samples.Source`).
 
-  All samples are checked once, headers of images included. A body that turns
-  out to be broken later is replaced by the next good sample, always the same.
+  All samples are checked once, headers of images included. A sample with an
+  image that turns out to be broken later is replaced by the next good sample,
+  always the same.
 
   Args:
     path: the JSON file.
     image_folder: what image names are relative to; none may lead out of it.
     max_skipped: share of the samples that may be skipped.
     max_pixels: larger images are skipped.
-    fits: raises `row_lib.LayoutError` for a sample that is too long; it gets
-      the sample without images, and height and width of each.
+    check_fits: raises `row_lib.LayoutError` for a sample that is too long; it
+      gets the sample without images, and height and width of each.
 
   Raises:
     samples.DataError: the file can't be read, or too much of it is skipped.
@@ -83,40 +91,33 @@ class LlavaJson:
     image_folder: str,
     max_skipped: float,
     max_pixels: int,
-    fits: _Fits | None = None,
+    check_fits: _CheckFits,
   ):
     self._path, self._max_pixels = path, max_pixels
-    self._max_skipped, self._fits = max_skipped, fits
+    self._max_skipped, self._check_fits = max_skipped, check_fits
     self._folder = os.path.abspath(image_folder or os.path.dirname(path) or ".")
-    rows = json_rows.read(path)
+    records = json_records.read(path)
     if not os.path.isdir(self._folder):
       raise samples.DataError(
         f"{self._folder}: no such folder of images (data.image_folder)"
       )
-    self._total = len(rows)
-    self._skipped: dict[str, str] = {}  # which sample: "reason: detail"
+    self._total = len(records)
+    self._skipped: dict[str, str] = {}  # name: "reason: detail"
     self._reasons: collections.Counter[str] = collections.Counter()
     self._records: list[_Record] = []
-    digest = _Digest()
-    for row in rows:
+    for record in records:
       try:
-        record = self._checked(row)
+        self._records.append(self._checked(record))
       except llava_record.SkipError as skip:
-        self._skip(_name_of(row), skip)
-        continue
-      self._records.append(record)
-      digest.add(record)
-    self._digest = digest.summary()
-    self._state = bytearray(len(self._records))
+        self._skip(_name_of(record), skip)
     if self._skipped:
-      logging.warning("%s: %s", path, self._told())
+      logging.warning("%s: %s", path, self._skip_counts())
     self._check_share()
+    self._state = bytearray(len(self._records))
+    self._digest = _digest(self._records)
 
   def __len__(self) -> int:
     return len(self._records)
-
-  def __getitem__(self, index: int) -> samples.Sample:
-    return self.sample(index)
 
   def sample(self, index: int, epoch: int = 0) -> samples.Sample:
     """The conversation with its images; the same in every epoch."""
@@ -138,10 +139,7 @@ class LlavaJson:
     )
 
   def content(self) -> dict[str, int | str]:
-    """What tells the samples that are used, in their order, from others.
-
-    Texts are hashed whole, pictures as `fingerprint.of_file` does.
-    """
+    """Hashes of the samples that are used: texts whole, images by file."""
     return dict(samples=len(self), **self._digest)
 
   @property
@@ -177,15 +175,14 @@ class LlavaJson:
       raise llava_record.SkipError("corrupt image", str(error)) from None
     sizes = tuple(image.shape[:2] for image in out)
     if sizes != record.sizes:  # the file was changed since
-      self._check_fits(record.sample, sizes)
+      self._refuse_too_long(record.sample, sizes)
     return out
 
-  def _check_fits(
+  def _refuse_too_long(
     self, sample: samples.Sample, sizes: tuple[tiles.Size, ...]
   ) -> None:
     try:
-      if self._fits is not None:
-        self._fits(sample, sizes)
+      self._check_fits(sample, sizes)
     except row_lib.LayoutError as error:
       raise llava_record.SkipError("too long", str(error)) from None
     except samples.DataError as error:
@@ -195,10 +192,10 @@ class LlavaJson:
     first = not self._reasons[skip.reason]
     self._reasons[skip.reason] += 1
     self._skipped[name] = _one_line(f"{skip.reason}: {skip}")
-    say = logging.warning if first else logging.info
-    say("%s: skipped %s: %s", self._path, name, self._skipped[name])
+    log = logging.warning if first else logging.info
+    log("%s: skipped %s: %s", self._path, name, self._skipped[name])
 
-  def _told(self) -> str:
+  def _skip_counts(self) -> str:
     counts = ", ".join(f"{n} {why}" for why, n in self.skipped.items())
     return (
       f"{len(self._skipped)} of {self._total} samples can't be used ({counts})"
@@ -212,45 +209,42 @@ class LlavaJson:
       f"{name}: {why}" for name, why in list(self._skipped.items())[:_EXAMPLES]
     )
     raise samples.DataError(
-      f"{self._path}: {self._told()}, more than data.max_skipped ="
+      f"{self._path}: {self._skip_counts()}, more than data.max_skipped ="
       f" {self._max_skipped} allows; first: {first}"
     )
 
-  def _checked(self, row: json_rows.Row) -> _Record:
-    if row.error:
-      raise llava_record.SkipError("not JSON", row.error)
+  def _checked(self, record: json_records.Record) -> _Record:
+    if record.error:
+      raise llava_record.SkipError("not JSON", record.error)
     try:
-      talk = llava_record.read(row.value)
+      sample, names = llava_record.read(record.value)
     except RecursionError:
       raise llava_record.SkipError(
         "not JSON", "it is nested too deep"
       ) from None
-    sample = samples.Sample((), conversation=talk.turns, system=talk.system)
-    found = [self._image(name) for name in talk.images]
+    found = [self._image(name) for name in names]
     paths, sizes = zip(*found, strict=True) if found else ((), ())
-    self._check_fits(sample, sizes)
-    return _Record(_name_of(row), paths, sizes, sample)
+    self._refuse_too_long(sample, sizes)
+    return _Record(_name_of(record), paths, sizes, sample)
 
   def _image(self, name: str) -> tuple[str, tiles.Size]:
     """Path of an image, and its height and width."""
     path = self._path_of(name)
     try:
       return path, images.check(path, self._max_pixels)
+    except images.TooLargeError as error:
+      raise llava_record.SkipError("image too large", str(error)) from None
     except images.ImageError as error:
-      large = "the limit is" in str(error)
+      reason, detail = "corrupt image", str(error)
       kind = str(mimetypes.guess_type(path)[0]).split("/")[0]
-      if not large and kind in ("video", "audio"):
-        raise llava_record.SkipError(
-          kind, f"{path} is named as an image"
-        ) from None
-      raise llava_record.SkipError(
-        "image too large" if large else "corrupt image", str(error)
-      ) from None
+      if kind in ("video", "audio"):
+        reason, detail = kind, f"{path} is named as an image"
+      raise llava_record.SkipError(reason, detail) from None
 
   def _path_of(self, name: str) -> str:
     """The file of a name that may have been written on another system.
 
-    macOS takes accents apart, Windows parts folders by backslashes.
+    macOS writes accents apart, Windows separates folders by backslashes.
     """
     other = name.replace("\\", "/")
     forms = [
@@ -273,29 +267,23 @@ class LlavaJson:
     )
 
 
-class _Digest:
-  """Hashes of the records of a file: what they say, and show, in order."""
-
-  def __init__(self):
-    self._texts, self._pictures = hashlib.sha256(), hashlib.sha256()
-    self._any_order = 0
-
-  def add(self, record: _Record) -> None:
-    said = (record.sample.system, *record.sample.conversation)
-    text = hashlib.sha256(repr(said).encode()).digest()
-    shown = " ".join(map(fingerprint.of_file, record.paths))
-    picture = hashlib.sha256(shown.encode()).digest()
-    self._texts.update(text)
-    self._pictures.update(picture)
+def _digest(records: Sequence[_Record]) -> dict[str, str]:
+  """Hashes of texts and images of the records, in order, and of both in any."""
+  texts, pictures, any_order = hashlib.sha256(), hashlib.sha256(), 0
+  for record in records:
+    text = repr((record.sample.system, *record.sample.conversation))
+    text = hashlib.sha256(text.encode()).digest()
+    picture = " ".join(map(fingerprint.of_file, record.paths))
+    picture = hashlib.sha256(picture.encode()).digest()
+    texts.update(text)
+    pictures.update(picture)
     both = hashlib.sha256(text + picture).digest()
-    self._any_order += int.from_bytes(both[:16])
-
-  def summary(self) -> dict[str, str]:
-    return dict(
-      texts=self._texts.hexdigest()[:32],
-      pictures=self._pictures.hexdigest()[:32],
-      any_order=f"{self._any_order % 2**128:032x}",
-    )
+    any_order += int.from_bytes(both[:16])
+  return dict(
+    texts=texts.hexdigest()[:32],
+    pictures=pictures.hexdigest()[:32],
+    any_order=f"{any_order % 2**128:032x}",
+  )
 
 
 def _make(config: config_lib.Config, split: str) -> LlavaJson:
@@ -322,7 +310,7 @@ def _make(config: config_lib.Config, split: str) -> LlavaJson:
     image_folder=data.image_folder,
     max_skipped=data.max_skipped,
     max_pixels=data.max_pixels,
-    fits=functools.partial(_check_row, tokenizer, shape, config.model),
+    check_fits=functools.partial(_check_row, tokenizer, shape, config.model),
   )
 
 
@@ -333,19 +321,21 @@ def _check_row(
   sample: samples.Sample,
   sizes: Sequence[tiles.Size],
 ) -> None:
-  seen = units.of_sizes(sizes, model, packing.together(sample))
+  """Refuses a sample that does not fit a row of the run."""
+  seen = units.of_sizes(sizes, model, packing.images_per_turn(sample))
   packing.pack(sample, tokenizer, shape, seen)
 
 
-def _name_of(row: json_rows.Row) -> str:
-  given = row.value.get("id") if isinstance(row.value, dict) else None
-  # The place keeps names apart when ids repeat.
-  return row.place if given is None else _one_line(f"{row.place} (id {given})")
+def _name_of(record: json_records.Record) -> str:
+  """The place, which is unique, and the id, which may not be."""
+  place, value = record.place, record.value
+  given = value.get("id") if isinstance(value, dict) else None
+  return place if given is None else _one_line(f"{place} (id {given})")
 
 
 def _one_line(text: str) -> str:
-  """Whatever a file says, as one line that can be printed."""
-  text = " ".join(text[:_LINE].split())
+  """A text of a file as one line that can be printed."""
+  text = " ".join(text[:_LONGEST_REASON].split())
   return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,22 +1,25 @@
-"""A record in LLaVA's format: its turns, and the names of its pictures."""
+"""Reads one record of LLaVA's format: its conversation and image names."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from gaze_jax.data import json_rows
+from gaze_jax.data import json_records
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 
-# Who speaks, by the names that LLaVA and OpenAI give them.
-_ASKS, _ANSWERS, _SYSTEM = ("human", "user"), ("gpt", "assistant"), ("system",)
+# Roles and keys, as LLaVA and OpenAI name them.
+_USER, _ASSISTANT, _SYSTEM = (
+  ("human", "user"),
+  ("gpt", "assistant"),
+  ("system",),
+)
 _IMAGES = ("image", "images")
 _CONVERSATIONS = ("conversations", "messages")
-_WHO, _TEXT = ("from", "role"), ("value", "content")
+_ROLE, _TEXT = ("from", "role"), ("value", "content")
 
-# Keys under which a record may bring along more than pictures, by what that is,
-# and those of pictures that are not read here.
+# Keys under which a record may have media of another kind, and keys of images
+# that are not read here.
 _FILE = "s?([ _-]?(path|file|name|url|uri|byte|list)s?)*"
 _MEDIA = {
   kind: re.compile(f"({names}){_FILE}", re.IGNORECASE)
@@ -45,42 +48,30 @@ class SkipError(Exception):
     self.reason = reason
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-  """One conversation.
-
-  Attributes:
-    turns: its questions and answers, at least one.
-    images: names of the pictures of the questions, in order.
-    system: the text of its system turn, if it has one.
-  """
-
-  turns: tuple[samples.Turn, ...]
-  images: tuple[str, ...]
-  system: str | None
-
-
-def read(record: Any) -> Record:
+def read(record: Any) -> tuple[samples.Sample, tuple[str, ...]]:
   """Reads a record.
 
-  Keys that are null, empty or NaN are as good as absent. What an assistant says
+  Keys that are null, empty or NaN are as good as absent. Text of an assistant
   before the first question is left out, as LLaVA's own code does, and so is a
   last question that has no answer.
 
   Args:
-    record: as `json_rows` reads it.
+    record: the value of a `json_records.Record`.
+
+  Returns:
+    The conversation without its images, and their names in order.
 
   Raises:
-    SkipError: the record can't be used; nothing of it is taken for text alone.
+    SkipError: the record can't be used; a part of it alone never is.
   """
   if not isinstance(record, dict):
     raise SkipError(
       "not an object", f"{type(record).__name__} instead of an object"
     )
-  _refuse_twice(record, "")
+  _refuse_repeated(record, "")
   names = _image_names(record)
   _refuse_media(record, bool(names))
-  system, turns, left = _read_turns(record)
+  system, turns, left_out = _read_turns(record)
   questions = [turn.question for turn in turns]
   if any(_VIDEO in text for text in questions):
     raise SkipError(
@@ -89,14 +80,15 @@ def read(record: Any) -> Record:
       " written as text",
     )
   marks = sum(text.count(tokenizer_lib.IMAGE) for text in questions)
-  if len(names) not in (marks, marks + left):
+  if len(names) not in (marks, marks + left_out):
     raise SkipError(
-      "image count", _miscounted(questions, marks + left, len(names))
+      "image count", _miscount(questions, marks + left_out, len(names))
     )
-  return Record(turns, tuple(names[:marks]), system)
+  sample = samples.Sample((), conversation=turns, system=system)
+  return sample, tuple(names[:marks])
 
 
-def _miscounted(questions: Sequence[str], marks: int, names: int) -> str:
+def _miscount(questions: Sequence[str], marks: int, names: int) -> str:
   counts = f"{marks} <image> in the text for {names} images"
   if marks and not names:
     return f"{counts}; <image> can't be written as literal text"
@@ -108,66 +100,67 @@ def _miscounted(questions: Sequence[str], marks: int, names: int) -> str:
 def _read_turns(
   record: dict[Any, Any],
 ) -> tuple[str | None, tuple[samples.Turn, ...], int]:
-  """System text, turns, and the marks of a last question left out."""
+  """System text, turns, and how many images a last question left out has."""
   if not any(key in record for key in _CONVERSATIONS):
     raise SkipError("absent key", f"no {' or '.join(_CONVERSATIONS)}")
-  listed = _given(record, _CONVERSATIONS)
+  listed = _value_of(record, _CONVERSATIONS)
   if not isinstance(listed, list):
     raise SkipError("odd turns", "conversations is not a list of turns")
-  turns = [(i, _who(i, turn), turn) for i, turn in enumerate(listed)]
-  system = _given(record, _SYSTEM)
+  turns = [(i, _role(i, turn), turn) for i, turn in enumerate(listed)]
+  system = _value_of(record, _SYSTEM)
   if system is not None:
-    system = _checked(system, "the system text")
+    system = _checked_text(system, "the system text")
   if turns[0][1] in _SYSTEM:
     first = _text(*turns.pop(0), empty=True)
     if first and system not in (None, first):
       raise SkipError("two keys", "system and turn 0 from 'system' differ")
     system = first or system
-  while turns and turns[0][1] in _ANSWERS:
+  while turns and turns[0][1] in _ASSISTANT:
     turns.pop(0)
-  left = 0
-  if turns and turns[-1][1] in _ASKS:
-    last = _given(turns.pop()[2], _TEXT)
-    left = last.count(tokenizer_lib.IMAGE) if isinstance(last, str) else 0
+  left_out = 0
+  if turns and turns[-1][1] in _USER:
+    last = _value_of(turns.pop()[2], _TEXT)
+    left_out = last.count(tokenizer_lib.IMAGE) if isinstance(last, str) else 0
   if not turns:
     raise SkipError("odd turns", "there is no question that has an answer")
-  for at, (i, who, _) in enumerate(turns):
-    if who not in (_ASKS, _ANSWERS)[at % 2]:
+  for at, (i, role, _) in enumerate(turns):
+    if role not in (_USER, _ASSISTANT)[at % 2]:
       after = f", after one from {turns[at - 1][1]!r}" if at else ""
-      raise SkipError("odd turns", f"turn {i} is from {who!r}{after}")
+      raise SkipError("odd turns", f"turn {i} is from {role!r}{after}")
   texts = [_text(*turn) for turn in turns]
   pairs = zip(texts[::2], texts[1::2], strict=True)
-  return system, tuple(samples.Turn(q, a.strip()) for q, a in pairs), left
+  return system, tuple(samples.Turn(q, a.strip()) for q, a in pairs), left_out
 
 
-def _who(i: int, turn: Any) -> str:
+def _role(i: int, turn: Any) -> str:
   if not isinstance(turn, dict):
     raise SkipError("not an object", f"turn {i} is not an object")
-  _refuse_twice(turn, f"turn {i}: ")
-  who = _given(turn, _WHO, f"turn {i}: ")
-  if who is None:
+  _refuse_repeated(turn, f"turn {i}: ")
+  role = _value_of(turn, _ROLE, f"turn {i}: ")
+  if role is None:
     raise SkipError("absent key", f"turn {i} has no 'from'")
-  if not isinstance(who, str) or who.lower() not in _ASKS + _ANSWERS + _SYSTEM:
+  known = (*_USER, *_ASSISTANT, *_SYSTEM)
+  if not isinstance(role, str) or role.lower() not in known:
     raise SkipError(
       "odd turns",
-      f"turn {i} is from {str(who)[:40]!r}; known are human, gpt and system",
+      f"turn {i} is from {str(role)[:40]!r}; known are human, gpt and system",
     )
-  return who.lower()
+  return role.lower()
 
 
-def _text(i: int, who: str, turn: dict, empty: bool = False) -> str:
+def _text(i: int, role: str, turn: dict, empty: bool = False) -> str:
   """The text of a turn; a question may be pictures alone."""
   if not any(key in turn for key in _TEXT):
     raise SkipError("absent key", f"turn {i} has no 'value'")
-  text = _given(turn, _TEXT, f"turn {i}: ")
-  text = "" if text is None else _checked(text, f"the value of turn {i}")
+  text = _value_of(turn, _TEXT, f"turn {i}: ")
+  text = "" if text is None else _checked_text(text, f"the value of turn {i}")
   bare = text.replace(tokenizer_lib.IMAGE, "").strip()
-  if not (bare or empty or (text and who in _ASKS)):
-    raise SkipError("empty turn", f"turn {i} says nothing")
+  if not (bare or empty or (text and role in _USER)):
+    raise SkipError("empty turn", f"turn {i} has no text")
   return text
 
 
-def _checked(text: Any, what: str) -> str:
+def _checked_text(text: Any, what: str) -> str:
   if not isinstance(text, str):
     raise SkipError("not a text", f"{what} is not a text")
   if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
@@ -194,8 +187,8 @@ def _image_names(record: dict[Any, Any]) -> list[str]:
   return names[0] if names else []
 
 
-def _refuse_media(record: dict[Any, Any], pictures: bool) -> None:
-  """Refuses what would be learned without having been seen or heard."""
+def _refuse_media(record: dict[Any, Any], has_images: bool) -> None:
+  """Refuses media that are not read: the answer would be learned blind."""
   for key, value in record.items():
     if key in _IMAGES or not isinstance(key, str) or _empty(value):
       continue
@@ -204,22 +197,22 @@ def _refuse_media(record: dict[Any, Any], pictures: bool) -> None:
     for kind, names in _MEDIA.items():
       if names.fullmatch(key):
         raise SkipError(
-          kind, f"the record has {key!r}, and pictures alone are read yet"
+          kind, f"the record has {key!r}, and no medium but images is read yet"
         )
-    if not pictures and _PICTURE.fullmatch(key):
+    if not has_images and _PICTURE.fullmatch(key):
       raise SkipError(
-        "image key", f"the record has {key!r}; pictures stand under 'image'"
+        "image key", f"the record has {key!r}; images are read under 'image'"
       )
 
 
-def _refuse_twice(table: dict[Any, Any], where: str) -> None:
-  if twice := table.get(json_rows.TWICE):
+def _refuse_repeated(table: dict[Any, Any], where: str) -> None:
+  if repeated := table.get(json_records.REPEATED):
     raise SkipError(
-      "two keys", f"{where}{twice[0]!r} stands there twice, and differs"
+      "two keys", f"{where}{repeated[0]!r} is there twice, and differs"
     )
 
 
-def _given(
+def _value_of(
   table: dict[Any, Any], keys: Sequence[str], where: str = ""
 ) -> Any | None:
   """The value of keys that mean the same; None where all are empty."""

@@ -1,4 +1,4 @@
-"""Pictures of any aspect as patches: what a SigLIP2 NaFlex tower is fed."""
+"""NaFlex: an image of any aspect as the patches of a SigLIP2 tower."""
 
 import math
 
@@ -9,16 +9,16 @@ from gaze_jax import types
 from gaze_jax.data import images
 
 _PRECISION = 1e-5  # of the scale; part of what SigLIP2 was trained with
-_LARGEST = 100.0  # a picture grows no more than so many times
+_LARGEST_SCALE = 100.0
 
 
 def grid(
   height: int, width: int, patch: int, max_patches: int
 ) -> tuple[int, int]:
-  """The grid of patches that a picture is fitted to.
+  """The grid of patches that an image is fitted to.
 
   The largest scale of both sides, found by bisection, at which the patches
-  that cover the picture are not too many (Tschannen et al. 2025).
+  that cover the image are not too many (Tschannen et al. 2025).
 
   Args:
     height: pixels.
@@ -34,7 +34,7 @@ def grid(
     cover = lambda size: max(1, math.ceil(size * scale / patch))
     return cover(height), cover(width)
 
-  low, high = _PRECISION / 10, _LARGEST
+  low, high = _PRECISION / 10, _LARGEST_SCALE
   while high - low >= _PRECISION:
     middle = (low + high) / 2
     if math.prod(at(middle)) <= max_patches:
@@ -47,11 +47,11 @@ def grid(
 def preprocess(
   image: np.ndarray, vision: config_lib.VisionConfig
 ) -> types.Patches:
-  """Resizes a picture to whole patches, normalises it and cuts it up.
+  """Resizes an image to whole patches, normalises it and splits it.
 
   Args:
     image: uint8 [height, width, 3].
-    vision: `max_patches` says how many patches there may be.
+    vision: the tower; T is its `max_patches`.
 
   Returns:
     numpy `Patches`: float32 [T, side * side * 3], 0 past the grid, and int32

@@ -28,7 +28,6 @@ from gaze_jax import plugins
 from gaze_jax import types
 from gaze_jax.data import packing
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units as units_lib
 from gaze_jax.layout import row as row_lib
@@ -44,13 +43,13 @@ process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-  """Rows of samples; in an evaluation all of a split, in order.
+  """A batch with the samples that its rows were made of.
 
   Attributes:
-    batch: `types.Batch`; rows past `valid` are all PAD.
-    indices: int64 [B], sample of each row; -1 past `valid`.
-    samples: the samples of the valid rows, with questions and masks.
-    units: those of each valid row, in order.
+    batch: `types.Batch`; rows past the samples are all PAD.
+    indices: int64 [B], sample of each row; -1 past the samples.
+    samples: those of the first rows, with questions and masks.
+    units: those of the same rows, in order.
   """
 
   batch: types.Batch
@@ -58,14 +57,9 @@ class EvalBatch:
   samples: tuple[samples.Sample, ...]
   units: tuple[tuple[row_lib.Unit, ...], ...]
 
-  @property
-  def valid(self) -> int:
-    """Rows that hold a sample."""
-    return len(self.samples)
 
-
-class Rows:
-  """From samples to rows and batches, all on the host.
+class Batcher:
+  """Makes batches of chosen samples, on the host.
 
   Args:
     config: the configuration of the run.
@@ -109,20 +103,23 @@ class Rows:
 
   def batch(self, chosen: list[tuple[int, int]], *, rows: int) -> EvalBatch:
     """Rows of (index, epoch) pairs, filled up with PAD rows to `rows`."""
-    indices = np.full(rows, -1, np.int64)
-    laid, shown, taken, units = [], [], [], []
-    for i, (index, epoch) in enumerate(chosen):
-      sample, images, pixels = self._read(index, epoch)
-      laid.append(packing.pack(sample, self.tokenizer, self.shape, images))
-      indices[i] = index
-      shown.append(pixels)
-      taken.append(sample)
-      units.append(tuple(itertools.chain(*images)))
-    laid += [packing.empty(self.shape)] * (rows - len(laid))
-    shown += [self._no_pixels()] * (rows - len(shown))
-    pixels = units_lib.stack(shown, self.shape.tiles or self.shape.units)
-    batch = row_lib.make_batch(laid, pixels)
-    return EvalBatch(batch, indices, tuple(taken), tuple(units))
+    read = [self._read(index, epoch) for index, epoch in chosen]
+    padding = rows - len(chosen)
+    laid_out = [
+      packing.pack(sample, self.tokenizer, self.shape, images)
+      for sample, images, _ in read
+    ]
+    laid_out += [row_lib.lay_out((), self.shape)] * padding
+    pixels = units_lib.stack(
+      [*(pixels for _, _, pixels in read), *[self._no_pixels()] * padding],
+      self.shape.tiles or self.shape.units,
+    )
+    return EvalBatch(
+      row_lib.make_batch(laid_out, pixels),
+      np.array([index for index, _ in chosen] + [-1] * padding, np.int64),
+      tuple(sample for sample, _, _ in read),
+      tuple(tuple(itertools.chain(*images)) for _, images, _ in read),
+    )
 
   def _read(
     self, index: int, epoch: int
@@ -131,75 +128,23 @@ class Rows:
     model = self.config.model
     if self.features is None:
       sample = self.source.sample(index, epoch)
-      together = packing.together(sample)
-      seen = units_lib.of_images(sample.images, model, together)
+      per_turn = packing.images_per_turn(sample)
+      seen = units_lib.of_images(sample.images, model, per_turn)
       pixels = units_lib.join([one.pixels for one in seen], model)
       return sample, [one.units for one in seen], pixels
     sample, cached = self.source.text(index, epoch), self.features[index]
-    # The pictures may be left out; a scene has one.
-    asked = [turn.question for turn in sample.conversation]
-    marks = sum(text.count(tokenizer_lib.IMAGE) for text in asked)
+    # Its images may be left out, so they are counted; a scene has one.
+    per_turn = packing.images_per_turn(sample)
+    count = 1 if per_turn is None else sum(per_turn)
     square = (model.vision.image_size, model.vision.image_size)
-    images = units_lib.of_sizes([square] * (marks if asked else 1), model)
+    images = units_lib.of_sizes([square] * count, model)
     return sample, images, cached[None] if cached.ndim == 2 else cached
 
   def _no_pixels(self) -> units_lib.Pixels:
-    """What a row without images shows."""
+    """The pixels, or features, of a row without images."""
     if self.features is None:
       return units_lib.join([], self.config.model)
     return np.zeros((0, *self.features.shape[-2:]), self.features.dtype)
-
-
-class _Steps:
-  """Step number to training batch; what a worker process runs."""
-
-  def __init__(self, rows: Rows, held: Sequence[int]):
-    self._rows, self._held = rows, held
-    self._order = functools.lru_cache(maxsize=2)(self._permutation)
-
-  def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in self.__dict__.items() if k != "_order"}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
-    self._order = functools.lru_cache(maxsize=2)(self._permutation)
-
-  def _permutation(self, epoch: int) -> np.ndarray:
-    seed = self._rows.config.data.seed
-    return samples.generator(_ORDER_STREAM, seed, epoch).permutation(
-      len(self._rows.source)
-    )
-
-  def __call__(self, step: int) -> dict[str, Any]:
-    first = step * self._rows.config.train.batch_size
-    chosen = []
-    for row in self._held:
-      epoch, position = divmod(first + row, len(self._rows.source))
-      chosen.append((int(self._order(epoch)[position]), epoch))
-    rows = self._rows.batch(chosen, rows=len(chosen))
-    return dict(batch=rows.batch, indices=rows.indices)
-
-
-class Batches(Iterator[dict[str, Any]]):
-  """An endless iterator of training batches; see `make_iterator`."""
-
-  def __init__(self, iterator: grain.DatasetIterator):
-    self._iterator = iterator
-    # Before multiprocessing's own exit handler, which runs after this one and
-    # would at times wait for ever for workers that nobody told to stop.
-    atexit.register(_close, weakref.ref(self))
-
-  def __next__(self) -> dict[str, Any]:
-    return next(self._iterator)
-
-  def close(self) -> None:
-    """Ends threads and workers; the iterator can't be used any more."""
-    self._iterator.close()
-
-
-def _close(batches: "weakref.ref[Batches]") -> None:
-  if (alive := batches()) is not None:
-    alive.close()
 
 
 def make_iterator(
@@ -209,7 +154,7 @@ def make_iterator(
   features: np.ndarray | None = None,
   start_step: int = 0,
   held: Sequence[int] | None = None,
-) -> Batches:
+) -> grain.DatasetIterator:
   """Endless training batches from `start_step` on.
 
   Equal for any number of `config.data.workers`, and whoever reads some rows of
@@ -220,67 +165,95 @@ def make_iterator(
 
   Args:
     config: the configuration.
-    source: the training source, `sources.make(config, "train")` by default.
-    features: as in `Rows`.
+    source: the training source; by default the one that the config names.
+    features: as in `Batcher`.
     start_step: the step whose batch comes first.
     held: numbers of the rows of each batch that are wanted, such as those that
       this process's devices hold; all `train.batch_size` by default.
 
   Returns:
-    An iterator of dicts: `batch` a `types.Batch` of numpy
-    arrays, `indices` int64 [B], `kinds` int8 [B, questions].
+    An iterator of dicts: `batch` a `types.Batch` of numpy arrays, `indices`
+    int64 [B].
 
   Raises:
     config_lib.ConfigError: rows do not fit.
     samples.DataError: the data can't be used.
   """
-  source = source or sources.make(config, "train")
+  source = source or plugins.source(config.data.source).make(config, "train")
   if not len(source):
     raise samples.DataError("the training set is empty")
   held = range(config.train.batch_size) if held is None else held
-  steps = _Steps(Rows(config, source, features), [int(row) for row in held])
-  dataset = grain.MapDataset.range(start_step, _NO_END).map(steps)
+  batcher = Batcher(config, source, features)
+  batch_of_step = functools.partial(
+    _train_batch, batcher, tuple(map(int, held))
+  )
+  dataset = grain.MapDataset.range(start_step, _NO_END).map(batch_of_step)
   reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
   dataset = dataset.to_iter_dataset(reading)
   if config.data.workers:
-    if not flags.FLAGS.is_parsed():  # grain reads its flags in any program
-      flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(
-      num_workers=config.data.workers, per_worker_buffer_size=2
-    )
-    # Through pipes, not shared memory: containers have little of that, and a
-    # program that is interrupted leaves its blocks behind.
-    dataset = grain.experimental.WithOptionsIterDataset(
-      dataset, grain.experimental.DatasetOptions(min_shm_size=_NO_END)
-    )
-    dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-  return Batches(iter(dataset))
+    dataset = _in_workers(dataset, config.data.workers)
+  iterator = iter(dataset)
+  # Before multiprocessing's own exit handler, which runs after this one and
+  # would at times wait for ever for workers that nobody told to stop.
+  atexit.register(_close, weakref.ref(iterator))
+  return iterator
+
+
+def _close(iterator: "weakref.ref[grain.DatasetIterator]") -> None:
+  if (alive := iterator()) is not None:
+    alive.close()
+
+
+def _in_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+  """The same elements, made by so many processes."""
+  if not flags.FLAGS.is_parsed():  # grain reads its flags in any program
+    flags.FLAGS.mark_as_parsed()
+  # Through pipes, not shared memory: containers have little of that, and a
+  # program that is interrupted leaves its blocks behind.
+  dataset = grain.experimental.WithOptionsIterDataset(
+    dataset, grain.experimental.DatasetOptions(min_shm_size=_NO_END)
+  )
+  options = grain.MultiprocessingOptions(
+    num_workers=workers, per_worker_buffer_size=2
+  )
+  return dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+
+
+def _train_batch(
+  batcher: Batcher, held: tuple[int, ...], step: int
+) -> dict[str, Any]:
+  """The held rows of a step's batch; worker processes run this."""
+  config, length = batcher.config, len(batcher.source)
+  chosen = []
+  for row in held:
+    epoch, position = divmod(step * config.train.batch_size + row, length)
+    order = _permutation(config.data.seed, epoch, length)
+    chosen.append((int(order[position]), epoch))
+  made = batcher.batch(chosen, rows=len(chosen))
+  return dict(batch=made.batch, indices=made.indices)
+
+
+@functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+  return samples.generator(_ORDER_STREAM, seed, epoch).permutation(length)
 
 
 def eval_batches(
   config: config_lib.Config,
-  split: str,
-  *,
-  source: samples.Source | None = None,
+  source: samples.Source,
   features: np.ndarray | None = None,
-  batch_size: int = 0,
 ) -> Iterator[EvalBatch]:
-  """All samples of a split once, in order, in batches of one shape.
+  """All samples of a source once, in order, in batches of one shape.
 
   Args:
-    config: the configuration; see `sources.make` for the split `larger`.
-    split: a split of the source.
-    source: `sources.make(config, split)` by default.
-    features: as in `Rows`; samples come without pictures and masks then.
-    batch_size: rows; `config.eval.batch_size` by default.
+    config: the configuration, of `eval.batch_size` rows a batch.
+    source: the samples of a split.
+    features: as in `Batcher`; samples come without pictures and masks then.
   """
-  source = source or sources.make(config, split)
-  rows = Rows(config, source, features)
-  size = batch_size or config.eval.batch_size
+  batcher, size = Batcher(config, source, features), config.eval.batch_size
   for start in range(0, len(source), size):
     stop = min(start + size, len(source))
-    chosen = [(i, 0) for i in range(start, stop)]
-    yield rows.batch(chosen, rows=size)
+    yield batcher.batch([(i, 0) for i in range(start, stop)], rows=size)
 
 
 def _start_worker(worker: int, count: int) -> None:

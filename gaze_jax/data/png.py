@@ -1,14 +1,14 @@
-"""PNG files as Pillow reads them well: with the chunks alone that matter.
+"""PNG files reduced to the chunks that matter, for Pillow to read.
 
-Pillow refuses a picture for its texts and profiles, however sound the pixels
-are, and sees EXIF behind the pixels only once it has decoded them.
+Pillow refuses an image for a broken text or profile although its pixels are
+sound, and sees EXIF behind the pixels only once it has decoded them.
 """
 
 import io
 from collections.abc import Collection, Iterator
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-# What is kept: for the size, the pixels, the frames, and the EXIF.
+# Kinds of chunks that are kept for the size, the pixels, the frames, the EXIF.
 SIZE = (b"IHDR", b"IEND")
 PIXELS = (*SIZE, b"PLTE", b"tRNS", b"IDAT")
 FRAMES = (*PIXELS, b"acTL", b"fcTL", b"fdAT")
@@ -16,8 +16,8 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 EXIF = (*SIZE, *_TEXTS, b"eXIf")
 
 _END = b"\0\0\0\0IEND\xaeB`\x82"
-# The texts that say how a picture lies.
-_KEYS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+# Keys of the texts that may hold the orientation.
+_ORIENTATION_KEYS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
 
 def chunks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
@@ -35,8 +35,8 @@ def chunks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
     yield kind, begin, end
 
 
-def parts(file: io.BufferedIOBase, kinds: Collection[bytes]) -> io.BytesIO:
-  """A PNG made of some chunks of one; what lies between is not read.
+def keep(file: io.BufferedIOBase, kinds: Collection[bytes]) -> io.BytesIO:
+  """A PNG of the chunks of some kinds; the others are not read.
 
   Args:
     file: begins with `MAGIC`.
@@ -49,11 +49,11 @@ def parts(file: io.BufferedIOBase, kinds: Collection[bytes]) -> io.BytesIO:
     if kind not in kinds:
       continue
     file.seek(begin)
-    head = file.read(8 + len(_KEYS[0]))[: end - begin]
-    if kind not in _TEXTS or head[8:].startswith(_KEYS):
+    head = file.read(8 + len(_ORIENTATION_KEYS[0]))[: end - begin]
+    if kind not in _TEXTS or head[8:].startswith(_ORIENTATION_KEYS):
       file.seek(begin)
       out.write(file.read(end - begin))
-  if b"IDAT" not in kinds and kind != b"IEND":  # cut off behind its header
+  if b"IDAT" not in kinds and kind != b"IEND":  # truncated behind its header
     out.write(_END)
   out.seek(0)
   return out

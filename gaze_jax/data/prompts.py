@@ -1,11 +1,13 @@
 """Prompts laid out as rows: text and units, in the smallest row that fits."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import units
+from gaze_jax.layout import grid as grid_lib
 from gaze_jax.layout import row as row_lib
 from gaze_jax.layout import tiles
 
@@ -67,17 +69,21 @@ def shape_of(
     sum(len(t.ids) for t in ts) + sum(u.tokens + context for u in us)
     for ts, us in zip(texts, grids, strict=True)
   ]
-  pages = [
-    [tiles.pages(u.rows, u.columns, u.tail, region) for u in us] for us in grids
+  regions = [
+    sum(grid_lib.region_count(u.rows, u.columns, region) for u in us)
+    for us in grids
+  ]
+  region_lengths = [
+    grid_lib.largest_region(u.rows, u.columns, u.tail, region)
+    for u in itertools.chain(*grids)
   ]
   up = lambda n, step: -(-n // step) * step
-  every = [page for row in pages for page in row]
   return row_lib.RowShape(
     slots=up(max(slots), _SLOTS),
     units=max(len(us) for us in grids),
     unit_tokens=model.vision.tokens,
-    regions=up(max(*(sum(n for n, _ in p) for p in pages), 1), _REGIONS),
-    region_length=max((length for _, length in every), default=1),
+    regions=up(max(*regions, 1), _REGIONS),
+    region_length=max(region_lengths, default=1),
     answer_slots=max(*scored, 1),
     region=region,
     context_tokens=context,

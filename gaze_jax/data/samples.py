@@ -1,4 +1,4 @@
-"""What a source yields, whatever the source."""
+"""What every source yields: samples of images with questions or turns."""
 
 import dataclasses
 import typing
@@ -87,18 +87,15 @@ def generator(*key: int) -> np.random.Generator:
 class Source(typing.Protocol):
   """Random access to samples.
 
-  `sample` is a pure function of its arguments, so that a training run can be
-  taken up at any step. `canvas` gives the images alone, and stays the same in
-  every epoch: it is what a feature cache encodes. `text` is `sample` without
-  the cost of pictures where they can be spared (`images` and `things` may be
-  empty). `fingerprint` is a line of all that decides the pictures as they are
-  decoded, `content` what tells the samples from others, in numbers and hashes
-  by name, among them how many there are (`samples`).
+  `sample` is a pure function of its arguments, so that training can resume at
+  any step. `canvas` gives the images alone, the same in every epoch: a feature
+  cache encodes them. `text` is `sample` without the cost of images (`images`
+  and `things` may be empty). `fingerprint` is a line that changes with anything
+  that decides the decoded images. `content` identifies the samples by named
+  numbers and hashes, among them how many there are (`samples`).
   """
 
   def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Sample: ...
 
   def sample(self, index: int, epoch: int = 0) -> Sample: ...
 

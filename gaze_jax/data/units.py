@@ -1,4 +1,4 @@
-"""Images and videos to what a model is fed: pixels, and units of a layout."""
+"""Images and videos to what a model reads: pixels, and units of a layout."""
 
 import dataclasses
 import itertools
@@ -34,29 +34,29 @@ class Seen:
 def of_images(
   images: Sequence[images_lib.Picture],
   model: config_lib.ModelConfig,
-  together: Sequence[int] | None = None,
+  per_turn: Sequence[int] | None = None,
 ) -> list[Seen]:
   """The images of one sample, one for one.
 
   Without tiling each is a unit, with NaFlex of its own grid. With AnyRes an
-  image alone in its turn is a unit as a whole and a unit in tiles; each of
-  several is a square and a newline. (What a later turn brings can't change what
-  was read, so turns are apart in training as well. A processor of transformers
-  that is given all turns at once makes squares of them.)
+  image alone in its turn is two units, the whole and the grid of its tiles;
+  each of several is a square and a newline. (A later turn can't change what was
+  read, so turns count apart in training too. A processor of transformers that
+  gets all turns at once makes squares of them.)
 
   Args:
     images: what `images.decode` takes, of any size, and what it gives.
     model: the model.
-    together: how many of them come in each turn; all at once by default.
+    per_turn: how many of them come in each turn; all at once by default.
 
   Raises:
     images.ImageError: an image can't be read.
   """
   arrays = [images_lib.decode(image) for image in images]
-  units = of_sizes([a.shape[:2] for a in arrays], model, together)
+  units = of_sizes([a.shape[:2] for a in arrays], model, per_turn)
   pixels = []
   for array, its, alone in zip(
-    arrays, units, _alone(len(arrays), together), strict=True
+    arrays, units, _alone(len(arrays), per_turn), strict=True
   ):
     if model.tiling.kind == "none":
       pixels.append(_whole(array, model))
@@ -68,23 +68,23 @@ def of_images(
   return [Seen(p, us) for p, us in zip(pixels, units, strict=True)]
 
 
-def _alone(images: int, together: Sequence[int] | None) -> list[bool]:
+def _alone(images: int, per_turn: Sequence[int] | None) -> list[bool]:
   """Whether each image is the only one of its turn."""
-  turns = (images,) if together is None else together
+  turns = (images,) if per_turn is None else per_turn
   return [n == 1 for n in turns for _ in range(n)]
 
 
 def of_sizes(
   sizes: Sequence[tiles.Size],
   model: config_lib.ModelConfig,
-  together: Sequence[int] | None = None,
+  per_turn: Sequence[int] | None = None,
 ) -> list[tuple[row_lib.Unit, ...]]:
   """The units of the images of one sample, one for one, as in `of_images`.
 
   Args:
     sizes: height and width of each image.
     model: the model.
-    together: as in `of_images`.
+    per_turn: as in `of_images`.
   """
   vision, side = model.vision, model.vision.grid
   whole = row_lib.Unit(side, side)
@@ -94,7 +94,7 @@ def of_sizes(
   if model.tiling.kind == "none":
     return [(whole,)] * len(sizes)
   out = []
-  for size, alone in zip(sizes, _alone(len(sizes), together), strict=True):
+  for size, alone in zip(sizes, _alone(len(sizes), per_turn), strict=True):
     grid = anyres.grid_unit(size, model) if alone else None
     square = whole if alone else row_lib.Unit(side, side, tail=1)
     out.append((square,) if grid is None else (square, grid))

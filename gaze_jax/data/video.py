@@ -1,4 +1,4 @@
-"""Frames of a video file: evenly spaced, and no more than was asked for."""
+"""Evenly spaced frames of a video file."""
 
 import bisect
 import contextlib
@@ -13,27 +13,27 @@ import numpy as np
 
 from gaze_jax import errors
 from gaze_jax.data import animation
-from gaze_jax.data import containers
 from gaze_jax.data import images
+from gaze_jax.data import truncation
 
-# What is opened at all. A playlist (hls, concat) could name any file or
+# The formats that are opened. A playlist (hls, concat) could name any file or
 # address, and ffmpeg reads even a text as the picture of a terminal.
 _FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
-# With an index of key frames that may be relied on.
+# Those with a reliable index of key frames.
 _INDEXED = ("mov", "matroska")
-# AVI has no times; what ffmpeg makes up is a frame off where they are
-# reordered, so frames are counted by decoding once more.
+# AVI has no times; those that ffmpeg computes are a frame off where frames are
+# reordered. So frames are counted by decoding once more.
 _UNTIMED = ("avi",)
-# What a file may make us do: parts to list (8 hours with sound), and pixels to
-# decode (6 hours at 1920 x 1080 and 25 a second).
+# Limits on the work for one file: packets to list (8 hours with sound), and
+# pixels to decode (6 hours at 1920 x 1080 and 25 a second).
 _MOST_PACKETS, _MOST_PIXELS = 2**21, 2**40
 
 
 class VideoError(errors.GazeError):
-  """A video that can't be read; the message names the file and says why."""
+  """A video that can't be read; the message names the file and the reason."""
 
 
-class _Astray(Exception):
+class _SeekError(Exception):
   """The file ended before a frame, or a seek did not lead to it."""
 
 
@@ -52,9 +52,9 @@ def read(
   applied, and transparency laid over white; mirroring and the shape of pixels
   are not.
 
-  What counts is the frames that are there, whatever the header says of their
-  number and duration. A file is truncated where a part of it, a frame or what
-  holds frames, has fewer bytes than it names itself.
+  Frames are counted; a header's number and duration are not believed. A file is
+  truncated where a part of it, a frame or what holds frames, has fewer bytes
+  than its own size says.
 
   Args:
     path: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, OGG, or animated GIF, PNG,
@@ -115,18 +115,18 @@ def _read(
     wanted = [times[i] for i in centres(len(times), frames)]
     timed = not isinstance(times, range)
     with start() as (container, stream):
-      chosen = _choose(container, stream, wanted, timed, keys)
-      return [_picture(frame, max_pixels, name) for frame in chosen]
+      chosen = _frames_at(container, stream, wanted, timed, keys)
+      return [_rgb(frame, max_pixels, name) for frame in chosen]
 
   with start() as (container, stream):
     kind = container.format.name.split(",")[0]
-    if containers.is_cut(file, kind):
+    if truncation.is_truncated(file, kind):
       raise VideoError(f"{name}: truncated: a part of it is missing")
-    times, keys = _list(container, stream, name)
+    times, keys = _list_frames(container, stream, name)
   if kind not in _UNTIMED and None not in times:
-    for sought in [sorted(keys), ()] if kind in _INDEXED else [()]:
-      with contextlib.suppress(_Astray):
-        return decode(sorted(times), sought)
+    for seekable in [sorted(keys), ()] if kind in _INDEXED else [()]:
+      with contextlib.suppress(_SeekError):
+        return decode(sorted(times), seekable)
   with start() as (container, stream):
     if not (count := sum(1 for _ in container.decode(stream))):
       raise VideoError(f"{name}: no frame in it that can be decoded")
@@ -168,12 +168,12 @@ def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
     )
 
 
-def _list(
+def _list_frames(
   container: Any, stream: Any, name: str
 ) -> tuple[list[int | None], list[int]]:
-  """When each frame is shown, and each key frame, as stored; no decoding.
+  """Times of the frames and of the key frames, as stored; nothing is decoded.
 
-  A time is None where the file does not say, or starts over.
+  A time is None where the file has none, or its times start over.
   """
   times, keys, before = [], [], -math.inf
   for i, packet in enumerate(container.demux()):
@@ -201,7 +201,7 @@ def _list(
   return times, keys
 
 
-def _choose(
+def _frames_at(
   container: Any,
   stream: Any,
   wanted: Sequence[int],
@@ -218,30 +218,30 @@ def _choose(
     keys: times of the key frames that may be sought; () for none.
 
   Raises:
-    _Astray: it ended, or a seek failed or led past a frame.
+    _SeekError: it ended, or a seek failed or led past a frame.
   """
-  shown, at = enumerate(container.decode(stream)), -math.inf
+  decoded, at = enumerate(container.decode(stream)), -math.inf
   for time in wanted:
     key = keys[max(bisect.bisect_right(keys, time) - 1, 0)] if keys else at
-    if sought := at < key <= time:
+    if has_sought := at < key <= time:
       try:
         container.seek(key, stream=stream)
       except av.FFmpegError:
-        raise _Astray from None
-      shown = enumerate(container.decode(stream))
-    for number, frame in shown:
+        raise _SeekError from None
+      decoded = enumerate(container.decode(stream))
+    for number, frame in decoded:
       at = frame.pts if timed else number
       if at is not None and at >= time:
         break
-      sought = False
+      has_sought = False
     else:
-      raise _Astray
-    if sought and at > time:
-      raise _Astray
+      raise _SeekError
+    if has_sought and at > time:
+      raise _SeekError
     yield frame
 
 
-def _picture(frame: Any, max_pixels: int, name: str) -> np.ndarray:
+def _rgb(frame: Any, max_pixels: int, name: str) -> np.ndarray:
   """uint8 [height, width, 3], upright."""
   _check_size(frame.width, frame.height, max_pixels, name)
   if frame.is_corrupt:

@@ -117,15 +117,10 @@ def empty(config: config_lib.ModelConfig) -> Context:
       config,
       1,
       regions=_REGIONS,
-      region_length=region_length(config),
+      region_length=tiles.largest_region(config),
       capacity=_SLOTS,
     )
   )
-
-
-def region_length(config: config_lib.ModelConfig) -> int:
-  """L, tokens of the largest region that this model may meet."""
-  return tiles.room(config, 1)["region_length"]
 
 
 def reserve(

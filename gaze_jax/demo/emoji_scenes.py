@@ -1,4 +1,4 @@
-"""EmojiScenes: a source that makes scenes with questions; `SOURCE` below."""
+"""The source emoji_scenes: scenes of emoji, and questions (`SOURCE`)."""
 
 import dataclasses
 import importlib.metadata
@@ -70,13 +70,10 @@ class EmojiScenes:
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> samples.Sample:
-    return self.sample(index)
-
   def sample(self, index: int, epoch: int = 0) -> samples.Sample:
     """Canvas, masks and the questions of one epoch."""
     scene = self.scene(index)
-    canvas, masks = scenes.paint_with_masks(scene)
+    canvas, masks = scenes.paint(scene)
     things = tuple(
       samples.Thing(emoji.NAMED[p.thing].name, scenes.PLACES[p.cell], mask)
       for p, mask in zip(scene.things, masks, strict=True)
@@ -89,7 +86,7 @@ class EmojiScenes:
 
   def canvas(self, index: int) -> tuple[np.ndarray]:
     """The picture alone, uint8 [size, size, 3]."""
-    return (scenes.paint(self.scene(index)),)
+    return (scenes.paint(self.scene(index))[0],)
 
   def scene(self, index: int) -> scenes.Scene:
     """What the canvas of an index shows."""
@@ -191,16 +188,16 @@ def check_rows(
     config_lib.ConfigError: naming the field and the value that suffices.
   """
   data = config.data
-  cut = packing.shared_items(tokenizer, (), 1)
+  shared = packing.shared_length(tokenizer, (), 1)
   longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
 
-  def size(asked: Sequence[str], said: Sequence[str]) -> np.ndarray:
+  def size(asked: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     """Slots of a branch at most, and those of its answer."""
-    lesson = tokenizer.chat.lesson(1, longest(asked), longest(said))
+    lesson = tokenizer.chat.lesson(1, longest(asked), longest(answers))
     (span,) = lesson.spans
     more = int(span.end >= 0)
     return np.array(
-      [len(lesson.flat) - cut + more, span.stop - span.start + more]
+      [len(lesson.flat) - shared + more, span.stop - span.start + more]
     )
 
   sizes = [size(*wording) for wording in questions.wordings().values()]
@@ -210,7 +207,7 @@ def check_rows(
     totals += caption - np.max(sizes, axis=0)
   tokens = config.model.vision.tokens
   image = tokens + config.model.gaze.context_tokens
-  slots = cut - 1 + image + int(totals[0])
+  slots = shared - 1 + image + int(totals[0])
   if slots > data.sequence_length:
     raise config_lib.ConfigError(
       f"config: data.sequence_length = {data.sequence_length} is too short for"

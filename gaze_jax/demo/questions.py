@@ -1,4 +1,4 @@
-"""Questions about a scene, each with one answer that the picture decides."""
+"""Questions of EmojiScenes, each with one answer that the picture decides."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""What a canvas shows, as numbers, and how it is painted.
+"""Scenes of EmojiScenes: what a canvas shows, in numbers, and its painting.
 
 A canvas is a grid of 3 x 3 cells. A thing stands in a cell, so its place has
 one of nine names; a distractor, which has no name, may stand in another.
@@ -110,16 +110,29 @@ def scene(
   return Scene(size, photo, crop, bool(rng.integers(2)), tuple(placed))
 
 
-def paint(what: Scene) -> np.ndarray:
-  """Paints a scene, uint8 [size, size, 3]."""
-  return _paint(what)[0]
+def paint(what: Scene) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+  """Paints a scene.
 
-
-def paint_with_masks(what: Scene) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-  """Paints a scene; beside it a bool [size, size] mask for each thing."""
-  canvas, owner = _paint(what)
-  numbers = [i for i, p in enumerate(what.placed) if p.thing >= 0]
-  return canvas, tuple(owner == i for i in numbers)
+  Returns:
+    The canvas, uint8 [size, size, 3], and for each thing a mask, bool
+    [size, size], of its pixels that nothing covers.
+  """
+  canvas = _background(what)
+  owner = np.full(canvas.shape[:2], -1, np.int8)  # a number of `placed`
+  for number, p in enumerate(what.placed):
+    sticker = emoji.sticker(p.code, p.size)
+    n = p.size + 2 * emoji.OUTLINE
+    x, y = p.x - emoji.OUTLINE, p.y - emoji.OUTLINE
+    below = canvas[y : y + n, x : x + n]
+    # Whole-number blending: 255 * 255 + 127 fits in 16 bits.
+    below[...] = (
+      sticker.rgb * sticker.alpha + below * (255 - sticker.alpha) + 127
+    ) // 255
+    part = owner[y : y + n, x : x + n]
+    part[sticker.covers] = -1
+    part[sticker.mask] = number
+  things = [i for i, p in enumerate(what.placed) if p.thing >= 0]
+  return canvas, tuple(owner == i for i in things)
 
 
 def _fill_cells(
@@ -180,22 +193,3 @@ def _background(what: Scene) -> np.ndarray:
   )
   pixels = np.asarray(image)
   return np.array(pixels[:, ::-1] if what.flip else pixels)
-
-
-def _paint(what: Scene) -> tuple[np.ndarray, np.ndarray]:
-  """The canvas, and for each pixel the number of the picture that owns it."""
-  canvas = _background(what)
-  owner = np.full(canvas.shape[:2], -1, np.int8)
-  for number, p in enumerate(what.placed):
-    sticker = emoji.sticker(p.code, p.size)
-    n = p.size + 2 * emoji.OUTLINE
-    x, y = p.x - emoji.OUTLINE, p.y - emoji.OUTLINE
-    below = canvas[y : y + n, x : x + n]
-    # Whole-number blending: 255 * 255 + 127 fits in 16 bits.
-    below[...] = (
-      sticker.rgb * sticker.alpha + below * (255 - sticker.alpha) + 127
-    ) // 255
-    part = owner[y : y + n, x : x + n]
-    part[sticker.covers] = -1
-    part[sticker.mask] = number
-  return canvas, owner

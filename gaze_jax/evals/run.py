@@ -16,13 +16,12 @@ from gaze_jax import errors
 from gaze_jax import plugins
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import programs
 from gaze_jax.evals import data_file
 from gaze_jax.evals import metrics
 from gaze_jax.evals import tasks
-from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import grid as grid_lib
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import compatibility
@@ -120,7 +119,9 @@ def evaluate(
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   results = {}
   for name, split_config in splits.items():
-    source = sources.make(split_config, name) if opened is None else opened
+    source = opened
+    if source is None:
+      source = plugins.source(config.data.source).make(split_config, name)
     features = workdir / "features" if cached else None
     results[name] = _split(
       params, split_config, ends, name, source, config, features, others
@@ -156,9 +157,7 @@ def _split(
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()
   prior = _prior(config)
-  batches = pipeline.eval_batches(
-    config, split, source=source, features=features
-  )
+  batches = pipeline.eval_batches(config, source, features)
   total = -(-len(source) // config.eval.batch_size)
   for batch in tqdm.tqdm(batches, f"eval {split}", total, mininterval=5):
     for condition in conditions:
@@ -224,7 +223,7 @@ def _add_routing(
 ) -> None:
   """Compares the regions read for the first answer token with the masks."""
   grid = config.model.vision.grid
-  regions = row_lib.region_map(grid, grid, config.model.gaze.region)
+  regions = grid_lib.region_map(grid, grid, config.model.gaze.region)
   for row, sample in enumerate(batch.samples):
     things = source.sample(int(batch.indices[row])).things
     for number, question in enumerate(sample.questions):
@@ -255,7 +254,7 @@ def _prior(config: config_lib.Config) -> dict[str, str]:
   """The most frequent training answer to each question, where they repeat."""
   if not plugins.source(config.data.source).repeats:
     return {}
-  train = sources.make(config, "train")
+  train = plugins.source(config.data.source).make(config, "train")
   seen: dict[str, collections.Counter] = collections.defaultdict(
     collections.Counter
   )

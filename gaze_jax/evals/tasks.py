@@ -14,6 +14,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.layout import budgets
+from gaze_jax.layout import grid
 from gaze_jax.layout import row as row_lib
 from gaze_jax.layout import tiles
 
@@ -47,22 +48,22 @@ def conditions(
     others: these instead of `eval.budgets`: whole numbers are K, the rest
       shares. A K above all regions reads them all.
   """
-  every, k = budgets.of_config(config)
+  dense, k = budgets.of_config(config)
   regions = tiles.unit_regions(config.model, config.data.max_units)
   count = lambda b: budgets.of_count(config.model.gaze, b, regions)
   if others is None:
-    said = sorted(set(config.eval.budgets))
-    others = [b for b in said if count(b) != k and count(b) < every]
+    listed = sorted(set(config.eval.budgets))
+    others = [b for b in listed if count(b) != k and count(b) < dense]
   return [
     Condition("gaze", k),
-    Condition("dense", every),
-    Condition("blind", every, image=False),
+    Condition("dense", dense),
+    Condition("blind", dense, image=False),
     Condition("random_regions", k, "random"),
     Condition("centre_regions", k, "centre"),
     *(
       Condition(f"gaze_share_{b:g}", share=b)
       if isinstance(b, float)
-      else Condition(f"gaze_k{b}", min(count(b), every))
+      else Condition(f"gaze_k{b}", min(count(b), dense))
       for b in dict.fromkeys(others)
     ),
   ]
@@ -76,7 +77,7 @@ def budget(
     return np.full(len(batch.indices), condition.top_k, np.int32)
   out, region = np.zeros(len(batch.indices), np.int32), config.model.gaze.region
   for row, units in enumerate(batch.units):
-    counts = [tiles.pages(u.rows, u.columns, u.tail, region)[0] for u in units]
+    counts = [grid.region_count(u.rows, u.columns, region) for u in units]
     out[row] = budgets.of_share(config.model.gaze, condition.share, counts)
   return out
 
@@ -109,7 +110,7 @@ def override(
 
 def _nearness(unit: row_lib.Unit, region: tuple[int, int]) -> np.ndarray:
   """How near each region of a unit is to its middle, float [R]; 0 is there."""
-  regions = row_lib.region_map(unit.rows, unit.columns, region)
+  regions = grid.region_map(unit.rows, unit.columns, region)
   ids, tokens = regions.ravel(), np.bincount(regions.ravel())
   from_middle = lambda x, side: (
     np.bincount(ids, weights=x.ravel()) / tokens - (side - 1) / 2

@@ -19,22 +19,22 @@ from gaze_jax.layout import tiles
 RATIO_PARTS = 1000
 
 
-def every(gaze: config_lib.GazeConfig, regions: Sequence[int]) -> int:
+def dense(gaze: config_lib.GazeConfig, regions: Sequence[int]) -> int:
   """The least budget that reads all regions, after any of the units."""
   if gaze.budget == "ratio":
     return RATIO_PARTS
   if gaze.budget == "fixed":
     return sum(regions)
-  seen, units = np.cumsum(regions), np.arange(len(regions)) + 1
-  return int((-(-seen // units)).max(initial=0))
+  in_sight, units = np.cumsum(regions), np.arange(len(regions)) + 1
+  return int((-(-in_sight // units)).max(initial=0))
 
 
 def of_share(
   gaze: config_lib.GazeConfig, share: float, regions: Sequence[int]
 ) -> int:
   """The budget that reads a share of all regions, rounded up."""
-  # What rounding adds to a product is no region.
-  return math.ceil(round(share * every(gaze, regions), 6))
+  # Rounded first, so that 0.07 of 100 regions is 7 and not 8.
+  return math.ceil(round(share * dense(gaze, regions), 6))
 
 
 def of_count(
@@ -54,7 +54,7 @@ def of_config(config: config_lib.Config) -> tuple[int, int]:
   """The budget that reads every region of any row, and the trained one."""
   gaze = config.model.gaze
   regions = tiles.unit_regions(config.model, config.data.max_units)
-  dense = every(gaze, regions)
+  most = dense(gaze, regions)
   if gaze.budget == "ratio":
-    return dense, max(round(gaze.ratio * RATIO_PARTS), 1)
-  return dense, min(gaze.top_k, dense)
+    return most, max(round(gaze.ratio * RATIO_PARTS), 1)
+  return most, min(gaze.top_k, most)

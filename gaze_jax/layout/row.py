@@ -1,8 +1,6 @@
-"""Sequence layout: regions of a grid, and a row's slots.
+"""Lays out a row: the slots of one sequence. See docs/method.md, section 3.
 
-See docs/method.md, section 3. Pure numpy, on the host. The data room lays out
-training rows with it and the decode room lays out requests, so that both mean
-the same by a region.
+Pure numpy, on the host, for training rows and for requests alike.
 """
 
 import dataclasses
@@ -13,13 +11,14 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import types
+from gaze_jax.layout import grid
 from gaze_jax.layout import tiles
 
 NEWLINE = -1  # in `Unit.feed` and `Batch.feed`: the learned newline
 
 
 class LayoutError(errors.GazeError):
-  """A row that does not fit its static shape; the message says by how much."""
+  """A row does not fit its static shape; the message names the limit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +41,13 @@ class Text:
 class Unit:
   """An image, tile or frame of `rows` x `columns` visual tokens.
 
-  A unit's tokens are those of its tile in order, then newlines, unless it says
-  which projected tokens of its tiles make them up.
+  Without `feed` its tokens are those of its tile in order, then newlines.
 
   Attributes:
     rows: of its grid.
     columns: of its grid.
     tail: tokens after the grid, which belong to its last region.
-    tiles: squares of `Batch.images` that it takes.
+    tiles: tiles of `Batch.images` that it is made of.
     feed: int [tokens], or [tokens, 4] with `blend`: numbers into the projected
       tokens of its tiles, or NEWLINE; None for its tile's own.
     blend: float32 [tokens, 4], the weights; None for one token each.
@@ -81,7 +79,7 @@ class RowShape:
     answer_slots: A, scored tokens of a row.
     region: rows and columns of a full region, in tokens.
     context_tokens: C, context tokens of a unit.
-    tiles: squares of pixels of a row; 0 for as many as there are units.
+    tiles: tiles of a row; 0 for one a unit.
     largest_unit: visual tokens of the largest unit; 0 for T.
     taps: projected tokens that a visual token is blended from, 1 or 4.
   """
@@ -110,32 +108,11 @@ def row_shape(config: config_lib.Config) -> RowShape:
     region=model.gaze.region,
     context_tokens=model.gaze.context_tokens,
     taps=1 if model.tiling.kind == "none" else 4,
-    **tiles.room(model, data.max_units),
+    regions=sum(tiles.unit_regions(model, data.max_units)),
+    region_length=tiles.largest_region(model),
+    tiles=tiles.row_tiles(model, data.max_units),
+    largest_unit=tiles.largest_unit(model),
   )
-
-
-def balanced_edges(length: int, size: int) -> np.ndarray:
-  """Edges that split `length` into parts of at most `size`.
-
-  `floor(i * n / ceil(n / r))`: part sizes differ by at most one.
-
-  Returns:
-    int [parts + 1], from 0 to `length`.
-  """
-  parts = -(-length // size)
-  return np.arange(parts + 1) * length // parts
-
-
-def region_map(rows: int, columns: int, region: tuple[int, int]) -> np.ndarray:
-  """Region number of each token of a grid, int32 `[rows, columns]`.
-
-  Regions are numbered in raster order, as the tokens are.
-  """
-  down = balanced_edges(rows, region[0])
-  across = balanced_edges(columns, region[1])
-  i = np.searchsorted(down, np.arange(rows), side="right") - 1
-  j = np.searchsorted(across, np.arange(columns), side="right") - 1
-  return (i[:, None] * (len(across) - 1) + j[None, :]).astype(np.int32)
 
 
 def lay_out(
@@ -144,8 +121,8 @@ def lay_out(
   """Lays the parts of one sample out as a row.
 
   Each unit's visual tokens are followed at once by its context tokens. Units
-  belong to the trunk. A branch takes its positions up where the trunk ends,
-  so every trunk part comes before the first branch.
+  belong to the trunk. Positions of a branch continue those of the trunk, so
+  every trunk part comes before the first branch.
 
   Args:
     parts: text and units in reading order.
@@ -197,32 +174,35 @@ def make_batch(
   return types.Batch(layout=layout, images=images, **stacked)
 
 
-_SLOT_FILL = dict(
+_EMPTY_SLOT = dict(
   tokens=0, role=0, unit=-1, region=-1, position=0, segment=-1, branch=0, feed=0
 )
 
 
 class _Row:
-  """A row being filled from the left."""
+  """A row that is filled from the left.
+
+  `slots`, `units`, `tiles`, `regions`, `answers`, `questions` and `segments`
+  count what it holds so far.
+  """
 
   def __init__(self, shape: RowShape):
     self.shape = shape
-    self.columns = {
-      k: np.full(shape.slots, v, np.int32) for k, v in _SLOT_FILL.items()
+    self.arrays = {
+      k: np.full(shape.slots, v, np.int32) for k, v in _EMPTY_SLOT.items()
     }
     if shape.taps > 1:
       taps = (shape.slots, shape.taps)
-      self.columns["feed"] = np.zeros(taps, np.int32)
-      self.columns["blend"] = np.zeros(taps, np.float32)
+      self.arrays["feed"] = np.zeros(taps, np.int32)
+      self.arrays["blend"] = np.zeros(taps, np.float32)
     self.region_slots = np.full(
       (shape.regions, shape.region_length), -1, np.int32
     )
     self.answer_slots = np.full(shape.answer_slots, -1, np.int32)
     self.answer_of = np.full(shape.answer_slots, -1, np.int32)
-    self.slots = self.units = self.regions = self.answers = self.tiles = 0
-    self.segments = self.questions = 0
-    self.branch = 0
-    self.trunk_end = self.position = 0
+    self.slots = self.units = self.tiles = self.regions = 0
+    self.answers = self.questions = self.segments = 0
+    self.branch = self.trunk_end = self.position = 0
 
   def add_text(self, text: Text) -> None:
     n = len(text.ids)
@@ -235,34 +215,37 @@ class _Row:
     if text.question >= 0:
       if self.position == (self.trunk_end if self.branch else 0):
         raise LayoutError("an answer needs a token of its branch before it")
-      self._answer(np.arange(self.slots - 1, self.slots + n - 1), text.question)
+      before = self.slots - 1  # its logits predict the answer's first token
+      self._add_answers(before + np.arange(n), text.question)
     self._fill(n, tokens=text.ids, role=types.Role.TEXT)
 
   def add_unit(self, unit: Unit) -> None:
-    shape, tokens = self.shape, unit.tokens
+    shape, first = self.shape, self.regions
     if self.branch:
       raise LayoutError("a trunk part follows a branch")
     if self.units == shape.units:
       raise LayoutError(
         f"more than {shape.units} units of images in one row (data.max_units)"
       )
-    if self.tiles + unit.tiles > (shape.tiles or shape.units):
+    if self.tiles + unit.tiles > (limit := shape.tiles or shape.units):
       raise LayoutError(
-        f"{self.tiles + unit.tiles} squares of images, the row takes"
-        f" {shape.tiles or shape.units}"
+        f"{self.tiles + unit.tiles} squares of images, the row takes {limit}"
       )
-    if tokens > (limit := shape.largest_unit or shape.unit_tokens):
+    if unit.tokens > (limit := shape.largest_unit or shape.unit_tokens):
       raise LayoutError(
-        f"an image of {tokens} visual tokens, the row takes {limit}"
+        f"an image of {unit.tokens} visual tokens, the row takes {limit}"
       )
-    regions = region_map(unit.rows, unit.columns, shape.region).ravel()
+    regions = grid.region_map(unit.rows, unit.columns, shape.region).ravel()
     regions = np.append(regions, np.repeat(regions[-1], unit.tail))
-    self._pages(regions, self.slots)
+    numbers = range(regions[-1] + 1)
+    self._add_regions(
+      [self.slots + np.flatnonzero(regions == number) for number in numbers]
+    )
     self._fill(
-      tokens,
+      unit.tokens,
       role=types.Role.VISUAL,
       unit=self.units,
-      region=self.regions + regions,
+      region=first + regions,
       **self._feed(unit),
     )
     context = np.arange(shape.context_tokens)
@@ -274,108 +257,99 @@ class _Row:
     )
     self.units += 1
     self.tiles += unit.tiles
-    self.regions += int(regions[-1]) + 1
 
   def _feed(self, unit: Unit) -> dict[str, np.ndarray]:
-    """Where a unit's tokens come from, in the row's numbers."""
+    """A unit's `feed`, and `blend` in a shape of taps, numbered by the row."""
+    taps, tile_tokens = self.shape.taps, self.shape.unit_tokens
     feed = unit.feed
     if feed is None:
       feed = np.arange(unit.tokens)
       feed[unit.tokens - unit.tail :] = NEWLINE
-    if (most := int(feed.max())) >= unit.tiles * self.shape.unit_tokens:
+    if (most := int(feed.max())) >= unit.tiles * tile_tokens:
       raise LayoutError(
         f"an image that feeds on token {most} of {unit.tiles} tiles of"
-        f" {self.shape.unit_tokens}"
+        f" {tile_tokens}"
       )
-    first = self.tiles * self.shape.unit_tokens
+    first = self.tiles * tile_tokens
     feed = np.where(feed == NEWLINE, NEWLINE, feed + first)
-    if self.shape.taps == 1:
+    if taps == 1:
       if unit.blend is not None:
         raise LayoutError("a blended image, and the row takes plain tokens")
       return dict(feed=feed)
     if unit.blend is not None:
       return dict(feed=feed, blend=unit.blend)
-    taps = np.zeros((len(feed), self.shape.taps), np.int32)
-    taps[:, 0] = feed
-    return dict(feed=taps, blend=np.eye(1, self.shape.taps))
+    feed = np.pad(feed[:, None], ((0, 0), (0, taps - 1)))
+    return dict(feed=feed, blend=np.eye(1, taps))
 
   def add_row(self, row: dict[str, np.ndarray]) -> None:
-    used = int((row["role"] != types.Role.PAD).sum())
-    start = self.slots
-    shift = lambda x, by: np.where(x >= 0, x + by, -1)
-    pages = row["region_slots"][(row["region_slots"] >= 0).any(1)]
-    if self.regions + len(pages) > len(self.region_slots):
-      raise LayoutError(f"more than {self.shape.regions} regions in one row")
-    self.region_slots[self.regions : self.regions + len(pages)] = shift(
-      pages, start
-    )
+    """Adds a laid-out row as a segment of its own."""
     units = int(row["unit"].max()) + 1
     if self.units + units > self.shape.units:
       raise LayoutError(f"more than {self.shape.units} images in one row")
+    used = int((row["role"] != types.Role.PAD).sum())
+    shift = lambda x, by: np.where(x >= 0, x + by, -1)
+    arrays = {k: row[k][:used].copy() for k in _EMPTY_SLOT}
+    visual = (arrays["role"] == types.Role.VISUAL) & (arrays["feed"] >= 0)
+    arrays["unit"] = shift(arrays["unit"], self.units)
+    arrays["region"] = shift(arrays["region"], self.regions)
+    arrays["feed"] += visual * (self.units * self.shape.unit_tokens)
+    arrays["segment"][:] = self.segments
+    pages = row["region_slots"]
+    self._add_regions(
+      [self.slots + page[page >= 0] for page in pages if (page >= 0).any()]
+    )
     scored = row["answer_slots"] >= 0
-    for slot, question in zip(
-      row["answer_slots"][scored], row["answer_of"][scored], strict=True
-    ):
-      self._answer(np.array([slot + start]), self.questions + int(question))
-    visual = ((row["role"] == types.Role.VISUAL) & (row["feed"] >= 0))[:used]
-    columns = {k: row[k][:used].copy() for k in _SLOT_FILL}
-    columns["unit"] = shift(columns["unit"], self.units)
-    columns["region"] = shift(columns["region"], self.regions)
-    columns["feed"] += visual * (self.units * self.shape.unit_tokens)
-    columns["segment"][:] = self.segments
-    self._fill(used, **columns)
+    self._add_answers(
+      self.slots + row["answer_slots"][scored],
+      self.questions + row["answer_of"][scored],
+    )
+    self._fill(used, **arrays)
     self.units += units
-    self.regions += len(pages)
     self.questions += int(row["answer_of"].max(initial=-1)) + 1
     self.segments += 1
 
   def finish(self) -> dict[str, np.ndarray]:
     return dict(
-      self.columns,
+      self.arrays,
       region_slots=self.region_slots,
       answer_slots=self.answer_slots,
       answer_of=self.answer_of,
     )
 
-  def _pages(self, regions: np.ndarray, start: int) -> None:
-    for region in range(int(regions.max()) + 1):
-      members = start + np.flatnonzero(regions == region)
-      if self.regions + region >= len(self.region_slots):
-        raise LayoutError(f"more than {self.shape.regions} regions in one row")
-      if len(members) > self.region_slots.shape[1]:
+  def _add_regions(self, regions: Sequence[np.ndarray]) -> None:
+    """Lists the slots of each region."""
+    most, length = self.region_slots.shape
+    if self.regions + len(regions) > most:
+      raise LayoutError(f"more than {most} regions in one row")
+    for slots in regions:
+      if len(slots) > length:
         raise LayoutError(
-          f"a region of {len(members)} tokens, the row takes"
-          f" {self.region_slots.shape[1]}"
+          f"a region of {len(slots)} tokens, the row takes {length}"
         )
-      self.region_slots[self.regions + region, : len(members)] = members
+      self.region_slots[self.regions, : len(slots)] = slots
+      self.regions += 1
 
-  def _answer(self, slots: np.ndarray, question: int) -> None:
+  def _add_answers(self, slots: np.ndarray, question: int | np.ndarray) -> None:
+    """Lists the slots whose logits are scored, and for which question."""
     stop = self.answers + len(slots)
-    if stop > len(self.answer_slots):
+    if stop > (limit := len(self.answer_slots)):
       raise LayoutError(
-        f"more than {len(self.answer_slots)} answer tokens in one row"
-        " (data.answer_slots)"
+        f"more than {limit} answer tokens in one row (data.answer_slots)"
       )
     self.answer_slots[self.answers : stop] = slots
     self.answer_of[self.answers : stop] = question
     self.answers = stop
 
-  def _fill(self, n: int, **columns) -> None:
+  def _fill(self, n: int, **arrays) -> None:
     stop = self.slots + n
     if stop > self.shape.slots:
       raise LayoutError(
         f"a row of at least {stop} slots, the limit is {self.shape.slots}"
         " (data.sequence_length)"
       )
-    columns = (
-      dict(
-        segment=self.segments,
-        branch=self.branch,
-        position=self.position + np.arange(n),
-      )
-      | columns
-    )
-    for name, values in columns.items():
-      self.columns[name][self.slots : stop] = values
+    own = dict(segment=self.segments, branch=self.branch)
+    own["position"] = self.position + np.arange(n)
+    for name, values in (own | arrays).items():
+      self.arrays[name][self.slots : stop] = values
     self.slots = stop
     self.position += n

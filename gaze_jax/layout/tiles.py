@@ -1,11 +1,11 @@
 """The grids of visual tokens that an image may become: plain arithmetic.
 
-AnyRes (LLaVA-OneVision, arXiv 2408.03326): an image alone is fitted into the
-best of some sizes, cut into squares that the encoder reads, and the squares'
-tokens are laid together to one grid. What was padding is cut off again, a grid
-of too many tokens is shrunk, and every row ends with a newline:
+AnyRes (LLaVA-OneVision, arXiv 2408.03326): an image alone in its turn is fitted
+into the best of some sizes and split into tiles, squares that the encoder
+reads. The tiles' tokens form one grid. Its padding is removed, a grid of too
+many tokens is shrunk, and every row of it ends with a newline:
 
-  480 x 640 pixels -> 768 x 1152 -> 2 x 3 squares of 27 x 27 tokens
+  480 x 640 pixels -> 768 x 1152 -> 2 x 3 tiles of 27 x 27 tokens
   54 x 81 tokens -> 54 x 73 without padding -> 54 rows of 73 and a newline
 
 Rows and columns of pixels and tokens follow transformers to the last rounding,
@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 from gaze_jax import config as config_lib
+from gaze_jax.layout import grid as grid_lib
 
 Size = tuple[int, int]  # rows, columns; height, width
 
@@ -50,10 +51,10 @@ def unpadded(size: Size, grid: Size) -> tuple[slice, slice]:
   """The rows and columns of a padded grid that show the image."""
   (height, width), (rows, columns) = size, grid
   if width / height > columns / rows:
-    cut = (rows - int(round(height * (columns / width), 7))) // 2
-    return slice(cut, rows - cut), slice(0, columns)
-  cut = (columns - int(round(width * (rows / height), 7))) // 2
-  return slice(0, rows), slice(cut, columns - cut)
+    margin = (rows - int(round(height * (columns / width), 7))) // 2
+    return slice(margin, rows - margin), slice(0, columns)
+  margin = (columns - int(round(width * (rows / height), 7))) // 2
+  return slice(0, rows), slice(margin, columns - margin)
 
 
 def shrunk(grid: Size, side: int, max_tiles: int) -> Size:
@@ -92,12 +93,14 @@ def unit_grids(
     rows, columns = (
       n // model.vision.image_size * side for n in (height, width)
     )
-    cut = [(rows - 2 * i, columns) for i in range(rows // 2 + 1)]
-    cut += [(rows, columns - 2 * i) for i in range(columns // 2 + 1)]
-    for grid in cut:
-      rest = shrunk(grid, side, tiling.max_tiles)
-      if rest[0]:
-        found.add((rest[0], rest[1] + 1, 0))
+    unpadded_grids = [
+      *((rows - 2 * i, columns) for i in range(rows // 2 + 1)),
+      *((rows, columns - 2 * i) for i in range(columns // 2 + 1)),
+    ]
+    for grid in unpadded_grids:
+      height, width = shrunk(grid, side, tiling.max_tiles)
+      if height:
+        found.add((height, width + 1, 0))
   return frozenset(found)
 
 
@@ -106,19 +109,12 @@ def largest_unit(model: config_lib.ModelConfig) -> int:
   return max(r * c + tail for r, c, tail in unit_grids(model))
 
 
-def most_tiles(model: config_lib.ModelConfig) -> int:
-  """Squares of the largest tiled image, without the one of the whole."""
-  size = model.vision.image_size
-  tiles = [(h // size) * (w // size) for h, w in model.tiling.pinpoints]
-  return max(tiles, default=0)
-
-
-def pages(rows: int, columns: int, tail: int, region: Size) -> tuple[int, int]:
-  """How many regions a unit has, and the tokens of its largest, the last."""
-  grid = (rows, columns)
-  parts = [-(-n // r) for n, r in zip(grid, region, strict=True)]
-  longest = [-(-n // p) for n, p in zip(grid, parts, strict=True)]
-  return parts[0] * parts[1], longest[0] * longest[1] + tail
+def largest_region(model: config_lib.ModelConfig) -> int:
+  """Tokens of the largest region that this model may have."""
+  region = model.gaze.region
+  return max(
+    grid_lib.largest_region(*size, region) for size in unit_grids(model)
+  )
 
 
 def unit_regions(model: config_lib.ModelConfig, units: int) -> list[int]:
@@ -126,25 +122,22 @@ def unit_regions(model: config_lib.ModelConfig, units: int) -> list[int]:
 
   A tiled image is two units, the whole as one square and the grid.
   """
-  region = model.gaze.region
-  most = max(pages(*grid, region)[0] for grid in unit_grids(model))
+  region, side = model.gaze.region, model.vision.grid
+  most = max(
+    grid_lib.region_count(r, c, region) for r, c, _ in unit_grids(model)
+  )
   if model.tiling.kind == "none":
     return [most] * units
-  square, _ = pages(model.vision.grid, model.vision.grid, 0, region)
+  square = grid_lib.region_count(side, side, region)
   pairs, rest = divmod(units, 2)
   return [square, most] * pairs + [square] * rest
 
 
-def room(model: config_lib.ModelConfig, units: int) -> dict[str, int]:
-  """What so many units of a row need at most: fields of `layout.RowShape`."""
-  tiles = 0
-  if model.tiling.kind == "anyres":
-    pairs, rest = divmod(units, 2)
-    tiles = max(pairs * (most_tiles(model) + 1) + rest, units)
-  lengths = [pages(*grid, model.gaze.region)[1] for grid in unit_grids(model)]
-  return dict(
-    regions=sum(unit_regions(model, units)),
-    region_length=max(lengths),
-    tiles=tiles,
-    largest_unit=largest_unit(model),
-  )
+def row_tiles(model: config_lib.ModelConfig, units: int) -> int:
+  """Tiles of the largest row of so many units; 0 without AnyRes."""
+  if model.tiling.kind != "anyres":
+    return 0
+  size = model.vision.image_size
+  tiles = [(h // size) * (w // size) for h, w in model.tiling.pinpoints]
+  pairs, rest = divmod(units, 2)
+  return max(pairs * (1 + max(tiles, default=0)) + rest, units)

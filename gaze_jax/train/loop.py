@@ -15,10 +15,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
+from gaze_jax import plugins
 from gaze_jax import schema
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.layout import budgets
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
@@ -52,7 +52,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   mesh = mesh_lib.make_mesh(config.parallel)
   rules.check(config, dict(mesh.shape))
   words.check(config)
-  source = sources.make(config, "train")
+  source = plugins.source(config.data.source).make(config, "train")
   inputs = compatibility.inputs(config, source)
   workdir.mkdir(parents=True, exist_ok=True)
   first = jax.process_index() == 0

@@ -11,13 +11,13 @@ from gaze_jax import api
 from gaze_jax import types
 from gaze_jax.api import conversation
 from gaze_jax.api import request as request_lib
+from gaze_jax.data import llava
 from gaze_jax.data import messages
 from gaze_jax.data import pipeline
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
-from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
+from gaze_jax.demo import smollm2 as smollm2_lib
 
 Q = "what is it?"
 
@@ -101,7 +101,7 @@ def smollm2(model):
 @pytest.fixture(scope="module")
 def chatml():
   """Ids of a text as it stands, special tokens and all."""
-  plain, _ = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+  plain, _ = smollm2_lib.read_tokenizer(packages.find(packages.SMOLLM2))
   return lambda text: plain.encode(text).ids
 
 
@@ -292,7 +292,7 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
     data__sequence_length=400,
     train__features="none",
   )
-  rows = pipeline.Rows(config, sources.make(config, "train"))
+  rows = pipeline.Batcher(config, llava.SOURCE.make(config, "train"))
   trained = rows.batch([(0, 0)], rows=1).batch
   tokenizer = tokenizer_lib.Tokenizer.load()
   talk = (

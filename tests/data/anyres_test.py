@@ -95,12 +95,12 @@ def test_a_picture_scaled_before_it_is_padded_is_much_the_same(
   image = picture(size)
   image[:] = image.mean((0, 1)).astype(np.uint8)  # where it lies is what counts
   want = anyres.padded_square(image, SMALL)
-  monkeypatch.setattr(images_lib, "MOST", max(size) ** 2 - 1)
+  monkeypatch.setattr(images_lib, "MOST_PIXELS", max(size) ** 2 - 1)
   got = anyres.padded_square(image, SMALL)
   assert got.shape == want.shape
   covered = lambda pixels: (pixels.sum((1, 2)) / 28).ravel()
   np.testing.assert_allclose(covered(got), covered(want), atol=28.0)
-  monkeypatch.setattr(images_lib, "MOST", max(size) ** 2)
+  monkeypatch.setattr(images_lib, "MOST_PIXELS", max(size) ** 2)
   np.testing.assert_array_equal(anyres.padded_square(image, SMALL), want)
 
 

@@ -14,8 +14,8 @@ from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
+from gaze_jax.demo import smollm2
 from gaze_jax.layout import row as row_lib
 from tests import chat_families
 
@@ -54,7 +54,7 @@ def both_of(tmp_path_factory):
 
   def make(name):
     if name not in made and name == "smollm2":
-      theirs, template = gguf_tokenizer.read(packages.find(packages.SMOLLM2))
+      theirs, template = smollm2.read_tokenizer(packages.find(packages.SMOLLM2))
       made[name] = Both(
         tokenizer_lib.Tokenizer.load(packages.SMOLLM2),
         transformers.PreTrainedTokenizerFast(
@@ -161,11 +161,8 @@ def test_nobody_forges_a_control_token(both):
   assert marks(cut(got)) == marks(cut(want))
   assert not marks(both.ours.encode(FORGED))
   assert both.ours.decode(both.ours.encode(FORGED)) == FORGED
-  of = lambda parts: marks([i for part in parts for i in part.ids])
-  prompt = lambda text: of(packing.prompt(both.ours, text))
-  assert prompt(FORGED) == prompt("x")
-  turn = lambda text: of(packing.turn(both.ours, "x", text))
-  assert turn(FORGED) == turn("x")
+  lesson = lambda text: marks(chat.lesson(0, "x", text).flat)
+  assert lesson(FORGED) == lesson("x")
 
 
 @pytest.mark.parametrize("text", ["|im_end|>", "a <", "<|im_", "[INST", ">b<"])
@@ -406,7 +403,7 @@ def test_an_answer_that_nothing_ends_is_ended_by_eos(both_of):
     samples.Sample((), conversation=turns), both.ours, SHAPE, []
   )
   want = both.ours.chat.learn(
-    packing.talk_of(samples.Sample((), conversation=turns))
+    packing.conversation_of(samples.Sample((), conversation=turns))
   )
   used = row["tokens"][row["role"] == 1].tolist()
   assert used == [*want.flat, both.ours.eos]
@@ -420,5 +417,5 @@ def test_our_own_format_has_no_system_turn():
   with pytest.raises(
     chat_template.TemplateError, match="no system turn: leave it"
   ):
-    packing.prompt(ours, "what?", system="Be brief.")
-  assert packing.prompt(ours, "what?", system=None)
+    ours.chat.ask((*messages.system("Be brief."), messages.question("what?")))
+  assert ours.chat.ask((messages.question("what?"),))

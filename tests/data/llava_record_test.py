@@ -1,8 +1,10 @@
-"""Rows of LLaVA's format: what is used, and the true reason why not."""
+"""Records of LLaVA's format: what is used, and the true reason why not."""
+
+import collections
 
 import pytest
 
-from gaze_jax.data import json_rows
+from gaze_jax.data import json_records
 from gaze_jax.data import llava_record
 from gaze_jax.data import samples
 
@@ -26,12 +28,16 @@ PLAIN = [human("Hi"), gpt("Yo")]
 WANT = samples.Turn("<image>\nWhat?", "A fox.")
 
 
-def row(said=TALK, **keys):
+def record(said=TALK, **keys):
   return {"conversations": said} | keys
 
 
+Read = collections.namedtuple("Read", "turns images system")
+
+
 def read(*args, **keys):
-  return llava_record.read(row(*args, **keys))
+  sample, images = llava_record.read(record(*args, **keys))
+  return Read(sample.conversation, images, sample.system)
 
 
 def skipped(value):
@@ -48,7 +54,7 @@ def test_an_empty_key_is_as_good_as_none(empty):
     dict(image="a.png", images=empty),
     dict(image="a.png", video=empty, audio=empty, messages=empty, system=empty),
   ):
-    assert read(**keys) == llava_record.Record((WANT,), ("a.png",), None)
+    assert read(**keys) == Read((WANT,), ("a.png",), None)
   talk = read(PLAIN, image=empty, images=empty)
   assert talk.images == () and talk.turns == (samples.Turn("Hi", "Yo"),)
   said = [dict(turn, role=empty, content=empty) for turn in PLAIN]
@@ -61,15 +67,15 @@ def test_two_keys_that_agree_and_two_that_do_not():
   for keys in (
     dict(image="a.png", images=["b.png"]),
     dict(image="a.png", messages=PLAIN),
-    {"image": "a.png", json_rows.TWICE: ["image"]},
+    {"image": "a.png", json_records.REPEATED: ["image"]},
   ):
-    assert skipped(row() | keys)[0] == "two keys"
+    assert skipped(record() | keys)[0] == "two keys"
   for turn in (
     human("Hi") | {"content": "Ho"},
-    human("Hi") | {json_rows.TWICE: ["value"]},
+    human("Hi") | {json_records.REPEATED: ["value"]},
     human("Hi") | {"role": "assistant"},
   ):
-    reason, said = skipped(row([turn, gpt("Yo")]))
+    reason, said = skipped(record([turn, gpt("Yo")]))
     assert reason == "two keys" and said.startswith("turn 0: ")
 
 
@@ -77,9 +83,9 @@ def test_a_caption_asks_with_a_picture_alone():
   said = [human("<image>"), gpt("a red square"), human("<image>\n"), gpt("b")]
   talk = read(said, images=["a.png", "b.png"])
   assert [t.question for t in talk.turns] == ["<image>", "<image>\n"]
-  assert skipped(row([human(" "), gpt("a")]))[0] == "empty turn"
-  assert skipped(row([*TALK, human(""), gpt("a")]))[0] == "empty turn"
-  assert skipped(row([human("<image>"), gpt("<image>")], image="a"))[0] == (
+  assert skipped(record([human(" "), gpt("a")]))[0] == "empty turn"
+  assert skipped(record([*TALK, human(""), gpt("a")]))[0] == "empty turn"
+  assert skipped(record([human("<image>"), gpt("<image>")], image="a"))[0] == (
     "empty turn"
   )
 
@@ -97,9 +103,9 @@ def test_a_system_turn_is_kept_as_such():
   both = [system("Be brief."), *PLAIN]
   assert read(both, system="Be brief.").system == "Be brief."
   assert read([system(""), *PLAIN]).system is None
-  assert skipped(row(both, system="Be long."))[0] == "two keys"
-  assert skipped(row(PLAIN, system=7))[0] == "not a text"
-  reason, said = skipped(row([*PLAIN, system("x"), *PLAIN]))
+  assert skipped(record(both, system="Be long."))[0] == "two keys"
+  assert skipped(record(PLAIN, system=7))[0] == "not a text"
+  reason, said = skipped(record([*PLAIN, system("x"), *PLAIN]))
   assert reason == "odd turns" and "turn 2 is from 'system'" in said
 
 
@@ -108,10 +114,10 @@ def test_a_question_without_an_answer_is_left_out_at_the_end():
   # What it shows is left out with it.
   said = [*TALK, human("<image> And this?")]
   assert read(said, image=["a.png", "b.png"]).images == ("a.png",)
-  assert skipped(row(said, image=["a.png"] * 3))[0] == "image count"
+  assert skipped(record(said, image=["a.png"] * 3))[0] == "image count"
   assert read([*PLAIN, human(None)]).turns == (samples.Turn("Hi", "Yo"),)
   for said in ([human("Hi")], [gpt("Hi")], [system("Hi")], [system("a")] * 2):
-    assert skipped(row(said))[0] == "odd turns"
+    assert skipped(record(said))[0] == "odd turns"
 
 
 def test_roles_by_their_other_names():
@@ -120,8 +126,8 @@ def test_roles_by_their_other_names():
     {"role": "user", "content": "<image>\nWhat?"},
     {"role": "assistant", "content": "A fox."},
   ]
-  want = llava_record.Record((WANT,), ("a.png",), "Be brief.")
-  assert llava_record.read(dict(messages=said, image="a.png")) == want
+  want = Read((WANT,), ("a.png",), "Be brief.")
+  assert read(None, messages=said, image="a.png") == want
   mixed = [{"from": "User", "value": "Hi"}, {"from": "GPT", "value": "Yo"}]
   assert read(mixed).turns == (samples.Turn("Hi", "Yo"),)
 
@@ -129,7 +135,7 @@ def test_roles_by_their_other_names():
 @pytest.mark.parametrize("who", ["tool", "observation", "", 7, ["human"]])
 def test_who_is_not_known_is_named(who):
   said = [human("a"), {"from": who, "value": "b"}, gpt("c")]
-  reason, text = skipped(row(said))
+  reason, text = skipped(record(said))
   assert reason in ("odd turns", "absent key") and "turn 1" in text
   assert who == "" or repr(str(who)) in text
 
@@ -139,7 +145,7 @@ def test_turns_out_of_turn_are_named():
     [human("a"), human("b"), gpt("c")],
     [*PLAIN, gpt("c"), gpt("d")],
   ):
-    reason, text = skipped(row(said))
+    reason, text = skipped(record(said))
     assert reason == "odd turns" and "after one from" in text
 
 
@@ -163,18 +169,18 @@ def test_other_media_are_never_learned_blind(key, reason, mark):
   said = [human(f"{mark}What happens?"), gpt("A ball falls.")]
   for value in ("c.mp4", ["c.mp4"], {"path": "c.mp4"}):
     for pictures in ({}, dict(image="a.png")):
-      got = skipped(row(said, **{key: value}, **pictures))
+      got = skipped(record(said, **{key: value}, **pictures))
       assert got[0] == reason and repr(key) in got[1]
 
 
 def test_a_mark_for_a_video_without_one():
-  assert skipped(row([human("<video>\nWhat?"), gpt("a")]))[0] == "video"
+  assert skipped(record([human("<video>\nWhat?"), gpt("a")]))[0] == "video"
   assert read([human("HTML?"), gpt("<video> plays.")]).turns
 
 
 @pytest.mark.parametrize("key", ["image_path", "img", "photos", "file_name"])
 def test_pictures_under_other_keys(key):
-  reason, said = skipped(row(PLAIN, **{key: "a.png"}))
+  reason, said = skipped(record(PLAIN, **{key: "a.png"}))
   assert reason == "image key" and repr(key) in said
   assert read(image="a.png", **{key: "a.png"}).images == ("a.png",)
 
@@ -190,13 +196,13 @@ def test_what_only_looks_like_media_is_read():
 
 @pytest.mark.parametrize("mark", ["<Image>", "<image 1>", "< image >", "<img>"])
 def test_marks_that_are_almost_right_are_named(mark):
-  reason, said = skipped(row([human(f"{mark} a"), gpt("b")], image="a.png"))
+  reason, said = skipped(record([human(f"{mark} a"), gpt("b")], image="a.png"))
   assert reason == "image count" and f"{mark} is no mark" in said
   assert "0 <image> in the text for 1 images" in said
 
 
 def test_a_mark_cannot_be_written_as_text():
   said = [human("What does <image> do in SVG?"), gpt("It shows a picture.")]
-  assert "literal text" in skipped(row(said))[1]
+  assert "literal text" in skipped(record(said))[1]
   said = [human("<image> Write SVG."), gpt('<image href="a.png"/> <image>')]
   assert read(said, image="a.png").turns[0].answer == said[1]["value"]

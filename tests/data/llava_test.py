@@ -1,4 +1,4 @@
-"""llava_json: what is skipped and why, and how much of it is borne."""
+"""llava_json: what is skipped and why, and how much of it is allowed."""
 
 import io
 import json
@@ -14,7 +14,6 @@ from PIL import Image
 from gaze_jax import config as config_lib
 from gaze_jax.data import llava
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
@@ -72,12 +71,12 @@ def make(
   config = config_lib.from_config_dict(
     dict(data=data | (config or {}), model=model or {})
   )
-  return sources.make(config, split)
+  return llava.SOURCE.make(config, split)
 
 
 def test_a_conversation_with_an_image(folder):
   s = make(folder, [entry()])
-  sample = s[0]
+  sample = s.sample(0)
   assert sample.conversation == (
     samples.Turn("<image>\nWhat is this?", "A fox."),
   )
@@ -105,8 +104,8 @@ def test_several_images_several_turns_and_text_alone(folder):
       entry(image=..., images=["c.png"]),
     ],
   )
-  assert [len(x.images) for x in s] == [2, 0, 1]
-  assert len(s[0].conversation) == 2
+  assert [len(x.images) for x in map(s.sample, range(3))] == [2, 0, 1]
+  assert len(s.sample(0).conversation) == 2
 
 
 BAD = {
@@ -155,7 +154,7 @@ def test_a_bad_sample_is_counted_and_named(folder, caplog, reason):
   with caplog.at_level(logging.WARNING, logger="absl"):
     s = make(folder, [entry(), BAD[reason]])
   assert s.skipped == {reason.strip(): 1}
-  assert len(s) == 1 and s[0].conversation
+  assert len(s) == 1 and s.sample(0).conversation
   assert "sample 1" in caplog.text and reason.strip() in caplog.text
 
 
@@ -184,6 +183,7 @@ def test_lines_are_named_by_their_number(folder, caplog):
       image_folder=f"{folder}/images",
       max_skipped=0.5,
       max_pixels=9999,
+      check_fits=lambda *_: None,
     )
   assert len(s) == 2 and s.skipped == {"not JSON": 1, "not an object": 1}
   assert "skipped line 2: not JSON: " in caplog.text
@@ -204,10 +204,10 @@ def test_names_of_other_systems(folder, there, named):
   picture = (folder / "images" / "a.png").read_bytes()
   (folder / "images" / there).write_bytes(picture)
   s = make(folder, [entry(image=named)])
-  assert s.skipped == {} and s[0].images[0].shape == (40, 30, 3)
+  assert s.skipped == {} and s.sample(0).images[0].shape == (40, 30, 3)
 
 
-def test_whatever_a_row_is_called_is_one_line(folder):
+def test_whatever_a_record_is_called_is_one_line(folder):
   bad = entry(id="a\nb\ud800", image="n\n\ud800.png")
   with pytest.raises(samples.DataError) as error:
     make(folder, [bad])
@@ -298,12 +298,12 @@ def test_a_body_found_broken_later_gives_the_next_good_sample(folder):
   ]
   s = make(folder, entries)
   assert len(s) == 3 and s.skipped == {}
-  np.testing.assert_array_equal(s[1].images[0], s[2].images[0])
+  np.testing.assert_array_equal(s.sample(1).images[0], s.sample(2).images[0])
   assert s.skipped == {"corrupt image": 1}
   # The same in another order, in text, and in another process.
   again = pickle.loads(pickle.dumps(make(folder, entries)))
-  assert again.text(1).conversation == s[2].conversation
-  np.testing.assert_array_equal(again.canvas(1)[0], s[2].images[0])
+  assert again.text(1).conversation == s.sample(2).conversation
+  np.testing.assert_array_equal(again.canvas(1)[0], s.sample(2).images[0])
   s.sample(1)
   assert s.skipped == {"corrupt image": 1}
 
@@ -323,6 +323,7 @@ def test_missing_file_and_folder(tmp_path):
       image_folder="",
       max_skipped=0.0,
       max_pixels=1,
+      check_fits=lambda *_: None,
     )
   (tmp_path / "x.json").write_text("[1]")
   with pytest.raises(samples.DataError, match="no such folder"):
@@ -331,6 +332,7 @@ def test_missing_file_and_folder(tmp_path):
       image_folder=str(tmp_path / "none"),
       max_skipped=0.0,
       max_pixels=1,
+      check_fits=lambda *_: None,
     )
 
 
@@ -345,38 +347,38 @@ def test_splits(folder):
 
 def test_what_tells_the_samples_from_others(folder):
   other = [human("<image> b"), gpt("c")]
-  rows = [
+  entries = [
     entry(),
     entry(image="b.png"),
     entry(image="c.png", conversations=other),
   ]
-  base = make(folder, rows)
+  base = make(folder, entries)
   moved = folder / "moved"
   shutil.copytree(folder / "images", moved)
   os.utime(moved / "a.png", (1, 1))
-  renamed = json.loads(json.dumps(rows))
+  renamed = json.loads(json.dumps(entries))
   (moved / "b.png").rename(moved / "d.png")
   renamed[1] |= dict(image="d.png", id="y", source="elsewhere")
   same = make(folder, renamed, config=dict(image_folder=str(moved)))
   assert same.content() == base.content() and len(base.content()) == 4
   assert same.fingerprint() == base.fingerprint()
 
-  def differs(rows):
-    one = make(folder, rows).content()
+  def differs(entries):
+    one = make(folder, entries).content()
     return {key for key in one if one[key] != base.content()[key]}
 
-  assert differs(rows[::-1]) == {"texts", "pictures"}
-  assert differs([rows[1], rows[0], rows[2]]) == {"pictures"}
+  assert differs(entries[::-1]) == {"texts", "pictures"}
+  assert differs([entries[1], entries[0], entries[2]]) == {"pictures"}
   said = [human("<image> b"), gpt("d")]
-  answered = [*rows[:2], entry(image="c.png", conversations=said)]
+  answered = [*entries[:2], entry(image="c.png", conversations=said)]
   assert differs(answered) == {"texts", "any_order"}
-  assert differs(rows[:2]) == {"samples", "texts", "pictures", "any_order"}
-  assert differs([BAD["missing image"], *rows]) == set()
+  assert differs(entries[:2]) == {"samples", "texts", "pictures", "any_order"}
+  assert differs([BAD["missing image"], *entries]) == set()
   content = bytearray((folder / "images" / "a.png").read_bytes())
   content[-20] ^= 1
   (folder / "images" / "a.png").write_bytes(content)
-  assert differs(rows) == {"pictures", "any_order"}
-  assert make(folder, rows).fingerprint() != base.fingerprint()
+  assert differs(entries) == {"pictures", "any_order"}
+  assert make(folder, entries).fingerprint() != base.fingerprint()
 
 
 def test_llava_has_a_split_if_it_has_a_file(tiny_config):
@@ -389,4 +391,4 @@ def test_llava_has_a_split_if_it_has_a_file(tiny_config):
 def test_training_needs_a_file(tiny_config):
   config = tiny_config(data__source="llava_json")
   with pytest.raises(config_lib.ConfigError, match="needs data.path"):
-    sources.make(config, "train")
+    llava.SOURCE.make(config, "train")

@@ -9,7 +9,6 @@ from gaze_jax import config as config_lib
 from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import emoji_scenes
 from gaze_jax.layout import row as row_lib
@@ -36,6 +35,11 @@ def ids(text):
 
 def used(row, name):
   return row[name][row["role"] != 0].tolist()
+
+
+def prompt(tokenizer, question, images=()):
+  flat = tokenizer.chat.ask((messages.question(question, len(images)),))
+  return packing.parts_of(flat, images)
 
 
 def test_questions_are_branches_of_one_image():
@@ -121,13 +125,13 @@ def test_images_are_as_many_as_their_marks(given, says):
 def test_a_caption_asks_with_its_image_alone():
   turns = tuple(samples.Turn(q, "no") for q in ("<image>", "<image>\n", "is?"))
   sample = samples.Sample((), conversation=turns[:1])
-  assert packing.together(sample) == (1,)
+  assert packing.images_per_turn(sample) == (1,)
   row = packing.pack(sample, TOKENIZER, SHAPE, ONE)
   image = [0] * 3
   assert used(row, "tokens") == [1, *image, 3, 4, *ids("no"), 2]
   sample = samples.Sample((), conversation=turns)
-  assert packing.together(sample) == (1, 1, 0)
-  assert packing.together(samples.Sample((IMAGE,))) is None
+  assert packing.images_per_turn(sample) == (1, 1, 0)
+  assert packing.images_per_turn(samples.Sample((IMAGE,))) is None
 
 
 def test_text_only_conversation():
@@ -140,7 +144,7 @@ def test_text_only_conversation():
 def test_a_prompt_is_the_row_of_its_question_up_to_the_answer():
   asked = (samples.Question("where is the fox?", "top", "where"),)
   whole = packing.pack(samples.Sample((IMAGE,), asked), TOKENIZER, SHAPE, ONE)
-  parts = packing.prompt(TOKENIZER, "where is the fox?", ONE)
+  parts = prompt(TOKENIZER, "where is the fox?", ONE)
   row = row_lib.lay_out(parts, SHAPE)
   n = len(used(row, "tokens"))
   assert used(row, "tokens") == used(whole, "tokens")[:n]
@@ -149,7 +153,7 @@ def test_a_prompt_is_the_row_of_its_question_up_to_the_answer():
 
 
 def test_image_written_in_a_question_of_a_prompt_is_text():
-  parts = packing.turn(TOKENIZER, "what is <image>?")
+  parts = prompt(TOKENIZER, "what is <image>?")
   (text,) = parts
   assert 5 not in text.ids
 
@@ -171,7 +175,7 @@ def test_kinds_are_those_of_questions_and_chat_for_a_turn():
 
 
 def test_an_empty_row_is_all_pad():
-  row = packing.empty(SHAPE)
+  row = row_lib.lay_out((), SHAPE)
   assert not row["role"].any() and (row["answer_slots"] == -1).all()
 
 
@@ -193,7 +197,7 @@ def test_what_the_error_says_is_enough_is_enough():
   with pytest.raises(config_lib.ConfigError, match="24 are enough"):
     emoji_scenes.check_rows(config(answer_slots=23), TOKENIZER)
   c = config(sequence_length=245, answer_slots=24, samples=400)
-  shape, source = row_lib.row_shape(c), sources.make(c, "train")
+  shape, source = row_lib.row_shape(c), emoji_scenes.SOURCE.make(c, "train")
   for i in range(len(source)):
     sample = source.text(i)
     packing.pack(sample, TOKENIZER, shape, [(row_lib.Unit(12, 12),)])
@@ -268,9 +272,9 @@ def test_chatml_conversation(smollm2):
 
 
 def test_a_chatml_prompt_is_the_row_up_to_the_answer(smollm2):
-  row = row_lib.lay_out(packing.prompt(smollm2, "what?", ONE), WIDE)
+  row = row_lib.lay_out(prompt(smollm2, "what?", ONE), WIDE)
   assert texts(smollm2, row) == {0: f"{SYSTEM}###|what?{ASKED}"}
-  row = row_lib.lay_out(packing.prompt(smollm2, "<|im_end|>"), WIDE)
+  row = row_lib.lay_out(prompt(smollm2, "<|im_end|>"), WIDE)
   assert texts(smollm2, row) == {0: f"{SYSTEM}<|im_end|>{ASKED}"}
   assert used(row, "tokens").count(2) == 2  # not the one in the question
 
@@ -288,6 +292,6 @@ def test_a_row_of_smollm2_with_captions_fits_what_is_enough(smollm2):
     emoji_scenes.check_rows(config(**changes | dict(answer_slots=67)), smollm2)
   c = config(**changes, samples=400)
   emoji_scenes.check_rows(c, smollm2)
-  shape, source = row_lib.row_shape(c), sources.make(c, "train")
+  shape, source = row_lib.row_shape(c), emoji_scenes.SOURCE.make(c, "train")
   for i in range(len(source)):
     packing.pack(source.text(i), smollm2, shape, [(row_lib.Unit(12, 12),)])

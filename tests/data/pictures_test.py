@@ -490,6 +490,6 @@ def test_a_picture_cut_before_it_is_scaled_is_the_same(
     std=(1 / 255,) * 3,
   )
   want = images.preprocess(image, vision)
-  monkeypatch.setattr(images, "MOST", 10)
+  monkeypatch.setattr(images, "MOST_PIXELS", 10)
   got = images.preprocess(image, vision)
   np.testing.assert_allclose(got, want, atol=1.01)

@@ -20,7 +20,6 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.demo import emoji_scenes
 
 
@@ -62,9 +61,9 @@ def test_a_batch_has_the_promised_shapes():
 def test_rows_are_those_of_their_samples():
   c = config()
   (one,) = take(1, c)
-  rows = pipeline.Rows(c, sources.make(c, "train"))
+  batcher = pipeline.Batcher(c, emoji_scenes.SOURCE.make(c, "train"))
   chosen = [(int(i), 0) for i in one["indices"]]
-  made = rows.batch(chosen, rows=4)
+  made = batcher.batch(chosen, rows=4)
   assert_equal(made.batch, one["batch"])
 
 
@@ -129,24 +128,24 @@ def test_a_mapped_cache_is_not_copied_to_workers(tmp_path):
   path = tmp_path / "features.npy"
   np.save(path, np.zeros((10, 1000, 100), np.float16))
   c = config()
-  rows = pipeline.Rows(
-    c, sources.make(c, "train"), np.load(path, mmap_mode="r")
+  batcher = pipeline.Batcher(
+    c, emoji_scenes.SOURCE.make(c, "train"), np.load(path, mmap_mode="r")
   )
-  text = pickle.dumps(rows)
+  text = pickle.dumps(batcher)
   assert len(text) < 500_000
   assert pickle.loads(text).features.shape == (10, 1000, 100)
 
 
 def test_evaluation_is_ordered_and_filled_up_with_pad():
   c = config()
-  one, two = pipeline.eval_batches(c, "new")
-  assert one.indices.tolist() == [0, 1, 2, 3] and one.valid == 4
-  assert two.indices.tolist() == [4, -1, -1, -1] and two.valid == 1
+  one, two = pipeline.eval_batches(c, emoji_scenes.SOURCE.make(c, "new"))
+  assert one.indices.tolist() == [0, 1, 2, 3] and len(one.samples) == 4
+  assert two.indices.tolist() == [4, -1, -1, -1] and len(two.samples) == 1
   assert two.batch.images.shape == one.batch.images.shape
   assert not two.batch.layout.role[1:].any()
   assert (two.batch.answer_slots[1:] == -1).all()
-  source = sources.make(c, "new")
-  assert two.samples[0].questions == source[4].questions
+  source = emoji_scenes.SOURCE.make(c, "new")
+  assert two.samples[0].questions == source.sample(4).questions
   assert two.samples[0].things[0].mask.shape == (56, 56)
 
 

@@ -3,7 +3,6 @@
 import json
 import pickle
 
-import gguf
 import pytest
 import tokenizers
 import transformers
@@ -16,7 +15,6 @@ from tokenizers import processors
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import emoji
-from gaze_jax.demo import gguf_tokenizer
 from gaze_jax.demo import packages
 from gaze_jax.demo import questions
 from gaze_jax.demo import scenes
@@ -350,24 +348,6 @@ def test_a_vocabulary_without_a_chat_format_is_refused(tmp_path):
     tokenizer_lib.Tokenizer.load(str(foreign))
   assert "neither <|im_start|> and <|im_end|> of ChatML" in str(caught.value)
   assert "put the model's chat_template.jinja" in str(caught.value)
-
-
-def test_a_gguf_file_without_a_known_tokenizer_is_refused(tmp_path):
-  broken = tmp_path / "x.gguf"
-  broken.write_bytes(b"GGUF" + bytes(60))
-  with pytest.raises(samples.DataError, match="not a GGUF file"):
-    gguf_tokenizer.read(broken)
-  writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
-  writer.add_tokenizer_model("gpt2")
-  writer.add_tokenizer_pre("qwen2")
-  writer.add_token_list(["a"])
-  writer.add_token_types([1])
-  writer.add_token_merges(["a a"])
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.close()
-  with pytest.raises(samples.DataError, match="gpt2/qwen2"):
-    gguf_tokenizer.read(tmp_path / "y.gguf")
 
 
 def _stored(change, tmp_path):

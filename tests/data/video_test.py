@@ -285,7 +285,7 @@ def test_a_seek_that_leads_elsewhere_is_taken_back(
 ):
   path = clip(tmp_path / "a.mp4", 31, g="5")
   spy = Spy(monkeypatch)
-  choose = video._choose
+  choose = video._frames_at
 
   def elsewhere(container, *args):
     real = container.inner.seek
@@ -295,7 +295,7 @@ def test_a_seek_that_leads_elsewhere_is_taken_back(
     container.seek = lambda at, stream: real(to, stream=stream, backward=back)
     yield from choose(container, *args)
 
-  monkeypatch.setattr(video, "_choose", elsewhere)
+  monkeypatch.setattr(video, "_frames_at", elsewhere)
   assert numbers(video.read(path, 3, LIMIT)) == [5, 15, 25]
   assert spy.decoded >= 26  # from the start, after all
 

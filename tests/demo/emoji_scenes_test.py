@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from gaze_jax import config as config_lib
-from gaze_jax.data import sources
 from gaze_jax.demo import emoji_scenes
 from gaze_jax.demo import questions
 
@@ -16,7 +15,7 @@ def make(**changes):
 
 def test_a_sample_has_canvas_questions_and_masks():
   s = make()
-  sample = s[3]
+  sample = s.sample(3)
   (canvas,) = sample.images
   assert canvas.shape == (84, 84, 3) and canvas.dtype == np.uint8
   np.testing.assert_array_equal(canvas, s.canvas(3)[0])
@@ -32,8 +31,7 @@ def test_it_ends():
   assert len(s) == 10
   for index in (-1, 10):
     with pytest.raises(IndexError):
-      s[index]
-  assert len(list(s)) == 10
+      s.sample(index)
 
 
 def test_the_fingerprint_names_all_that_decides_the_pictures():
@@ -58,13 +56,14 @@ def test_splits_of_a_config():
     )
   )
   length = {
-    split: len(sources.make(config, split))
+    split: len(emoji_scenes.SOURCE.make(config, split))
     for split in ("train", "new", "held_out_pairs", "larger")
   }
   assert length == dict(train=7, new=5, held_out_pairs=3, larger=3)
   # The curriculum is for training alone.
-  assert len(sources.make(config, "train")[0].things) == 1
-  assert all(len(s.things) > 1 for s in sources.make(config, "new"))
+  assert len(emoji_scenes.SOURCE.make(config, "train").sample(0).things) == 1
+  new = emoji_scenes.SOURCE.make(config, "new")
+  assert all(len(new.sample(i).things) > 1 for i in range(5))
 
 
 def test_a_canvas_that_shows_nothing_is_refused():
@@ -74,7 +73,7 @@ def test_a_canvas_that_shows_nothing_is_refused():
 
 def test_an_unknown_split_names_those_there_are(tiny_config):
   with pytest.raises(config_lib.ConfigError, match="no split 'test'.*larger"):
-    sources.make(tiny_config(), "test")
+    emoji_scenes.SOURCE.make(tiny_config(), "test")
 
 
 def test_larger_canvases_have_room_for_their_tokens(tiny_config):

@@ -5,6 +5,7 @@ The reference is transformers' own reading of the same GGUF file, in float32.
 
 import dataclasses
 
+import gguf
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import transformers
 
 import compare
 from gaze_jax import config as config_lib
+from gaze_jax.data import messages
 from gaze_jax.data import packing
+from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context
 from gaze_jax.decode import engine
@@ -200,7 +203,8 @@ def ours():
 
 
 def row_of(ours, question):
-  parts = packing.prompt(ours, question)
+  flat = ours.chat.ask((messages.question(question),))
+  parts = packing.parts_of(flat, ())
   shape = row_lib.RowShape(
     slots=64,
     units=1,
@@ -255,3 +259,21 @@ def test_ten_answers_and_their_logits_are_those_of_transformers(
     new = want.sequences[0, len(prompt) :].tolist()
     assert said == new, question
     assert ours.decode(said) == theirs.decode(new, skip_special_tokens=True)
+
+
+def test_a_gguf_file_without_a_known_tokenizer_is_refused(tmp_path):
+  broken = tmp_path / "x.gguf"
+  broken.write_bytes(b"GGUF" + bytes(60))
+  with pytest.raises(samples.DataError, match="not a GGUF file"):
+    smollm2.read_tokenizer(broken)
+  writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
+  writer.add_tokenizer_model("gpt2")
+  writer.add_tokenizer_pre("qwen2")
+  writer.add_token_list(["a"])
+  writer.add_token_types([1])
+  writer.add_token_merges(["a a"])
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  with pytest.raises(samples.DataError, match="gpt2/qwen2"):
+    smollm2.read_tokenizer(tmp_path / "y.gguf")

@@ -56,7 +56,7 @@ def test_rows_grow_and_batches_shrink(tiny_config, write, changes):
   slots, before = got.data.sequence_length, config.data.sequence_length
   assert slots % 64 == 0 and slots > before
   assert got.eval.batch_size == max(4 * before // slots, 1)
-  for batch in pipeline.eval_batches(got, "new", source=source):
+  for batch in pipeline.eval_batches(got, source):
     assert batch.batch.tokens.shape == (got.eval.batch_size, slots)
     assert np.isfinite(batch.batch.images).all()
 
@@ -87,7 +87,7 @@ def test_rows_do_not_grow_once_a_file_is_open(tiny_config, write):
   config = tiny_config()
   talks = [[("<image> a", "b")], [("<image> a", "word " * 40)]]
   _, source = data_file.load(config, write(*talks), "")
-  short, long = source
+  short, long = source.sample(0), source.sample(1)
   row = data_file._LargestRow(config)
   row.may_grow = False
   row.check(short, [(70, 70)])

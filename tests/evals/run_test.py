@@ -14,7 +14,6 @@ from gaze_jax.data import images
 from gaze_jax.data import packing
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.demo import emoji_scenes
 from gaze_jax.evals import metrics
 from gaze_jax.evals import report
@@ -95,9 +94,6 @@ class Echo:
   def __len__(self):
     return len(self._source)
 
-  def __getitem__(self, index):
-    return self.sample(index)
-
   def _replace(self, index, sample):
     asked = tuple(
       dataclasses.replace(q, answer=self._answers.get((index, i), q.answer))
@@ -146,7 +142,7 @@ def lively(model):
 def test_exact_match_is_what_greedy_decoding_would_score(workdir, top_k):
   model = lively(api.load(workdir))
   config, tokenizer = model.config, model.tokenizer
-  plain = sources.make(config, "new")
+  plain = emoji_scenes.SOURCE.make(config, "new")
   greedy = Greedy(model, top_k)
   # Every other reference is changed to the one token that the model says
   # first, with `<eos>` appended by the packing; the answer is then right just
@@ -172,7 +168,7 @@ def test_exact_match_is_what_greedy_decoding_would_score(workdir, top_k):
 def scored(model, source, top_k):
   """Exact match by teacher forcing, by (index, question)."""
   config, out = model.config, {}
-  for batch in pipeline.eval_batches(config, "new", source=source):
+  for batch in pipeline.eval_batches(config, source):
     budget = np.full(len(batch.indices), top_k, np.int32)
     right, _, _ = jax.device_get(
       run._forward(
@@ -201,17 +197,21 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   config, tokenizer = model.config, model.tokenizer
   shape = row_lib.row_shape(config)
   unit = row_lib.Unit(config.model.vision.grid, config.model.vision.grid)
-  plain, greedy = sources.make(config, "new"), Greedy(model, top_k)
+  plain, greedy = emoji_scenes.SOURCE.make(config, "new"), Greedy(model, top_k)
   for index in range(2):
     sample = plain.sample(index)
-    parts, spoken = packing.trunk(tokenizer, [[unit]]), []
-    for i, question in enumerate(sample.questions):
-      ids = greedy(sample.images[0], question.text, 5)
-      spoken.append(ids)
-      parts += packing.turn(tokenizer, question.text, images=1, branch=i + 1)
-      # The second question is given one wrong token.
-      said = [*ids[:-1], (ids[-1] + i) % tokenizer.size]
-      parts.append(row_lib.Text(said, i + 1, i))
+    spoken = [
+      greedy(sample.images[0], question.text, 5)
+      for question in sample.questions
+    ]
+    parts = []
+    for part in packing.parts(sample, tokenizer, [[unit]]):
+      if isinstance(part, row_lib.Text) and part.question >= 0:
+        ids, i = spoken[part.question], part.question
+        # The second question is given one wrong token.
+        said = [*ids[:-1], (ids[-1] + i) % tokenizer.size]
+        part = row_lib.Text(said, part.branch, i)
+      parts.append(part)
     pixels = images.preprocess(sample.images[0], config.model.vision)
     batch = row_lib.make_batch(
       [row_lib.lay_out(parts, shape)], pixels[None, None]

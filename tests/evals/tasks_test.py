@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from gaze_jax import types
-from gaze_jax.data import packing
 from gaze_jax.data import pipeline
 from gaze_jax.evals import tasks
 from gaze_jax.layout import row as row_lib
@@ -15,7 +14,7 @@ def batch(tiny_config):
   """One row: <bos>, 25 visual and 2 context tokens, two words; and padding."""
   shape = row_lib.row_shape(tiny_config())
   parts = [row_lib.Text([1]), row_lib.Unit(5, 5), row_lib.Text([7, 8])]
-  rows = [row_lib.lay_out(parts, shape), packing.empty(shape)]
+  rows = [row_lib.lay_out(parts, shape), row_lib.lay_out((), shape)]
   return row_lib.make_batch(rows, np.zeros((2, 1, 25, 16), np.float32))
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gaze_jax import config as config_lib
 from gaze_jax.data import units
 from gaze_jax.layout import budgets
+from gaze_jax.layout import grid
 from gaze_jax.layout import row as row_lib
-from gaze_jax.layout import tiles
 from gaze_jax.ops import routing
 
 KINDS = ("fixed", "ratio", "per_unit")
@@ -35,9 +35,9 @@ def read(kind, k, regions):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(ROWS)
-def test_every_reads_all_and_one_less_does_not(kind, regions):
+def test_the_dense_budget_reads_all_and_one_less_does_not(kind, regions):
   gaze = config_lib.GazeConfig(budget=kind)
-  k = budgets.every(gaze, regions)
+  k = budgets.dense(gaze, regions)
   if not regions:
     return
   got, want = read(kind, k, regions)
@@ -48,15 +48,15 @@ def test_every_reads_all_and_one_less_does_not(kind, regions):
     assert (read(kind, k - 1, regions)[0] < want).any()
 
 
-def test_every_by_hand():
-  every = lambda kind, regions: budgets.every(
+def test_the_dense_budget_by_hand():
+  dense = lambda kind, regions: budgets.dense(
     config_lib.GazeConfig(budget=kind), regions
   )
-  assert every("fixed", [4, 217]) == 221
-  assert every("per_unit", [4, 217]) == 111  # twice 110 would be 220
-  assert every("per_unit", [100, 2]) == 100  # between the two, all of one
-  assert every("ratio", [4, 217]) == 1000
-  assert every("fixed", []) == every("per_unit", []) == 0
+  assert dense("fixed", [4, 217]) == 221
+  assert dense("per_unit", [4, 217]) == 111  # twice 110 would be 220
+  assert dense("per_unit", [100, 2]) == 100  # between the two, all of one
+  assert dense("ratio", [4, 217]) == 1000
+  assert dense("fixed", []) == dense("per_unit", []) == 0
 
 
 @given(st.integers(0, 300), ROWS)
@@ -112,8 +112,8 @@ def test_training_asks_for_all_that_any_row_holds(kind, budget):
     several = units.of_sizes([size] * 3, config.model)
     rows = [alone, alone * (4 // len(alone)), sum(several, ())]
     for row in rows:
-      regions = [tiles.pages(u.rows, u.columns, u.tail, (2, 3))[0] for u in row]
-      needed = max(needed, budgets.every(config.model.gaze, regions))
+      regions = [grid.region_count(u.rows, u.columns, (2, 3)) for u in row]
+      needed = max(needed, budgets.dense(config.model.gaze, regions))
       got, want = read(budget, dense, regions)
       np.testing.assert_array_equal(got, want)
   most = row_lib.row_shape(config).regions

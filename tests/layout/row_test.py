@@ -1,9 +1,7 @@
-"""Layouts against hand-written ones, and the properties of region edges."""
+"""Layouts against hand-written ones."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
@@ -25,38 +23,6 @@ def shape(**changes):
     context_tokens=1,
   )
   return row_lib.RowShape(**(values | changes))
-
-
-def test_region_map_splits_evenly_in_raster_order():
-  expected = [
-    [0, 0, 1, 1, 1],
-    [2, 2, 3, 3, 3],
-    [2, 2, 3, 3, 3],
-  ]
-  np.testing.assert_array_equal(row_lib.region_map(3, 5, (2, 3)), expected)
-
-
-@pytest.mark.parametrize(
-  "length, size, parts", [(24, 6, 4), (32, 8, 4), (12, 3, 4)]
-)
-def test_published_grids_split_exactly(length, size, parts):
-  edges = row_lib.balanced_edges(length, size)
-  np.testing.assert_array_equal(edges, np.arange(parts + 1) * size)
-
-
-def test_27_by_27_gives_regions_of_25_to_36_tokens():
-  counts = np.bincount(row_lib.region_map(27, 27, (6, 6)).ravel())
-  assert (len(counts), counts.min(), counts.max()) == (25, 25, 36)
-
-
-@given(st.integers(1, 200), st.integers(1, 40))
-def test_edges_are_balanced(length, size):
-  edges = row_lib.balanced_edges(length, size)
-  parts = np.diff(edges)
-  assert edges[0] == 0 and edges[-1] == length
-  assert parts.min() >= 1 and parts.max() <= size
-  assert parts.max() - parts.min() <= 1
-  assert len(parts) == -(-length // size)
 
 
 def test_two_questions_on_one_image():

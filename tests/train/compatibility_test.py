@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gaze_jax import config as config_lib
-from gaze_jax.data import sources
+from gaze_jax import plugins
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.train import compatibility
 
@@ -61,7 +61,7 @@ def test_other_tokenizers_and_weights_are_said_by_their_field():
 
 def test_what_is_read_by_a_run(tiny_config):
   one = tiny_config()
-  source = sources.make(one, "train")
+  source = plugins.source(one.data.source).make(one, "train")
   read = compatibility.inputs(one, source)
   assert read.keys() == {"data", "tokenizer", "weights"}
   assert read["data"]["samples"] == 12 and read["weights"] == {}

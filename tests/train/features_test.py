@@ -9,9 +9,9 @@ import pytest
 
 import compare
 from gaze_jax import errors
+from gaze_jax import plugins
 from gaze_jax.data import images
 from gaze_jax.data import samples
-from gaze_jax.data import sources
 from gaze_jax.train import features
 from gaze_jax.train import frozen
 
@@ -127,7 +127,9 @@ def test_a_second_call_computes_nothing(config, tmp_path, monkeypatch):
 def test_the_key_follows_all_that_decides_a_feature(tiny_config, change):
   def key(**changes):
     config = tiny_config(**changes)
-    return features._key(config, sources.make(config, "train"))
+    return features._key(
+      config, plugins.source(config.data.source).make(config, "train")
+    )
 
   assert key() == key()
   assert key() != key(**change)
@@ -136,7 +138,9 @@ def test_the_key_follows_all_that_decides_a_feature(tiny_config, change):
 def test_the_key_does_not_follow_the_rest(tiny_config):
   def key(**changes):
     config = tiny_config(**changes)
-    return features._key(config, sources.make(config, "train"))
+    return features._key(
+      config, plugins.source(config.data.source).make(config, "train")
+    )
 
   assert key() == key(
     train__steps=9,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from gaze_jax import plugins
 from gaze_jax.data import pipeline
-from gaze_jax.data import sources
 from gaze_jax.train import features
 from gaze_jax.train import loop
 from gaze_jax.train import metrics
@@ -126,7 +126,7 @@ def test_not_finite_stops(
 
 def test_poisoned_features_stop_before_any_checkpoint(tiny_config, tmp_path):
   config = tiny_config()
-  source = sources.make(config, "train")
+  source = plugins.source(config.data.source).make(config, "train")
   features.cached(config, source, tmp_path / "features")
   (file,) = (tmp_path / "features").glob("*.npy")
   np.lib.format.open_memmap(file, "r+")[:] = np.nan

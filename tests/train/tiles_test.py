@@ -13,9 +13,9 @@ from PIL import Image
 import compare
 import tiers
 from gaze_jax import config as config_lib
+from gaze_jax.data import llava
 from gaze_jax.data import pipeline
 from gaze_jax.data import prompts
-from gaze_jax.data import sources
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
 from gaze_jax.evals import run as evals_run
@@ -134,7 +134,7 @@ def lively(config):
 @pytest.mark.parametrize("top_k", [2, 1000])
 def test_a_row_is_its_request(config, folder, top_k):
   params, budget = lively(config), np.array([top_k], np.int32)
-  rows = pipeline.Rows(config, sources.make(config, "train"))
+  rows = pipeline.Batcher(config, llava.SOURCE.make(config, "train"))
   said = [*text(ANSWER), EOS]
   for i, (names, _, *pieces) in enumerate(SAMPLES):
     images = [np.asarray(Image.open(folder / f"{n}.png")) for n in names]
@@ -159,7 +159,7 @@ def test_a_row_is_its_request(config, folder, top_k):
 
 
 def test_shapes_do_not_depend_on_the_sample(config):
-  rows = pipeline.Rows(config, sources.make(config, "train"))
+  rows = pipeline.Batcher(config, llava.SOURCE.make(config, "train"))
   shapes = [
     jax.tree.map(np.shape, rows.batch([(i, 0)], rows=2).batch)
     for i in range(len(SAMPLES))
@@ -173,12 +173,12 @@ def test_shapes_do_not_depend_on_the_sample(config):
 
 
 def test_units_of_the_rows(config):
-  rows = pipeline.Rows(config, sources.make(config, "train"))
+  rows = pipeline.Batcher(config, llava.SOURCE.make(config, "train"))
   made = rows.batch([(i, 0) for i in range(4)], rows=5)
   assert [len(row) for row in made.units] == (
     [2, 2, 2, 0] if config.model.tiling.kind == "anyres" else [1, 1, 2, 0]
   )
-  assert made.valid == 4 and (made.batch.layout.unit[4] == -1).all()
+  assert len(made.samples) == 4 and (made.batch.layout.unit[4] == -1).all()
 
 
 def test_workers_change_nothing(config):

@@ -1,4 +1,4 @@
-"""Rows of a file: a JSON list of them, or JSON Lines, one a line."""
+"""Records of a file: a JSON list of them, or JSON Lines, one a line."""
 
 import dataclasses
 import pathlib
@@ -7,9 +7,9 @@ from typing import Any
 from gaze_jax import json_file
 from gaze_jax.data import samples
 
-# Under this key an object has the names that stand in it twice, with different
-# values; no JSON key can be it.
-TWICE = object()
+# Under this key an object lists its keys that are repeated with another value;
+# no key of a JSON file can be it.
+REPEATED = object()
 
 _NEEDED = (
   "a list of samples is needed, [{...}, {...}], or JSON Lines, one sample a"
@@ -18,12 +18,12 @@ _NEEDED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One row, or a line that is none.
+class Record:
+  """One record, or a line that can't be read as one.
 
   Attributes:
-    place: where it stands: "sample 3" of a list, from 0, or "line 4".
-    value: what it holds.
+    place: its place in the file: "sample 3" of a list, from 0, or "line 4".
+    value: its JSON value.
     error: why the line can't be read; "" if it can.
   """
 
@@ -32,63 +32,63 @@ class Row:
   error: str = ""
 
 
-def read(path: str) -> list[Row]:
-  """The rows of a file in UTF-8, with a byte-order mark or without.
+def read(path: str) -> list[Record]:
+  """The records of a file in UTF-8, with a byte-order mark or without.
 
-  A line of JSON Lines that can't be read is a row with an error; empty lines
-  are none. Which of the two a file is, its content says; its name says what one
-  object is, a line or a mistake.
+  A line of JSON Lines that can't be read is a record with an error; empty lines
+  are skipped. The content decides whether a file is a list or lines; of a file
+  of one object the name decides: a record in .jsonl and .ndjson, else an error.
 
   Raises:
-    samples.DataError: it can't be read, or holds no rows.
+    samples.DataError: it can't be read, or holds no records.
   """
   try:
     text = json_file.decode(pathlib.Path(path).read_bytes())
-    rows = _rows(text, path.lower().endswith((".jsonl", ".ndjson")))
+    records = _records(text, path.lower().endswith((".jsonl", ".ndjson")))
   except OSError as error:
     raise samples.DataError(f"can't read {path}: {error.strerror}") from None
   except json_file.NotJsonError as error:
     raise samples.DataError(f"{path} is not JSON: {error}") from None
-  if not rows:
+  if not records:
     raise samples.DataError(f"{path}: the list of samples is empty")
-  return rows
+  return records
 
 
-def _rows(text: str, lines: bool) -> list[Row]:
+def _records(text: str, lines: bool) -> list[Record]:
   try:
     value = json_file.parse(text, _object)
   except json_file.NotJsonError as error:
-    rows = _lines(text) if text.lstrip().startswith("{") else []
-    if all(row.error for row in rows):
+    records = _lines(text) if text.lstrip().startswith("{") else []
+    if all(record.error for record in records):
       raise json_file.NotJsonError(f"{error}; {_NEEDED}") from None
-    return rows
+    return records
   if isinstance(value, list):
-    return [Row(f"sample {i}", one) for i, one in enumerate(value)]
+    return [Record(f"sample {i}", one) for i, one in enumerate(value)]
   if isinstance(value, dict) and lines:
-    return [Row("line 1", value)]
+    return [Record("line 1", value)]
   keys = ", ".join(str(key) for key in value) if isinstance(value, dict) else ""
   kind = f"one object ({keys[:60]})" if keys else type(value).__name__
   raise json_file.NotJsonError(f"{_NEEDED}, and it is {kind}")
 
 
-def _lines(text: str) -> list[Row]:
+def _lines(text: str) -> list[Record]:
   out = []
   # Not `splitlines`: a text may hold other separators as they are.
   for number, line in enumerate(text.split("\n"), 1):
-    line = line.strip("\ufeff \t\r")  # files laid together have marks within
+    line = line.strip("\ufeff \t\r")  # joined files have marks within
     if not line:
       continue
     try:
-      out.append(Row(f"line {number}", json_file.parse(line, _object)))
+      out.append(Record(f"line {number}", json_file.parse(line, _object)))
     except json_file.NotJsonError as error:
-      out.append(Row(f"line {number}", error=str(error)))
+      out.append(Record(f"line {number}", error=str(error)))
   return out
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
   out: dict[Any, Any] = dict(pairs)
   if len(out) != len(pairs):
-    twice = sorted({key for key, value in pairs if value != out[key]})
-    if twice:
-      out[TWICE] = twice
+    repeated = sorted({key for key, value in pairs if value != out[key]})
+    if repeated:
+      out[REPEATED] = repeated
   return out
