@@ -194,11 +194,7 @@ def _add_text(
     layer, dense, frozen = memory
     text = linear.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
     routed = gaze.decode(
-      q,
-      cache.visual,
-      text,
-      budget,
-      g,
+      *(q, cache.visual, text, budget, g),
       layer=layer,
       dense=(prompt and not g.route_prompt) or mllm.flag(dense),
       override=override,

@@ -232,8 +232,7 @@ def prefill(
     if config.gaze.refresh == "question":
       step = pages.Step(at_last(q), visual, None, budget, config.gaze, override)
       frozen = pages.choose(step)[:, 0]
-    chosen = at_last(routed.members)[:, 0]
-    return routed.out, (visual, *linear, chosen, frozen)
+    return routed.out, (visual, *linear, at_last(routed.members)[:, 0], frozen)
 
   x = embed(params, config, batch)
   run = functools.partial(decoder.call, params, config.decoder)
