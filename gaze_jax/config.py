@@ -502,7 +502,6 @@ class Config:
     """Raises a `ConfigError` for a combination that makes no sense."""
     self.model.validate()
     self.data.validate(self.model)
-    plugins.source(self.data.source).validate(self)
     self.train.validate(self.model)
     self.parallel.validate()
 

@@ -39,10 +39,9 @@ class Source:
     splits: config -> the splits that evaluation reads, each with the config
       that its rows are made by; the main one is called "new".
     options: frozen dataclass of what `data.options` may hold, with defaults.
-    validate: config -> None; raises `ConfigError` for a config that this
-      source can't serve. Reads no file.
-    check_rows: (config, tokenizer) -> None; likewise for rows too short for the
-      source's longest sample, where that is known without reading any.
+    check_rows: (config, tokenizer) -> None; raises `ConfigError` for a model
+      that this source can't serve, and for rows too short for its longest
+      sample, where that is known without reading any.
     repeats: questions are of a closed set, so that the most frequent training
       answer is a baseline.
   """
@@ -50,7 +49,6 @@ class Source:
   make: Callable[[Any, str], Any]
   splits: Callable[[Any], dict[str, Any]]
   options: type = NoOptions
-  validate: Callable[[Any], None] = lambda config: None
   check_rows: Callable[[Any, Any], None] = lambda config, tokenizer: None
   repeats: bool = False
 

@@ -168,26 +168,16 @@ def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
   return {"new": config, "held_out_pairs": config, "larger": larger}
 
 
-def _validate(config: config_lib.Config) -> None:
-  model = config.model
-  if len(tiles.unit_grids(model)) > 1:
-    raise config_lib.ConfigError(
-      "config: data.source = 'emoji_scenes' paints one square, and this model"
-      " sees images of any aspect (model.tiling.kind ="
-      f" {model.tiling.kind!r}, model.vision.max_patches ="
-      f" {model.vision.max_patches}); use data.source = 'llava_json'"
-    )
-
-
 def check_rows(
   config: config_lib.Config, tokenizer: tokenizer_lib.Tokenizer
 ) -> None:
-  """Refuses a row shape that the longest EmojiScenes row would not fit.
+  """Refuses a model of other images, and rows too short for the longest one.
 
   Raises:
     config_lib.ConfigError: naming the field and the value that suffices.
   """
   data = config.data
+  _check_images(config.model)
   shared = packing.shared_length(tokenizer, (), 1)
   longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
 
@@ -221,11 +211,20 @@ def check_rows(
     )
 
 
+def _check_images(model: config_lib.ModelConfig) -> None:
+  if len(tiles.unit_grids(model)) > 1:
+    raise config_lib.ConfigError(
+      "config: data.source = 'emoji_scenes' paints one square, and this model"
+      " sees images of any aspect (model.tiling.kind ="
+      f" {model.tiling.kind!r}, model.vision.max_patches ="
+      f" {model.vision.max_patches}); use data.source = 'llava_json'"
+    )
+
+
 SOURCE = plugins.Source(
   make=_make,
   splits=_splits,
   options=Options,
-  validate=_validate,
   check_rows=check_rows,
   repeats=True,
 )

@@ -252,5 +252,6 @@ NAFLEX = dict(
 
 @pytest.mark.parametrize("changes", [TILES, NAFLEX], ids=["tiles", "naflex"])
 def test_scenes_are_for_models_of_one_square(tiny_config, changes):
+  config = tiny_config(train__features="none", **changes)
   with pytest.raises(config_lib.ConfigError, match="paints one square"):
-    tiny_config(train__features="none", **changes)
+    pipeline.make_iterator(config)

@@ -3,6 +3,7 @@
 import shutil
 
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.demo import packages
 from gaze_jax.train import runs
 from gaze_jax.weights import store
 
@@ -21,5 +22,5 @@ def test_a_run_takes_its_tokenizer_and_template_along(tmp_path):
     "chat_templates/rag.jinja",
     "tokenizer.json",
   ]
-  for nothing in ("", tokenizer_lib.SMOLLM2):
+  for nothing in ("", packages.SMOLLM2):
     assert not runs._tokenizer(nothing)

@@ -540,7 +540,7 @@ def test_what_was_converted_before_there_were_schemas_is_read(saved, tmp_path):
 @pytest.mark.parametrize(
   "changes, says",
   [
-    (dict(schema=3), "schema 3 by a newer gaze_jax; this one reads up to 2"),
+    (dict(schema=4), "schema 4 by a newer gaze_jax; this one reads up to 3"),
     (dict(schema="2"), "schema = '2' is no version"),
     (dict(schema=True), "schema = True is no version"),
     (dict(schema=0), "schema = 0 is no version"),
