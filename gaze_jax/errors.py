@@ -23,7 +23,7 @@ def check_folder(path: str) -> None:
     raise GazeError(f"{path}: there is no folder {folder}")
 
 
-def words(error: Exception) -> str:
+def system_message(error: Exception) -> str:
   """The system's own words, if they are to be found."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror

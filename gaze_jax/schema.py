@@ -1,9 +1,9 @@
-"""Which form a file has that was written here and is read again.
+"""Versions of the files that are written here and read again.
 
 Each such file holds a number, `schema`, beside its content; files from before
-there were such numbers are of schema 1. A reader takes the forms that it knows
-how to read and refuses the others by their number. (Cached features need none:
-their form is part of the file's name, see train/features.py.)
+there were such numbers are of schema 1. A reader takes the versions that it
+knows and refuses the others by their number. (Cached features need none: theirs
+is part of the file's name, see train/features.py.)
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ KEY = "schema"
 
 
 class SchemaError(errors.GazeError):
-  """A file of a form that is not read here; names the form and the remedy."""
+  """A file of a version that is not read; names it and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Format:
   """What is written today, and what is read.
 
   Attributes:
     newest: what is written.
     oldest: what is still read.
-    again: how to make a file that is older than that anew.
+    again: how to make a file anew that is older than that.
   """
 
   newest: int
@@ -35,25 +35,25 @@ class Form:
   again: str = ""
 
 
-FORMS = {
-  "run": Form(2),  # config.json of a workdir (train/loop.py)
+FORMATS = {
+  "run": Format(2),  # config.json of a workdir (train/loop.py)
   # manifest.json (train/manifest.py). 1 has the number of samples alone of what
   # the run reads; up to 2 as `config.of_saved` says.
-  "checkpoint": Form(3),
+  "checkpoint": Format(3),
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
   # context tokens of a model without any; up to 2 as `config.of_saved` says.
-  "model": Form(3),
+  "model": Format(3),
   # Our options in a config.json of transformers (weights/hf.py).
-  "gaze": Form(1),
+  "gaze": Format(1),
   # context.json (api/store.py). 1 knew its model by every option that there
   # was, so that a new one made it another model's; 2 held no conversation.
-  "context": Form(3, oldest=3, again="Read the images again"),
+  "context": Format(3, oldest=3, again="Read the images again"),
 }
 
 
-def mark(kind: str) -> dict[str, int]:
-  """The number that a new file of a kind in `FORMS` holds."""
-  return {KEY: FORMS[kind].newest}
+def stamp(kind: str) -> dict[str, int]:
+  """The number that a new file of a kind in `FORMATS` holds."""
+  return {KEY: FORMATS[kind].newest}
 
 
 def read(
@@ -64,12 +64,12 @@ def read(
   Args:
     content: what the file holds.
     where: names it in errors.
-    kind: of `FORMS`.
+    kind: of `FORMATS`.
 
   Raises:
     SchemaError: it is older or newer than what is read, or no number.
   """
-  found, form = content.get(KEY, 1), FORMS[kind]
+  found, form = content.get(KEY, 1), FORMATS[kind]
   if type(found) is not int or found < 1:
     raise SchemaError(f"{where}: {KEY} = {found!r} is no version; it is broken")
   if found > form.newest:

@@ -246,7 +246,7 @@ class DecodeCache:
     v: [N, B, H, Y, D] values.
     length: int32 [B], filled slots of Y.
     position: int32 [B], RoPE position of the next token.
-    frozen: bool [N, B, Q, R], the regions that the prompt's last token chose;
+    choice: bool [N, B, Q, R], the regions that the prompt's last token chose;
       None unless the answer keeps to them.
   """
 
@@ -255,7 +255,7 @@ class DecodeCache:
   v: Leaf
   length: Leaf
   position: Leaf
-  frozen: Leaf
+  choice: Leaf
 
 
 @_pytree

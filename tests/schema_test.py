@@ -5,17 +5,17 @@ import pytest
 from gaze_jax import schema
 
 
-@pytest.mark.parametrize("kind", schema.FORMS)
+@pytest.mark.parametrize("kind", schema.FORMATS)
 def test_what_is_written_is_read(kind):
-  form = schema.FORMS[kind]
-  assert schema.read(schema.mark(kind), "f", kind) == form.newest
+  form = schema.FORMATS[kind]
+  assert schema.read(schema.stamp(kind), "f", kind) == form.newest
   for number in range(form.oldest, form.newest + 1):
     assert schema.read({"schema": number}, "f", kind) == number
 
 
-@pytest.mark.parametrize("kind", schema.FORMS)
+@pytest.mark.parametrize("kind", schema.FORMATS)
 def test_what_is_newer_or_no_number_is_refused_by_it(kind):
-  newest = schema.FORMS[kind].newest
+  newest = schema.FORMATS[kind].newest
   for number, says in (
     (newest + 1, f"^f: written as schema {newest + 1} by a newer gaze_jax"),
     (0, "^f: schema = 0 is no version"),
@@ -31,7 +31,7 @@ def test_what_is_newer_or_no_number_is_refused_by_it(kind):
 
 def test_without_a_number_it_is_the_first(monkeypatch):
   assert schema.read({}, "f", "model") == 1
-  forms = dict(thing=schema.Form(4, oldest=3, again="Make it again"))
+  forms = dict(thing=schema.Format(4, oldest=3, again="Make it again"))
   monkeypatch.setattr(schema, "FORMS", forms)
   assert schema.read({"schema": 3}, "f", "thing") == 3
   with pytest.raises(schema.SchemaError, match="from 3 on. Make it again"):

@@ -40,9 +40,9 @@ from gaze_jax.layout import row as row_lib
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.train import flops
-from gaze_jax.train import frozen as frozen_lib
 from gaze_jax.train import optimizer as optimizer_lib
 from gaze_jax.train import param_groups
+from gaze_jax.train import pretrained
 from gaze_jax.train import state as state_lib
 
 
@@ -106,7 +106,7 @@ def _state_of(
   optimizer = optimizer_lib.make(config.train)
   return (
     state_lib.abstract(config, optimizer, mesh),
-    frozen_lib.abstract(config, mesh),
+    pretrained.abstract_frozen(config, mesh),
   )
 
 

@@ -28,8 +28,8 @@ from gaze_jax.models import vision
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
-from gaze_jax.train import frozen as frozen_lib
 from gaze_jax.train import optimizer as optimizer_lib
+from gaze_jax.train import pretrained
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
 
@@ -76,7 +76,7 @@ def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Workload:
   rules.check(config, dict(mesh.shape))
   optimizer = optimizer_lib.make(config.train)
   state = state_lib.abstract(config, optimizer, mesh)
-  frozen = frozen_lib.abstract(config, mesh)
+  frozen = pretrained.abstract_frozen(config, mesh)
   rows = config.train.batch_size
   batch = _batch(config, rows, mesh)
   if config.train.features == "cached":

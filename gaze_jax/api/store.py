@@ -60,7 +60,7 @@ def save_context(
     for number, view in enumerate(context.views):
       Image.fromarray(view.picture).save(folder / _view(number))
     about = {name: getattr(context, name) for name in _COUNTS}
-    about |= schema.mark("context") | dict(
+    about |= schema.stamp("context") | dict(
       talk=context.talk,
       model=_fingerprint(model),
       views=[view.regions.tolist() for view in context.views],
@@ -126,8 +126,8 @@ def _arrays(context: context_lib.Context) -> dict[str, Any]:
     visual=dict(k=visual.k, v=visual.v, descriptors=visual.descriptors),
     linear=dict(k=cache.k, v=cache.v),
   )
-  if cache.frozen is not None:
-    out["frozen"] = dict(regions=cache.frozen.astype(jnp.float32))
+  if cache.choice is not None:
+    out["frozen"] = dict(regions=cache.choice.astype(jnp.float32))
   return out
 
 
@@ -139,7 +139,7 @@ def _cache(arrays: dict[str, Any], counts: dict[str, Any]) -> Any:
   filled = context_lib.as_numpy(sizes, regions)
   unit = np.full((1, regions), -1, np.int32)
   unit[0, : len(sizes)] = counts["units"]
-  frozen = arrays.get("frozen")
+  choice = arrays.get("frozen")
   return types.DecodeCache(
     visual=types.VisualCache(
       **visual,
@@ -150,7 +150,7 @@ def _cache(arrays: dict[str, Any], counts: dict[str, Any]) -> Any:
     v=linear["v"],
     length=jnp.full(1, counts["length"], jnp.int32),
     position=jnp.full(1, counts["position"], jnp.int32),
-    frozen=None if frozen is None else frozen["regions"] > 0,
+    choice=None if choice is None else choice["regions"] > 0,
   )
 
 

@@ -134,14 +134,14 @@ def reserve(
   have = cache.visual.valid.shape[1]
   regions = max(programs.bucket(regions, _REGIONS), have)
   slots = max(programs.bucket(slots, _SLOTS), cache.k.shape[3])
-  visual, frozen = cache.visual, cache.frozen
+  visual, choice = cache.visual, cache.choice
   if regions > have:
     visual = _more_pages(visual, regions - have)
-  if frozen is not None:
-    frozen = _pad(frozen, 3, regions - have)
+  if choice is not None:
+    choice = _pad(choice, 3, regions - have)
   room = slots - cache.k.shape[3]
   k, v = (_pad(x, 3, room) for x in (cache.k, cache.v))
-  return dataclasses.replace(cache, visual=visual, k=k, v=v, frozen=frozen)
+  return dataclasses.replace(cache, visual=visual, k=k, v=v, choice=choice)
 
 
 def _more_pages(visual: types.VisualCache, room: int) -> types.VisualCache:

@@ -137,9 +137,9 @@ class Decoding:
     cache = dataclasses.replace(
       context_lib.row(self._carry.cache, row), visual=prompt.cache.visual
     )
-    if cache.frozen is not None:  # the regions of its own pages again
+    if cache.choice is not None:  # the regions of its own pages again
       regions = cache.visual.valid.shape[1]
-      cache = dataclasses.replace(cache, frozen=cache.frozen[..., :regions])
+      cache = dataclasses.replace(cache, choice=cache.choice[..., :regions])
     read = max(len(tokens) - 1, 0)  # the last one was not read
     return dataclasses.replace(
       prompt,

@@ -26,8 +26,8 @@ from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import compatibility
 from gaze_jax.train import features as features_lib
-from gaze_jax.train import frozen
 from gaze_jax.train import losses
+from gaze_jax.train import pretrained
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
@@ -109,7 +109,7 @@ def evaluate(
   config, opened = data_file.load(config, data, image_folder)
   trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
-  params = trained | frozen.load(config, pixels=not cached)
+  params = trained | pretrained.load_frozen(config, pixels=not cached)
   splits = plugins.source(config.data.source).splits(config)
   if not splits:
     raise errors.GazeError(

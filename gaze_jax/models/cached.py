@@ -45,16 +45,16 @@ def empty(
   c = config.decoder
   shape = (c.depth, batch, c.kv_heads, capacity, c.head_dim)
   k = jnp.zeros(shape, jnp.dtype(c.dtype))
-  frozen = None
+  choice = None
   if config.gaze.refresh == "question":
-    frozen = jnp.zeros((c.depth, batch, c.query_heads, regions), bool)
+    choice = jnp.zeros((c.depth, batch, c.query_heads, regions), bool)
   return types.DecodeCache(
     visual=gaze.empty(batch, regions, region_length, config),
     k=k,
     v=jnp.zeros_like(k),
     length=jnp.zeros(batch, jnp.int32),
     position=jnp.zeros(batch, jnp.int32),
-    frozen=frozen,
+    choice=choice,
   )
 
 
@@ -191,28 +191,28 @@ def _add_text(
     return jnp.take_along_axis(x, at, axis=1)
 
   def attend(q, k, v, memory):
-    layer, dense, frozen = memory
+    layer, dense, choice = memory
     text = linear.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
     routed = gaze.decode(
       *(q, cache.visual, text, budget, g),
       layer=layer,
       dense=(prompt and not g.route_prompt) or mllm.flag(dense),
       override=override,
-      frozen=None if prompt else frozen,
+      choice=None if prompt else choice,
       trace=trace,
     )
     if prompt and g.refresh == "question":
-      frozen = pages.choose(
+      choice = pages.choose(
         pages.Step(kept(q), cache.visual, layer, budget, g, override)
       )[:, 0]
     seen = map(kept, (routed.members, routed.scores, routed.dense))
-    return routed.out, (k, v, types.Trace(*seen), frozen)
+    return routed.out, (k, v, types.Trace(*seen), choice)
 
   run = functools.partial(decoder.call, params, config.decoder)
   layers = jnp.arange(config.decoder.depth)
-  memory = (layers, mllm.dense_layers(config), cache.frozen)
+  memory = (layers, mllm.dense_layers(config), cache.choice)
   position = cache.position[:, None] + jnp.arange(tokens.shape[1])
-  x, (k, v, traced, frozen) = run(
+  x, (k, v, traced, choice) = run(
     "__call__", run("embed", tokens), position, attend, memory
   )
   grown = dataclasses.replace(
@@ -221,6 +221,6 @@ def _add_text(
     v=cache_ops.append(cache.v, v, cache.length),
     length=cache.length + count,
     position=cache.position + count,
-    frozen=frozen,
+    choice=choice,
   )
   return grown, run("logits", kept(x)), traced

@@ -228,15 +228,15 @@ def prefill(
     routed = route(q, k, v, dense=flag(dense))
     visual = gaze.store(k, v, plan, config.gaze)
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
-    frozen = None
+    choice = None
     if config.gaze.refresh == "question":
       step = pages.Step(at_last(q), visual, None, budget, config.gaze, override)
-      frozen = pages.choose(step)[:, 0]
-    return routed.out, (visual, *linear, at_last(routed.members)[:, 0], frozen)
+      choice = pages.choose(step)[:, 0]
+    return routed.out, (visual, *linear, at_last(routed.members)[:, 0], choice)
 
   x = embed(params, config, batch)
   run = functools.partial(decoder.call, params, config.decoder)
-  x, (visual, k, v, chosen, frozen) = run(
+  x, (visual, k, v, chosen, choice) = run(
     "__call__", x, layout.position, attend, dense_layers(config)
   )
   text = filled & (layout.role != types.Role.VISUAL)
@@ -246,7 +246,7 @@ def prefill(
     v=v,
     length=text.sum(axis=1),
     position=at_last(layout.position)[:, 0] + 1,
-    frozen=frozen,
+    choice=choice,
   )
   return cache, run("logits", at_last(x)[:, 0]), chosen
 

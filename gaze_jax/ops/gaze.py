@@ -199,7 +199,7 @@ def store(
   layer=shard.WHOLE,
   dense=shard.WHOLE,
   override=shard.HEADS_FIRST,
-  frozen=shard.HEADS_FIRST,
+  choice=shard.HEADS_FIRST,
 )
 def decode(
   query: types.Float[types.Array, "B X Q D"],
@@ -211,7 +211,7 @@ def decode(
   layer: types.Int[types.Array, ""],
   dense: bool | types.Bool[types.Array, ""] = False,
   override: types.Float[types.Array, "B Q R"] | None = None,
-  frozen: types.Bool[types.Array, "B Q R"] | None = None,
+  choice: types.Bool[types.Array, "B Q R"] | None = None,
   trace: bool = False,
 ) -> Routed:
   """Attention of new tokens to the cache of their row.
@@ -227,7 +227,7 @@ def decode(
       copy pages that are not read.
     dense: as in `parallel`.
     override: as in `parallel`.
-    frozen: bool [B, Q, R], regions to read whatever the query is; or None.
+    choice: bool [B, Q, R], regions to read whatever the query is; or None.
     trace: static; also what the query makes of the regions that it does not
       read, which costs as much as dense attention.
 
@@ -239,7 +239,7 @@ def decode(
   shape = (len(query), h, r, l, d)
   form = _pages_form(config, q // h, shape, dtype)
   most = form and form.most_rows(shape, dtype)
-  step = pages.Step(query, visual, layer, budget, config, override, frozen)
+  step = pages.Step(query, visual, layer, budget, config, override, choice)
   looked, members = pages.look(
     step,
     form,

@@ -391,7 +391,7 @@ class Writer(Checkpoints):
     except Exception as error:  # anything from OSError to ValueError
       self._saving = None
       raise CheckpointError(
-        f"{self._path}: can't write a checkpoint: {errors.words(error)}"
+        f"{self._path}: can't write a checkpoint: {errors.system_message(error)}"
       ) from error
 
 

@@ -11,7 +11,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import schema
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.train import frozen
+from gaze_jax.train import pretrained
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -84,8 +84,8 @@ def model_inputs(config: config_lib.Config) -> Inputs:
   """
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   out: Inputs = dict(tokenizer=dict(hash=tokenizer.fingerprint()))
-  if frozen.names(config):
-    weights = [line.split() for line in frozen.fingerprint(config)]
+  if pretrained.frozen_parts(config):
+    weights = [line.split() for line in pretrained.fingerprint(config)]
     out["weights"] = dict(weights)
   return out
 

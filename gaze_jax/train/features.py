@@ -24,7 +24,7 @@ from gaze_jax import errors
 from gaze_jax.data import images
 from gaze_jax.data import samples
 from gaze_jax.models import vision
-from gaze_jax.train import frozen
+from gaze_jax.train import pretrained
 
 _VERSION = 1  # raise when the code changes what a feature is
 _ROWS = 32  # images encoded at a time
@@ -39,7 +39,7 @@ def encode(
 
   Args:
     config: the tower and its preprocessing.
-    params: of the tower, from `frozen.tower`.
+    params: of the tower, from `pretrained.tower`.
     pictures: uint8 [height, width, 3] each.
 
   Returns:
@@ -90,7 +90,7 @@ def cached(
     multihost_utils.sync_global_devices("features")
   if not path.exists():
     directory.mkdir(parents=True, exist_ok=True)
-    _build(config, source, path, frozen.tower(run or config))
+    _build(config, source, path, pretrained.tower(run or config))
   if several and first:
     multihost_utils.sync_global_devices("features")
   return np.load(path, mmap_mode="r")
@@ -104,7 +104,7 @@ def _key(config: config_lib.Config, source: samples.Source) -> str:
     seed=config.train.seed,
     dtype=config.train.features_dtype,
     source=source.fingerprint(),
-    init_from=frozen.fingerprint(config),
+    init_from=pretrained.fingerprint(config),
   )
   text = json.dumps(decides, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:32]

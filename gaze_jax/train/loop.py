@@ -27,13 +27,12 @@ from gaze_jax.train import checkpoint
 from gaze_jax.train import compatibility
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import flops
-from gaze_jax.train import frozen as frozen_lib
 from gaze_jax.train import metrics
 from gaze_jax.train import optimizer as optimizer_lib
+from gaze_jax.train import pretrained
 from gaze_jax.train import schedule
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
-from gaze_jax.train import words
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -51,7 +50,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   mesh = mesh_lib.make_mesh(config.parallel)
   rules.check(config, dict(mesh.shape))
-  words.check(config)
+  pretrained.check_tokenizer(config)
   source = plugins.source(config.data.source).make(config, "train")
   inputs = compatibility.inputs(config, source)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +83,7 @@ def _run(
   c, features = config.train, None
   if c.features == "cached":
     features = features_lib.cached(config, source, workdir / "features")
-  frozen = frozen_lib.load(config, pixels=features is None, mesh=mesh)
+  frozen = pretrained.load_frozen(config, pixels=features is None, mesh=mesh)
   rows = shard.local_rows(mesh, c.batch_size)
   dense, final = budgets.of_config(config)
   batches = pipeline.make_iterator(
@@ -161,7 +160,7 @@ def _print_changed_steps(
 
 def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """Writes `config.json`; a kill leaves the old one or the new one."""
-  content = schema.mark("run") | config_lib.to_dict(config)
+  content = schema.stamp("run") | config_lib.to_dict(config)
   partial = workdir / "config.json.partial"
   partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
   os.replace(partial, workdir / "config.json")

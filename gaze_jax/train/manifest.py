@@ -54,7 +54,7 @@ def write(directory: pathlib.Path, step: int, loss: float | None) -> None:
     file.relative_to(directory).as_posix(): _sum(file, sync=True)
     for file in files
   }
-  content = schema.mark("checkpoint") | dict(step=step, loss=loss, files=sums)
+  content = schema.stamp("checkpoint") | dict(step=step, loss=loss, files=sums)
   text = json.dumps(content, sort_keys=True)
   partial = directory / f"{NAME}.partial"
   with partial.open("w", encoding="utf-8") as file:

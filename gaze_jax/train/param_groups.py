@@ -2,7 +2,7 @@
 
 A path is where a parameter is: "projector.context",
 "decoder.layers.query.weight". Groups are the finer grain on what the training
-state holds; whole frozen parts are never in it (`train/frozen.py`).
+state holds; whole frozen parts are never in it (`train/pretrained.py`).
 """
 
 import re

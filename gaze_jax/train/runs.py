@@ -11,7 +11,7 @@ from gaze_jax import plugins
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
 from gaze_jax.train import compatibility
-from gaze_jax.train import frozen
+from gaze_jax.train import pretrained
 from gaze_jax.weights import hf
 from gaze_jax.weights import store
 
@@ -32,7 +32,7 @@ def load(workdir: pathlib.Path) -> tuple[config_lib.Config, mllm.Params]:
   config = saved.config()
   saved.check_inputs(compatibility.model_inputs(config), config)
   params = saved.params()
-  return config, jax.device_put(params | frozen.load(config))
+  return config, jax.device_put(params | pretrained.load_frozen(config))
 
 
 def stored(workdir: pathlib.Path, dtype: str | None = None) -> store.Stored:

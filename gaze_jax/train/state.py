@@ -12,8 +12,8 @@ from gaze_jax import config as config_lib
 from gaze_jax.models import mllm
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
-from gaze_jax.train import frozen
 from gaze_jax.train import param_groups
+from gaze_jax.train import pretrained
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +41,7 @@ def create(
 ) -> TrainState:
   """A new state from `config.train.seed`; each device makes its own part.
 
-  Frozen parts are not in it (`train/frozen.py`); a part that trains starts
+  Frozen parts are not in it (`train/pretrained.py`); a part that trains starts
   from its source where it has one.
 
   Args:
@@ -50,7 +50,7 @@ def create(
     mesh: one device by default.
   """
   mesh = mesh or mesh_lib.one_device()
-  given = frozen.first_values(config, mesh)
+  given = pretrained.first_values(config, mesh)
 
   def build(given: dict[str, Any]) -> TrainState:
     return _new(config, optimizer, given)
@@ -95,7 +95,7 @@ def _new(
   key = jax.random.key(config.train.seed)
   params = nn.meta.unbox(mllm.init(config.model, key))
   params |= {name: params[name] | part for name, part in given.items()}
-  for name in frozen.names(config):
+  for name in pretrained.frozen_parts(config):
     del params[name]
   trains, _ = param_groups.split(config.train, params)
   return TrainState(

@@ -286,7 +286,7 @@ def read_configs(
 
 def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:
   """What stands under `GAZE_KEY` in a config.json."""
-  return schema_lib.mark("gaze") | config_lib.to_dict(gaze)
+  return schema_lib.stamp("gaze") | config_lib.to_dict(gaze)
 
 
 def _gaze(where: pathlib.Path, value: Any) -> config_lib.GazeConfig:

@@ -189,7 +189,7 @@ def save(stored: Stored, to: pathlib.Path) -> None:
   """
   with writer_lib.destination(to) as directory:
     write_leaves(directory, stored.leaves)
-    manifest = schema_lib.mark("model") | dict(
+    manifest = schema_lib.stamp("model") | dict(
       config=config_lib.to_dict(stored.config),
       parts=stored.parts,
       origin=dict(layout=stored.naming, alias=stored.alias),

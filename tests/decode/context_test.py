@@ -38,7 +38,7 @@ def test_a_grown_cache_has_what_it_had_and_nothing_more(cache):
     (grown.visual.valid, cache.visual.valid, 1),
     (grown.k, cache.k, 3),
     (grown.v, cache.v, 3),
-    (grown.frozen, cache.frozen, 3),
+    (grown.choice, cache.choice, 3),
   ):
     old, new = np.split(np.asarray(got), [had.shape[axis]], axis=axis)
     np.testing.assert_array_equal(old, had)
@@ -54,7 +54,7 @@ def test_a_grown_cache_has_what_it_had_and_nothing_more(cache):
 def test_a_cache_with_room_shares_its_pages_and_copies_its_text(cache):
   same = context.reserve(cache, regions=3, slots=10)
   assert same.visual is cache.visual
-  places = lambda c: [x.unsafe_buffer_pointer() for x in (c.k, c.v, c.frozen)]
+  places = lambda c: [x.unsafe_buffer_pointer() for x in (c.k, c.v, c.choice)]
   assert not set(places(same)) & set(places(cache))
   np.testing.assert_array_equal(same.k, cache.k)
 
@@ -73,7 +73,7 @@ def test_rows_side_by_side_and_apart_again(cache):
     assert alone.position.tolist() == one.position.tolist()
     pages = one.visual.valid.shape[1]
     np.testing.assert_array_equal(
-      both.frozen[:, row, :, :pages], one.frozen[:, 0]
+      both.choice[:, row, :, :pages], one.choice[:, 0]
     )
     np.testing.assert_array_equal(
       both.visual.k[:, row, :, :pages], one.visual.k[:, 0]

@@ -320,7 +320,7 @@ def test_an_override_replaces_the_scores(heads, small_shape, form):
   np.testing.assert_array_equal(picked, [3, 0, 2, 1])
 
 
-def _decode(h, batch, new, k, form="gather", frozen=None, **options):
+def _decode(h, batch, new, k, form="gather", choice=None, **options):
   """Decode of a row's last `new` slots, from a cache of what was before."""
   role = batch.layout.role[0]
   used = int((role != types.Role.PAD).sum())
@@ -330,12 +330,12 @@ def _decode(h, batch, new, k, form="gather", frozen=None, **options):
   budget = np.array([k], np.int32)
   config = config_lib.GazeConfig(decode_implementation=form, **options)
   return gaze.Routed(
-    **_decoded(query, h.k, h.v, batch, length, budget, frozen, config)
+    **_decoded(query, h.k, h.v, batch, length, budget, choice, config)
   )
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _decoded(query, key, value, batch, length, budget, frozen, config):
+def _decoded(query, key, value, batch, length, budget, choice, config):
   plan = routing.plan(batch.layout, batch.region_slots, config)
   slots = plan.order[:, :64]
   with _simulated(config.decode_implementation):
@@ -346,7 +346,7 @@ def _decoded(query, key, value, batch, length, budget, frozen, config):
       budget,
       config,
       layer=jnp.int32(0),
-      frozen=frozen,
+      choice=choice,
     )
   return dataclasses.asdict(routed)
 

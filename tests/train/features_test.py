@@ -13,7 +13,7 @@ from gaze_jax import plugins
 from gaze_jax.data import images
 from gaze_jax.data import samples
 from gaze_jax.train import features
-from gaze_jax.train import frozen
+from gaze_jax.train import pretrained
 
 
 class Pictures:
@@ -56,14 +56,14 @@ def test_features_are_those_of_the_tower(config, tmp_path):
   cached = features.cached(config, source, tmp_path)
   assert cached.shape == (5, 25, 16) and cached.dtype == np.float32
   assert not cached.flags.writeable
-  tower = frozen.tower(config)
+  tower = pretrained.tower(config)
   for i in (0, 4):
     got = features.encode(config.model.vision, tower, list(source.canvas(i)))
     compare.close(cached[i], got[0])
 
 
 def test_encoder_sees_the_preprocessed_picture(config):
-  params = frozen.tower(config)
+  params = pretrained.tower(config)
   (picture,) = Pictures().canvas(0)
   pixels = images.preprocess(picture, config.model.vision)[None]
   expected = features.vision.ViT(config.model.vision).apply(

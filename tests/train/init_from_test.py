@@ -13,9 +13,9 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.api import directory as directory_lib
 from gaze_jax.models import mllm
-from gaze_jax.train import frozen
 from gaze_jax.train import loop
 from gaze_jax.train import optimizer
+from gaze_jax.train import pretrained
 from gaze_jax.train import state as state_lib
 from gaze_jax.weights import store
 
@@ -79,7 +79,7 @@ def test_whole_squares_drop_the_newline_of_tiles(tiny_config, tmp_path):
 
 def test_frozen_parts_come_from_there(tiny_config, converted):
   config = start(tiny_config, converted, model__decoder__frozen=True)
-  parts = frozen.load(config)
+  parts = pretrained.load_frozen(config)
   assert parts.keys() == {"vision", "decoder"}
   for name, part in parts.items():
     jax.tree.map(np.testing.assert_array_equal, part, converted[1][name])
@@ -105,16 +105,16 @@ def test_cached_features_are_those_of_these_weights(
   tiny_config, converted, tmp_path
 ):
   config = start(tiny_config, converted)
-  ours = frozen.fingerprint(config)
-  assert ours and not frozen.fingerprint(tiny_config())
+  ours = pretrained.fingerprint(config)
+  assert ours and not pretrained.fingerprint(tiny_config())
   (file,) = converted[0].glob("*.safetensors")
   shutil.copytree(converted[0], tmp_path / "moved")
   moved = start(tiny_config, (tmp_path / "moved",))
-  assert frozen.fingerprint(moved) == ours
+  assert pretrained.fingerprint(moved) == ours
   content = bytearray(file.read_bytes())
   content[-1] ^= 1
   (tmp_path / "moved" / file.name).write_bytes(content)
-  assert frozen.fingerprint(moved) != ours
+  assert pretrained.fingerprint(moved) != ours
 
 
 @pytest.mark.nightly

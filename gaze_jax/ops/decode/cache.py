@@ -30,7 +30,7 @@ SHARDING = types.DecodeCache(
   v=shard.LAYERS,
   length=shard.ROWS,
   position=shard.ROWS,
-  frozen=shard.LAYERS,
+  choice=shard.LAYERS,
 )
 
 

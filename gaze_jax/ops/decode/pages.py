@@ -30,7 +30,7 @@ class Step:
     budget: int32 [B].
     config: static.
     override: float32 [B, Q, R] or None.
-    frozen: bool [B, Q, R] or None.
+    choice: bool [B, Q, R] or None.
   """
 
   query: types.Array
@@ -39,7 +39,7 @@ class Step:
   budget: types.Array
   config: config_lib.GazeConfig
   override: types.Array | None = None
-  frozen: types.Array | None = None
+  choice: types.Array | None = None
 
   @property
   def regions(self) -> int:
@@ -170,8 +170,8 @@ def _listed(
 def _chosen(step: Step, form: ModuleType | None) -> Looked:
   b, x, q, _ = step.query.shape
   r, h = step.regions, step.kv_heads
-  if step.frozen is not None:
-    members = jnp.broadcast_to(step.frozen[:, None], (b, x, q, r))
+  if step.choice is not None:
+    members = jnp.broadcast_to(step.choice[:, None], (b, x, q, r))
   else:
     score, k = _scores(step), _allowed(step)
     # A choice shared by a KV head's queries is its list already.

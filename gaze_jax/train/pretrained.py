@@ -3,6 +3,7 @@
 A frozen part is no part of the training state: it has no gradient, no
 optimizer state and no place in a checkpoint. It is read from its source each
 time, here. A part that trains may have a source too, for its first values.
+A source is a directory of launch/convert.py or the weights of a package.
 """
 
 import functools
@@ -18,6 +19,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fingerprint as fingerprint_lib
 from gaze_jax import plugins
+from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 from gaze_jax.models import vision
@@ -31,19 +33,19 @@ from gaze_jax.weights import store
 _MATRICES = ("weight", "embedding")
 
 
-def names(config: config_lib.Config) -> tuple[str, ...]:
+def frozen_parts(config: config_lib.Config) -> tuple[str, ...]:
   """The frozen parts, among "vision" and "decoder"."""
   parts = dict(vision=config.model.vision, decoder=config.model.decoder)
   return tuple(name for name, part in parts.items() if part.frozen)
 
 
-def load(
+def load_frozen(
   config: config_lib.Config,
   *,
   pixels: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """Parameters of the frozen parts, cut over the mesh.
+  """Parameters of the frozen parts, sharded over the mesh.
 
   Matrices of a decoder are stored in its dtype: nothing is ever added to
   them, and a step need not narrow them anew.
@@ -54,7 +56,7 @@ def load(
     mesh: one device by default.
   """
   out = {}
-  for name in names(config):
+  for name in frozen_parts(config):
     if name == "vision" and not pixels:
       continue
     part = source(config, name, mesh)
@@ -72,12 +74,12 @@ def _narrow(config: config_lib.Config, decoder_: dict[str, Any]) -> Any:
   )
 
 
-def abstract(
+def abstract_frozen(
   config: config_lib.Config, mesh: mesh_lib.AnyMesh
 ) -> dict[str, dict[str, Any]]:
-  """Shapes, dtypes and shardings of what `load` gives, without the arrays."""
+  """Shapes, dtypes and shardings of what `load_frozen` gives; no arrays."""
   shapes, _ = mllm.abstract(config.model)
-  out = {name: shapes[name] for name in names(config)}
+  out = {name: shapes[name] for name in frozen_parts(config)}
   if "decoder" in out:
     out["decoder"] = jax.eval_shape(
       lambda x: _narrow(config, x), out["decoder"]
@@ -99,7 +101,7 @@ def first_values(
   parts = {
     name: source(config, name, mesh)
     for name in ("vision", "projector", "decoder")
-    if name not in names(config)
+    if name not in frozen_parts(config)
   }
   return {name: part for name, part in parts.items() if part is not None}
 
@@ -112,7 +114,7 @@ def source(
   Args:
     config: the run.
     name: of the part.
-    mesh: what it is cut over; one device by default.
+    mesh: what it is sharded over; one device by default.
 
   Returns:
     Nested dict of float32 arrays; None for a part that is made anew.
@@ -181,7 +183,7 @@ def _converted(
 
 
 def tower(config: config_lib.Config) -> dict[str, Any]:
-  """Parameters of the vision tower alone, as `load` has them."""
+  """Parameters of the vision tower alone, as `load_frozen` has them."""
   found = source(config, "vision")
   return _fresh(config, "vision", None) if found is None else found
 
@@ -199,3 +201,40 @@ def _fresh(
     vit, blank = vision.ViT(c), vision.blank(c, 1)
     new = lambda key: nn.meta.unbox(vit.init(key, blank)["params"])
   return jax.jit(new, out_shardings=places)(key)
+
+
+def check_tokenizer(config: config_lib.Config) -> None:
+  """Refuses a tokenizer that is not the one of `train.init_from`.
+
+  Tokens may be added to it; those that it has keep their ids.
+
+  Raises:
+    errors.GazeError: naming the tokenizer that belongs to the weights, or the
+      first token whose id differs.
+  """
+  named = config.data.tokenizer
+  if not config.train.init_from or plugins.has_weights(named):
+    return
+  directory = pathlib.Path(config.train.init_from)
+  stored = store.open_stored(directory)
+  own = directory / store.SOURCE / "tokenizer.json"
+  if "decoder" not in stored.parts:
+    return
+  if not named and (own.is_file() or stored.naming):
+    raise errors.GazeError(
+      "config: data.tokenizer is empty, which is the shipped tokenizer, and"
+      f" the decoder in {directory} was trained with another: set"
+      f" data.tokenizer = {str(own)!r}"
+    )
+  if not named or not own.is_file():
+    return
+  vocabulary = tokenizer_lib.read(pathlib.Path(named)).get_vocab()
+  for token, i in sorted(
+    tokenizer_lib.read(own).get_vocab().items(), key=lambda pair: pair[1]
+  ):
+    if vocabulary.get(token) != i:
+      raise errors.GazeError(
+        f"config: data.tokenizer = {named!r} is not that of the weights in"
+        f" {directory}: {token!r} is id {vocabulary.get(token)} in it, and {i}"
+        f" in theirs; set data.tokenizer = {str(own)!r}"
+      )

