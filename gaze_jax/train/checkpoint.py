@@ -390,8 +390,9 @@ class Writer(Checkpoints):
       yield
     except Exception as error:  # anything from OSError to ValueError
       self._saving = None
+      why = errors.system_message(error)
       raise CheckpointError(
-        f"{self._path}: can't write a checkpoint: {errors.system_message(error)}"
+        f"{self._path}: can't write a checkpoint: {why}"
       ) from error
 
 
