@@ -113,10 +113,14 @@ def _read_pieces(
   logits = traced = None
   for piece in pieces:
     if piece.text:
-      text = _padded_text(np.asarray(batch.tokens)[0], piece)
+      tokens, count = _padded_text(np.asarray(batch.tokens)[0], piece)
       cache, logits, traced = _read_text(
-        decoder, config, cache, *text, budgets, trace=trace
+        *(decoder, config, cache, tokens, budgets),
+        count=count,
+        prompt=True,
+        trace=trace,
       )
+      logits = logits[:, 0]
     else:
       chunk = _padded_piece(whole, piece)
       x = _slice(embedded, piece.start, size=chunk.index.shape[1])
@@ -263,7 +267,7 @@ def _apart(function, name: str, **kwargs) -> Callable:
   return call
 
 
-_read_text = _apart(cached.read_text, "prompt text", static=("trace",))
+_read_text = _apart(cached.extend, "prompt text", static=("prompt", "trace"))
 _extend = _apart(cached.extend, "a token of an answer")
 _read_units = programs.Program(
   cached.read_units, "units of a prompt", donate=("cache",)

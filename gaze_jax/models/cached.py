@@ -3,7 +3,7 @@
 A row is read in chunks, each before what is in its cache already:
 
   <bos> | v v v v c c | v v v v c c | what is it? | a fox
-  text  | units       | units       | text        | extend, token by token
+  text  | units       | units       | text        | token by token
 
 It equals `mllm.prefill` of the whole row, however it is split. Caches go in and
 come out; donate them, and they are written in place.
@@ -99,37 +99,6 @@ def read_units(
   )
 
 
-def read_text(
-  params: mllm.Params,
-  config: config_lib.ModelConfig,
-  cache: types.DecodeCache,
-  tokens: types.Int[types.Array, "B X"],
-  count: types.Int[types.Array, " B"],
-  budget: types.Int[types.Array, " B"],
-  *,
-  trace: bool = False,
-) -> tuple[types.DecodeCache, types.Array, types.Trace]:
-  """Adds prompt text to rows.
-
-  Args:
-    params: as in `mllm.apply`; only "decoder" is read.
-    config: static.
-    cache: what came before, with room for X more.
-    tokens: int32 [B, X].
-    count: int32 [B], how many of them are real, at least one.
-    budget: int32 [B], K of each row.
-    trace: static; see `gaze.decode`.
-
-  Returns:
-    The grown cache; logits float32 [B, V] after the last real token; and the
-    `Trace` of that token's query, [N, B, 1, Q, R].
-  """
-  grown, logits, traced = _add_text(
-    *(params, config, cache, tokens, count, budget), prompt=True, trace=trace
-  )
-  return grown, logits[:, 0], traced
-
-
 def extend(
   params: mllm.Params,
   config: config_lib.ModelConfig,
@@ -138,19 +107,23 @@ def extend(
   budget: types.Int[types.Array, " B"],
   *,
   count: types.Int[types.Array, " B"] | None = None,
+  prompt: bool = False,
   override: types.Float[types.Array, "B Q R"] | None = None,
   trace: bool = False,
 ) -> tuple[types.DecodeCache, types.Array, types.Trace]:
-  """The decode form: X tokens of the answer for every row.
+  """The decode form: adds X tokens of text to every row.
 
   Args:
-    params: this and the next three as in `read_text`.
+    params: as in `mllm.apply`; only "decoder" is read.
     config: static.
-    cache: what came before.
+    cache: what came before, with room for X more.
     tokens: int32 [B, X].
     budget: int32 [B], K of each row.
-    count: int32 [B], how many of them are real, all by default; a row with
-      none stays as it is.
+    count: int32 [B], how many of the tokens are real, all by default; a row
+      with none stays as it is.
+    prompt: static; the text is of the prompt, not of the answer: it is routed
+      as such, and what its last real token gives is returned alone (X = 1
+      below).
     override: as in `mllm.apply`.
     trace: static; see `gaze.decode`.
 
@@ -160,54 +133,13 @@ def extend(
   """
   if count is None:
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
-  return _add_text(
-    *(params, config, cache, tokens, count, budget),
+  attend = functools.partial(
+    _attend_text,
+    *(config.gaze, cache, budget),
+    last=jnp.maximum(count, 1) - 1 if prompt else None,
     override=override,
     trace=trace,
   )
-
-
-def _add_text(
-  params: mllm.Params,
-  config: config_lib.ModelConfig,
-  cache: types.DecodeCache,
-  tokens: types.Int[types.Array, "B X"],
-  count: types.Int[types.Array, " B"],
-  budget: types.Int[types.Array, " B"],
-  *,
-  prompt: bool = False,
-  override: types.Float[types.Array, "B Q R"] | None = None,
-  trace: bool = False,
-) -> tuple[types.DecodeCache, types.Array, types.Trace]:
-  """`extend`; of a prompt, logits and trace are those of its last token."""
-  g = config.gaze
-  last = jnp.maximum(count, 1) - 1
-
-  def kept(x: types.Array | None) -> types.Array | None:
-    """[B, X, ...], or of a prompt [B, 1, ...] at its last real token."""
-    if x is None or not prompt:
-      return x
-    at = last.reshape(-1, *(1,) * (x.ndim - 1))
-    return jnp.take_along_axis(x, at, axis=1)
-
-  def attend(q, k, v, memory):
-    layer, dense, choice = memory
-    text = linear.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
-    routed = gaze.decode(
-      *(q, cache.visual, text, budget, g),
-      layer=layer,
-      dense=(prompt and not g.route_prompt) or mllm.flag(dense),
-      override=override,
-      choice=None if prompt else choice,
-      trace=trace,
-    )
-    if prompt and g.refresh == "question":
-      choice = pages.choose(
-        pages.Step(kept(q), cache.visual, layer, budget, g, override)
-      )[:, 0]
-    seen = map(kept, (routed.members, routed.scores, routed.dense))
-    return routed.out, (k, v, types.Trace(*seen), choice)
-
   run = functools.partial(decoder.call, params, config.decoder)
   layers = jnp.arange(config.decoder.depth)
   memory = (layers, mllm.dense_layers(config), cache.choice)
@@ -215,6 +147,8 @@ def _add_text(
   x, (k, v, traced, choice) = run(
     "__call__", run("embed", tokens), position, attend, memory
   )
+  if prompt:
+    x = _at(x, jnp.maximum(count, 1) - 1)
   grown = dataclasses.replace(
     cache,
     k=cache_ops.append(cache.k, k, cache.length),
@@ -223,4 +157,35 @@ def _add_text(
     position=cache.position + count,
     choice=choice,
   )
-  return grown, run("logits", kept(x)), traced
+  return grown, run("logits", x), traced
+
+
+def _attend_text(
+  g: config_lib.GazeConfig, cache, budget, q, k, v, memory, *, last, **options
+):
+  """A layer's attention in `extend`; `last`: of a prompt, its last token."""
+  layer, dense, choice = memory
+  text = linear.attend(q, (cache.k, cache.v), (k, v), cache.length, layer)
+  prompt = last is not None
+  routed = gaze.decode(
+    *(q, cache.visual, text, budget, g),
+    layer=layer,
+    dense=(prompt and not g.route_prompt) or mllm.flag(dense),
+    choice=None if prompt else choice,
+    **options,
+  )
+  seen = routed.members, routed.scores, routed.dense
+  if prompt:
+    seen = (None if x is None else _at(x, last) for x in seen)
+    if g.refresh == "question":
+      choice = pages.choose(
+        pages.Step(
+          _at(q, last), cache.visual, layer, budget, g, options["override"]
+        )
+      )[:, 0]
+  return routed.out, (k, v, types.Trace(*seen), choice)
+
+
+def _at(x: types.Array, last: types.Array) -> types.Array:
+  """[B, 1, ...] of [B, X, ...], at each row's last token."""
+  return jnp.take_along_axis(x, last.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)

@@ -1,6 +1,7 @@
 """Rows that grow from a cache: any cut gives what the whole row gives."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -91,7 +92,7 @@ _read_units = jax.jit(
   cached.read_units, static_argnames="config", donate_argnames="cache"
 )
 _read_text = jax.jit(
-  cached.read_text,
+  functools.partial(cached.extend, prompt=True),
   static_argnames=("config", "trace"),
   donate_argnames="cache",
 )
@@ -138,8 +139,9 @@ def read(params, config, batch, trace=False, pieces=PIECES, budget=BUDGET):
       count = np.array([stop - start for start, stop in spans], np.int32)
       tokens = taken(batch.tokens, spans, TEXT)
       cache, logits, traced = _read_text(
-        params, config, cache, tokens, count, budget, trace=trace
+        params, config, cache, tokens, budget, count=count, trace=trace
       )
+      logits = logits[:, 0]
     else:
       some = jnp.asarray(taken(x, spans, UNITS))
       cache = _read_units(params, config, cache, some, chunk_of(batch, spans))
@@ -276,6 +278,6 @@ def test_donated_caches_come_back_in_their_buffers(params):
   count = np.array([2, 1, 1], np.int32)
   tokens = taken(batch.tokens, PIECES[0][1], TEXT)
   again, _, _ = _read_text(
-    params, CONFIG, grown, tokens, count, BUDGET, trace=False
+    params, CONFIG, grown, tokens, BUDGET, count=count, trace=False
   )
   assert buffers(large(again)) == places_before
