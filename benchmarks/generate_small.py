@@ -60,7 +60,7 @@ _GAZE = ("query_head", "kv_group")
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class Timed:
   """One answer.
 
   Attributes:
@@ -83,17 +83,17 @@ class Ours:
     self._model, self._images, self._options = model, images, options
     self._context = None
 
-  def first(self) -> Said:
+  def first(self) -> Timed:
     """Reads the pictures and answers the first question."""
     start = time.perf_counter()
     self._context = self._model.encode_image(*self._images)
     return self._ask(0, start)
 
-  def second(self) -> Said:
+  def second(self) -> Timed:
     """Answers the second question with what `first` read."""
     return self._ask(1, time.perf_counter())
 
-  def _ask(self, number: int, start: float) -> Said:
+  def _ask(self, number: int, start: float) -> Timed:
     stream = self._model.stream(
       QUESTIONS[number], self._context, **self._options
     )  # has the first token
@@ -101,7 +101,7 @@ class Ours:
     for _ in stream:
       pass
     last = time.perf_counter()
-    return Said(first - start, last - first, stream.answer.tokens)
+    return Timed(first - start, last - first, stream.answer.tokens)
 
 
 class Theirs:
@@ -129,13 +129,13 @@ class Theirs:
     self._new_tokens, self._keeps = new_tokens, keeps
     self._cache = self._seen = None
 
-  def first(self) -> Said:
+  def first(self) -> Timed:
     start = time.perf_counter()
     if self._keeps:
       self._fill()
     return self._ask(0, start)
 
-  def second(self) -> Said:
+  def second(self) -> Timed:
     return self._ask(1, time.perf_counter())
 
   def _fill(self) -> None:
@@ -148,7 +148,7 @@ class Theirs:
   def _read(self, text: str) -> Any:
     return self._processor(text=text, images=self._images, return_tensors="pt")
 
-  def _ask(self, number: int, start: float) -> Said:
+  def _ask(self, number: int, start: float) -> Timed:
     question = small_model.turn(QUESTIONS[number])
     if self._keeps:
       ids = self._processor.tokenizer(question, return_tensors="pt").input_ids
@@ -171,7 +171,7 @@ class Theirs:
       )
     _, first, *rest = clock.times  # the prompt is put first
     tokens = out[0, inputs["input_ids"].shape[1] :].tolist()
-    return Said(first - start, [first, *rest][-1] - first, tuple(tokens))
+    return Timed(first - start, [first, *rest][-1] - first, tuple(tokens))
 
 
 class _Clock:
@@ -223,9 +223,9 @@ def run(
     theirs, processor = small_model.load(pathlib.Path(folder))
     check_inputs(model, processor, pictures)
     methods = _methods(model, theirs, processor, pictures, new_tokens)
-    said = _in_turns(methods, rounds)
-  _check_texts(said)
-  return [_row(name, said, images, new_tokens) for name in methods]
+    answers = _in_turns(methods, rounds)
+  _check_texts(answers)
+  return [_row(name, answers, images, new_tokens) for name in methods]
 
 
 def check_inputs(
@@ -291,25 +291,25 @@ def routed(model: api.Model, granularity: str) -> api.Model:
 
 def _in_turns(
   methods: dict[str, Ours | Theirs], rounds: int
-) -> dict[str, list[list[Said]]]:
+) -> dict[str, list[list[Timed]]]:
   """Answers to the first and to the second question, by method."""
   for method in methods.values():
     method.first()
     method.second()
-  said = {name: [[], []] for name in methods}
+  answers = {name: [[], []] for name in methods}
   for _ in range(rounds):
     for name, method in methods.items():
-      said[name][0].append(method.first())
+      answers[name][0].append(method.first())
       for _ in range(1 if name == _THEIRS else _SHORT):
-        said[name][1].append(method.second())
-  return said
+        answers[name][1].append(method.second())
+  return answers
 
 
-def _check_texts(said: dict[str, list[list[Said]]]) -> None:
+def _check_texts(answers: dict[str, list[list[Timed]]]) -> None:
   """Every dense text must be that of transformers, in every round."""
   for name in (_THEIRS, _KEPT, _DENSE):
     for question, want, answers in zip(
-      QUESTIONS, said[_THEIRS], said[name], strict=True
+      QUESTIONS, answers[_THEIRS], answers[name], strict=True
     ):
       if off := [a for a in answers if a.tokens != want[0].tokens]:
         raise errors.GazeError(
@@ -319,14 +319,14 @@ def _check_texts(said: dict[str, list[list[Said]]]) -> None:
 
 
 def _row(
-  name: str, said: dict[str, list[list[Said]]], images: int, new_tokens: int
+  name: str, answers: dict[str, list[list[Timed]]], images: int, new_tokens: int
 ) -> dict[str, Any]:
   least = lambda answers, part: min(getattr(a, part) for a in answers)
-  first, second = said[name]
+  first, second = answers[name]
   rest = least([*first, *second], "rest")
   differ = sum(
     a != b
-    for ours, theirs in zip(said[name], said[_THEIRS], strict=True)
+    for ours, theirs in zip(answers[name], answers[_THEIRS], strict=True)
     for a, b in zip(ours[0].tokens, theirs[0].tokens, strict=True)
   )
   return dict(
