@@ -223,9 +223,9 @@ def run(
     theirs, processor = small_model.load(pathlib.Path(folder))
     check_inputs(model, processor, pictures)
     methods = _methods(model, theirs, processor, pictures, new_tokens)
-    answers = _in_turns(methods, rounds)
-  _check_texts(answers)
-  return [_row(name, answers, images, new_tokens) for name in methods]
+    timed = _in_turns(methods, rounds)
+  _check_texts(timed)
+  return [_row(name, timed, images, new_tokens) for name in methods]
 
 
 def check_inputs(
@@ -296,20 +296,20 @@ def _in_turns(
   for method in methods.values():
     method.first()
     method.second()
-  answers = {name: [[], []] for name in methods}
+  timed = {name: [[], []] for name in methods}
   for _ in range(rounds):
     for name, method in methods.items():
-      answers[name][0].append(method.first())
+      timed[name][0].append(method.first())
       for _ in range(1 if name == _THEIRS else _SHORT):
-        answers[name][1].append(method.second())
-  return answers
+        timed[name][1].append(method.second())
+  return timed
 
 
-def _check_texts(answers: dict[str, list[list[Timed]]]) -> None:
+def _check_texts(timed: dict[str, list[list[Timed]]]) -> None:
   """Every dense text must be that of transformers, in every round."""
   for name in (_THEIRS, _KEPT, _DENSE):
     for question, want, answers in zip(
-      QUESTIONS, answers[_THEIRS], answers[name], strict=True
+      QUESTIONS, timed[_THEIRS], timed[name], strict=True
     ):
       if off := [a for a in answers if a.tokens != want[0].tokens]:
         raise errors.GazeError(
@@ -319,14 +319,14 @@ def _check_texts(answers: dict[str, list[list[Timed]]]) -> None:
 
 
 def _row(
-  name: str, answers: dict[str, list[list[Timed]]], images: int, new_tokens: int
+  name: str, timed: dict[str, list[list[Timed]]], images: int, new_tokens: int
 ) -> dict[str, Any]:
   least = lambda answers, part: min(getattr(a, part) for a in answers)
-  first, second = answers[name]
+  first, second = timed[name]
   rest = least([*first, *second], "rest")
   differ = sum(
     a != b
-    for ours, theirs in zip(answers[name], answers[_THEIRS], strict=True)
+    for ours, theirs in zip(timed[name], timed[_THEIRS], strict=True)
     for a, b in zip(ours[0].tokens, theirs[0].tokens, strict=True)
   )
   return dict(
