@@ -107,7 +107,7 @@ def _config(shape: Shape) -> Any:
     ),
     text_config=dict(
       model_type="llama",
-      vocab_size=tokenizer_lib.VOCABULARY,
+      vocab_size=tokenizer_lib.Tokenizer.load().size,
       hidden_size=shape.width,
       intermediate_size=shape.mlp,
       num_hidden_layers=shape.depth,

@@ -32,7 +32,7 @@ def test_what_is_newer_or_no_number_is_refused_by_it(kind):
 def test_without_a_number_it_is_the_first(monkeypatch):
   assert schema.read({}, "f", "model") == 1
   forms = dict(thing=schema.Format(4, oldest=3, again="Make it again"))
-  monkeypatch.setattr(schema, "FORMS", forms)
+  monkeypatch.setattr(schema, "FORMATS", forms)
   assert schema.read({"schema": 3}, "f", "thing") == 3
   with pytest.raises(schema.SchemaError, match="from 3 on. Make it again"):
     schema.read({}, "f", "thing")

@@ -268,5 +268,5 @@ def _cache(
     v=put(cache.v, heads),
     length=put(cache.length, rows_),
     position=put(cache.position, rows_),
-    frozen=put(cache.frozen, heads),
+    choice=put(cache.choice, heads),
   )

@@ -252,7 +252,7 @@ def load(
       f"{path}: no decoder here, so it can't answer; join it with one by"
       " launch/convert.py --vision"
     )
-  params |= dict(decoder=decoder.for_decoding(params["decoder"]))
+  params = params | dict(decoder=decoder.for_decoding(params["decoder"]))
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   tokenizer.check_rows(config.model.decoder.vocab_size)
   return Model(config, params, tokenizer, limits)

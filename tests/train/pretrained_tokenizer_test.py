@@ -53,7 +53,7 @@ def test_the_tokenizer_that_came_with_the_weights_is_asked_for(
   with pytest.raises(errors.GazeError) as caught:
     pretrained.check_tokenizer(run(tiny_config, folder))
   assert f"set data.tokenizer = {own!r}" in str(caught.value)
-  assert "EmojiScenes" in str(caught.value)
+  assert "the shipped tokenizer" in str(caught.value)
 
 
 def test_weights_of_others_are_never_read_by_our_tokenizer(start, tiny_config):
