@@ -214,7 +214,7 @@ def prefill(
     The cache; logits float32 [B, V] after each row's last token; and the
     regions read there, bool [N, B, Q, R].
   """
-  layout = batch.layout
+  layout, g = batch.layout, config.gaze
   filled = layout.role != types.Role.PAD
   last = filled.sum(axis=1, keepdims=True) - 1
   at_last = lambda x: jnp.take_along_axis(
@@ -230,8 +230,8 @@ def prefill(
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
     choice = None
     if config.gaze.refresh == "question":
-      step = pages.Step(at_last(q), visual, None, budget, config.gaze, override)
-      choice = pages.choose(step)[:, 0]
+      lookup = pages.Lookup(at_last(q), visual, None, budget, g, override)
+      choice = pages.choose(lookup)[:, 0]
     return routed.out, (visual, *linear, at_last(routed.members)[:, 0], choice)
 
   x = embed(params, config, batch)
