@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import logging as py_logging
 import os
 import pathlib
@@ -22,6 +21,7 @@ from ml_collections import config_flags
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fields
+from gaze_jax import json_file
 from gaze_jax import schema
 from gaze_jax.runtime import memory
 
@@ -237,12 +237,7 @@ def _module(path: pathlib.Path) -> Any:
 
 
 def _load_json(path: pathlib.Path) -> config_lib.Config:
-  try:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise errors.GazeError(f"{path}: not JSON: {error}") from None
-  if not isinstance(raw, dict):
-    raise errors.GazeError(f"{path}: not a table of keys")
+  raw = json_file.read(path, errors.GazeError)
   if "config" in raw:  # gaze.json holds more
     schema.read(raw, path, "model")
     return config_lib.of_saved(raw["config"])

@@ -167,7 +167,7 @@ def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
     assert cli._load(str(file)) == config
   for text, says in (
     ("{", "not JSON"),
-    ("[1]", "not a table of keys"),
+    ("[1]", "an object is needed, got list"),
     ('{"schema": 3, "train": {}}', "schema 3 by a newer gaze_jax"),
     ('{"schema": 4, "config": {}}', "schema 4 by a newer gaze_jax"),
   ):
