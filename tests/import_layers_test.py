@@ -34,13 +34,18 @@ ARROWS = {
   "weights": {"data", "models", "layout"},
   "data": {"layout"},
   "train": {"data", "weights", "models", "ops", "parallel", "layout"},
-  "aot": {"train", "models", "ops", "parallel", "kernels", "layout"},
-  "decode": {"models", "ops", "layout"},
+  "aot": {
+    *("train", "decode", "models", "ops", "parallel", "kernels", "layout"),
+  },
+  "decode": {"models", "ops", "parallel", "layout"},
   "view": {"decode"},
-  "evals": {"decode", "train", "weights", "data", "models", "ops", "layout"},
+  "evals": {
+    *("decode", "train", "weights", "data", "models", "ops", "parallel"),
+    "layout",
+  },
   "api": {
     *("evals", "view", "decode", "train", "weights", "data", "models"),
-    "layout",
+    *("parallel", "layout"),
   },
   "demo": {"data", "weights", "models", "layout"},
   "launch": {

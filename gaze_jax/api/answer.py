@@ -13,6 +13,7 @@ from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import programs
+from gaze_jax.decode import scheduler
 from gaze_jax.view import overlay
 from gaze_jax.view import viewer
 from gaze_jax.view import words as words_lib
@@ -28,7 +29,8 @@ class Answer:
     reason: why it ended: "stop" (the model's own end), "stop string",
       "length" (max_tokens), or "interrupted".
     tokens: ids, the one that ended it included.
-    context: everything read and generated, to ask again from.
+    context: everything read and generated, to ask again from; without keys and
+      values after `generate_many`.
     budget: K, in the unit of `model.gaze.budget`.
     entries: visual entries that a token's queries read, as
       `engine.Decoding.entries`.
@@ -50,14 +52,23 @@ class Answer:
     """The four figures of docs/method.md, section 8.
 
     Times steps to tell the last.
+
+    Raises:
+      errors.GazeError: the answer is of `generate_many`.
     """
-    return accounting_lib.account(
-      self.model.params,
-      self.model.config.model,
-      self.context,
-      self.entries,
-      budget=self.budget,
-    )
+    if self.context.cache is None:
+      raise errors.GazeError(
+        "what generate_many read is not kept, and a step of it can't be timed:"
+        " ask with generate"
+      )
+    with self.model.on_mesh():
+      return accounting_lib.account(
+        self.model.params,
+        self.model.config.model,
+        self.context,
+        self.entries,
+        budget=self.budget,
+      )
 
   def words(
     self,
@@ -190,20 +201,33 @@ class AnswerText:
 def finish(
   model: Any,
   request: request_lib.Request,
-  decoding: engine.Decoding,
-  row: int,
   text: AnswerText,
+  result: scheduler.Result,
+  context: context_lib.Context,
+  *,
+  budget: int,
+  ended: bool = True,
+  steps: Sequence[engine.Step] = (),
 ) -> Answer:
-  """The answer of one row, as far as it was generated."""
-  tokenizer = model.tokenizer
-  tokens = tuple(decoding.tokens(row)[: text.count])
+  """An answer, as far as it was generated.
+
+  Args:
+    model: that gave it.
+    request: what was asked.
+    text: of it, which has read its tokens.
+    result: its tokens, and the entries that they read.
+    context: everything read and generated.
+    budget: K that it was given with.
+    ended: whether it is complete.
+    steps: where each token looked.
+  """
+  tokenizer, tokens = model.tokenizer, tuple(result.tokens[: text.count])
   if text.stopped:
     reason = "stop string"
   elif tokens and tokens[-1] in tokenizer.ends:
     reason = "stop"
   else:
-    reason = "length" if decoding.ended(row) else "interrupted"
-  context = decoding.context(row, text.count)
+    reason = "length" if ended else "interrupted"
   if reason == "stop":  # the next turn finds it ended as the template ends it
     context = dataclasses.replace(context, pending=(tokenizer.eos,))
   message = tokenizer.answer(tokens, text.text)
@@ -213,10 +237,33 @@ def finish(
     reason=reason,
     tokens=tokens,
     context=dataclasses.replace(context, talk=(*context.talk, message)),
-    budget=decoding.budget(row),
-    entries=decoding.entries(row),
-    steps=decoding.steps(row)[: len(tokens)],
+    budget=budget,
+    entries=result.entries,
+    steps=tuple(steps[: len(tokens)]),
     model=model,
+  )
+
+
+def of_row(
+  model: Any,
+  request: request_lib.Request,
+  decoding: engine.Decoding,
+  row: int,
+  text: AnswerText,
+) -> Answer:
+  """`finish` of a row that is decoded."""
+  tokens = tuple(decoding.tokens(row))
+  with model.on_mesh():
+    context = decoding.context(row, text.count)
+  return finish(
+    model,
+    request,
+    text,
+    scheduler.Result(tokens, decoding.entries(row)),
+    context,
+    budget=decoding.budget(row),
+    ended=decoding.ended(row),
+    steps=decoding.steps(row),
   )
 
 
@@ -239,7 +286,8 @@ class Stream:
     while True:
       self._text.read(self._decoding.tokens(0))
       if self._text.stopped:
-        self._decoding.end(0)
+        with self._model.on_mesh():
+          self._decoding.end(0)
       over = self._decoding.done or self._stopped
       certain = self._text.text if over else self._text.certain
       if len(certain) > self._given:
@@ -247,7 +295,8 @@ class Stream:
         yield piece
       if over or self._stopped:
         return
-      self._decoding.step()
+      with self._model.on_mesh():
+        self._decoding.step()
 
   def stop(self) -> None:
     """Ends the answer after the token that is being made."""
@@ -255,4 +304,4 @@ class Stream:
 
   @property
   def answer(self) -> Answer:
-    return finish(self._model, self._request, self._decoding, 0, self._text)
+    return of_row(self._model, self._request, self._decoding, 0, self._text)

@@ -43,6 +43,11 @@ def next_turn(
   """
   context = request.after or context_lib.empty(config.model)
   talk = context.talk
+  if context.cache is None:
+    raise RequestError(
+      "the context is of generate_many and holds no keys and values: ask with"
+      " generate what another question is to follow"
+    )
   if context.length and not talk:
     raise RequestError(
       "the context holds a prompt and no conversation, so a question can't"

@@ -1,20 +1,23 @@
 """A model that answers."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import conversation
 from gaze_jax.api import directory as directory_lib
+from gaze_jax.api import many
 from gaze_jax.api import media
 from gaze_jax.api import request as request_lib
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -24,9 +27,26 @@ from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
+from gaze_jax.parallel import mesh as mesh_lib
 
 # Tokens between two looks for stop strings.
 _SEGMENT = 16
+
+
+class Prepared(NamedTuple):
+  """A request, and what is to be read of it.
+
+  Attributes:
+    request: the request.
+    prompt: what is read.
+    after: `reading.extended` of it.
+    sampling: of one row.
+  """
+
+  request: request_lib.Request
+  prompt: reading.Prompt
+  after: context_lib.Context
+  sampling: sampling.Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +58,19 @@ class Model:
     params: float32 parameters, a nested dict.
     tokenizer: its tokenizer and chat format.
     limits: what a conversation may hold.
+    mesh: that it is on.
+    cache_bytes: that keys and values of requests which are answered together
+      may take on a device; None for `context.default_cache_bytes`.
   """
 
   config: config_lib.Config
   params: mllm.Params
   tokenizer: tokenizer_lib.Tokenizer
   limits: context_lib.Limits = context_lib.Limits()
+  mesh: jax.sharding.Mesh = dataclasses.field(
+    default_factory=mesh_lib.one_device
+  )
+  cache_bytes: int | None = None
 
   def encode_image(self, *images: media.Picture) -> context_lib.Context:
     """Reads images once, for any number of questions about them.
@@ -93,16 +120,19 @@ class Model:
     request = request_lib.Request(
       "", images=images, videos=videos, frames=frames, system=system
     )
-    context, batch = conversation.opening(request, self.config, self.tokenizer)
-    budget = 0  # nothing here is routed
-    return reading.read(
-      self.params,
-      self.config.model,
-      context,
-      batch,
-      budget,
-      limits=self.limits,
-    )
+    with self.on_mesh():
+      context, batch = conversation.opening(
+        request, self.config, self.tokenizer
+      )
+      budget = 0  # nothing here is routed
+      return reading.read(
+        self.params,
+        self.config.model,
+        context,
+        batch,
+        budget,
+        limits=self.limits,
+      )
 
   def generate(
     self,
@@ -138,25 +168,43 @@ class Model:
     Raises:
       errors.GazeError: one of them can't be asked so.
     """
-    decoding = self._start(requests, trace)
-    texts = [answer_lib.AnswerText(self.tokenizer, r.stop) for r in requests]
-    while True:
-      for row, text in enumerate(texts):
-        text.read(decoding.tokens(row))
-        if text.stopped and not decoding.ended(row):
-          decoding.end(row)
-      if decoding.done:
-        break
-      if trace:
-        decoding.step()
-      else:
-        waits = any(r.stop for r in requests)
-        longest = max(r.max_tokens for r in requests)
-        decoding.run(_SEGMENT if waits else longest)
-    return [
-      answer_lib.finish(self, request, decoding, row, text)
-      for row, (request, text) in enumerate(zip(requests, texts, strict=True))
-    ]
+    if not requests:
+      raise request_lib.RequestError("nothing is asked")
+    with self.on_mesh():
+      prepared = [self.prepare(request) for request in requests]
+      return [
+        answer
+        for group in self._that_fit(prepared)
+        for answer in self._answer(group, trace)
+      ]
+
+  def generate_many(
+    self,
+    requests: Iterable[request_lib.Request],
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+  ) -> Iterator[answer_lib.Answer]:
+    """Answers any number of requests, several at a time, in their order.
+
+    Continuous batching: the row of a complete answer goes to the next request,
+    whose prompt is read between two decoding steps. An answer depends on its
+    own request and on `batch_size` alone. Its context holds no keys and values,
+    so no further question can be asked from it.
+
+    Args:
+      requests: of any mix; they are taken as they can be read, some ahead.
+      batch_size: rows that are decoded together.
+      progress: whether a bar is shown, with the count of programs compiled.
+
+    Yields:
+      The answers, in the order of the requests.
+
+    Raises:
+      errors.GazeError: a request can't be asked so; it is named by its number,
+        from 0, and raised after the answers to those before it.
+    """
+    yield from many.generate(self, requests, batch_size, progress)
 
   def stream(
     self,
@@ -172,49 +220,106 @@ class Model:
       errors.GazeError: the question can't be asked so.
     """
     request = request_lib.Request(question, after, **options)
-    return answer_lib.Stream(self, request, self._start([request], trace))
+    with self.on_mesh():
+      decoding = self._start([self.prepare(request)], trace)
+    return answer_lib.Stream(self, request, decoding)
+
+  def on_mesh(self) -> contextlib.AbstractContextManager:
+    """Within it programs run on the model's mesh."""
+    if self.mesh.size == 1:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self.mesh)
+
+  def prepare(self, request: request_lib.Request) -> Prepared:
+    """What is to be read of a request, before anything is.
+
+    Raises:
+      errors.GazeError: it can't be asked so.
+    """
+    request.check()
+    options = {name: getattr(request, name) for name in sampling.NAMES}
+    sampled = sampling.make(1, **options)
+    if request.images or request.videos:
+      self._check_sees()
+    context, batch = conversation.next_turn(
+      request, self.config, self.tokenizer
+    )
+    after = reading.extended(
+      context, batch, room=request.max_tokens, limits=self.limits
+    )
+    budget = request.budget(self.config, after.regions_per_unit)
+    prompt = reading.Prompt(context, batch, budget)
+    return Prepared(request, prompt, after, sampled)
+
+  def _that_fit(self, prepared: Sequence[Prepared]) -> list[list[Prepared]]:
+    """Groups of requests whose keys and values fit in memory together."""
+    limit, groups, held = self.most_cache_bytes, [[]], 0
+    for one in prepared:
+      regions, slots = reading.needs(one.after, one.request.max_tokens)
+      need = context_lib.row_bytes(self.config.model, regions, slots)
+      context_lib.check_bytes(need, limit, regions, slots)
+      if held + need > limit:
+        groups.append([])
+        held = 0
+      groups[-1].append(one)
+      held += need
+    return groups
+
+  @property
+  def most_cache_bytes(self) -> int:
+    """`cache_bytes`, or the default."""
+    return self.cache_bytes or context_lib.default_cache_bytes()
+
+  def _answer(
+    self, prepared: Sequence[Prepared], trace: bool
+  ) -> list[answer_lib.Answer]:
+    """Answers to requests that are decoded together to the end."""
+    decoding = self._start(prepared, trace)
+    requests = [one.request for one in prepared]
+    texts = [answer_lib.AnswerText(self.tokenizer, r.stop) for r in requests]
+    while True:
+      for row, text in enumerate(texts):
+        text.read(decoding.tokens(row))
+        if text.stopped and not decoding.ended(row):
+          decoding.end(row)
+      if decoding.done:
+        break
+      if trace:
+        decoding.step()
+      else:
+        waits = any(r.stop for r in requests)
+        longest = max(r.max_tokens for r in requests)
+        decoding.run(_SEGMENT if waits else longest)
+    return [
+      answer_lib.of_row(self, request, decoding, row, text)
+      for row, (request, text) in enumerate(zip(requests, texts, strict=True))
+    ]
 
   def _start(
-    self, requests: Sequence[request_lib.Request], trace: bool
+    self, prepared: Sequence[Prepared], trace: bool
   ) -> engine.Decoding:
     """Reads prompts, each on its own, so that no row depends on another."""
-    if not requests:
-      raise request_lib.RequestError("nothing is asked")
-    for request in requests:
-      request.check()
-    options = sampling.make(
-      len(requests),
-      **{name: [getattr(r, name) for r in requests] for name in sampling.NAMES},
-    )
-    turns = []
-    for request in requests:
-      if request.images or request.videos:
-        self._check_sees()
-      turns.append(conversation.next_turn(request, self.config, self.tokenizer))
-    prompts, budgets = [], []
-    for request, (context, batch) in zip(requests, turns, strict=True):
-      regions = context_lib.extended(context, batch).regions_per_unit
-      budgets.append(request.budget(self.config, regions))
-      prompts.append(
-        reading.read(
-          self.params,
-          self.config.model,
-          context,
-          batch,
-          budgets[-1],
-          room=request.max_tokens,
-          limits=self.limits,
-          trace=trace,
-        )
+    prompts = [
+      reading.read(
+        self.params,
+        self.config.model,
+        *one.prompt,
+        room=one.request.max_tokens,
+        limits=self.limits,
+        trace=trace,
       )
+      for one in prepared
+    ]
     return engine.Decoding(
       self.params,
       self.config.model,
       prompts,
-      budgets,
-      max_tokens=[r.max_tokens for r in requests],
+      [one.prompt.budget for one in prepared],
+      max_tokens=[one.request.max_tokens for one in prepared],
       stop=self.tokenizer.ends,
-      sampling=options,
+      sampling=jax.tree.map(
+        lambda *x: np.concatenate(x), *(one.sampling for one in prepared)
+      ),
       trace=trace,
     )
 

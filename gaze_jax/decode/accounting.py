@@ -15,6 +15,7 @@ from gaze_jax.decode import engine
 from gaze_jax.decode import loop
 from gaze_jax.decode import sampling
 from gaze_jax.models import mllm
+from gaze_jax.parallel import shard
 
 _MIB = 2**20
 # Steps of each kind that are timed, fewer once they took so long, but three.
@@ -127,23 +128,27 @@ def _time(
     regions=len(context.sizes),
     slots=context.length + 1,
   )
+  rows, regions = cache.visual.valid.shape[:2]
   options = loop.Options(
-    budget=np.full(1, budget, np.int32),
-    sampling=sampling.make(1),
+    budget=np.full(rows, budget, np.int32),
+    sampling=sampling.make(rows),
     stop=np.zeros(1, np.int32),
-    max_tokens=np.ones(1, np.int32),
-    sizes=np.zeros((1, cache.visual.valid.shape[1]), np.float32),
+    max_tokens=np.ones(rows, np.int32),
+    sizes=np.zeros((rows, regions), np.float32),
   )
   # A row that is done: every step reads the same token at the same place.
   carry = loop.Carry(
     cache=dataclasses.replace(cache, visual=None),
-    tokens=jnp.zeros((1, engine.TOKENS), jnp.int32),
-    count=jnp.ones(1, jnp.int32),
-    done=jnp.ones(1, bool),
-    entries=jnp.zeros((1, 2)),
+    tokens=jnp.zeros((rows, engine.TOKENS), jnp.int32),
+    count=jnp.ones(rows, jnp.int32),
+    done=jnp.ones(rows, bool),
+    entries=jnp.zeros((rows, 2)),
   )
   # Where the cache is, as what comes out of a step: one program for both.
-  carry = jax.device_put(carry, cache.k.sharding)
+  if shard.spread():
+    carry = loop.constrain(carry)
+  else:
+    carry = jax.device_put(carry, cache.k.sharding)
   decoder = {"decoder": params["decoder"]}
   spent: tuple[list[float], list[float]] = ([], [])
   began = None

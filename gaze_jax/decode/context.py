@@ -3,9 +3,15 @@
 A `Context` is never changed. Reading more, or answering, gives a new one that
 shares the visual cache wherever no image was added: two questions about an
 image are two forks of one context, and neither copies a page.
+
+On a mesh whose rows are sharded W ways (`shard.row_shards`) the cache of a
+context has W equal rows, so that each shard has it whole; otherwise W is 1.
 """
 
 import dataclasses
+import functools
+import math
+import os
 from typing import Any
 
 import jax
@@ -18,6 +24,8 @@ from gaze_jax import types
 from gaze_jax.decode import programs
 from gaze_jax.layout import tiles
 from gaze_jax.models import cached
+from gaze_jax.ops.decode import cache as cache_ops
+from gaze_jax.parallel import shard
 
 UNIT = -1  # in `Context.ids`
 # The least room of a cache: regions, and slots of text and context.
@@ -33,7 +41,8 @@ class Context:
   """What was read.
 
   Attributes:
-    cache: `DecodeCache` of B = 1; its length and position are those below.
+    cache: `DecodeCache` of W equal rows; its length and position are those
+      below. None where nothing is to follow (`Model.generate_many`).
     length: slots of text and context in it.
     position: RoPE position of the next token.
     sizes: visual tokens of each region.
@@ -42,12 +51,12 @@ class Context:
     ids: what was read, in order: ids of text, and UNIT for each unit.
     views: what each unit shows (`view/words.py`), kept here for who asks.
     talk: the conversation (`data/messages.py`), likewise.
-    logits: float32 [1, V] after the last token of a prompt; None after a unit
+    logits: float32 [W, V] after the last token of a prompt; None after a unit
       or an answer.
-    trace: `Trace` of that token, [N, 1, 1, Q, R]; None likewise.
+    trace: `Trace` of that token, [N, W, 1, Q, R]; None likewise.
   """
 
-  cache: types.DecodeCache
+  cache: types.DecodeCache | None
   length: int = 0
   position: int = 0
   sizes: tuple[int, ...] = ()
@@ -110,12 +119,67 @@ class Limits:
       )
 
 
+def row_bytes(config: config_lib.ModelConfig, regions: int, slots: int) -> int:
+  """Bytes of keys, values and descriptors of a row, on a device that has it.
+
+  Args:
+    config: the model.
+    regions: that there is room for.
+    slots: of text and context, likewise.
+  """
+  like = jax.eval_shape(
+    functools.partial(
+      cached.empty,
+      config,
+      shard.row_shards(),
+      regions=regions,
+      region_length=tiles.largest_region(config),
+      capacity=slots,
+    )
+  )
+  leaves = jax.tree.leaves(like)
+  whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+  return whole // (shard.row_shards() * shard.head_shards())
+
+
+def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
+  """Refuses a row whose cache can never fit.
+
+  Args:
+    need: bytes on a device.
+    limit: that there may be.
+    regions: of the row, for the message.
+    slots: likewise.
+
+  Raises:
+    LimitError: saying by how much.
+  """
+  if need > limit:
+    raise LimitError(
+      f"the keys and values of one request, with room for {regions} regions and"
+      f" {slots} slots of text, take {need:,} bytes on a device, and cache_bytes"
+      f" is {limit:,}; show fewer images, shorten the text, or raise cache_bytes"
+    )
+
+
+def default_cache_bytes() -> int:
+  """The share of a device's memory that caches may take: half of what is free.
+
+  On CPU, where programs and weights share it with other processes, a quarter of
+  the machine's.
+  """
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
 def empty(config: config_lib.ModelConfig) -> Context:
   """Nothing read yet."""
   return Context(
     cached.empty(
       config,
-      1,
+      shard.row_shards(),
       regions=_REGIONS,
       region_length=tiles.largest_region(config),
       capacity=_SLOTS,
@@ -141,7 +205,9 @@ def reserve(
     choice = _pad(choice, 3, regions - have)
   room = slots - cache.k.shape[3]
   k, v = (_pad(x, 3, room) for x in (cache.k, cache.v))
-  return dataclasses.replace(cache, visual=visual, k=k, v=v, choice=choice)
+  return cache_ops.constrain(
+    dataclasses.replace(cache, visual=visual, k=k, v=v, choice=choice)
+  )
 
 
 def _more_pages(visual: types.VisualCache, room: int) -> types.VisualCache:
@@ -171,10 +237,12 @@ def _pad(x: jax.Array, axis: int, room: int) -> jax.Array:
 
 def current_cache(context: Context) -> types.DecodeCache:
   """The cache at the context's length: what was read past it is forgotten."""
+  rows = context.cache.length.shape
+  of_rows = lambda n: shard.constrain(jnp.full(rows, n, jnp.int32), "batch")
   return dataclasses.replace(
     context.cache,
-    length=jnp.full(1, context.length, jnp.int32),
-    position=jnp.full(1, context.position, jnp.int32),
+    length=of_rows(context.length),
+    position=of_rows(context.position),
   )
 
 
@@ -223,35 +291,47 @@ def truncated(context: Context, items: int) -> Context:
 
 
 def stack(caches: list[types.DecodeCache], rows: int) -> types.DecodeCache:
-  """Caches of one row each as one of `rows` rows; the last ones are empty.
+  """The caches of several contexts as one of `rows` rows; the last are empty.
 
-  One cache alone is taken as it is. Several are copied: pages lie side by side
-  in a batch.
+  They are copied: pages lie side by side in a batch.
   """
-  if len(caches) == rows == 1:
-    return caches[0]
   regions = max(c.visual.valid.shape[1] for c in caches)
   slots = max(c.k.shape[3] for c in caches)
   caches = [reserve(c, regions=regions, slots=slots) for c in caches]
-  nothing = jax.tree.map(jnp.zeros_like, caches[0])
-  caches += [nothing] * (rows - len(caches))
-  return jax.tree_util.tree_map_with_path(
-    lambda path, *xs: jnp.concatenate(xs, axis=_row_axis(path)), *caches
-  )
+
+  def of(path, *xs):
+    axis = row_axis(path)
+    ones = [jax.lax.slice_in_dim(x, 0, 1, axis=axis) for x in xs]
+    nothing = [jnp.zeros_like(ones[0])] * (rows - len(ones))
+    return jnp.concatenate([*ones, *nothing], axis=axis)
+
+  whole = jax.tree_util.tree_map_with_path(of, *caches)
+  return cache_ops.constrain(whole)
 
 
 def row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
-  """One row of the text and context of a batch; its pages are left out."""
-  one = slice(number, number + 1)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x[:, one] if _row_axis(path) else x[one],
-    dataclasses.replace(cache, visual=None),
-  )
+  """One row of the text and context of a batch, as a context has it.
+
+  Its pages are left out.
+  """
+  shards = shard.row_shards()
+
+  def of(path, x):
+    axis = row_axis(path)
+    one = jax.lax.slice_in_dim(x, number, number + 1, axis=axis)
+    return jnp.concatenate([one] * shards, axis=axis) if shards > 1 else one
+
+  linear = dataclasses.replace(cache, visual=None)
+  return cache_ops.constrain(jax.tree_util.tree_map_with_path(of, linear))
 
 
-def _row_axis(path: tuple[Any, ...]) -> int:
-  """The axis of B: the first of what all layers share, else the second."""
-  return int(path[-1].name not in ("valid", "unit", "length", "position"))
+# What is of [N, B, ...]; all else is of [B, ...].
+_OF_LAYERS = ("k", "v", "descriptors", "choice")
+
+
+def row_axis(path: tuple[Any, ...]) -> int:
+  """The axis of B in a leaf of a cache, or of what holds one."""
+  return int(path[-1].name in _OF_LAYERS)
 
 
 def as_numpy(sizes: tuple[int, ...], regions: int) -> np.ndarray:

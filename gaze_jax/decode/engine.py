@@ -14,6 +14,7 @@ from gaze_jax.decode import loop
 from gaze_jax.decode import programs
 from gaze_jax.decode import sampling as sampling_lib
 from gaze_jax.models import mllm
+from gaze_jax.parallel import shard
 
 # Answers come in buffers of so many tokens, or 1.5 times, twice, ... as many.
 TOKENS = 64
@@ -72,8 +73,17 @@ class Decoding:
   ):
     self._params = {"decoder": params["decoder"]}
     self._config, self._prompts, self._trace = config, tuple(prompts), trace
-    batch = programs.bucket(len(prompts), 2) if len(prompts) > 1 else 1
-    cache = context_lib.stack([p.cache for p in prompts], batch)
+    batch, shards = len(prompts), shard.row_shards()
+    if batch == 1:  # the rows of its own cache, of which the first is asked
+      batch, cache = shards, prompts[0].cache
+      logits, chosen = prompts[0].logits, prompts[0].trace.chosen
+    else:
+      batch = shards * -(-programs.bucket(batch, 2) // shards)
+      cache = context_lib.stack([p.cache for p in prompts], batch)
+      regions = cache.visual.valid.shape[1]
+      logits = _first_rows([p.logits for p in prompts], batch, axis=0)
+      chosen = [_widened(p.trace.chosen, regions) for p in prompts]
+      chosen = _first_rows(chosen, batch, axis=1)
     regions = cache.visual.valid.shape[1]
     self._visual = cache.visual
     sampling = sampling or sampling_lib.make(len(prompts))
@@ -81,13 +91,10 @@ class Decoding:
     self._options = _options(
       prompts, batch, regions, budgets, max_tokens, stop, sampling
     )
-    fill = lambda xs, axis: jnp.concatenate(
-      [*xs, *[jnp.zeros_like(xs[0])] * (batch - len(xs))], axis=axis
-    )
     self._carry = loop.start_program(
       dataclasses.replace(cache, visual=None),
-      fill([p.logits for p in prompts], 0),
-      fill([_widened(p.trace.chosen, regions) for p in prompts], 1),
+      logits,
+      chosen,
       self._options,
       np.arange(batch) >= len(prompts),
       config=config,
@@ -98,7 +105,7 @@ class Decoding:
     self._fetch()
     if trace:
       for row, prompt in enumerate(prompts):
-        self._record(row, prompt.trace, 0)
+        self._record(row, shard.to_host(prompt.trace), 0)
 
   @property
   def done(self) -> bool:
@@ -127,16 +134,17 @@ class Decoding:
     Returns:
       Per query head, and unique ones per KV head; context tokens not included.
     """
-    entries = np.asarray(self._carry.entries[row]) / max(self._count[row], 1)
+    entries = self._entries[row] / max(self._count[row], 1)
     return float(entries[0]), float(entries[1])
 
   def context(self, row: int, count: int | None = None) -> context_lib.Context:
     """A prompt and its answer, or the first `count` tokens of it."""
     tokens = self.tokens(row)[:count]
     prompt = self._prompts[row]
-    cache = dataclasses.replace(
-      context_lib.row(self._carry.cache, row), visual=prompt.cache.visual
-    )
+    cache = self._carry.cache
+    if len(self._prompts) > 1:
+      cache = context_lib.row(cache, row)
+    cache = dataclasses.replace(cache, visual=prompt.cache.visual)
     if cache.choice is not None:  # the regions of its own pages again
       regions = cache.visual.valid.shape[1]
       cache = dataclasses.replace(cache, choice=cache.choice[..., :regions])
@@ -166,7 +174,7 @@ class Decoding:
     )
     self._fetch()
     if self._trace:
-      traced = jax.device_get(traced)
+      traced = shard.to_host(traced)
       for row in np.flatnonzero(self._count > before).tolist():
         self._record(row, traced, row)
 
@@ -178,7 +186,8 @@ class Decoding:
       self._visual,
       self._carry,
       self._options,
-      jnp.int32(steps),
+      np.int32(steps),
+      np.bool_(False),
       greedy=self._greedy,
     )
     self._fetch()
@@ -186,18 +195,20 @@ class Decoding:
   def end(self, row: int) -> None:
     """Ends an answer: a stop string came, or nobody listens any more."""
     self._done[row] = True
+    done = jnp.asarray(np.append(self._done, self._filling))
     self._carry = dataclasses.replace(
-      self._carry, done=jnp.asarray(np.append(self._done, self._filling))
+      self._carry, done=shard.constrain(done, "batch")
     )
 
   def _fetch(self) -> None:
     """Fetches the little that the host decides by."""
-    n = len(self._prompts)
-    tokens, count, done = jax.device_get(
-      (self._carry.tokens, self._carry.count, self._carry.done)
+    n, carry = len(self._prompts), self._carry
+    tokens, count, done, entries = shard.to_host(
+      (carry.tokens, carry.count, carry.done, carry.entries)
     )
     self._tokens, self._count = tokens[:n], count[:n]
     self._done, self._filling = done[:n].copy(), done[n:]
+    self._entries = entries[:n]
 
   def _record(self, row: int, trace: types.Trace, place: int) -> None:
     """Keeps where the newest token of a row looked."""
@@ -236,7 +247,14 @@ def _options(
   )
 
 
+def _first_rows(xs: Sequence[jax.Array], rows: int, axis: int) -> jax.Array:
+  """The first row of each array, and zeros behind them."""
+  ones = [jax.lax.slice_in_dim(x, 0, 1, axis=axis) for x in xs]
+  nothing = [jnp.zeros_like(ones[0])] * (rows - len(ones))
+  return jnp.concatenate([*ones, *nothing], axis=axis)
+
+
 def _widened(chosen: jax.Array, regions: int) -> jax.Array:
-  """bool [N, 1, 1, Q, regions]."""
+  """bool [N, W, 1, Q, regions]."""
   room = regions - chosen.shape[-1]
   return jnp.pad(chosen, ((0, 0),) * 4 + ((0, room),)) if room else chosen

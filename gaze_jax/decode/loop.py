@@ -14,11 +14,14 @@ import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import programs
 from gaze_jax.decode import sampling as sampling_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.ops import usage
+from gaze_jax.ops.decode import cache as cache_ops
+from gaze_jax.parallel import shard
 
 
 @jax.tree_util.register_dataclass
@@ -147,14 +150,20 @@ def run(
   carry: Carry,
   options: Options,
   steps: types.Int[types.Array, ""],
+  until_one_ends: types.Bool[types.Array, ""],
   *,
   greedy: bool,
 ) -> Carry:
-  """Up to `steps` more tokens, fewer once every row is done; see `step`."""
+  """Up to `steps` more tokens, fewer once every row is done; see `step`.
+
+  Fewer too, with `until_one_ends`, once one more row is done.
+  """
+  before = carry.done
 
   def unfinished(state):
     carry, left = state
-    return (left > 0) & ~carry.done.all()
+    one_ended = until_one_ends & (carry.done & ~before).any()
+    return (left > 0) & ~carry.done.all() & ~one_ended
 
   def body(state):
     carry, left = state
@@ -162,6 +171,53 @@ def run(
     return carry, left - 1
 
   return jax.lax.while_loop(unfinished, body, (carry, steps))[0]
+
+
+_CARRY = Carry(
+  cache=dataclasses.replace(cache_ops.SHARDING, visual=None),
+  tokens=shard.ROWS,
+  count=shard.ROWS,
+  done=shard.ROWS,
+  entries=shard.ROWS,
+)
+
+
+@shard.local(
+  (cache_ops.ALL_LAYERS, _CARRY),
+  visual=cache_ops.ALL_LAYERS,
+  carry=_CARRY,
+  new_visual=cache_ops.ALL_LAYERS,
+  new=_CARRY,
+  places=shard.ROWS,
+)
+def insert(
+  visual: types.VisualCache,
+  carry: Carry,
+  new_visual: types.VisualCache,
+  new: Carry,
+  places: types.Int[types.Array, " W"],
+) -> tuple[types.VisualCache, Carry]:
+  """Puts a row of each shard in the place of another one there.
+
+  Args:
+    visual: `VisualCache` of [B].
+    carry: of [B].
+    new_visual: of [W], a row for each shard of the rows.
+    new: likewise.
+    places: int32 [W], where a shard's new row goes among its own; -1 for one
+      that goes nowhere.
+  """
+  at = jnp.maximum(places[0], 0)
+
+  def put(path, old, row):
+    axis = context_lib.row_axis(path)
+    there = jax.lax.dynamic_slice_in_dim(old, at, 1, axis=axis)
+    row = jnp.where(places[0] >= 0, row, there)
+    return jax.lax.dynamic_update_slice_in_dim(old, row, at, axis=axis)
+
+  return jax.tree_util.tree_map_with_path(
+    put, (visual, carry), (new_visual, new)
+  )
 
 
 def _append_token(
@@ -184,12 +240,26 @@ def _append_token(
   entries = usage.of_step(
     chosen[:, :, 0], options.sizes, config.decoder.kv_heads
   )
+  return constrain(
+    Carry(
+      cache=carry.cache,
+      tokens=carry.tokens.at[rows, place].set(token, mode="drop"),
+      count=count,
+      done=carry.done | ended | (count >= options.max_tokens),
+      entries=carry.entries + jnp.where(live[:, None], entries, 0.0),
+    )
+  )
+
+
+def constrain(carry: Carry) -> Carry:
+  """Fixes how the state is sharded over the mesh, if there is one."""
+  of_rows = lambda x: shard.constrain(x, "batch", *[None] * (x.ndim - 1))
   return Carry(
-    cache=carry.cache,
-    tokens=carry.tokens.at[rows, place].set(token, mode="drop"),
-    count=count,
-    done=carry.done | ended | (count >= options.max_tokens),
-    entries=carry.entries + jnp.where(live[:, None], entries, 0.0),
+    cache=cache_ops.constrain(carry.cache),
+    tokens=of_rows(carry.tokens),
+    count=of_rows(carry.count),
+    done=of_rows(carry.done),
+    entries=of_rows(carry.entries),
   )
 
 
@@ -201,4 +271,7 @@ step_program = programs.Program(
 )
 run_program = programs.Program(
   run, "decoding loop", static=("greedy",), donate=("carry",)
+)
+insert_program = programs.Program(
+  insert, "a row among others", donate=("visual", "carry")
 )

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -76,9 +77,11 @@ class Program:
     static: Sequence[str] = (),
     donate: Sequence[str] = (),
   ):
+    if "config" in inspect.signature(function).parameters:
+      static = ("config", *static)
     self._jitted = jax.jit(
       function,
-      static_argnames=("config", *static),
+      static_argnames=static,
       donate_argnames=tuple(donate),
     )
     self._name = name

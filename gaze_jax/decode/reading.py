@@ -1,15 +1,19 @@
-"""Reads a prompt into a context, a chunk at a time.
+"""Reads prompts into caches, a chunk at a time.
 
 A laid-out row is split where text begins and ends, and into chunks; a chunk is
 padded to one of a few sizes, so that prompts of all kinds share programs:
 
   row     t t t | v v v v v v v v c c | t t t t t |
   chunks  text  | units     | units   | text      |
+
+All rows of a chunk are read together, of which there are as many as the mesh
+shards rows: one prompt is read by each shard alike, or a prompt by each.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +41,46 @@ class Piece(NamedTuple):
   stop: int
   text: bool
 
+  @property
+  def size(self) -> int:
+    """X, slots of the chunk that it is padded to."""
+    least = _LEAST_TEXT if self.text else _LEAST_UNITS
+    return programs.bucket(self.stop - self.start, least)
+
+
+class Prompt(NamedTuple):
+  """A row to be read.
+
+  Attributes:
+    context: what comes before it.
+    batch: `Batch` of the row, the trunk of one sample, in numpy.
+    budget: K.
+  """
+
+  context: context_lib.Context
+  batch: types.Batch
+  budget: int
+
+  def pieces(self) -> list[Piece]:
+    return list(split(np.asarray(self.batch.layout.role)[0]))
+
+  def slots(self) -> types.Chunk:
+    """The row as one `Chunk` of [S], its numbers continued from before it."""
+    batch, before = self.batch, self.context
+    layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
+    shift = lambda x, by: np.where(x >= 0, x + by, -1)
+    index = np.zeros(len(layout.role), np.int32)
+    pages = np.asarray(batch.region_slots)[0]
+    region, place = np.nonzero(pages >= 0)
+    index[pages[region, place]] = place
+    layout = dataclasses.replace(
+      layout,
+      unit=shift(layout.unit, before.unit_count),
+      region=shift(layout.region, len(before.sizes)),
+      position=layout.position + before.position + len(before.pending),
+    )
+    return types.Chunk(layout, index)
+
 
 def read(
   params: mllm.Params,
@@ -49,7 +93,7 @@ def read(
   limits: context_lib.Limits = context_lib.Limits(),  # noqa: B008
   trace: bool = False,
 ) -> context_lib.Context:
-  """Reads one row.
+  """Reads one prompt.
 
   Args:
     params: as in `mllm.apply`.
@@ -69,61 +113,132 @@ def read(
     context_lib.LimitError: the row is too long.
     errors.GazeError: the row is empty.
   """
-  pieces = list(split(np.asarray(batch.layout.role)[0]))
-  if not pieces:
-    raise errors.GazeError("there is nothing to read: the prompt is empty")
-  after = context_lib.extended(context, batch)
-  limits.check(after.length + after.visual_tokens + room, after.unit_count)
-  # The last chunk of text is padded within the cache.
-  cache = context_lib.reserve(
-    context_lib.current_cache(context),
-    regions=len(after.sizes),
-    slots=after.length + max(room, _TEXT),
-  )
-  cache, logits, traced = _read_pieces(
-    params, config, context, cache, batch, pieces, budget, trace
+  after = extended(context, batch, room=room, limits=limits)
+  regions, slots = needs(after, room)
+  cache, logits, traced = read_together(
+    params,
+    config,
+    [Prompt(context, batch, budget)],
+    regions=regions,
+    slots=slots,
+    trace=trace,
   )
   return dataclasses.replace(after, cache=cache, logits=logits, trace=traced)
 
 
-def _read_pieces(
+def read_together(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  prompts: Sequence[Prompt],
+  *,
+  regions: int,
+  slots: int,
+  trace: bool = False,
+) -> tuple[types.DecodeCache, jax.Array | None, types.Trace | None]:
+  """Reads prompts together, each in a shard of the rows.
+
+  Args:
+    params: as in `mllm.apply`.
+    config: the model.
+    prompts: of one `shapes`; one, which every shard reads, or W that nothing
+      comes before.
+    regions: pages that each is to have at least.
+    slots: of text and context, likewise.
+    trace: as in `read`.
+
+  Returns:
+    Of W rows: the cache; logits of the last token, [W, V]; and its `Trace`.
+  """
+  context = prompts[0].context
+  cache = context_lib.reserve(
+    context_lib.current_cache(context), regions=regions, slots=slots
+  )
+  decoder = {"decoder": params["decoder"]}
+  for token in context.pending:  # routed as the answer's, not as a prompt
+    token = np.full((len(cache.length), 1), token, np.int32)
+    budgets = np.full(len(token), prompts[0].budget, np.int32)
+    cache, _, _ = _extend(decoder, config, cache, token, budgets)
+  rows = [*prompts] * (len(cache.length) // len(prompts))
+  return _read_rows(params, config, context, cache, rows, trace)
+
+
+def extended(
+  context: context_lib.Context,
+  batch: types.Batch,
+  *,
+  room: int,
+  limits: context_lib.Limits,
+) -> context_lib.Context:
+  """`context_lib.extended` of a row that can be read.
+
+  Raises:
+    context_lib.LimitError: the row is too long.
+    errors.GazeError: the row is empty.
+  """
+  if not (np.asarray(batch.layout.role) != types.Role.PAD).any():
+    raise errors.GazeError("there is nothing to read: the prompt is empty")
+  after = context_lib.extended(context, batch)
+  limits.check(after.length + after.visual_tokens + room, after.unit_count)
+  return after
+
+
+def needs(after: context_lib.Context, room: int) -> tuple[int, int]:
+  """Regions, and slots of text and context, that a prompt takes.
+
+  Args:
+    after: of `extended`.
+    room: tokens that will follow.
+  """
+  # The last chunk of text is padded within the cache.
+  return len(after.sizes), after.length + max(room, _TEXT)
+
+
+def shapes(
+  config: config_lib.ModelConfig, batch: types.Batch
+) -> tuple[Any, ...]:
+  """What decides the programs that read a prompt; prompts of one share them."""
+  pieces = split(np.asarray(batch.layout.role)[0])
+  return (
+    *((piece.text, piece.size) for piece in pieces),
+    _embedded_slots(config, batch),
+    *(x.shape for x in jax.tree.leaves(batch.images)),
+  )
+
+
+def _read_rows(
   params: mllm.Params,
   config: config_lib.ModelConfig,
   context: context_lib.Context,
   cache: types.DecodeCache,
-  batch: types.Batch,
-  pieces: list[Piece],
-  budget: int,
+  rows: Sequence[Prompt],
   trace: bool,
 ) -> tuple[types.DecodeCache, jax.Array | None, types.Trace | None]:
   """The cache with all pieces in it, and what the last one gives."""
   decoder = {"decoder": params["decoder"]}
-  budgets = jnp.full(1, budget, jnp.int32)
-  for token in context.pending:  # routed as the answer's, not as a prompt
-    token = np.full((1, 1), token, np.int32)
-    cache, _, _ = _extend(decoder, config, cache, token, budgets)
-  if any(not piece.text for piece in pieces):
-    whole = _continued(batch, context)
-    # The context tokens of a unit are in one chunk, whatever their number.
-    room = _UNITS + 2 * config.gaze.context_tokens
-    embedded = _embed(params, config, batch, room)
+  budgets = np.array([row.budget for row in rows], np.int32)
+  pieces = list(zip(*(row.pieces() for row in rows), strict=True))
+  if any(not piece.text for piece, *_ in pieces):
+    whole = [row.slots() for row in rows]
+    embedded = _embed(params, config, [row.batch for row in rows])
     if cache.visual is context.cache.visual:  # pages that the context shares
       visual = jax.tree.map(jnp.copy, cache.visual)
       cache = dataclasses.replace(cache, visual=visual)
   logits = traced = None
-  for piece in pieces:
-    if piece.text:
-      tokens, count = _padded_text(np.asarray(batch.tokens)[0], piece)
+  for some in pieces:
+    if some[0].text:
       cache, logits, traced = _read_text(
-        *(decoder, config, cache, tokens, budgets),
-        count=count,
+        *(decoder, config, cache, _padded_text(rows, some), budgets),
+        count=np.array([piece.stop - piece.start for piece in some], np.int32),
         prompt=True,
         trace=trace,
       )
       logits = logits[:, 0]
     else:
-      chunk = _padded_piece(whole, piece)
-      x = _slice(embedded, piece.start, size=chunk.index.shape[1])
+      chunk = jax.tree.map(
+        lambda *x: np.concatenate(x), *map(_padded, whole, some)
+      )
+      start = np.array([piece.start for piece in some], np.int32)
+      x = _slice(embedded, start, size=some[0].size)
       cache = _read_units(decoder, config, cache, x, chunk)
       logits = traced = None
   return cache, logits, traced
@@ -150,47 +265,30 @@ def split(role: np.ndarray) -> Iterator[Piece]:
     start = stop
 
 
-def _continued(batch: types.Batch, context: context_lib.Context) -> types.Chunk:
-  """A row as one `Chunk` of [S], its numbers continued from the context's."""
-  layout = jax.tree.map(lambda x: np.asarray(x)[0], batch.layout)
-  shift = lambda x, by: np.where(x >= 0, x + by, -1)
-  index = np.zeros(len(layout.role), np.int32)
-  pages = np.asarray(batch.region_slots)[0]
-  region, place = np.nonzero(pages >= 0)
-  index[pages[region, place]] = place
-  layout = dataclasses.replace(
-    layout,
-    unit=shift(layout.unit, context.unit_count),
-    region=shift(layout.region, len(context.sizes)),
-    position=layout.position + context.position + len(context.pending),
-  )
-  return types.Chunk(layout, index)
-
-
-def _padded_piece(whole: types.Chunk, piece: Piece) -> types.Chunk:
-  """A piece as `Chunk` of [1, X], X one of a few sizes."""
-  size = programs.bucket(piece.stop - piece.start, _LEAST_UNITS)
+def _padded(whole: types.Chunk, piece: Piece) -> types.Chunk:
+  """A piece of a row as `Chunk` of [1, X]."""
   fills = types.Layout(
     **{f.name: 0 for f in dataclasses.fields(types.Layout)}
     | dict(role=types.Role.PAD, unit=-1, region=-1, segment=-1)
   )
   return jax.tree.map(
-    lambda x, fill: _padded(x[piece.start : piece.stop], size, fill),
+    lambda x, fill: _line(x[piece.start : piece.stop], piece.size, fill),
     whole,
     types.Chunk(fills, 0),
   )
 
 
-def _padded_text(
-  tokens: np.ndarray, piece: Piece
-) -> tuple[np.ndarray, np.ndarray]:
-  """Ids of a piece, int32 [1, X], and how many there are, [1]."""
-  ids = tokens[piece.start : piece.stop]
-  size = programs.bucket(len(ids), _LEAST_TEXT)
-  return _padded(ids, size, 0), np.full(1, len(ids), np.int32)
+def _padded_text(rows: Sequence[Prompt], pieces: Sequence[Piece]) -> np.ndarray:
+  """Ids of a piece of each row, int32 [B, X]."""
+  return np.concatenate(
+    [
+      _line(np.asarray(row.batch.tokens)[0, p.start : p.stop], p.size, 0)
+      for row, p in zip(rows, pieces, strict=True)
+    ]
+  )
 
 
-def _padded(x: np.ndarray, size: int, fill: int) -> np.ndarray:
+def _line(x: np.ndarray, size: int, fill: int) -> np.ndarray:
   """int32 [1, size]."""
   out = np.full((1, size), fill, np.int32)
   out[0, : len(x)] = x
@@ -200,50 +298,75 @@ def _padded(x: np.ndarray, size: int, fill: int) -> np.ndarray:
 def _embed(
   params: mllm.Params,
   config: config_lib.ModelConfig,
-  batch: types.Batch,
-  room: int,
+  rows: Sequence[types.Batch],
 ) -> jax.Array:
-  """float32 [1, S + room or more, E] of a batch; chunks are slices of it."""
-  count = jax.tree.leaves(batch.images)[0].shape[1]
-  parts = []
-  for start in range(0, count, _TILES):
-    some = slice(start, min(start + _TILES, count))
-    tiles = jax.tree.map(lambda x, some=some: x[:, some], batch.images)
-    n = some.stop - some.start
-    parts.append(_features(params, config, _filled(tiles, n))[:, :n])
-  features = np.concatenate([np.asarray(p) for p in parts], axis=1)
-  slots = np.asarray(batch.tokens).shape[1]
-  # The last chunk reaches past the end of the row.
-  room = programs.bucket(slots + room, _UNITS) - slots
-  pad = lambda x: np.pad(
-    np.asarray(x), ((0, 0), (0, room), *((0, 0),) * (np.ndim(x) - 2))
+  """float32 [B, S or more, E] of rows; chunks are slices of it."""
+  size = _embedded_slots(config, rows[0])
+
+  def pad(x: np.ndarray) -> np.ndarray:
+    room = size - x.shape[1]
+    return np.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 2)))
+
+  join = lambda *x: np.concatenate(x)
+  of = lambda name: jax.tree.map(
+    lambda *x: join(*map(pad, x)), *(getattr(row, name) for row in rows)
   )
+  images = jax.tree.map(join, *(row.images for row in rows))
   return _embed_row(
     {k: v for k, v in params.items() if k != "vision"},
     config,
     types.Batch(
-      tokens=pad(batch.tokens),
-      layout=jax.tree.map(pad, batch.layout),
-      feed=pad(batch.feed),
+      tokens=of("tokens"),
+      layout=of("layout"),
+      feed=of("feed"),
       region_slots=None,
-      images=_filled(features, count),
+      images=_see(params, config, images),
       answer_slots=None,
       answer_of=None,
-      blend=None if batch.blend is None else pad(batch.blend),
+      blend=of("blend"),
     ),
   )
 
 
-def _filled(images, count: int):
-  """Tiles [1, count, ...] with zeros behind them, to one of a few numbers."""
-  size = programs.bucket(count, 2) if count > 1 else 1
+def _embedded_slots(config: config_lib.ModelConfig, batch: types.Batch) -> int:
+  """How many slots of a row are embedded: the last chunk may reach past S.
 
-  def fill(x):
-    out = np.zeros((1, size, *x.shape[2:]), x.dtype)
-    out[:, :count] = x
-    return out
+  The context tokens of a unit are in one chunk, whatever their number.
+  """
+  room = _UNITS + 2 * config.gaze.context_tokens
+  return programs.bucket(batch.tokens.shape[1] + room, _UNITS)
 
-  return jax.tree.map(fill, images)
+
+def _see(
+  params: mllm.Params,
+  config: config_lib.ModelConfig,
+  images: np.ndarray | types.Patches,
+) -> jax.Array:
+  """Features [B, M, T, F] of tiles, with zeros behind them to a few M."""
+  count = jax.tree.leaves(images)[0].shape[1]
+  parts = []
+  for start in range(0, count, _TILES):
+    n = min(_TILES, count - start)
+    some = jax.tree.map(
+      lambda x, start=start: x[:, start : start + _TILES], images
+    )
+    parts.append(_features(params, config, _filled(some, n))[:, :n])
+  if (more := _tile_bucket(count) - count) > 0:
+    first = parts[0]
+    shape = (len(first), more, *first.shape[2:])
+    parts.append(jnp.zeros(shape, first.dtype))
+  return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _filled(some: Any, count: int) -> Any:
+  """Tiles [B, count, ...] with zeros behind them, to one of a few numbers."""
+  more = _tile_bucket(count) - count
+  fill = lambda x: np.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
+  return jax.tree.map(fill, some)
+
+
+def _tile_bucket(count: int) -> int:
+  return programs.bucket(count, 2) if count > 1 else 1
 
 
 def _apart(function, name: str, **kwargs) -> Callable:
@@ -274,7 +397,10 @@ _read_units = programs.Program(
 )
 _features = programs.Program(mllm.features, "vision tower")
 _embed_row = programs.Program(mllm.embed, "embedding of a prompt")
-_slice = jax.jit(
-  lambda x, start, size: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1),
-  static_argnames="size",
-)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _slice(x: jax.Array, start: jax.Array, *, size: int) -> jax.Array:
+  """[B, size, E] of [B, S, E], from each row's own start on."""
+  one = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, size)
+  return jax.vmap(one)(x, start)

@@ -48,7 +48,7 @@ def empty(
   choice = None
   if config.gaze.refresh == "question":
     choice = jnp.zeros((c.depth, batch, c.query_heads, regions), bool)
-  return types.DecodeCache(
+  cache = types.DecodeCache(
     visual=gaze.empty(batch, regions, region_length, config),
     k=k,
     v=jnp.zeros_like(k),
@@ -56,6 +56,7 @@ def empty(
     position=jnp.zeros(batch, jnp.int32),
     choice=choice,
   )
+  return cache_ops.constrain(cache)
 
 
 def read_units(
@@ -89,7 +90,7 @@ def read_units(
   put = lambda buffer, new: cache_ops.put_context(
     buffer, new, layout, cache.length
   )
-  return dataclasses.replace(
+  grown = dataclasses.replace(
     cache,
     visual=prompt_units.grow(cache.visual, k, v, chunk, config.gaze),
     k=put(cache.k, k),
@@ -97,6 +98,7 @@ def read_units(
     length=cache.length + context,
     position=jnp.maximum(cache.position, last + 1),
   )
+  return cache_ops.constrain(grown)
 
 
 def extend(
@@ -157,7 +159,7 @@ def extend(
     position=cache.position + count,
     choice=choice,
   )
-  return grown, run("logits", x), traced
+  return cache_ops.constrain(grown), run("logits", x), traced
 
 
 def _attend_text(

@@ -28,6 +28,34 @@ def spread() -> bool:
   return jax.sharding.get_abstract_mesh().size > 1
 
 
+def row_shards() -> int:
+  """How many shards the rows of a batch have; 1 without a mesh."""
+  return _ways("batch")
+
+
+def head_shards() -> int:
+  """How many shards the heads of attention have; 1 without a mesh."""
+  return _ways("attention_heads")
+
+
+def _ways(name: str) -> int:
+  mesh = jax.sharding.get_abstract_mesh()
+  return rules.ways(name, dict(mesh.shape)) if mesh.size > 1 else 1
+
+
+def to_host(tree: Any) -> Any:
+  """A tree of device arrays as numpy, whole, in every process."""
+  if spread():
+    tree = _replicate(jax.sharding.get_mesh())(tree)
+  return jax.device_get(tree)
+
+
+@functools.cache
+def _replicate(mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+  place = jax.sharding.NamedSharding(mesh, P())
+  return jax.jit(lambda tree: tree, out_shardings=place)
+
+
 def constrain(x: types.Array, *names: str | None) -> types.Array:
   """Fixes how an array is sharded over the mesh, if there is one.
 

@@ -85,7 +85,6 @@ def test_rows_side_by_side_and_apart_again(cache):
   empty = context.row(both, 2)
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(empty))
   assert not both.visual.valid[2].any()
-  assert context.stack([cache], 1) is cache
 
 
 def test_a_context_forgets_what_was_read_past_it(cache):

@@ -5,6 +5,7 @@ visual   pages of regions: [v0 v1] [v2 v3], never touched again
 linear   t0 c0 t1 t2 .  .  .         length = 4, new tokens go to slot 4
 """
 
+import dataclasses
 import math
 
 import jax
@@ -32,6 +33,22 @@ SHARDING = types.DecodeCache(
   position=shard.ROWS,
   choice=shard.LAYERS,
 )
+
+
+def constrain(cache: types.DecodeCache) -> types.DecodeCache:
+  """Fixes how a cache is sharded over the mesh, if there is one."""
+  if not shard.spread():
+    return cache
+  names = SHARDING
+  if cache.visual is None:
+    names = dataclasses.replace(names, visual=None)
+  one = lambda x, of: shard.constrain(x, *of, *[None] * (x.ndim - len(of)))
+  return jax.tree.map(
+    lambda of, part: jax.tree.map(lambda x: one(x, of), part),
+    names,
+    cache,
+    is_leaf=lambda x: isinstance(x, shard.P),
+  )
 
 
 def visual(

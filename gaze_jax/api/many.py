@@ -1,0 +1,101 @@
+"""Answers to any number of requests, by continuous batching."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tqdm
+
+from gaze_jax import errors
+from gaze_jax.api import answer as answer_lib
+from gaze_jax.api import request as request_lib
+from gaze_jax.decode import programs
+from gaze_jax.decode import scheduler as scheduler_lib
+
+
+def generate(
+  model: Any,
+  requests: Iterable[request_lib.Request],
+  batch_size: int,
+  progress: bool,
+) -> Iterator[answer_lib.Answer]:
+  """`Model.generate_many`."""
+  if batch_size < 1:
+    raise request_lib.RequestError(
+      f"batch_size = {batch_size}: give at least 1"
+    )
+  jobs = _Jobs(model, requests)
+  with model.on_mesh():
+    jobs.scheduler = scheduler_lib.Scheduler(
+      model.params,
+      model.config.model,
+      rows=batch_size,
+      cache_bytes=model.most_cache_bytes,
+      stop=model.tokenizer.ends,
+    )
+  results = jobs.scheduler.run(jobs)
+  total = len(requests) if hasattr(requests, "__len__") else None
+  bar = tqdm.tqdm(total=total, desc="answers", disable=not progress)
+  ready: dict[int, answer_lib.Answer] = {}
+  given = 0
+  with bar:
+    while True:
+      # Not around a yield: who iterates has a mesh of their own.
+      with model.on_mesh():
+        done = next(results, None)
+      if done is None:
+        break
+      ready[done[0]] = jobs.answer(*done)
+      bar.set_postfix(programs=programs.compiled())
+      bar.update()
+      while given in ready:
+        yield ready.pop(given)
+        given += 1
+  if jobs.error:
+    raise jobs.error
+
+
+class _Jobs:
+  """Requests as jobs, and results as answers."""
+
+  def __init__(self, model: Any, requests: Iterable[request_lib.Request]):
+    self._model, self._requests = model, requests
+    self._open: dict[int, Any] = {}  # what is being answered
+    self.scheduler: scheduler_lib.Scheduler | None = None
+    self.error: errors.GazeError | None = None
+
+  def __iter__(self) -> Iterator[scheduler_lib.Job]:
+    """Ends at the first request that can't be asked, which `error` tells."""
+    for number, request in enumerate(self._requests):
+      text = answer_lib.AnswerText(self._model.tokenizer, request.stop)
+
+      def stopped(ids, text=text):
+        text.read(ids)
+        return text.stopped
+
+      try:
+        one = self._model.prepare(request)
+        job = scheduler_lib.Job(
+          one.prompt, one.after, request.max_tokens, one.sampling, stopped
+        )
+        self.scheduler.check(job)
+      except errors.GazeError as error:
+        self.error = type(error)(f"request {number}: {error}")
+        return
+      self._open[number] = one, text
+      yield job
+
+  def answer(
+    self, number: int, result: scheduler_lib.Result
+  ) -> answer_lib.Answer:
+    one, text = self._open.pop(number)
+    text.read(result.tokens)
+    context = dataclasses.replace(one.after, cache=None)
+    return answer_lib.finish(
+      self._model,
+      one.request,
+      text,
+      result,
+      context,
+      budget=one.prompt.budget,
+    )

@@ -1,0 +1,352 @@
+"""Continuous batching: requests of any mix through a few fixed programs.
+
+A pool is a batch of rows of one size, decoded together. A request is read on
+its own, and takes a free row of the pool of its size; the row of an answer that
+is complete goes to the next request. What a row computes depends on its pool's
+shape, and so on its own size alone, never on what is beside it.
+
+  waiting   r5 r6 r7 ...          in the order in which they came
+  pools     [r0 r3 -- r4]         of 8 regions, 256 slots, 64 tokens
+            [r1 r2]               of 32 regions, 256 slots, 64 tokens
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax.decode import context as context_lib
+from gaze_jax.decode import loop
+from gaze_jax.decode import reading
+from gaze_jax.decode import sampling as sampling_lib
+from gaze_jax.layout import tiles
+from gaze_jax.models import cached
+from gaze_jax.models import mllm
+from gaze_jax.parallel import shard
+
+# Sizes come in steps of four times, so that requests of a kind share a pool.
+_REGIONS, _SLOTS, _TOKENS, _STEP = 8, 256, 64, 4
+# Tokens of a pool's turn, at most.
+_TURN = 32
+
+
+class Size(NamedTuple):
+  """Of a pool's rows: regions, slots of text and context, tokens of answers."""
+
+  regions: int
+  slots: int
+  tokens: int
+
+  def bytes(self, config: config_lib.ModelConfig) -> int:
+    """Of a row, on each device that has it."""
+    return context_lib.row_bytes(config, self.regions, self.slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A request that is ready to be read.
+
+  Attributes:
+    prompt: what is read.
+    after: `reading.extended` of it.
+    max_tokens: tokens of the answer at most.
+    sampling: `Sampling` of one row.
+    stopped: whether an answer of these ids ends with its last one, by a stop
+      string; given all ids each time.
+  """
+
+  prompt: reading.Prompt
+  after: context_lib.Context
+  max_tokens: int
+  sampling: sampling_lib.Sampling
+  stopped: Callable[[Sequence[int]], bool]
+
+  @property
+  def size(self) -> Size:
+    """Of the pool that it belongs to."""
+    regions, slots = reading.needs(self.after, self.max_tokens)
+    before = self.prompt.context.cache
+    if self.prompt.context.length:
+      regions = max(regions, before.visual.valid.shape[1])
+      slots = max(slots, before.k.shape[3])
+    return Size(
+      _step(regions, _REGIONS),
+      _step(slots, _SLOTS),
+      _step(self.max_tokens, _TOKENS),
+    )
+
+
+class Result(NamedTuple):
+  """An answer: its ids, and `engine.Decoding.entries` of it."""
+
+  tokens: tuple[int, ...]
+  entries: tuple[float, float]
+
+
+class Scheduler:
+  """Answers jobs, several at a time.
+
+  Args:
+    params: as in `mllm.apply`.
+    config: the model.
+    rows: of a pool; rounded up to what the mesh can share out.
+    cache_bytes: that the keys and values of all pools may take on a device.
+    stop: ids that end an answer.
+  """
+
+  def __init__(
+    self,
+    params: mllm.Params,
+    config: config_lib.ModelConfig,
+    *,
+    rows: int,
+    cache_bytes: int,
+    stop: Sequence[int],
+  ):
+    self._params, self._config = params, config
+    self._shards = shard.row_shards()
+    self._rows = -(-rows // self._shards) * self._shards
+    self._limit, self._stop = cache_bytes, np.array(stop, np.int32)
+    self._pools: dict[Size, _Pool] = {}  # the one used last comes last
+
+  def check(self, job: Job) -> None:
+    """Refuses a job that no pool can ever hold.
+
+    Raises:
+      context_lib.LimitError: naming what it takes and what there is.
+    """
+    # Its row of the pool, and the one that it is read into.
+    need = 2 * job.size.bytes(self._config)
+    context_lib.check_bytes(need, self._limit, job.size.regions, job.size.slots)
+
+  def run(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Result]]:
+    """Answers jobs; yields each one's number as it is done.
+
+    Jobs are taken from the iterator as rows become free, a batch ahead.
+    """
+    source = enumerate(jobs)
+    waiting: collections.deque[tuple[int, Job]] = collections.deque()
+    while True:
+      waiting.extend(itertools.islice(source, 2 * self._rows - len(waiting)))
+      while group := self._next(waiting):
+        pool, chosen = group
+        for one in chosen:
+          waiting.remove(one)
+        pool.insert(chosen)
+        waiting.extend(itertools.islice(source, 2 * self._rows - len(waiting)))
+      live = [pool for pool in self._pools.values() if pool.live]
+      if not live:
+        return
+      for pool in live:
+        expected = any(job.size == pool.size for _, job in waiting)
+        yield from pool.run(until_one_ends=expected)
+
+  def _next(
+    self, waiting: Sequence[tuple[int, Job]]
+  ) -> "tuple[_Pool, list[tuple[int, Job]]] | None":
+    """Jobs that can be read now, together, and their pool."""
+    for number, job in waiting:
+      pool = self._pool(job.size)
+      if pool is None:  # pools must empty first; who comes later waits as well
+        return None
+      free = pool.free_shards()
+      if not free:
+        continue
+      chosen = [(number, job)]
+      if not job.prompt.context.length:
+        like = reading.shapes(self._config, job.prompt.batch)
+        chosen += [
+          (n, other)
+          for n, other in waiting
+          if n != number
+          and not other.prompt.context.length
+          and other.size == job.size
+          and reading.shapes(self._config, other.prompt.batch) == like
+        ][: free - 1]
+      return pool, chosen
+    return None
+
+  def _pool(self, size: Size) -> "_Pool | None":
+    """The pool of a size, made if there is memory; None if others are full."""
+    pool = self._pools.pop(size, None)
+    if pool is None:
+      each = size.bytes(self._config)
+      # As many rows as fit, beside a row of each shard that is being read.
+      fit = self._limit // each - 1
+      rows = min(self._rows // self._shards, fit)
+      need = (rows + 1) * each
+      held = lambda: sum(p.bytes for p in self._pools.values())
+      for old in list(self._pools):
+        if held() + need > self._limit and not self._pools[old].live:
+          del self._pools[old]
+      if held() + need > self._limit:
+        return None
+      pool = _Pool(
+        self._params, self._config, size, rows * self._shards, self._stop
+      )
+      pool.bytes = need
+    self._pools[size] = pool
+    return pool
+
+
+class _Pool:
+  """Rows of one size, decoded together."""
+
+  def __init__(
+    self,
+    params: mllm.Params,
+    config: config_lib.ModelConfig,
+    size: Size,
+    rows: int,
+    stop: np.ndarray,
+  ):
+    self.size, self.bytes = size, 0
+    self._params, self._config = params, config
+    self._shards = shard.row_shards()
+    self._jobs: list[tuple[int, Job] | None] = [None] * rows
+    cache = cached.empty(
+      config,
+      rows,
+      regions=size.regions,
+      region_length=tiles.largest_region(config),
+      capacity=size.slots,
+    )
+    self._visual = cache.visual
+    self._carry = loop.constrain(
+      loop.Carry(
+        cache=dataclasses.replace(cache, visual=None),
+        tokens=jnp.zeros((rows, size.tokens), jnp.int32),
+        count=jnp.zeros(rows, jnp.int32),
+        done=jnp.ones(rows, bool),
+        entries=jnp.zeros((rows, 2), jnp.float32),
+      )
+    )
+    self._options = loop.Options(
+      budget=np.zeros(rows, np.int32),
+      sampling=sampling_lib.make(rows),
+      stop=stop,
+      max_tokens=np.zeros(rows, np.int32),
+      sizes=np.zeros((rows, size.regions), np.float32),
+    )
+
+  @property
+  def live(self) -> bool:
+    """Whether a row is being answered."""
+    return any(self._jobs)
+
+  def free_shards(self) -> int:
+    """How many shards of the rows have a free one."""
+    return sum(None in part for part in self._parts())
+
+  def insert(self, jobs: Sequence[tuple[int, Job]]) -> None:
+    """Reads jobs of one shape, and gives each a row: a shard's, one each."""
+    shards, places = self._shards, np.full(self._shards, -1, np.int32)
+    free = [i for i, part in enumerate(self._parts()) if None in part]
+    # Shards read in their order, and those without a job read one again.
+    read = [jobs[min(i, len(jobs) - 1)] for i in range(shards)]
+    for number, i in enumerate(free[: len(jobs)]):
+      read[i] = jobs[number]
+      places[i] = self._parts()[i].index(None)
+    options = self._options_of([job for _, job in read])
+    cache, logits, traced = reading.read_together(
+      self._params,
+      self._config,
+      [job.prompt for _, job in read],
+      regions=self.size.regions,
+      slots=self.size.slots,
+    )
+    carry = loop.start_program(
+      dataclasses.replace(cache, visual=None),
+      logits,
+      traced.chosen,
+      options,
+      np.zeros(shards, bool),
+      config=self._config,
+      room=self.size.tokens,
+      greedy=not options.sampling.temperature.any(),
+    )
+    self._visual, self._carry = loop.insert_program(
+      self._visual, self._carry, cache.visual, carry, places
+    )
+    rows = len(self._jobs) // shards
+    for i in free[: len(jobs)]:
+      row = i * rows + int(places[i])
+      self._jobs[row] = read[i]
+      for mine, new in zip(
+        jax.tree.leaves(dataclasses.replace(self._options, stop=None)),
+        jax.tree.leaves(dataclasses.replace(options, stop=None)),
+        strict=True,
+      ):
+        mine[row] = new[i]
+
+  def run(self, *, until_one_ends: bool) -> Iterator[tuple[int, Result]]:
+    """A turn: some tokens for every row; yields what is complete.
+
+    Args:
+      until_one_ends: another job waits for a row.
+    """
+    self._carry = loop.run_program(
+      {"decoder": self._params["decoder"]},
+      self._config,
+      self._visual,
+      self._carry,
+      self._options,
+      np.int32(_TURN),
+      np.bool_(until_one_ends),
+      greedy=not self._options.sampling.temperature.any(),
+    )
+    carry = self._carry
+    tokens, count, done, entries = shard.to_host(
+      (carry.tokens, carry.count, carry.done, carry.entries)
+    )
+    over = done.copy()
+    for row, one in enumerate(self._jobs):
+      if one is None:
+        continue
+      number, job = one
+      ids = tokens[row, : count[row]].tolist()
+      if not (job.stopped(ids) or done[row]):
+        continue
+      over[row], self._jobs[row] = True, None
+      self._options.sampling.temperature[row] = 0
+      means = entries[row] / max(count[row], 1)
+      yield number, Result(tuple(ids), (float(means[0]), float(means[1])))
+    if (over != done).any():
+      over = shard.constrain(jnp.asarray(over), "batch")
+      self._carry = dataclasses.replace(self._carry, done=over)
+
+  def _parts(self) -> list[list[tuple[int, Job] | None]]:
+    """The rows of each shard."""
+    rows = len(self._jobs) // self._shards
+    return [self._jobs[i * rows : (i + 1) * rows] for i in range(self._shards)]
+
+  def _options_of(self, jobs: Sequence[Job]) -> loop.Options:
+    """`Options` of jobs that are read together."""
+    return loop.Options(
+      budget=np.array([job.prompt.budget for job in jobs], np.int32),
+      sampling=jax.tree.map(
+        lambda *x: np.concatenate(x), *(job.sampling for job in jobs)
+      ),
+      stop=self._options.stop,
+      max_tokens=np.array([job.max_tokens for job in jobs], np.int32),
+      sizes=np.stack(
+        [
+          context_lib.as_numpy(job.after.sizes, self.size.regions)
+          for job in jobs
+        ]
+      ),
+    )
+
+
+def _step(size: int, least: int) -> int:
+  """The first of least * (1, 4, 16, ...) that is enough."""
+  out = least
+  while out < size:
+    out *= _STEP
+  return out

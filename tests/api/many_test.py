@@ -1,0 +1,154 @@
+"""Continuous batching: answers are those of one request at a time."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from gaze_jax import api
+from gaze_jax import errors
+from gaze_jax.decode import scheduler
+
+FEW = dict(max_tokens=4)
+
+
+@pytest.fixture
+def requests(picture):
+  """Ten of all mixes, which end at different times."""
+
+  def make():
+    image = [picture(0)]
+    video = [[picture(i) for i in range(3)]]
+    return [
+      api.Request("what is it?", max_tokens=2),
+      api.Request("this one?", images=image, max_tokens=7, top_k=2),
+      api.Request("and this?", images=image, max_tokens=3, top_k=0),
+      api.Request("what moves?", videos=video, max_tokens=5, share=0.4),
+      api.Request("long " * 40, max_tokens=6),
+      api.Request("drawn", images=image, temperature=0.9, seed=4, **FEW),
+      api.Request("drawn", temperature=0.9, seed=5, **FEW),
+      *(api.Request(f"number {i}", images=image, **FEW) for i in range(3)),
+    ]
+
+  return make
+
+
+def alone(model, request):
+  given = {
+    f.name: getattr(request, f.name) for f in dataclasses.fields(request)
+  }
+  return model.generate(given.pop("question"), given.pop("after"), **given)
+
+
+def same(got, want):
+  assert got.text == want.text and got.tokens == want.tokens
+  assert got.reason == want.reason and got.question == want.question
+  assert got.entries == pytest.approx(want.entries, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ours(model):
+  return model()
+
+
+def test_answers_are_those_of_one_at_a_time_in_order(ours, requests):
+  want = [alone(ours, r) for r in requests()]
+  got = list(ours.generate_many(iter(requests()), batch_size=3))
+  assert len(got) == len(want)
+  for one, other in zip(got, want, strict=True):
+    same(one, other)
+
+
+def test_a_row_is_the_same_whatever_is_beside_it(ours, requests):
+  """To the last bit: `entries` is a float32 sum that a regrouping changes."""
+  asked = requests()
+  both = [
+    list(ours.generate_many(order, batch_size=4))
+    for order in (asked, asked[::-1])
+  ]
+  for one, other in zip(both[0], both[1][::-1], strict=True):
+    assert one.tokens == other.tokens and one.entries == other.entries
+  few = list(ours.generate_many(asked[1:2], batch_size=4))
+  assert few[0].tokens == both[0][1].tokens
+  assert few[0].entries == both[0][1].entries
+
+
+def test_requests_are_taken_as_rows_become_free(ours):
+  """An endless source is read no further than two batches ahead."""
+  taken = itertools.count()
+  endless = (
+    api.Request(f"number {next(taken)}", max_tokens=2) for _ in iter(int, 1)
+  )
+  answers = ours.generate_many(endless, batch_size=2)
+  first = [next(answers) for _ in range(3)]
+  answers.close()
+  assert [a.question for a in first] == [f"number {i}" for i in range(3)]
+  assert next(taken) <= 3 + 2 + 2 * 2
+
+
+def test_a_context_is_shared_and_an_answer_keeps_none(ours, picture):
+  image = ours.encode_image(picture())
+  asked = [api.Request("what?", image, top_k=k, **FEW) for k in (1, 2, 9)]
+  got = list(ours.generate_many(asked))
+  for one, request in zip(got, asked, strict=True):
+    same(one, alone(ours, request))
+  assert got[0].context.cache is None and len(got[0].context.sizes) == 9
+  with pytest.raises(errors.GazeError, match="not kept"):
+    got[0].accounting()
+  with pytest.raises(errors.GazeError, match="holds no keys and values"):
+    ours.generate("and then?", got[0].context)
+
+
+def test_stop_strings_end_an_answer(ours, requests):
+  long = alone(ours, requests()[1])
+  stop = long.text[len(long.text) // 2 :][:2]
+  request = dataclasses.replace(requests()[1], stop=[stop])
+  (got,) = ours.generate_many([request], batch_size=2)
+  same(got, alone(ours, request))
+  assert got.reason == "stop string" and stop not in got.text
+
+
+def test_a_bad_request_is_named_after_the_answers_before_it(ours):
+  asked = [api.Request("one", **FEW), api.Request(" "), api.Request("two")]
+  answers = ours.generate_many(asked)
+  assert next(answers).question == "one"
+  with pytest.raises(api.RequestError, match="request 1: the question is empt"):
+    next(answers)
+  with pytest.raises(api.RequestError, match="batch_size = 0"):
+    next(ours.generate_many(asked, batch_size=0))
+  assert list(ours.generate_many([])) == []
+
+
+def test_memory_is_bounded_and_requests_wait_their_turn(ours, requests):
+  want = [one.tokens for one in ours.generate_many(requests(), batch_size=4)]
+  row = scheduler.Size(32, 256, 64).bytes(ours.config.model)
+  # Room for two rows of the largest pool and the one that is read.
+  small = dataclasses.replace(ours, cache_bytes=3 * row)
+  pools = []
+  keep = scheduler._Pool.__init__
+
+  def watched(self, *args):
+    keep(self, *args)
+    pools.append(self.size)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(scheduler._Pool, "__init__", watched)
+    got = [one.tokens for one in small.generate_many(requests(), batch_size=4)]
+  assert got == want
+  # One pool had to make room for another, and was made again.
+  assert len(pools) > len(set(pools)) > 1
+  none = dataclasses.replace(ours, cache_bytes=1000)
+  with pytest.raises(errors.GazeError, match=r"request 0: .* cache_bytes is"):
+    next(none.generate_many(requests()))
+  with pytest.raises(errors.GazeError, match="cache_bytes is 1,000"):
+    none.generate("what is it?")
+
+
+def test_batches_that_do_not_fit_are_answered_one_after_the_other(
+  ours, requests
+):
+  asked = requests()[:4]
+  want = [one.tokens for one in ours.generate_batch(asked)]
+  small = dataclasses.replace(ours, cache_bytes=200_000)
+  assert len(small._that_fit([small.prepare(r) for r in asked])) > 1
+  assert [one.tokens for one in small.generate_batch(asked)] == want
