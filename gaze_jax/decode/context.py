@@ -156,9 +156,10 @@ def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
   """
   if need > limit:
     raise LimitError(
-      f"the keys and values of one request, with room for {regions} regions and"
-      f" {slots} slots of text, take {need:,} bytes on a device, and cache_bytes"
-      f" is {limit:,}; show fewer images, shorten the text, or raise cache_bytes"
+      f"the keys and values of one request, with room for {regions} regions"
+      f" and {slots} slots of text, take {need:,} bytes on a device, and"
+      f" cache_bytes is {limit:,}; show fewer images, shorten the text, or"
+      " raise cache_bytes"
     )
 
 

@@ -49,18 +49,18 @@ def attend_visual(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(interpret, query, key, value, ids):
   """[B, Q, S, D] by [B, H, S, D] of each; ids int32 [B, S]."""
-  with _exactly(query.dtype):
+  with exactly(query.dtype):
     return _of_jax(interpret, ids)(query, key, value)
 
 
 def _attend_forward(interpret, query, key, value, ids):
-  with _exactly(query.dtype):
+  with exactly(query.dtype):
     return jax.vjp(_of_jax(interpret, ids), query, key, value)
 
 
 def _attend_backward(interpret, pull, gradient):
   del interpret
-  with _exactly(gradient.dtype):
+  with exactly(gradient.dtype):
     return *pull(gradient), None
 
 
@@ -78,7 +78,7 @@ def _of_jax(interpret, ids):
   return attend
 
 
-def _exactly(dtype):
+def exactly(dtype):
   """Products of float32 that are not rounded, and of bfloat16 as they are.
 
   JAX's kernels take the precision that a process has set as its default, which
@@ -94,17 +94,22 @@ def _mask(slots: int, heads: int) -> splash.MultiHeadMask:
   return splash.MultiHeadMask([splash.CausalMask((slots, slots))] * heads)
 
 
+def block(slots: int) -> int:
+  """Rows or keys of a step of JAX's kernel; slots are a multiple of 128."""
+  return max(b for b in (512, 384, 256, 128) if slots % b == 0)
+
+
 def _kernel(slots: int, heads: int, interpret: Any):
-  block = max(b for b in (512, 384, 256, 128) if slots % b == 0)
+  size = block(slots)
   return splash.make_splash_mha_single_device(
     mask=_mask(slots, heads),
     block_sizes=splash.BlockSizes(
-      block_q=block,
-      block_kv=block,
-      block_q_dkv=block,
-      block_kv_dkv=block,
-      block_q_dq=block,
-      block_kv_dq=block,
+      block_q=size,
+      block_kv=size,
+      block_q_dkv=size,
+      block_kv_dkv=size,
+      block_q_dq=size,
+      block_kv_dq=size,
     ),
     residual_checkpoint_name="attention",  # as attend_regions_tpu's
     interpret=interpret,

@@ -27,6 +27,7 @@ from gaze_jax.kernels import attend_pages
 from gaze_jax.kernels import attend_pages_cpu
 from gaze_jax.kernels import attend_pages_tpu
 from gaze_jax.kernels import attend_regions_tpu
+from gaze_jax.kernels import attend_segments_tpu
 from gaze_jax.kernels import attend_visual
 from gaze_jax.kernels import attend_visual_tpu
 from gaze_jax.kernels import region_scores
@@ -40,6 +41,9 @@ Forms = tuple[ModuleType, ...]
 # New tokens to listed pages of the visual cache, and to the linear cache.
 ATTEND_PAGES: Forms = (attend_pages_tpu, attend_pages_cpu, attend_pages)
 ATTEND_LINEAR: Forms = (attend_linear_cpu, attend_linear)
+# The units of a prompt, to what came before and to each other. Where no form
+# serves, one mask does for all (ops/decode/prompt_units.py).
+ATTEND_SEGMENTS: Forms = (attend_segments_tpu,)
 # Whole rows: text to its regions, and visual tokens to each other. Where no
 # form of the first serves, ops/parallel/chunked.py does, without the second.
 ATTEND_REGIONS: Forms = (attend_regions_tpu,)
@@ -55,7 +59,14 @@ class ImplementationError(errors.GazeError):
 
 def best(forms: Forms, **sizes) -> ModuleType:
   """The first form that serves these sizes; an oracle serves all."""
-  return next(form for form in forms if form.supported(**sizes) is None)
+  form = first(forms, **sizes)
+  assert form
+  return form
+
+
+def first(forms: Forms, **sizes) -> ModuleType | None:
+  """The first form that serves these sizes; None where none does."""
+  return next((f for f in forms if f.supported(**sizes) is None), None)
 
 
 def choose(

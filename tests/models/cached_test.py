@@ -13,9 +13,12 @@ import compare
 import tiers
 from gaze_jax import config as config_lib
 from gaze_jax import types
+from gaze_jax.kernels import attend_segments
+from gaze_jax.kernels import backends
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
+from gaze_jax.ops.decode import prompt_units
 
 CONFIG = config_lib.ModelConfig(
   vision=config_lib.VisionConfig(
@@ -281,3 +284,34 @@ def test_donated_caches_come_back_in_their_buffers(params):
     params, CONFIG, grown, tokens, BUDGET, count=count, trace=False
   )
   assert buffers(large(again)) == places_before
+
+
+@pytest.mark.parametrize("visual_attention", ["causal", "own_unit"])
+def test_units_by_segments_are_units_under_a_mask(
+  params, monkeypatch, visual_attention
+):
+  """As a TPU's kernel takes them, with the oracle in the kernel's place."""
+  gaze = dataclasses.replace(CONFIG.gaze, visual_attention=visual_attention)
+  config = dataclasses.replace(CONFIG, gaze=gaze)
+  batch = batch_of(ROWS)
+  want, logits, _ = read(params, config, batch)
+  monkeypatch.setattr(backends, "ATTEND_SEGMENTS", (attend_segments,))
+  monkeypatch.setattr(
+    attend_segments, "supported", lambda **_: None, raising=False
+  )
+  called = []
+  plain = attend_segments.attend_segments
+  monkeypatch.setattr(
+    attend_segments,
+    "attend_segments",
+    lambda *args, **kwargs: called.append(1) or plain(*args, **kwargs),
+  )
+  monkeypatch.setattr(prompt_units, "_PAGES", 5)  # blocks that overlap
+  jax.clear_caches()
+  got, last, _ = read(params, config, batch)
+  assert called
+  compare.close(last, logits)
+  same_text(got, want, got.length)
+  compare.close(got.visual.k, want.visual.k)
+  compare.close(got.visual.v, want.visual.v)
+  jax.clear_caches()

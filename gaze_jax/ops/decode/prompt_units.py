@@ -10,12 +10,17 @@ log-sum-exp:
   CONTEXT    its own unit's   none            its own unit's, causal
 """
 
+import functools
+from collections.abc import Callable
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.kernels import attention
+from gaze_jax.kernels import backends
 from gaze_jax.ops import masks
 from gaze_jax.ops import regions
 from gaze_jax.ops.decode import cache as cache_ops
@@ -23,6 +28,7 @@ from gaze_jax.ops.decode import pages
 from gaze_jax.parallel import shard
 
 _PAGES = 32  # that a chunk attends to at a time
+_NO_QUERY, _NO_KEY = -2, -1  # segments of slots that see, or are seen by, none
 
 
 @shard.local(
@@ -55,46 +61,125 @@ def attend(
     config: for `visual_attention`.
     layer: int32 scalar, which layer this is.
   """
-  visual, length = cache.visual, cache.length
-  nothing = jnp.zeros_like(length)  # no region is chosen here
-  lookup = pages.Lookup(query, visual, layer, nothing, config)
-  own_unit = config.visual_attention == "own_unit"
-  is_visual = (layout.role == types.Role.VISUAL)[:, :, None]
-  own_page = layout.unit[:, :, None] == visual.unit[:, None]  # [B, X, R]
-  seen_page = own_page if own_unit else own_page | is_visual
-  before = _before(lookup, seen_page & visual.valid.any(-1)[:, None])
-  filled = jnp.arange(cache.k.shape[3]) < length[:, None, None]
+  nothing = jnp.zeros_like(cache.length)  # no region is chosen here
+  lookup = pages.Lookup(query, cache.visual, layer, nothing, config)
+  filled = jnp.arange(cache.k.shape[3]) < cache.length[:, None, None]
+  filled &= (layout.role == types.Role.VISUAL)[:, :, None]
   k, v = (lookup.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v))
-  text = attention.attend(query, k, v, (is_visual & filled)[:, None])
+  text = attention.attend(query, k, v, filled[:, None])
+  form = backends.first(backends.ATTEND_SEGMENTS)
+  parts = _by_segments if form else _under_a_mask
+  before, *itself = parts(lookup, key, value, layout, form)
+  return attention.merge(before, text, *itself).out.astype(value.dtype)
+
+
+def _under_a_mask(
+  lookup: pages.Lookup,
+  key: types.Array,
+  value: types.Array,
+  layout: types.Layout,
+  form: None,
+) -> tuple[types.Attended, ...]:
+  """Attention to pages, and to the chunk itself."""
+  del form
+  visual, query = lookup.visual, lookup.query
+  own_unit = lookup.config.visual_attention == "own_unit"
+  seen = layout.unit[:, :, None] == visual.unit[:, None]  # [B, X, R]
+  if not own_unit:
+    seen |= (layout.role == types.Role.VISUAL)[:, :, None]
+  seen &= visual.valid.any(-1)[:, None]
+
+  def look(some: pages.Lookup, fresh: types.Array, start: types.Array):
+    mask = fresh & some.visual.valid[:, None]
+    of_block = jax.lax.dynamic_slice_in_dim(seen, start, len(fresh), 2)
+    mask &= of_block[..., None]
+    mask = mask.reshape(*seen.shape[:2], -1)[:, None]
+    k, v = (pages.in_order(some, x) for x in (some.visual.k, some.visual.v))
+    return attention.attend(query, k, v, mask)
+
   slots = jnp.arange(query.shape[1])[None]
   inside = masks.visible(layout, layout, slots, slots, own_unit=own_unit)
   itself = attention.attend(query, key, value, inside[:, None])
-  return attention.merge(before, text, itself).out.astype(value.dtype)
+  return _before(lookup, seen.any(1), look), itself
+
+
+def _by_segments(
+  lookup: pages.Lookup,
+  key: types.Array,
+  value: types.Array,
+  layout: types.Layout,
+  form: ModuleType,
+) -> tuple[types.Attended, ...]:
+  """The same by a kernel that knows segments and causal order alone.
+
+  Of a chunk's slots some see their own unit, and others all units: a pass for
+  each kind, whose results are zeros and -inf for the other.
+  """
+  visual, query = lookup.visual, lookup.query
+  own_unit = lookup.config.visual_attention == "own_unit"
+  is_visual = layout.role == types.Role.VISUAL
+  is_context = layout.role == types.Role.CONTEXT
+  own = is_context | is_visual if own_unit else is_context
+  all_, units = is_visual & ~own, jnp.where(own, layout.unit, _NO_QUERY)
+  filled = layout.role != types.Role.PAD
+  attend_ = functools.partial(form.attend_segments, query)
+  one = lambda mask, other: jnp.where(mask, 0, other)  # the segment of all
+  wide = one(all_, _NO_QUERY)
+
+  def look(queries, unit_of_page):
+    def of(some: pages.Lookup, fresh: types.Array, start: types.Array):
+      size, l = some.visual.valid.shape[1:]
+      unit = jax.lax.dynamic_slice_in_dim(unit_of_page, start, size, 1)
+      there = fresh & some.visual.valid
+      ids = jnp.where(there, unit[..., None], _NO_KEY).reshape(-1, size * l)
+      k, v = (pages.in_order(some, x) for x in (some.visual.k, some.visual.v))
+      return attend_(k, v, queries, ids, causal=False)
+
+    return of
+
+  valid = visual.valid.any(-1)
+  mine = (units[:, :, None] == visual.unit[:, None]).any(1) & valid
+  before = attention.merge(
+    _before(
+      lookup, valid & all_.any(1, keepdims=True), look(wide, one(valid, -1))
+    ),
+    _before(lookup, mine, look(units, visual.unit)),
+  )
+  inside = lambda queries, keys: attend_(key, value, queries, keys, causal=True)
+  parts = [
+    inside(wide, one(filled, _NO_KEY)),
+    inside(units, jnp.where(filled, layout.unit, _NO_KEY)),
+  ]
+  if own_unit:  # and the context tokens of the units before its own
+    parts.append(inside(one(is_visual, _NO_QUERY), one(is_context, _NO_KEY)))
+  return before, *parts
 
 
 def _before(
-  lookup: pages.Lookup, seen: types.Bool[types.Array, "B X R"]
+  lookup: pages.Lookup,
+  seen: types.Bool[types.Array, "B R"],
+  look: Callable[..., types.Attended],
 ) -> types.Attended:
   """Attention to pages, some at a time, up to the last that a slot sees.
 
   There is room for all pages of a prompt from its first chunk on, and half of
   them are empty in the mean. The result is float32, to be merged.
+
+  Args:
+    lookup: of all pages.
+    seen: the pages that any slot sees.
+    look: attention to some pages; given their `Lookup`, which of them are not
+      of the block before, bool [size, 1], and the number of the first.
   """
-  visual, query = lookup.visual, lookup.query
-  r = visual.valid.shape[1]
+  query, r = lookup.query, seen.shape[1]
   size = min(_PAGES, r)
   last = (seen * (1 + jnp.arange(r))).max()
 
   def block(i, state):
     start = jnp.minimum(i * size, r - size)
-    fresh = start + jnp.arange(size) >= i * size  # not of the block before
+    fresh = start + jnp.arange(size) >= i * size
     some = pages.part(lookup, start, size)
-    mask = fresh[:, None] & some.visual.valid[:, None]
-    mask &= jax.lax.dynamic_slice_in_dim(seen, start, size, 2)[..., None]
-    mask = mask.reshape(*seen.shape[:2], -1)[:, None]
-    k, v = (pages.in_order(some, x) for x in (some.visual.k, some.visual.v))
-    new = attention.attend(query, k, v, mask)
-    return attention.merge(state, new)
+    return attention.merge(state, look(some, fresh[:, None], start))
 
   nothing = types.Attended(
     out=jnp.zeros(query.shape, jnp.float32),
