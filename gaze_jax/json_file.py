@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gaze_jax import errors
+from gaze_jax import foreign
 
 Pairs = list[tuple[str, Any]]  # of an object, in the order of the file
 
@@ -52,8 +53,10 @@ def decode(data: bytes) -> str:
   """The text of a file's bytes, without its byte-order mark.
 
   Raises:
-    NotJsonError: it is not UTF-8.
+    NotJsonError: it is not UTF-8, or is a file of another kind.
   """
+  if what := foreign.kind(data[: foreign.HEAD]):
+    raise NotJsonError(what)
   encoding = json.detect_encoding(data)
   if not encoding.startswith("utf-8"):
     raise NotJsonError(
@@ -82,7 +85,9 @@ def parse(text: str, pairs: Callable[[Pairs], Any] | None = None) -> Any:
   try:
     return json.loads(text, object_pairs_hook=pairs)
   except json.JSONDecodeError as error:
-    raise NotJsonError(_foreign(text) or str(error)) from None
+    if not text.strip():
+      raise NotJsonError(foreign.kind(b"")) from None
+    raise NotJsonError(str(error)) from None
   except NotJsonError:
     raise
   except ValueError:  # Python's limit on the digits of a whole number
@@ -99,12 +104,3 @@ def unique(pairs: Pairs) -> dict[str, Any]:
     twice = sorted({n for n in names if names.count(n) > 1})
     raise NotJsonError(f"{', '.join(twice[:3])} is there twice")
   return table
-
-
-def _foreign(text: str) -> str:
-  """What a text that is no JSON is, and what to do; "" if it is not known."""
-  if not text.strip("\0 \n"):
-    return "the file is empty; download or copy it again"
-  if text.startswith("version https://git-lfs"):
-    return "a pointer of Git LFS, not the file: run `git lfs pull` there"
-  return ""

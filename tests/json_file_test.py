@@ -23,7 +23,10 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 @pytest.mark.parametrize(
   "data, message",
   [
-    (b"", "is not JSON: the file is empty; download"),
+    (b"", "the file is empty; download"),
+    (b" \n" * 50, "is not JSON: the file is empty"),
+    (b"\x1f\x8b\x08\0", "packed by gzip: unpack it first"),
+    (b"<!doctype html><title>Sign in</title>", "a web page, not the file"),
     (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
     (b"{", "is not JSON: Expecting"),
     (b"[" * 10**5, "nested too deep"),
