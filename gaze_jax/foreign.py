@@ -14,20 +14,21 @@ AGAIN = "download or copy it again"
 _UNPACK = "unpack it first"
 _EXPORT = "write its rows as JSON first"
 # First bytes, and what a file is that begins with them.
-_KINDS = (
-  (b"version https://git-lfs", "a pointer of Git LFS, not the file: run"
-   " `git lfs pull` there"),
-  (b"\x1f\x8b", f"packed by gzip: {_UNPACK}"),
-  (b"\x28\xb5\x2f\xfd", f"packed by zstd: {_UNPACK}"),
-  (b"\xfd7zXZ\0", f"packed by xz: {_UNPACK}"),
-  (b"BZh", f"packed by bzip2: {_UNPACK}"),
-  (b"7z\xbc\xaf", f"a 7z archive: {_UNPACK}"),
-  (b"Rar!", f"a RAR archive: {_UNPACK}"),
-  (b"PK\x03\x04", f"a zip archive: {_UNPACK}"),
-  (b"PAR1", f"a Parquet table: {_EXPORT}"),
-  (b"ARROW1", f"an Arrow table: {_EXPORT}"),
-  (b"SQLite format 3", f"an SQLite database: {_EXPORT}"),
-)  # fmt: skip
+_KINDS = {
+  b"version https://git-lfs": (
+    "a pointer of Git LFS, not the file: run `git lfs pull` there"
+  ),
+  b"\x1f\x8b": f"packed by gzip: {_UNPACK}",
+  b"\x28\xb5\x2f\xfd": f"packed by zstd: {_UNPACK}",
+  b"\xfd7zXZ\0": f"packed by xz: {_UNPACK}",
+  b"BZh": f"packed by bzip2: {_UNPACK}",
+  b"7z\xbc\xaf": f"a 7z archive: {_UNPACK}",
+  b"Rar!": f"a RAR archive: {_UNPACK}",
+  b"PK\x03\x04": f"a zip archive: {_UNPACK}",
+  b"PAR1": f"a Parquet table: {_EXPORT}",
+  b"ARROW1": f"an Arrow table: {_EXPORT}",
+  b"SQLite format 3": f"an SQLite database: {_EXPORT}",
+}
 _PAGE = re.compile(rb"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
 _LONGEST = 200  # characters of a name in an error
@@ -43,7 +44,8 @@ def kind(head: bytes) -> str:
     return f"the file is empty; {AGAIN}"
   if _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")):
     return f"a web page, not the file; {AGAIN}, by the address of the file"
-  return next((what for start, what in _KINDS if head.startswith(start)), "")
+  found = (what for start, what in _KINDS.items() if head.startswith(start))
+  return next(found, "")
 
 
 def no_file(path: str | os.PathLike, folder: str = "") -> str:
