@@ -1,10 +1,11 @@
 """JSON and text files of others: UTF-8, with a byte-order mark or without.
 
 `read` and `read_text` raise the error that the caller names, a subclass of
-`errors.GazeError`; `decode` and `parse` give the reason alone.
+`errors.GazeError`; the others give the reason alone.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -42,11 +43,22 @@ def read_text(path: pathlib.Path, error: type[errors.GazeError]) -> str:
     error: it can't be read, or is not UTF-8; names file and remedy.
   """
   try:
-    return decode(path.read_bytes())
-  except OSError as reason:
-    raise error(f"can't read {path}: {reason.strerror or reason}") from None
+    return decode(read_bytes(path))
   except NotJsonError as reason:
     raise error(f"can't read {path}: {reason}") from None
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    NotJsonError: it can't be read.
+  """
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as reason:
+    what = foreign.no_file(path) if not os.path.isfile(path) else ""
+    raise NotJsonError(what or reason.strerror or str(reason)) from None
 
 
 def decode(data: bytes) -> str:

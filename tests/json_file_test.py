@@ -45,8 +45,10 @@ def test_what_is_no_object_is_named(tmp_path, data, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-  with pytest.raises(MineError, match="can't read .*a.json: No such file"):
+  with pytest.raises(MineError, match="can't read .*a.json: no such file"):
     json_file.read(tmp_path / "a.json", MineError)
+  with pytest.raises(MineError, match="a folder, and a file is needed"):
+    json_file.read(tmp_path, MineError)
 
 
 def test_a_key_that_is_there_twice():

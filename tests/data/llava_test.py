@@ -334,7 +334,7 @@ def test_broken_bodies_count_towards_the_share(folder):
 
 
 def test_missing_file_and_folder(tmp_path):
-  with pytest.raises(samples.DataError, match="can't read .*none.json: No"):
+  with pytest.raises(samples.DataError, match="can't read .*none.json: no"):
     llava.LlavaJson(
       str(tmp_path / "none.json"),
       image_folder="",
