@@ -80,7 +80,7 @@ def source(name: str) -> Source:
     ConfigError: no installed package has one of this name, it can't be
       imported, or is something else.
   """
-  return _load(_SOURCES, Source, name, "data.source")
+  return _load(_SOURCES, "make", name, "data.source")
 
 
 def weights(name: str, field: str) -> Weights:
@@ -93,7 +93,7 @@ def weights(name: str, field: str) -> Weights:
   Raises:
     ConfigError: as for `source`.
   """
-  return _load(_WEIGHTS, Weights, name, field)
+  return _load(_WEIGHTS, "load", name, field)
 
 
 def has_weights(name: str) -> bool:
@@ -118,7 +118,8 @@ def _installed(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
 
 
 @functools.cache
-def _load(group: str, spec: type, name: str, field: str) -> Any:
+def _load(group: str, attribute: str, name: str, field: str) -> Any:
+  """What an entry point names, which must have some attribute."""
   found = _installed(group)
   named = {one.value: one for one in found if one.name == name}
   if not named:
@@ -140,9 +141,9 @@ def _load(group: str, spec: type, name: str, field: str) -> Any:
       f"config: {field} = {name!r}: {value} can't be imported:"
       f" {type(error).__name__}: {error}"
     ) from error
-  if not isinstance(loaded, spec):
+  if not hasattr(loaded, attribute):
     raise fields.ConfigError(
-      f"config: {field} = {name!r}: {value} is a {type(loaded).__name__}, and"
-      f" entry points of {group} are plugins.{spec.__name__}"
+      f"config: {field} = {name!r}: {value} is of type {type(loaded).__name__},"
+      f" without {attribute!r}; gaze_jax/plugins.py tells what {group} are"
     )
   return loaded

@@ -88,7 +88,9 @@ def test_what_can_not_be_taken_is_refused_by_name(install):
   with pytest.raises(config_lib.ConfigError, match="imported: OSError: no dev"):
     plugins.source("dies")
   install("gaze_jax.sources", "odd = odd_code:S", package="odd", code="S = 3")
-  with pytest.raises(config_lib.ConfigError, match="is a int.*plugins.Source"):
+  with pytest.raises(
+    config_lib.ConfigError, match="of type int, without 'make'"
+  ):
     plugins.source("odd")
   install("gaze_jax.sources", "mine = new_code:SOURCE", package="new")
   with pytest.raises(config_lib.ConfigError, match="more than one installed"):
