@@ -18,7 +18,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "plugins", "errors", "schema", "fields"),
-  *("fingerprint", "json_file"),
+  *("fingerprint", "json_file", "foreign"),
 }
 # A room, and the other rooms that it may import. Nobody imports demo: it is
 # found by name (gaze_jax/plugins.py).

@@ -280,8 +280,17 @@ def read_configs(
   except (TypeError, ValueError, LookupError, ArithmeticError) as error:
     raise errors.ConversionError(
       f"{directory}/config.json: a value is of a kind that it can't be: {error}"
+      f"{_quoted(raw)}"
     ) from None
   return raw, family, model
+
+
+def _quoted(raw: dict[str, Any]) -> str:
+  """The remedy for numbers that stand as texts; "" where there are none."""
+  tables = [raw, *(x for x in raw.values() if isinstance(x, dict))]
+  texts = [(k, x) for t in tables for k, x in t.items() if isinstance(x, str)]
+  found = [f"{k} = {x!r}" for k, x in texts if re.fullmatch(r"\d+\.?\d*", x)]
+  return f"; take the quotes from {', '.join(found)}" if found else ""
 
 
 def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:

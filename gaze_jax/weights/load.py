@@ -49,9 +49,12 @@ def open_directory(
   if store.is_stored(directory):
     return store.open_stored(directory)
   if not directory.is_dir():
+    what = "no such directory; make one with launch/train.py or"
     raise errors.GazeError(
-      f"{directory}: no such directory; make one with launch/train.py or"
-      " launch/convert.py"
+      f"{directory}: a file; give the directory that it is in"
+      if directory.is_file()
+      else f"{directory}: {what} launch/convert.py, or download a checkpoint of"
+      " transformers and give its directory"
     )
   if not (directory / "config.json").is_file():
     diagnosis.refuse_files(directory)

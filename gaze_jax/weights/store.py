@@ -38,6 +38,7 @@ from gaze_jax.weights.families import registry
 NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
 _SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
+_CHECKED = 2**22  # and that are checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +261,9 @@ def load(
 
   Returns:
     Nested dict of jax arrays.
+
+  Raises:
+    ConversionError: a weight is NaN or infinite.
   """
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   place = sharding or (lambda path: here)
@@ -268,13 +272,32 @@ def load(
       leaf.path: jax.make_array_from_callback(
         leaf.shape,
         place(leaf.path),
-        lambda index, leaf=leaf: leaf.read(index).astype(
+        lambda index, leaf=leaf: _finite(leaf, index).astype(
           dtype or leaf.dtype, copy=False
         ),
       )
       for leaf in leaves
     }
   )
+
+
+def _finite(leaf: Leaf, index: tables.Index) -> np.ndarray:
+  """A part of a leaf, whose numbers are numbers."""
+  array = leaf.read(index)
+  for rows in formats.row_blocks(array.shape or (1,), _CHECKED):
+    part = array[rows] if array.shape else array
+    if part.dtype.itemsize == 2:  # numpy is slow to tell of these
+      exponent = 0x7C00 if part.dtype == np.float16 else 0x7F80
+      finite = (part.view(np.uint16) & exponent) != exponent
+    else:
+      finite = np.isfinite(part)
+    if not finite.all():
+      raise errors.ConversionError(
+        f"{leaf.name}: {finite.size - finite.sum()} of its numbers are NaN or"
+        " infinite, so every answer would be, too: download the weights again,"
+        " or take an earlier checkpoint"
+      )
+  return array
 
 
 def from_params(params: Mapping[str, Any]) -> list[Leaf]:
