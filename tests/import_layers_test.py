@@ -37,10 +37,13 @@ ARROWS = {
   "aot": {"train", "models", "ops", "parallel", "kernels", "layout"},
   "decode": {"models", "ops", "layout"},
   "view": {"decode"},
-  "evals": {"decode", "train", "weights", "data", "models", "ops", "layout"},
+  "evals": {
+    *("decode", "train", "weights", "data", "models", "ops", "parallel"),
+    "layout",
+  },
   "api": {
     *("evals", "view", "decode", "train", "weights", "data", "models"),
-    "layout",
+    *("parallel", "layout"),
   },
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
