@@ -56,7 +56,7 @@ class _Member:
 _this: _Member | None = None
 
 
-def initialize(timeout: int = 300) -> None:
+def initialize(timeout: int = 300, *, alone: bool = True) -> None:
   """Joins the processes of a run; call it before anything touches a device.
 
   Called for one process as well: SIGTERM is a notice of preemption from then
@@ -66,6 +66,7 @@ def initialize(timeout: int = 300) -> None:
   Args:
     timeout: seconds to wait for the other processes. If one is missing then,
       JAX aborts the process (exit 134), so who waits for whom is logged before.
+    alone: False leaves one process as it is, which starts faster.
 
   Raises:
     ProcessesError: the environment is incomplete, or contradicts itself.
@@ -78,6 +79,8 @@ def initialize(timeout: int = 300) -> None:
       if _this is not None:
         return
     if this is None or this.processes == 1:
+      if not alone:
+        return
       this = _Member(0, 1, stack.enter_context(ports.hold()), None)
     else:
       others = this.processes - 1

@@ -327,8 +327,9 @@ def _part(leaf: Leaf, spans: formats.Spans, device: jax.Device) -> jax.Array:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _write(
-  out: jax.Array, block: jax.Array, start: tuple[int, ...]
+  out: jax.Array, block: jax.Array, start: tuple[Any, ...]
 ) -> jax.Array:
+  """A block put into an array, in place."""
   return jax.lax.dynamic_update_slice(out, block, start)
 
 
