@@ -96,7 +96,7 @@ def load_context(
       f"{folder}: read by another model; its keys mean nothing to this one."
       " Load the model that kept it, or read the images again"
     )
-  arrays = store.load(store.leaves_of(tensors.Tensors(folder)), dtype=None)
+  arrays = store.load(store.leaves_of(tensors.Tensors(folder)))
   views = tuple(
     words.View(
       images.decode(folder / _view(i), model.config.data.max_pixels),
