@@ -150,8 +150,11 @@ def define_options() -> Callable[[], dict[str, Any]]:
   return lambda: {flag.name: flag.value for flag in given}
 
 
-def define_placement() -> Callable[[], dict[str, Any]]:
+def define_placement(*, answers: bool = True) -> Callable[[], dict[str, Any]]:
   """Defines the flags of where a model is held, and how; see `api.load`.
+
+  Args:
+    answers: whether it answers questions, and so holds keys and values.
 
   Returns:
     What gives their values, by the names of `api.load`, once parsed. It joins
@@ -170,6 +173,14 @@ def define_placement() -> Callable[[], dict[str, Any]]:
   dtype = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "of the weights; default: as stored"
   )
+  cache_bytes = None
+  if answers:
+    cache_bytes = flags.DEFINE_integer(
+      "cache_bytes",
+      None,
+      "that keys and values may take on a device; default: a share of it",
+      1,
+    )
 
   def placement() -> dict[str, Any]:
     processes.initialize(alone=False)
@@ -178,7 +189,10 @@ def define_placement() -> Callable[[], dict[str, Any]]:
     given = {name: flag.value for name, flag in axes.items()}
     given = {name: size for name, size in given.items() if size is not None}
     parallel = given if given or processes.count() > 1 else None
-    return dict(parallel=parallel, dtype=dtype.value)
+    out = dict(parallel=parallel, dtype=dtype.value)
+    if cache_bytes is not None:
+      out["cache_bytes"] = cache_bytes.value
+    return out
 
   return placement
 

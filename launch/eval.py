@@ -31,7 +31,7 @@ _MARKDOWN = flags.DEFINE_string("markdown", None, "default: WORKDIR/report.md")
 _STARTED = flags.DEFINE_float(
   "started", None, "count `seconds` from this Unix time, not from now"
 )
-_PLACEMENT = cli.define_placement()
+_PLACEMENT = cli.define_placement(answers=False)
 flags.mark_flag_as_required("workdir")
 
 

@@ -337,6 +337,7 @@ def load(
   *,
   parallel: config_lib.ParallelConfig | Mapping[str, int] | None = None,
   dtype: str | None = None,
+  cache_bytes: int | None = None,
   limits: context_lib.Limits = context_lib.Limits(),  # noqa: B008
 ) -> Model:
   """A model out of any directory that holds one.
@@ -355,6 +356,8 @@ def load(
       device.
     dtype: "float32" or "bfloat16", of all matrices, and of the computation; by
       default as they are on disk, float16 as float32, and as the config says.
+    cache_bytes: that the keys and values of all requests which are answered
+      together may take on a device; None for `context.default_cache_bytes`.
     limits: what a conversation may hold.
 
   Raises:
@@ -374,7 +377,7 @@ def load(
     )
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   tokenizer.check_rows(config.model.decoder.vocab_size)
-  return Model(config, params, tokenizer, limits, mesh)
+  return Model(config, params, tokenizer, limits, mesh, cache_bytes)
 
 
 def _keep_programs() -> None:
