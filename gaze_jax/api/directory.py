@@ -8,7 +8,6 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.models import mllm
 from gaze_jax.train import runs
-from gaze_jax.weights import dtypes
 from gaze_jax.weights import exporting
 from gaze_jax.weights import joining
 from gaze_jax.weights import load as load_lib
@@ -39,7 +38,6 @@ def load(
     errors.GazeError: it is none of these, it is broken, or it can't be laid on
       the mesh, which is found before a tensor is read.
   """
-  dtypes.check(dtype)
   of_kind = runs.load if runs.is_run(directory) else load_lib.load
   return of_kind(directory, mesh, dtype=dtype, apart=apart)
 

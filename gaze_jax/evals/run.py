@@ -31,7 +31,6 @@ from gaze_jax.train import compatibility
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import losses
 from gaze_jax.train import runs
-from gaze_jax.weights import dtypes
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
@@ -114,7 +113,6 @@ def evaluate(
       tokenizer than the run was trained with.
   """
   start = time.perf_counter()
-  dtypes.check(dtype)
   mesh = mesh_lib.of(parallel)
   saved = runs.open_run(workdir, mesh)
   config, step = saved.config(), saved.latest()
@@ -132,21 +130,26 @@ def evaluate(
     )
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   model = _OnMesh(params, ends, mesh)
+  features = workdir / "features" if cached else None
   results = {}
-  for name, split_config in splits.items():
+  for name, split in splits.items():
     source = opened
     if source is None:
-      source = plugins.source(config.data.source).make(split_config, name)
-    features = workdir / "features" if cached else None
-    results[name] = _split(
-      model, split_config, name, source, config, features, others
-    )
+      source = plugins.source(config.data.source).make(split, name)
+    results[name] = _split(model, split, name, source, config, features, others)
+  return _report(results, config, splits["new"].data.eval_path) | dict(
+    step=step, seconds=time.perf_counter() - start
+  )
+
+
+def _report(
+  results: dict[str, Any], config: config_lib.Config, path: str
+) -> dict[str, Any]:
+  """What `evaluate` returns, but for step and time; `path` of the new split."""
   main = results["new"]["conditions"]
   return dict(
-    seconds=time.perf_counter() - start,
-    step=step,
     **{name: main["gaze"].get(name, 0.0) for name in _FRACTIONS},
-    data=dict(path=splits["new"].data.eval_path, **results["new"]["data"]),
+    data=dict(path=path, **results["new"]["data"]),
     accuracy=main,
     routing_accuracy=results["new"]["routing_accuracy"],
     other_splits={k: v for k, v in results.items() if k != "new"},

@@ -91,6 +91,7 @@ def read(
   Raises:
     errors.GazeError: as `load`.
   """
+  dtypes.check(dtype)
   places = mllm.places(config.model, mesh)
 
   def like(path, x):

@@ -41,6 +41,7 @@ def load(
   Raises:
     errors.GazeError: it is neither, it is broken, or does not fit the mesh.
   """
+  dtypes.check(dtype)
   fits = lambda model, parts: mllm.places(model, mesh, parts)
   stored = open_directory(directory, dtype=dtype, fits=fits)
   places = mllm.places(stored.config.model, mesh, stored.parts)
