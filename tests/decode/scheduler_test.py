@@ -1,6 +1,7 @@
 """Continuous batching: rows that come and go, and what they depend on."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -20,10 +21,10 @@ LIMITS = context.Limits()
 def job(tiny, row):
   """Makes jobs: text of so many ids, so many images, so many tokens."""
 
-  def make(length, images, count, seed=0, top_k=2):
+  def make(length, images, count, seed=0, top_k=2, config=tiny):
     ids = np.random.default_rng(seed).integers(3, 100, length).tolist()
     parts = [row_lib.Text([1]), *[UNIT] * images, row_lib.Text([*ids, 4])]
-    batch, before = row(parts, seed), context.empty(tiny)
+    batch, before = row(parts, seed), context.empty(config)
     return scheduler_lib.Job(
       reading.Prompt(before, batch, top_k),
       reading.extended(before, batch, room=count, limits=LIMITS),
@@ -71,7 +72,15 @@ def watched(scheduler, jobs):
   return [(found[i].tokens, bits[i]) for i in range(len(jobs))]
 
 
-def test_a_row_has_the_same_bits_whatever_is_beside_it(tiny, tiny_params, job):
+@pytest.mark.few(1)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_has_the_same_bits_whatever_is_beside_it(
+  tiny, tiny_params, job, dtype
+):
+  decoder = dataclasses.replace(tiny.decoder, dtype=dtype)
+  tiny = dataclasses.replace(tiny, decoder=decoder)
+  tiny_params = jax.tree.map(lambda x: x.astype(dtype), tiny_params)
+  job = functools.partial(job, config=tiny)
   jobs = [
     job(5, 1, 6, seed=1),
     *(job(3 + i, i % 3, 2 + 2 * i, seed=i, top_k=i) for i in range(5)),
