@@ -242,9 +242,7 @@ def _tiled(pages, interpret):
 
 
 @functools.partial(jax.jit, static_argnames=("pages", "views", "interpret"))
-def _call(
-  layer, count, ids, rows, length, q, k, v, *, pages, views, interpret
-):
+def _call(layer, count, ids, rows, length, q, k, v, *, pages, views, interpret):
   """The `pallas_call`: q [B, H, X*G, D], k and v [N, B, H, R, L, W].
 
   And rows [B, H * words, U].
