@@ -5,7 +5,6 @@ full, and a chosen region is one that the query's own scores choose.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,9 +59,10 @@ class Size:
 
 
 # On an accelerator, and where kernels are interpreted.
-FULL = Size(((36, 128), (9, 64), (64, 128)), 96, 128, 1024, 32_768)
+FULL = Size(((36, 128), (9, 64)), 96, 128, 1024, 32_768)
 SMALL = Size(((36, 128), (9, 64)), 6, 8, 128, 4_096)
 ROWS, QUERY_HEADS, KV_HEADS = 2, 8, 2
+GRANULARITIES = ("query_head", "kv_group")
 
 
 def _served(dtype: Any) -> str | None:
@@ -142,33 +142,36 @@ def lengths(regions: int, tokens: int) -> np.ndarray:
   return out
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@jax.jit
 def choose(
   query: types.Float[types.Array, "B X Q D"],
   k: types.Float[types.Array, "B H R L D"],
   length: types.Int[types.Array, "B R"],
-  config: config_lib.GazeConfig,
-) -> tuple[types.Array, types.Array]:
-  """The scores [B, X, n, R] of regions, and the eighth of them that is chosen.
+) -> dict[str, tuple[types.Array, types.Array]]:
+  """By granularity, scores [B, X, n, R] and the eighth of regions chosen.
 
   Args:
     query: [B, X, Q, D].
     k: [B, H, R, L, D].
     length: int32 [B, R].
-    config: for `descriptor` and `granularity`.
   """
   r, l = k.shape[2:4]
   filled = jnp.arange(l) < length[..., None]
-  score = routing.scores(query, regions_lib.of_pages(k, filled, config), config)
   open_ = jnp.ones((*query.shape[:2], r), bool)
   count = jnp.full(query.shape[:2], max(1, r // 8), jnp.int32)
-  return score, routing.members(score, open_, count)
+  out = {}
+  for granularity in GRANULARITIES:
+    config = config_lib.GazeConfig(granularity=granularity)
+    descriptors = regions_lib.of_pages(k, filled, config)
+    score = routing.scores(query, descriptors, config)
+    out[granularity] = score, routing.members(score, open_, count)
+  return out
 
 
 def _chosen(query, k, length) -> types.Array:
   """bool [B, X, Q, R], as float32 at the highest precision chooses."""
   with jax.default_matmul_precision("highest"):
-    return choose(query, k, length, config_lib.GazeConfig())[1]
+    return choose(query, k, length)["query_head"][1]
 
 
 def _attended(x: types.Attended) -> Results:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gaze_jax import config as config_lib
 from gaze_jax.device import cases
 
 DTYPES = ("float32", "bfloat16")
@@ -58,59 +57,78 @@ def compare(
   operation: cases.Operation, precisions: Sequence[str] = PRECISIONS
 ) -> Iterator[Row]:
   """All forms of an operation; what fails to compile or run says so."""
-  directions = ("forward", "backward") if operation.trained else ("forward",)
-  for dtype, direction in itertools.product(DTYPES, directions):
-    run = functools.partial(_run, operation, direction)
-    want = _tried(run, cases.PLAIN, dtype, "highest", exact=True)
+  for dtype in DTYPES:
+    run = functools.partial(_results, operation)
+    want = run(cases.PLAIN, dtype, "highest", exact=True)
     for precision in precisions:
-      plain = _tried(run, cases.PLAIN, dtype, precision)
-      for form in operation.forms:
-        row = Row(
-          operation.name, operation.shape, form, direction, dtype, precision
-        )
-        if note := operation.forms[form].refuses(dtype):
-          yield dataclasses.replace(row, note=note)
-          continue
+      plain = run(cases.PLAIN, dtype, precision)
+      for name, form in operation.forms.items():
+        note = form.refuses(dtype)
         got = plain
-        if form != cases.PLAIN:
-          got = _tried(run, form, dtype, precision)
-        yield _judged(row, got, plain, want)
+        if name != cases.PLAIN and not note:
+          got = run(name, dtype, precision)
+        for direction, wanted in want.items():
+          row = Row(
+            *(operation.name, operation.shape, name),
+            *(direction, dtype, precision),
+          )
+          if note:
+            yield dataclasses.replace(row, note=note)
+          else:
+            yield _judged(row, got[direction], plain[direction], wanted)
 
 
-def _run(
+# float64 arrays by name; or why there are none.
+_Found = dict[str, np.ndarray] | Exception
+
+
+def _results(
   operation: cases.Operation,
-  direction: str,
   form: str,
   dtype: str,
   precision: str,
   exact: bool = False,
-) -> dict[str, np.ndarray]:
-  """Results as float64; `exact` of the rounded inputs, computed in float32."""
+) -> dict[str, _Found]:
+  """By direction; `exact` of the rounded inputs, computed in float32."""
   floats = tuple(jnp.asarray(x, dtype) for x in operation.floats)
   if exact:
     floats = tuple(x.astype(jnp.float32) for x in floats)
-  function = operation.forms[form].function
-  if direction == "backward":
-    function = _gradient(function)
+  forward = operation.forms[form].function
+  run = functools.partial(_tried, _run, floats, operation.others, precision)
+  if not operation.trained:
+    return {"forward": run(forward)}
+  both = run(_with_gradients(forward))
+  if isinstance(both, Exception):
+    return {"forward": run(forward), "backward": both}
+  gradients = {n: both.pop(n) for n in tuple(both) if n.startswith(_OF)}
+  return {"forward": both, "backward": gradients}
+
+
+def _run(floats, others, precision, function) -> dict[str, np.ndarray]:
   with jax.default_matmul_precision(precision):
-    results = jax.jit(function)(*floats, operation.others)
+    results = jax.jit(function)(*floats, others)
   return {n: np.asarray(x).astype(np.float64) for n, x in results.items()}
 
 
-def _gradient(function: Callable[..., cases.Results]):
-  """Of a sum of all results, each weighed in its own way."""
+_OF = "gradient of input "
+
+
+@functools.cache  # or else it would be compiled anew
+def _with_gradients(function: Callable[..., cases.Results]):
+  """Results, and gradients of their sum, each weighed in its own way."""
 
   def weigh(x):
     weight = jnp.cos(0.7 * jnp.arange(x.size)).reshape(x.shape)
     return jnp.where(jnp.isfinite(x), weight, 0).astype(x.dtype)
 
-  def gradient(*inputs):
+  def both(*inputs):
     *floats, others = inputs
     results, pull = jax.vjp(lambda *x: function(*x, others), *floats)
     of_floats = pull(jax.tree.map(weigh, results))
-    return {f"gradient of input {i}": x for i, x in enumerate(of_floats)}
+    gradients = {f"{_OF}{i}": x for i, x in enumerate(of_floats)}
+    return results | gradients
 
-  return gradient
+  return both
 
 
 def _tried(run: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
@@ -161,32 +179,40 @@ def choices(
   Only those may differ whose scores are as good as equal. Forms are compared
   with the choice given, so that one that differs is no error of theirs.
   """
-  for (tokens, dim), dtype, precision, granularity in itertools.product(
-    size.pages, DTYPES, precisions, ("query_head", "kv_group")
+  for (tokens, dim), dtype, precision in itertools.product(
+    size.pages, DTYPES, precisions
   ):
-    row = Row(
-      *("choice", f"{tokens} x {dim}", granularity),
-      *("forward", dtype, precision),
-    )
-    found = _tried(_choice, size, tokens, dim, row)
-    if isinstance(found, Exception):
-      found = dataclasses.replace(row, failure=one_line(found))
-    yield found
+    shape = f"{tokens} x {dim}"
+    found = _tried(_choices, size, tokens, dim, dtype, precision)
+    for granularity in cases.GRANULARITIES:
+      row = Row("choice", shape, granularity, "forward", dtype, precision)
+      if isinstance(found, Exception):
+        yield dataclasses.replace(row, failure=one_line(found))
+      else:
+        yield _chosen(row, *found[granularity])
 
 
-def _choice(size: cases.Size, tokens: int, dim: int, row: Row) -> Row:
-  config = config_lib.GazeConfig(granularity=row.form)
-  length = cases.lengths(size.regions, tokens)
+def _choices(size: cases.Size, tokens: int, dim: int, dtype, precision: str):
+  """By granularity: the choice; scores and choice as they should be."""
   query = cases.draw(cases.ROWS, size.text, cases.QUERY_HEADS, dim)
   page = (cases.ROWS, cases.KV_HEADS, size.regions, tokens, dim)
-  rounded = [jnp.asarray(x, row.dtype) for x in (query, cases.draw(*page))]
+  length = cases.lengths(size.regions, tokens)
+  rounded = [jnp.asarray(x, dtype) for x in (query, cases.draw(*page))]
   exact = [x.astype(jnp.float32) for x in rounded]
-  with jax.default_matmul_precision(row.precision):
-    got = cases.choose(*rounded, length, config)[1]
+  with jax.default_matmul_precision(precision):
+    got = cases.choose(*rounded, length)
   with jax.default_matmul_precision("highest"):
-    score, want = cases.choose(*exact, length, config)
-  score, want = np.asarray(score), np.asarray(want)
-  differ = (np.asarray(got) != want).any(axis=-1)
+    want = cases.choose(*exact, length)
+  return jax.tree.map(
+    np.asarray,
+    {name: (got[name][1], *want[name]) for name in cases.GRANULARITIES},
+  )
+
+
+def _chosen(
+  row: Row, got: np.ndarray, score: np.ndarray, want: np.ndarray
+) -> Row:
+  differ = (got != want).any(axis=-1)
   last = np.where(want, score, np.inf).min(axis=-1)
   following = np.where(want, -np.inf, score).max(axis=-1)
   tie = last - following <= _TIE * np.abs(score).max()

@@ -10,22 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gaze_jax import errors
 from gaze_jax.device import cases
 from gaze_jax.device import check
+from gaze_jax.device import report
 from gaze_jax.device import times
 
 ROOT = pathlib.Path(__file__).parents[2]
-SIZE = dataclasses.replace(cases.SMALL, regions=4)
-
-
-def _run(*arguments):
-  return subprocess.run(
-    [sys.executable, "launch/device_check.py", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
+SIZE = dataclasses.replace(cases.SMALL, regions=4, pages=((9, 64),))
 
 
 def _operation(wrong, refuses=cases._served):
@@ -86,24 +78,26 @@ def test_choices_that_differ(monkeypatch):
   """Over scores that do, and over equal ones."""
   choose = cases.choose
 
-  def other(query, k, length, config):
-    score, members = choose(query, k, length, config)
-    if query.dtype == jnp.bfloat16:
-      members = jnp.roll(members, 1, axis=-1)
-    return score, members
+  def other(query, *rest):
+    shift = 1 if query.dtype == jnp.bfloat16 else 0
+    return {
+      name: (score, jnp.roll(members, shift, axis=-1))
+      for name, (score, members) in choose(query, *rest).items()
+    }
 
   monkeypatch.setattr(cases, "choose", other)
-  size = dataclasses.replace(SIZE, pages=((9, 64),))
-  rows = list(check.choices(size, ("default",)))
+  rows = list(check.choices(SIZE, ("default",)))
   for row in rows:
     assert (row.failure is not None) == (row.dtype == "bfloat16"), row
 
   def equal(*arguments):
-    score, members = other(*arguments)
-    return jnp.zeros_like(score), members
+    return {
+      name: (jnp.zeros_like(score), members)
+      for name, (score, members) in other(*arguments).items()
+    }
 
   monkeypatch.setattr(cases, "choose", equal)
-  rows = list(check.choices(size, ("default",)))
+  rows = list(check.choices(SIZE, ("default",)))
   assert not any(row.failure for row in rows)
   assert {row.note for row in rows if row.dtype == "bfloat16"} == {
     "128 of 128 differ, 128 of them over equal scores",
@@ -141,22 +135,14 @@ def test_bounds():
   assert "ZeroDivisionError" in row.failure and "FAILED" in times.text(row)
 
 
-def test_on_a_cpu(tmp_path):
-  path = tmp_path / "rows.json"
-  result = _run(
-    f"--json={path}", "--only=choice,attend_linear,table_product,times"
-  )
-  assert result.returncode == 0, result.stderr
-  assert "kernels are interpreted" in result.stdout
-  assert "bandwidth of 'cpu' is not in the table" in result.stdout
-  found = json.loads(path.read_text())
-  assert found["platform"] == "cpu" and found["failed"] == 0
-  rows = found["rows"]
-  assert {row["operation"] for row in rows} == {
-    *("choice", "attend_linear", "table_product")
-  }
-  errors = [row["error"] for row in rows if row["operation"] != "choice"]
-  assert all(0 <= x < 1e-2 for x in errors) and max(errors) > 1e-5
+def test_on_a_cpu(capsys):
+  found = report.run(["region_scores", "times"])
+  told = capsys.readouterr().out
+  assert "kernels are interpreted" in told and "0 of " in told
+  assert "bandwidth of 'cpu' is not in the table" in told
+  assert json.loads(json.dumps(found))["failed"] == 0
+  assert [row["form"] for row in found["rows"]] == ["xla", "cpu"] * 2
+  assert all(0 <= row["error"] < 1e-6 for row in found["rows"])
   assert {x["form"] for x in found["times"]} == {"dense", "xla", "cpu"}
   assert all(x["milliseconds"] > 0 for x in found["times"])
 
@@ -164,7 +150,13 @@ def test_on_a_cpu(tmp_path):
 @pytest.mark.nightly
 def test_all_of_it_on_a_cpu(tmp_path):
   path = tmp_path / "rows.json"
-  result = _run(f"--json={path}")
+  result = subprocess.run(
+    [sys.executable, "launch/device_check.py", f"--json={path}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
   assert result.returncode == 0, result.stdout + result.stderr
   rows = json.loads(path.read_text())["rows"]
   assert {row["operation"] for row in rows} == {"choice", *cases.NAMES}
@@ -174,7 +166,5 @@ def test_all_of_it_on_a_cpu(tmp_path):
 
 
 def test_a_part_that_is_not_there():
-  result = _run("--only=attend")
-  assert result.returncode == 1
-  (line,) = result.stderr.strip().splitlines()
-  assert line.startswith("error: --only=attend: the parts are choice, attend_")
+  with pytest.raises(errors.GazeError, match="attend: the parts are choice"):
+    report.run(["attend"])
