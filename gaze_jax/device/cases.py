@@ -22,6 +22,8 @@ from gaze_jax.kernels import attend_pages_cpu
 from gaze_jax.kernels import attend_pages_tpu
 from gaze_jax.kernels import attend_regions
 from gaze_jax.kernels import attend_regions_tpu
+from gaze_jax.kernels import attend_segments
+from gaze_jax.kernels import attend_segments_tpu
 from gaze_jax.kernels import attend_visual
 from gaze_jax.kernels import attend_visual_gpu
 from gaze_jax.kernels import attend_visual_tpu
@@ -105,7 +107,7 @@ class Operation:
 
 NAMES = (
   *("attend_pages", "attend_linear", "attend_regions", "attend_visual"),
-  *("region_scores", "table_product"),
+  *("attend_segments", "region_scores", "table_product"),
 )
 
 
@@ -121,6 +123,8 @@ def operations(names: list[str], size: Size, platform: str) -> Iterator:
       yield _regions(*page, size, platform)
   if "attend_visual" in names:
     yield _visual(size, platform)
+  if "attend_segments" in names:
+    yield _segments(size, platform)
   if "attend_linear" in names:
     yield _linear(size, platform)
   if "region_scores" in names:
@@ -299,6 +303,37 @@ def _visual(size: Size, platform: str) -> Operation:
     layout,
     forms,
     trained=True,
+  )
+
+
+def _segments(size: Size, platform: str) -> Operation:
+  """Units of a prompt before what came earlier; some slots see nothing."""
+  heads = QUERY_HEADS, KV_HEADS, KV_HEADS
+  dim, slots = 64, size.slots
+  floats = [draw(ROWS, slots, n, dim, seed=i) for i, n in enumerate(heads)]
+  place = np.broadcast_to(np.arange(slots, dtype=np.int32), (ROWS, slots))
+  query_segment, key_segment = place * 4 // slots, place * 3 // slots
+  key_segment = np.where(place % 7 == 0, -1, key_segment)
+
+  def form(attend, **options) -> Form:
+    return Form(
+      lambda query, key, value, segments: _attended(
+        attend(query, key, value, *segments, causal=False, **options)
+      )
+    )
+
+  kernel = attend_segments_tpu.attend_segments
+  forms = {PLAIN: form(attend_segments.attend_segments)}
+  if platform == "tpu":
+    forms["pallas"] = form(kernel)
+  if platform == "cpu":
+    forms["pallas, interpreted"] = form(kernel, interpret=True)
+  return Operation(
+    "attend_segments",
+    f"{slots} x {dim}",
+    tuple(floats),
+    (query_segment, key_segment),
+    forms,
   )
 
 

@@ -1,9 +1,10 @@
 """Every kernel and form against plain XLA, on the device that is at hand."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,33 +54,56 @@ class Row:
   failure: str | None = None
 
 
-def compare(
-  operation: cases.Operation, precisions: Sequence[str] = PRECISIONS
-) -> Iterator[Row]:
-  """All forms of an operation; what fails to compile or run says so."""
-  for dtype in DTYPES:
-    run = functools.partial(_results, operation)
-    want = run(cases.PLAIN, dtype, "highest", exact=True)
-    for precision in precisions:
-      plain = run(cases.PLAIN, dtype, precision)
-      for name, form in operation.forms.items():
-        note = form.refuses(dtype)
-        got = plain
-        if name != cases.PLAIN and not note:
-          got = run(name, dtype, precision)
-        for direction, wanted in want.items():
-          row = Row(
-            *(operation.name, operation.shape, name),
-            *(direction, dtype, precision),
-          )
-          if note:
-            yield dataclasses.replace(row, note=note)
-          else:
-            yield _judged(row, got[direction], plain[direction], wanted)
-
-
 # float64 arrays by name; or why there are none.
 _Found = dict[str, np.ndarray] | Exception
+
+
+def compare(
+  operations: Iterable[cases.Operation],
+  precisions: Sequence[str] = PRECISIONS,
+  threads: int = 1,
+) -> Iterator[Row]:
+  """All forms of operations; what fails to compile or run says so.
+
+  Args:
+    operations: what is compared.
+    precisions: of PRECISIONS.
+    threads: how many programs are compiled, and run, at a time.
+  """
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    started = [(x, _start(x, precisions, pool)) for x in operations]
+    for operation, (want, found) in started:
+      yield from _rows(operation, precisions, want, found)
+
+
+def _start(operation, precisions, pool):
+  """Futures of what the results should be, and of each form's."""
+  run = functools.partial(_results, operation)
+  plain = cases.PLAIN
+  # One program, of the inputs as each dtype rounds them.
+  exact = lambda: {x: run(plain, x, "highest", exact=True) for x in DTYPES}
+  found = {
+    key: pool.submit(run, *key)
+    for key in itertools.product(operation.forms, DTYPES, precisions)
+    if not operation.forms[key[0]].refuses(key[1])
+  }
+  return pool.submit(exact), found
+
+
+def _rows(operation, precisions, want, found) -> Iterator[Row]:
+  for dtype, precision in itertools.product(DTYPES, precisions):
+    plain = found[cases.PLAIN, dtype, precision].result()
+    for form in operation.forms:
+      for direction, wanted in want.result()[dtype].items():
+        row = Row(
+          *(operation.name, operation.shape, form),
+          *(direction, dtype, precision),
+        )
+        if note := operation.forms[form].refuses(dtype):
+          yield dataclasses.replace(row, note=note)
+        else:
+          got = found[form, dtype, precision].result()
+          yield _judged(row, got[direction], plain[direction], wanted)
 
 
 def _results(
@@ -230,7 +254,7 @@ def one_line(error: Exception) -> str:
 
 
 HEADER = (
-  "operation      shape        form                  direction dtype    "
+  "operation       shape        form                  direction dtype    "
   "precision    error     plain"
 )
 
@@ -239,7 +263,7 @@ def text(row: Row) -> str:
   """A row of the table under HEADER."""
   number = lambda x: f"{'-' if x is None else f'{x:.1e}':>9s}"
   out = (
-    f"{row.operation:14s} {row.shape:12s} {row.form:21s} {row.direction:9s}"
+    f"{row.operation:15s} {row.shape:12s} {row.form:21s} {row.direction:9s}"
     f" {row.dtype:8s} {row.precision:9s} {number(row.error)}"
     f" {number(row.plain_error)}"
   )

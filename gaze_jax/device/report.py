@@ -1,6 +1,7 @@
 """The check of a device: runs it, prints the tables, returns the rows."""
 
 import dataclasses
+import os
 import time
 from typing import Any
 
@@ -69,9 +70,11 @@ def _checks(
   if "choice" in parts:
     for row in check.choices(size, precisions):
       tell(row)
-  for operation in cases.operations(parts, size, platform):
-    for row in check.compare(operation, precisions):
-      tell(row)
+  operations = cases.operations(parts, size, platform)
+  # One interpreter of kernels at a time: they share what they simulate.
+  threads = 1 if platform == "cpu" else os.cpu_count()
+  for row in check.compare(operations, precisions, threads):
+    tell(row)
   return rows
 
 

@@ -51,7 +51,7 @@ def _broken(results):
   ],
 )
 def test_a_form_that_is_wrong_fails_and_the_rest_goes_on(wrong, failure):
-  rows = list(check.compare(_operation(wrong)))
+  rows = list(check.compare([_operation(wrong)], threads=2))
   assert len(rows) == 8  # two forms, dtypes and precisions
   assert {row.failure for row in rows if row.form == "new"} == {failure}
   assert not any(row.failure for row in rows if row.form == cases.PLAIN)
@@ -60,7 +60,7 @@ def test_a_form_that_is_wrong_fails_and_the_rest_goes_on(wrong, failure):
 
 def test_a_form_that_is_not_for_a_dtype_says_so():
   refuses = {"float32": "bfloat16 alone", "bfloat16": None}.get
-  rows = list(check.compare(_operation(_off(0), refuses)))
+  rows = list(check.compare([_operation(_off(0), refuses)]))
   notes = {r.dtype: r.note for r in rows if r.form == "new"}
   assert notes == {"float32": "bfloat16 alone", "bfloat16": ""}
   assert not any(row.failure for row in rows)
@@ -111,8 +111,11 @@ def test_a_tpu_and_a_gpu_run_their_own_forms():
     for x in cases.operations(list(cases.NAMES), SIZE, platform)
     for form in x.forms
   }
+  files = [x.stem for x in (ROOT / "gaze_jax/kernels").glob("*_*.py")]
+  files = [x for x in files if x.endswith(("_tpu", "_gpu", "_cpu"))]
+  assert len(files) > 8 and all(hasattr(cases, x) for x in files)
   plain = {(name, "xla") for name in cases.NAMES}
-  kernels = "attend_pages", "attend_regions", "attend_visual"
+  kernels = [f"attend_{x}" for x in ("pages", "regions", "segments", "visual")]
   assert forms("tpu") == plain | {(name, "pallas") for name in kernels}
   assert forms("gpu") == plain | {("attend_visual", "cudnn")}
   new = {name for name, form in forms("cpu") if form.startswith("pallas")}
