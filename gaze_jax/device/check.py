@@ -163,7 +163,7 @@ def _tried(run: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     return error
 
 
-def _judged(row: Row, got: Any, plain: Any, want: Any) -> Row:
+def _judged(row: Row, got: _Found, plain: _Found, want: _Found) -> Row:
   for what, results in (
     ("float32 at the highest precision", want),
     ("plain XLA", plain),
@@ -171,26 +171,29 @@ def _judged(row: Row, got: Any, plain: Any, want: Any) -> Row:
   ):
     if isinstance(results, Exception):
       return dataclasses.replace(row, failure=f"{what}: {one_line(results)}")
-  found = []
-  for name in want:
-    error, base = _error(got[name], want[name]), _error(plain[name], want[name])
+  worst = -1.0
+  for name, wanted in want.items():
+    error, base = _error(got[name], wanted), _error(plain[name], wanted)
+    if error is None or base is None:
+      whose = row.form if error is None else "plain XLA"
+      failure = f"{whose}: {name} is infinite or NaN, or should be"
+      return dataclasses.replace(row, array=name, failure=failure)
     over = error / (MOST * base + FLOOR)
-    found.append((over if np.isfinite(over) else np.inf, name, error, base))
-  over, name, error, base = max(found)
-  row = dataclasses.replace(row, array=name, error=error, plain_error=base)
-  if row.form == cases.PLAIN:
-    bad = not np.isfinite(error)
-  else:
-    bad = over > 1
-  return dataclasses.replace(row, failure="is off by more" if bad else None)
+    if over > worst:
+      worst = over
+      row = dataclasses.replace(row, array=name, error=error, plain_error=base)
+  failure = None
+  if worst > 1:
+    failure = f"{row.array} is off by {worst:.2g} times what it may be"
+  return dataclasses.replace(row, failure=failure)
 
 
-def _error(got: np.ndarray, want: np.ndarray) -> float:
-  """Root mean square over the largest; infinite if other places are."""
+def _error(got: np.ndarray, want: np.ndarray) -> float | None:
+  """Root mean square over the largest; None if other places are infinite."""
   finite = np.isfinite(want)
   odd = (got[~finite] != want[~finite]) & ~np.isnan(want[~finite])
   if odd.any() or not np.isfinite(got[finite]).all():
-    return np.inf
+    return None
   off = np.square(got[finite] - want[finite]).mean() ** 0.5
   return float(off / max(np.abs(want[finite]).max(), np.finfo(float).tiny))
 
