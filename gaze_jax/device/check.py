@@ -199,18 +199,21 @@ def _error(got: np.ndarray, want: np.ndarray) -> float | None:
 
 
 def choices(
-  size: cases.Size, precisions: Sequence[str] = PRECISIONS
+  size: cases.Size,
+  precisions: Sequence[str] = PRECISIONS,
+  threads: int = 1,
 ) -> Iterator[Row]:
   """Which regions are chosen, against float32 at the highest precision.
 
   Only those may differ whose scores are as good as equal. Forms are compared
   with the choice given, so that one that differs is no error of theirs.
   """
-  for (tokens, dim), dtype, precision in itertools.product(
-    size.pages, DTYPES, precisions
-  ):
-    shape = f"{tokens} x {dim}"
-    found = _tried(_choices, size, tokens, dim, dtype, precision)
+  kinds = list(itertools.product(size.pages, DTYPES, precisions))
+  run = functools.partial(_tried, _choices, size)
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    every = list(pool.map(lambda kind: run(*kind), kinds))
+  for (page, dtype, precision), found in zip(kinds, every, strict=True):
+    shape = f"{page[0]} x {page[1]}"
     for granularity in cases.GRANULARITIES:
       row = Row("choice", shape, granularity, "forward", dtype, precision)
       if isinstance(found, Exception):
@@ -219,12 +222,13 @@ def choices(
         yield _chosen(row, *found[granularity])
 
 
-def _choices(size: cases.Size, tokens: int, dim: int, dtype, precision: str):
+def _choices(size: cases.Size, page: tuple[int, int], dtype, precision: str):
   """By granularity: the choice; scores and choice as they should be."""
+  tokens, dim = page
   query = cases.draw(cases.ROWS, size.text, cases.QUERY_HEADS, dim)
-  page = (cases.ROWS, cases.KV_HEADS, size.regions, tokens, dim)
+  k = cases.draw(cases.ROWS, cases.KV_HEADS, size.regions, tokens, dim)
   length = cases.lengths(size.regions, tokens)
-  rounded = [jnp.asarray(x, dtype) for x in (query, cases.draw(*page))]
+  rounded = [jnp.asarray(x, dtype) for x in (query, k)]
   exact = [x.astype(jnp.float32) for x in rounded]
   with jax.default_matmul_precision(precision):
     got = cases.choose(*rounded, length)

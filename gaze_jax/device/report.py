@@ -60,6 +60,8 @@ def _checks(
   precisions: tuple[str, ...],
   platform: str,
 ) -> list[check.Row]:
+  # One interpreter of kernels at a time: they share what they simulate.
+  threads = 1 if platform == "cpu" else os.cpu_count()
   rows = []
 
   def tell(row: check.Row) -> None:
@@ -68,11 +70,9 @@ def _checks(
 
   print(f"\n{check.HEADER}")
   if "choice" in parts:
-    for row in check.choices(size, precisions):
+    for row in check.choices(size, precisions, threads):
       tell(row)
   operations = cases.operations(parts, size, platform)
-  # One interpreter of kernels at a time: they share what they simulate.
-  threads = 1 if platform == "cpu" else os.cpu_count()
   for row in check.compare(operations, precisions, threads):
     tell(row)
   return rows

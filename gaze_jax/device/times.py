@@ -76,10 +76,9 @@ def measure(platform: str, kind: str) -> Iterator[Row]:
     kind: its `device_kind`.
   """
   small = platform == "cpu"
-  for tokens, layers in ((144, 2),) if small else ((4_608, 8), (20_480, 8)):
-    yield from _measured(
-      "decode", tokens, _decoding(tokens, layers, platform), layers, kind
-    )
+  tokens, layers = (144, 2) if small else (20_480, 8)
+  forms = _decoding(tokens, layers, platform)
+  yield from _measured("decode", tokens, forms, layers, kind)
   if not small:
     yield from _measured("visual rows", 2048, _rows(2048, platform), 1, kind)
 

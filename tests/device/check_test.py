@@ -161,7 +161,7 @@ def test_all_of_it_on_a_cpu(tmp_path):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=900,
+    timeout=1200,
   )
   assert result.returncode == 0, result.stdout + result.stderr
   rows = json.loads(path.read_text())["rows"]
