@@ -137,6 +137,11 @@ def test_there_and_back():
     ),
     (
       "model.gaze",
+      dict(implementation="cudnn", visual_attention="own_unit"),
+      "'cudnn' is causal, and visual_attention = 'own_unit' is not",
+    ),
+    (
+      "model.gaze",
       dict(gradient="kl", dense_layers=(0, 1, 2)),
       "leaves no layer",
     ),
