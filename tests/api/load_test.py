@@ -224,6 +224,7 @@ def test_float16_is_read_as_float32(directories, tmp_path, caplog):
   with caplog.at_level(logging.WARNING, "absl"):
     _, got = directory_lib.load(tmp_path / "half")
   assert len(caplog.records) == 1
+  assert got["decoder"]["embedding"].dtype == np.float32
   _, want = directory_lib.load(directories["ours"])
   narrowed = jax.tree.map(lambda x: x.astype("float16").astype("float32"), want)
   jax.tree.map(np.testing.assert_array_equal, got, narrowed)
