@@ -72,7 +72,7 @@ def test_requests_are_taken_as_rows_become_free(ours):
   assert next(taken) <= 3 + 2 + 2 * 2
 
 
-def test_a_context_is_shared_and_an_answer_keeps_none(ours, picture):
+def test_a_context_is_shared_and_an_answer_keeps_none(ours, picture, tmp_path):
   image = ours.encode_image(picture())
   asked = [api.Request("what?", image, top_k=k, **FEW) for k in (1, 2, 9)]
   got = list(ours.generate_many(asked))
@@ -83,6 +83,9 @@ def test_a_context_is_shared_and_an_answer_keeps_none(ours, picture):
     got[0].accounting()
   with pytest.raises(errors.GazeError, match="holds no keys and values"):
     ours.generate("and then?", got[0].context)
+  with pytest.raises(errors.GazeError, match="holds no keys and values"):
+    api.save_context(got[0].context, ours, tmp_path / "kept")
+  assert not (tmp_path / "kept").exists()
 
 
 def test_stop_strings_end_an_answer(ours, requests):

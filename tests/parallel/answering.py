@@ -12,10 +12,12 @@ import dataclasses
 import json
 import pathlib
 import sys
+import tempfile
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gaze_jax import api
 from gaze_jax import config as config_lib
@@ -102,11 +104,18 @@ def more_answers(model):
   follow = [
     api.Request("where?", image, max_tokens=TOKENS, top_k=k) for k in (1, 3)
   ]
+  with tempfile.TemporaryDirectory() as folder:
+    kept = processes.share(f"{folder}/kept")
+    api.save_context(image, model, kept)
+    again = api.load_context(kept, model)
+    multihost_utils.sync_global_devices("it is read")
+  loaded = model.generate("what is it?", again, max_tokens=TOKENS, top_k=2)
   stream = model.stream("what is it?", image, max_tokens=TOKENS, top_k=2)
   list(stream)
   first.accounting()
   return dict(
     chat=ids([first, second]),
+    loaded=ids([loaded]),
     stream=ids([stream.answer]),
     shared=ids(model.generate_many(follow)),
     shared_batch=ids(model.generate_batch(follow)),

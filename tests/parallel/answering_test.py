@@ -89,7 +89,7 @@ def test_ways_of_asking_are_one(alone):
     assert found["batch"] == found["many"] == found["one_by_one"]
   more = alone["more"]
   assert more["shared"] == more["shared_batch"]
-  assert more["stream"] == more["chat"][:1]
+  assert more["stream"] == more["loaded"] == more["chat"][:1]
   said = [tuple(x) for x in alone["query_head"]["one_by_one"]]
   assert len(set(said)) > 5
 
