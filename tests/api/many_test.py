@@ -152,6 +152,6 @@ def test_batches_that_do_not_fit_are_answered_one_after_the_other(
     )
     for one in prepared
   ]
-  small = dataclasses.replace(ours, cache_bytes=max(needs) + 1)
+  small = dataclasses.replace(ours, cache_bytes=max(needs) + min(needs))
   assert 1 < len(small._that_fit(prepared)) < len(asked)
   assert [one.tokens for one in small.generate_batch(asked)] == want
