@@ -30,7 +30,7 @@ class NoOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceSpec:
   """A kind of data set. `config` is a whole `config.Config` throughout.
 
   Attributes:
@@ -54,7 +54,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class WeightsSpec:
   """Pretrained weights of a vision tower or a decoder.
 
   Attributes:
@@ -73,7 +73,7 @@ class Weights:
   validate: Callable[[Any], None] = lambda config: None
 
 
-def source(name: str) -> Source:
+def source(name: str) -> SourceSpec:
   """The kind of data set that `data.source` names.
 
   Raises:
@@ -83,7 +83,7 @@ def source(name: str) -> Source:
   return _load(_SOURCES, name, "data.source")
 
 
-def weights(name: str, field: str) -> Weights:
+def weights(name: str, field: str) -> WeightsSpec:
   """The pretrained weights of a name.
 
   Args:

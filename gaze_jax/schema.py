@@ -45,8 +45,8 @@ FORMATS = {
   "model": Format(3),
   # Our options in a config.json of transformers (weights/hf.py).
   "gaze": Format(1),
-  # context.json (api/store.py). 1 knew its model by every option that there
-  # was, so that a new one made it another model's; 2 held no conversation.
+  # context.json (api/saved_context.py). 1 knew its model by every option that
+  # there was, so that a new one made it another model's; 2 had no conversation.
   "context": Format(3, oldest=3, again="Read the images again"),
 }
 

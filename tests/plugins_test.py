@@ -44,7 +44,9 @@ from gaze_jax import plugins
 class Options:
   shade: int = 3
 
-SOURCE = plugins.Source(lambda c, s: (c.data.options.shade, s), dict, Options)
+SOURCE = plugins.SourceSpec(
+  lambda c, s: (c.data.options.shade, s), dict, Options
+)
 """
 
 

@@ -18,7 +18,7 @@ from gaze_jax.api.model import Model as Model
 from gaze_jax.api.model import load as load
 from gaze_jax.api.outputs import Outputs as Outputs
 from gaze_jax.api.request import Request as Request
-from gaze_jax.api.store import load_context as load_context
-from gaze_jax.api.store import save_context as save_context
+from gaze_jax.api.saved_context import load_context as load_context
+from gaze_jax.api.saved_context import save_context as save_context
 from gaze_jax.decode.context import Context as Context
 from gaze_jax.decode.context import Limits as Limits

@@ -10,7 +10,7 @@ from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import model as model_lib
 from gaze_jax.api import request as request_lib
-from gaze_jax.api import store
+from gaze_jax.api import saved_context
 from gaze_jax.data import images
 from gaze_jax.data import video
 from gaze_jax.decode import context as context_lib
@@ -163,10 +163,10 @@ class Chat:
     pathlib.Path(file).write_text(page, encoding="utf-8")
 
   def _keep(self, directory: str) -> None:
-    store.save_context(self._answered().context, self._model, directory)
+    saved_context.save_context(self._answered().context, self._model, directory)
 
   def _load(self, directory: str) -> None:
-    self._context = store.load_context(directory, self._model)
+    self._context = saved_context.load_context(directory, self._model)
     self._last = None
 
   def _new(self) -> None:

@@ -343,4 +343,4 @@ def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
   return {"new": config} if config.data.eval_path else {}
 
 
-SOURCE = plugins.Source(make=_make, splits=_splits)
+SOURCE = plugins.SourceSpec(make=_make, splits=_splits)

@@ -221,7 +221,7 @@ def _check_images(model: config_lib.ModelConfig) -> None:
     )
 
 
-SOURCE = plugins.Source(
+SOURCE = plugins.SourceSpec(
   make=_make,
   splits=_splits,
   options=Options,

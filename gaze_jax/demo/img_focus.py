@@ -156,4 +156,4 @@ def _validate(config: config_lib.VisionConfig) -> None:
     )
 
 
-WEIGHTS = plugins.Weights("vision", load=load, validate=_validate)
+WEIGHTS = plugins.WeightsSpec("vision", load=load, validate=_validate)

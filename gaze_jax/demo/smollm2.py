@@ -235,4 +235,4 @@ def tokenizer() -> tuple[str, str]:
   return found.to_str(), template
 
 
-WEIGHTS = plugins.Weights("decoder", load=load, tokenizer=tokenizer)
+WEIGHTS = plugins.WeightsSpec("decoder", load=load, tokenizer=tokenizer)

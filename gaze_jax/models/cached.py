@@ -179,7 +179,7 @@ def _attend_text(
     seen = (None if x is None else _at(x, last) for x in seen)
     if g.refresh == "question":
       choice = pages.choose(
-        pages.Step(
+        pages.Lookup(
           _at(q, last), cache.visual, layer, budget, g, options["override"]
         )
       )[:, 0]

@@ -230,8 +230,9 @@ def prefill(
     linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
     choice = None
     if config.gaze.refresh == "question":
-      step = pages.Step(at_last(q), visual, None, budget, config.gaze, override)
-      choice = pages.choose(step)[:, 0]
+      g, last_q = config.gaze, at_last(q)
+      lookup = pages.Lookup(last_q, visual, None, budget, g, override)
+      choice = pages.choose(lookup)[:, 0]
     return routed.out, (visual, *linear, at_last(routed.members)[:, 0], choice)
 
   x = embed(params, config, batch)

@@ -239,9 +239,9 @@ def decode(
   shape = (len(query), h, r, l, d)
   form = _pages_form(config, q // h, shape, dtype)
   most = form and form.most_rows(shape, dtype)
-  step = pages.Step(query, visual, layer, budget, config, override, choice)
+  lookup = pages.Lookup(query, visual, layer, budget, config, override, choice)
   looked, members = pages.look(
-    step,
+    lookup,
     form,
     dense=dense,
     tokens=_turn(x, most // (q // h)) if most else None,
@@ -249,8 +249,8 @@ def decode(
   return Routed(
     out=attention.merge(looked, text).out,
     members=members,
-    scores=trace_lib.scores(step) if trace else None,
-    dense=trace_lib.dense_share(step, text) if trace else None,
+    scores=trace_lib.scores(lookup) if trace else None,
+    dense=trace_lib.dense_share(lookup, text) if trace else None,
   )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gaze_jax import api
 from gaze_jax.api import directory as directory_lib
-from gaze_jax.api import store as context_store
+from gaze_jax.api import saved_context
 from gaze_jax.evals import run
 from gaze_jax.train import checkpoint
 from gaze_jax.train import loop
@@ -82,8 +82,8 @@ def test_it_answers_alike_out_of_every_directory(workdir, tmp_path):
     model = api.load(directory)
     seen = model.encode_image(picture)
     kept = tmp_path / f"kept {directory.name}"
-    context_store.save_context(seen, model, kept)
-    for after in (seen, context_store.load_context(kept, model)):
+    saved_context.save_context(seen, model, kept)
+    for after in (seen, saved_context.load_context(kept, model)):
       answer = model.generate("What is this?", after=after, max_tokens=4)
       said.append(answer.tokens)
       again = model.generate("And?", after=answer.context, max_tokens=4)

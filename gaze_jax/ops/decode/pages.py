@@ -20,7 +20,7 @@ _FEW = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Lookup:
   """New tokens before the visual cache of their row; see `gaze.decode`.
 
   Attributes:
@@ -70,7 +70,7 @@ Looked = tuple[types.Attended, types.Array]
 
 
 def look(
-  step: Step,
+  lookup: Lookup,
   form: ModuleType | None,
   *,
   dense: bool | types.Array = False,
@@ -79,72 +79,74 @@ def look(
   """Attention to visual pages, and the regions read, bool [B, X, Q, R].
 
   Args:
-    step: what is looked at, and from where.
+    lookup: what is looked at, and from where.
     form: of `backends.ATTEND_PAGES`, for listed pages; None for all pages in
       place under a mask.
     dense: bool, or a bool scalar: reads every region.
     tokens: static; new tokens that look at a time, or None for all of them.
   """
-  b, x, q, _ = step.query.shape
+  b, x, q, _ = lookup.query.shape
   if tokens is not None and tokens < x:
     few = lambda query: look(
-      dataclasses.replace(step, query=query), form, dense=dense
+      dataclasses.replace(lookup, query=query), form, dense=dense
     )
-    looked = jax.lax.map(few, chunks.split(step.query, tokens))
+    looked = jax.lax.map(few, chunks.split(lookup.query, tokens))
     return chunks.join(looked, x)
 
   def everything() -> Looked:
-    members = jnp.broadcast_to(step.open[:, :, None], (b, x, q, step.regions))
+    members = jnp.broadcast_to(
+      lookup.open[:, :, None], (b, x, q, lookup.regions)
+    )
     # What reads listed pages copies none of them; XLA's product would.
     if form:
-      return _listed(step, form, _all_pages(step)), members
-    return _in_place(step, members), members
+      return _listed(lookup, form, _all_pages(lookup)), members
+    return _in_place(lookup, members), members
 
   if isinstance(dense, bool):
-    return everything() if dense else _chosen(step, form)
-  return jax.lax.cond(dense, everything, lambda: _chosen(step, form))
+    return everything() if dense else _chosen(lookup, form)
+  return jax.lax.cond(dense, everything, lambda: _chosen(lookup, form))
 
 
-def choose(step: Step) -> types.Array:
-  """The regions that a step reads, bool [B, X, Q, R]."""
-  score = _scores(step)
-  members = routing.members(score, step.open, _allowed(step))
-  return routing.per_head(members, step.query.shape[2])
+def choose(lookup: Lookup) -> types.Array:
+  """The regions that a lookup reads, bool [B, X, Q, R]."""
+  score = _scores(lookup)
+  members = routing.members(score, lookup.open, _allowed(lookup))
+  return routing.per_head(members, lookup.query.shape[2])
 
 
-def in_order(step: Step, pages: types.Array) -> types.Array:
+def in_order(lookup: Lookup, pages: types.Array) -> types.Array:
   """This layer's pages one after the other, [B, R * L, H, D].
 
   Args:
-    step: for the layer, L and D.
-    pages: `step.visual.k` or `v`.
+    lookup: for the layer, L and D.
+    pages: `lookup.visual.k` or `v`.
   """
-  l, d = step.visual.valid.shape[-1], step.query.shape[-1]
-  page = cache.plain(step.of_layer(pages), l, d)
+  l, d = lookup.visual.valid.shape[-1], lookup.query.shape[-1]
+  page = cache.plain(lookup.of_layer(pages), l, d)
   b, h, r, l, d = page.shape
   return page.reshape(b, h, r * l, d).transpose(0, 2, 1, 3)
 
 
-def part(step: Step, start: types.Array, size: int) -> Step:
-  """A step before `size` of this layer's pages alone, from `start` on.
+def part(lookup: Lookup, start: types.Array, size: int) -> Lookup:
+  """A lookup before `size` of this layer's pages alone, from `start` on.
 
   Its descriptors are left out. One slice takes layer and pages, so that no
   more is copied than the pages.
   """
-  visual = step.visual
+  visual = lookup.visual
 
   def of(x: types.Array) -> types.Array:
     at, sizes = [0] * x.ndim, list(x.shape)
-    if step.layer is not None:
-      at[0], sizes[0] = step.layer, 1
-    axis = 2 if step.layer is None else 3
+    if lookup.layer is not None:
+      at[0], sizes[0] = lookup.layer, 1
+    axis = 2 if lookup.layer is None else 3
     at[axis], sizes[axis] = start, size
     out = jax.lax.dynamic_slice(x, at, sizes)
-    return out if step.layer is None else out[0]
+    return out if lookup.layer is None else out[0]
 
   rows = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
   return dataclasses.replace(
-    step,
+    lookup,
     visual=types.VisualCache(
       k=of(visual.k),
       v=of(visual.v),
@@ -157,43 +159,45 @@ def part(step: Step, start: types.Array, size: int) -> Step:
 
 
 def _listed(
-  step: Step, form: ModuleType, visits: types.Visits
+  lookup: Lookup, form: ModuleType, visits: types.Visits
 ) -> types.Attended:
   """Attention to listed pages, read where they are stored."""
-  visual = step.visual
+  visual = lookup.visual
   length = visual.valid.sum(axis=-1, dtype=jnp.int32)
   return form.attend_pages(
-    step.query, visual.k, visual.v, length, visits, layer=step.layer
+    lookup.query, visual.k, visual.v, length, visits, layer=lookup.layer
   )
 
 
-def _chosen(step: Step, form: ModuleType | None) -> Looked:
-  b, x, q, _ = step.query.shape
-  r, h = step.regions, step.kv_heads
-  if step.choice is not None:
-    members = jnp.broadcast_to(step.choice[:, None], (b, x, q, r))
+def _chosen(lookup: Lookup, form: ModuleType | None) -> Looked:
+  b, x, q, _ = lookup.query.shape
+  r, h = lookup.regions, lookup.kv_heads
+  if lookup.choice is not None:
+    members = jnp.broadcast_to(lookup.choice[:, None], (b, x, q, r))
   else:
-    score, k = _scores(step), _allowed(step)
+    score, k = _scores(lookup), _allowed(lookup)
     # A choice shared by a KV head's queries is its list already.
     if form and x == 1 and score.shape[2] <= h:
-      shared = lambda most: _shared(score, step.open, k, most, q, h)
+      shared = lambda most: _shared(score, lookup.open, k, most, q, h)
       visits, members = _ranked(x, r, k, shared)
-      return _listed(step, form, visits), members
-    choose_ = lambda most: routing.members(score, step.open, k, most)
+      return _listed(lookup, form, visits), members
+    choose_ = lambda most: routing.members(score, lookup.open, k, most)
     members = routing.per_head(_ranked(x, r, k, choose_), q)
   if form is None:
-    return _in_place(step, members), members
-  return _listed(step, form, routing.visits(members, h)), members
+    return _in_place(lookup, members), members
+  return _listed(lookup, form, routing.visits(members, h)), members
 
 
-def _allowed(step: Step) -> types.Array:
-  return routing.allowed(step.budget, step.open, step.visual.unit, step.config)
+def _allowed(lookup: Lookup) -> types.Array:
+  return routing.allowed(
+    lookup.budget, lookup.open, lookup.visual.unit, lookup.config
+  )
 
 
-def _scores(step: Step) -> types.Array:
-  descriptors = step.of_layer(step.visual.descriptors)
+def _scores(lookup: Lookup) -> types.Array:
+  descriptors = lookup.of_layer(lookup.visual.descriptors)
   return routing.scores_of(
-    step.query, descriptors, step.override, step.kv_heads, step.config
+    lookup.query, descriptors, lookup.override, lookup.kv_heads, lookup.config
   )
 
 
@@ -236,12 +240,12 @@ def _shared(
   return visits, routing.per_head(members, q)
 
 
-def _all_pages(step: Step) -> types.Visits:
+def _all_pages(lookup: Lookup) -> types.Visits:
   """Every page up to the last that holds something, for every row."""
-  b, x, q, _ = step.query.shape
-  h, r = step.kv_heads, step.regions
+  b, x, q, _ = lookup.query.shape
+  h, r = lookup.kv_heads, lookup.regions
   ids = jnp.broadcast_to(jnp.arange(r, dtype=jnp.int32), (b, h, r))
-  last = (step.open[:, :1] * (ids[:, :1] + 1)).max(axis=-1)  # [B, 1]
+  last = (lookup.open[:, :1] * (ids[:, :1] + 1)).max(axis=-1)  # [B, 1]
   return types.Visits(
     ids=ids,
     rows=_every_row(ids, x * q // h),
@@ -254,9 +258,9 @@ def _every_row(ids: types.Array, rows: int) -> types.Array:
   return jnp.full((*ids.shape[:2], -(-rows // 32), ids.shape[2]), -1)
 
 
-def _in_place(step: Step, members: types.Array) -> types.Attended:
+def _in_place(lookup: Lookup, members: types.Array) -> types.Attended:
   """Attention over all pages under a mask, for when all may be read."""
-  mask = members[..., None] & step.visual.valid[:, None, None]
+  mask = members[..., None] & lookup.visual.valid[:, None, None]
   mask = mask.reshape(*members.shape[:3], -1).transpose(0, 2, 1, 3)
-  k, v = (in_order(step, x) for x in (step.visual.k, step.visual.v))
-  return attention.attend(step.query, k, v, mask)
+  k, v = (in_order(lookup, x) for x in (lookup.visual.k, lookup.visual.v))
+  return attention.attend(lookup.query, k, v, mask)

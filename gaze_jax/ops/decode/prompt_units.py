@@ -57,14 +57,14 @@ def attend(
   """
   visual, length = cache.visual, cache.length
   nothing = jnp.zeros_like(length)  # no region is chosen here
-  step = pages.Step(query, visual, layer, nothing, config)
+  lookup = pages.Lookup(query, visual, layer, nothing, config)
   own_unit = config.visual_attention == "own_unit"
   is_visual = (layout.role == types.Role.VISUAL)[:, :, None]
   own_page = layout.unit[:, :, None] == visual.unit[:, None]  # [B, X, R]
   seen_page = own_page if own_unit else own_page | is_visual
-  before = _before(step, seen_page & visual.valid.any(-1)[:, None])
+  before = _before(lookup, seen_page & visual.valid.any(-1)[:, None])
   filled = jnp.arange(cache.k.shape[3]) < length[:, None, None]
-  k, v = (step.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v))
+  k, v = (lookup.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v))
   text = attention.attend(query, k, v, (is_visual & filled)[:, None])
   slots = jnp.arange(query.shape[1])[None]
   inside = masks.visible(layout, layout, slots, slots, own_unit=own_unit)
@@ -73,14 +73,14 @@ def attend(
 
 
 def _before(
-  step: pages.Step, seen: types.Bool[types.Array, "B X R"]
+  lookup: pages.Lookup, seen: types.Bool[types.Array, "B X R"]
 ) -> types.Attended:
   """Attention to pages, some at a time, up to the last that a slot sees.
 
   There is room for all pages of a prompt from its first chunk on, and half of
   them are empty in the mean. The result is float32, to be merged.
   """
-  visual, query = step.visual, step.query
+  visual, query = lookup.visual, lookup.query
   r = visual.valid.shape[1]
   size = min(_PAGES, r)
   last = (seen * (1 + jnp.arange(r))).max()
@@ -88,7 +88,7 @@ def _before(
   def block(i, state):
     start = jnp.minimum(i * size, r - size)
     fresh = start + jnp.arange(size) >= i * size  # not of the block before
-    some = pages.part(step, start, size)
+    some = pages.part(lookup, start, size)
     mask = fresh[:, None] & some.visual.valid[:, None]
     mask &= jax.lax.dynamic_slice_in_dim(seen, start, size, 2)[..., None]
     mask = mask.reshape(*seen.shape[:2], -1)[:, None]

@@ -10,29 +10,29 @@ from gaze_jax.ops import routing
 from gaze_jax.ops.decode import pages
 
 
-def scores(step: pages.Step) -> types.Array:
+def scores(lookup: pages.Lookup) -> types.Array:
   """float32 [B, X, Q, R], each query head's own score of each region."""
-  config = dataclasses.replace(step.config, granularity="query_head")
-  descriptors = step.of_layer(step.visual.descriptors)
-  return routing.scores(step.query, descriptors, config)
+  config = dataclasses.replace(lookup.config, granularity="query_head")
+  descriptors = lookup.of_layer(lookup.visual.descriptors)
+  return routing.scores(lookup.query, descriptors, config)
 
 
-def dense_share(step: pages.Step, text: types.Attended) -> types.Array:
+def dense_share(lookup: pages.Lookup, text: types.Attended) -> types.Array:
   """The share of its attention that each region would get of a dense query.
 
   Args:
-    step: what is looked at, and from where.
+    lookup: what is looked at, and from where.
     text: attention of the same query to text and context.
 
   Returns:
     float32 [B, X, Q, R], 0 where there is no region; what is left of 1 goes to
     text and context.
   """
-  b, x, q, _ = step.query.shape
-  keys = pages.in_order(step, step.visual.k)
-  logits = attention.scaled_logits(step.query, keys)
-  logits = logits.reshape(b, q, x, *step.visual.valid.shape[1:])
-  valid = step.visual.valid[:, None, None]
+  b, x, q, _ = lookup.query.shape
+  keys = pages.in_order(lookup, lookup.visual.k)
+  logits = attention.scaled_logits(lookup.query, keys)
+  logits = logits.reshape(b, q, x, *lookup.visual.valid.shape[1:])
+  valid = lookup.visual.valid[:, None, None]
   logits = jnp.where(valid, logits, -jnp.inf)
   other = text.lse.transpose(0, 2, 1)
   peak = jnp.maximum(logits.max(axis=(-2, -1)), other)

@@ -1,4 +1,4 @@
-"""Which pages a step reads: lists, counts, and that no page is copied."""
+"""Which pages a lookup reads: lists, counts, and that no page is copied."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def _step(b, r, regions, budget, layers=1, x=1, **options):
     valid=jnp.arange(L) < filled[..., None],
     unit=jnp.where(filled > 0, 0, -1),
   )
-  return pages.Step(
+  return pages.Lookup(
     query=jnp.round(draw(b, x, Q, D)),
     visual=visual,
     layer=jnp.int32(layers - 1),
@@ -46,13 +46,13 @@ def _step(b, r, regions, budget, layers=1, x=1, **options):
   )
 
 
-def _look(form, step, **options):
+def _look(form, lookup, **options):
   run = lambda query, visual, budget: pages.look(
-    dataclasses.replace(step, query=query, visual=visual, budget=budget),
+    dataclasses.replace(lookup, query=query, visual=visual, budget=budget),
     form,
     **options,
   )
-  return jax.jit(run)(step.query, step.visual, step.budget)
+  return jax.jit(run)(lookup.query, lookup.visual, lookup.budget)
 
 
 def _same(got, want):
@@ -67,12 +67,16 @@ def _same(got, want):
 )
 def test_a_choice_of_few_and_of_many(granularity, budget):
   """An eighth of 128 regions is 16: about the border, and rows beyond it."""
-  step = _step(2, 128, (128, 100), budget, granularity=granularity)
-  got = _look(attend_pages_cpu, step)
-  _same(got, _look(None, step))
-  score = routing.scores(step.query, step.visual.descriptors[0], step.config)
-  k = routing.allowed(step.budget, step.open, step.visual.unit, step.config)
-  want = routing.members(score, step.open, k)
+  lookup = _step(2, 128, (128, 100), budget, granularity=granularity)
+  got = _look(attend_pages_cpu, lookup)
+  _same(got, _look(None, lookup))
+  score = routing.scores(
+    lookup.query, lookup.visual.descriptors[0], lookup.config
+  )
+  k = routing.allowed(
+    lookup.budget, lookup.open, lookup.visual.unit, lookup.config
+  )
+  want = routing.members(score, lookup.open, k)
   np.testing.assert_array_equal(got[1], routing.per_head(want, Q))
   assert (got[1].sum(-1) == np.minimum(budget, (128, 100))[:, None, None]).all()
 
@@ -80,30 +84,30 @@ def test_a_choice_of_few_and_of_many(granularity, budget):
 @pytest.mark.parametrize("flag", [True, jnp.array(True)])
 def test_dense_reads_no_page_behind_the_last(flag):
   """Cache with room: what lies there may be anything, and takes no time."""
-  step = _step(2, 70, (3, 5), (1, 1))
-  want = _look(None, step, dense=True)
+  lookup = _step(2, 70, (3, 5), (1, 1))
+  want = _look(None, lookup, dense=True)
   nowhere = jnp.arange(70)[:, None, None] >= 5
   poison = lambda x: jnp.where(nowhere, jnp.nan, x)
   visual = dataclasses.replace(
-    step.visual, k=poison(step.visual.k), v=poison(step.visual.v)
+    lookup.visual, k=poison(lookup.visual.k), v=poison(lookup.visual.v)
   )
-  step = dataclasses.replace(step, visual=visual)
-  _same(_look(attend_pages_cpu, step, dense=flag), want)
-  visits = pages._all_pages(step)
+  lookup = dataclasses.replace(lookup, visual=visual)
+  _same(_look(attend_pages_cpu, lookup, dense=flag), want)
+  visits = pages._all_pages(lookup)
   np.testing.assert_array_equal(visits.count, [[3, 3], [5, 5]])
 
 
-def _as_large_as_a_layer(step, form, **options):
+def _as_large_as_a_layer(lookup, form, **options):
   """What makes an array of as many values of the cache as a layer has."""
   with target.tracing_for("tpu" if form == "pallas" else "cpu"):
     traced = jax.make_jaxpr(
       lambda query, visual: pages.look(
-        dataclasses.replace(step, query=query, visual=visual),
+        dataclasses.replace(lookup, query=query, visual=visual),
         FORMS[form],
         **options,
       )
-    )(step.query, step.visual)
-  least, found = step.visual.k[0].size, set()
+    )(lookup.query, lookup.visual)
+  least, found = lookup.visual.k[0].size, set()
 
   def walk(jaxpr):
     for eqn in jaxpr.eqns:
@@ -128,8 +132,8 @@ def _as_large_as_a_layer(step, form, **options):
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_long_chunk_of_text_copies_no_cache(dense):
   """80 rows of a KV head: by lists in every form but the oracle."""
-  step = _step(1, 512, (512,), (100,), layers=2, x=40)
-  large = functools.partial(_as_large_as_a_layer, step, dense=dense)
+  lookup = _step(1, 512, (512,), (100,), layers=2, x=40)
+  large = functools.partial(_as_large_as_a_layer, lookup, dense=dense)
   assert large("gather") <= {"reshape"}  # of all layers, as they lie
   kernel = large("pallas", tokens=20)
   assert kernel <= {"reshape", "pad", "with_memory_space_constraint"}
@@ -137,15 +141,15 @@ def test_a_long_chunk_of_text_copies_no_cache(dense):
 
 
 def test_dense_copies_no_page():
-  step = _step(1, 512, (512,), (1,), layers=2)
+  lookup = _step(1, 512, (512,), (1,), layers=2)
   run = jax.jit(
     lambda query, visual: (
       pages.look(
-        dataclasses.replace(step, query=query, visual=visual),
+        dataclasses.replace(lookup, query=query, visual=visual),
         attend_pages_cpu,
         dense=True,
       )[0].out
     )
   )
-  memory = run.lower(step.query, step.visual).compile().memory_analysis()
-  assert memory.temp_size_in_bytes < step.visual.k[0].nbytes
+  memory = run.lower(lookup.query, lookup.visual).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < lookup.visual.k[0].nbytes

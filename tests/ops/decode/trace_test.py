@@ -1,4 +1,4 @@
-"""What a step makes of every region, against a softmax in plain numpy."""
+"""What a lookup makes of every region, against a softmax in plain numpy."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ SIZES = np.array([[2, 1, 0], [0, 0, 0]])
 
 @dataclasses.dataclass
 class Case:
-  step: pages.Step
+  lookup: pages.Lookup
   query: np.ndarray
   keys: np.ndarray  # [B, H, R, L, D]
   text: np.ndarray  # logits of text, [B, X, Q, 3]
@@ -50,8 +50,8 @@ def case():
     valid=valid,
     unit=np.where(SIZES > 0, 0, -1),
   )
-  step = pages.Step(query, visual, None, np.ones(B, np.int32), CONFIG)
-  return Case(step, query, keys, draw(B, X, Q, 3))
+  lookup = pages.Lookup(query, visual, None, np.ones(B, np.int32), CONFIG)
+  return Case(lookup, query, keys, draw(B, X, Q, 3))
 
 
 def share_by_hand(case, row, x, head, text):
@@ -69,7 +69,7 @@ def share_by_hand(case, row, x, head, text):
 
 @pytest.mark.parametrize("text", [True, False])
 def test_dense_share_by_hand(case, text):
-  got = np.asarray(trace.dense_share(case.step, case.linear(text)))
+  got = np.asarray(trace.dense_share(case.lookup, case.linear(text)))
   assert got.shape == (B, X, Q, 3)
   for row, x, head in np.ndindex(B, X, Q):
     want = share_by_hand(case, row, x, head, text)
@@ -81,14 +81,14 @@ def test_dense_share_by_hand(case, text):
 
 
 def test_shares_of_huge_logits_are_finite(case):
-  far = dataclasses.replace(case.step, query=case.query * 1e4)
+  far = dataclasses.replace(case.lookup, query=case.query * 1e4)
   got = np.asarray(trace.dense_share(far, case.linear()))
   assert np.isfinite(got).all()
   assert np.isin(got[0].sum(-1).round(5), (0, 1)).all()
 
 
 def test_scores_are_each_heads_own_whatever_is_shared(case):
-  got = np.asarray(trace.scores(case.step))
+  got = np.asarray(trace.scores(case.lookup))
   assert got.shape == (B, X, Q, 3)
   for row, x, head in np.ndindex(B, X, Q):
     for r in range(3):
@@ -100,7 +100,7 @@ def test_scores_are_each_heads_own_whatever_is_shared(case):
 
 def test_a_layer_of_a_stack_in_tiles(case):
   """As the pages lie on a TPU, and another layer before them."""
-  visual = case.step.visual
+  visual = case.lookup.visual
   tiles, t, wide = attend_pages_tpu.page_shape(L, D, np.float32)
   room = ((0, 0),) * 3 + ((0, tiles * t - L), (0, wide - D))
   tiled = jnp.pad(visual.k, room).reshape(B, H, 3, tiles, t, wide)
@@ -111,16 +111,16 @@ def test_a_layer_of_a_stack_in_tiles(case):
     v=stack(tiled),
     descriptors=stack(visual.descriptors),
   )
-  step = dataclasses.replace(case.step, visual=stacked, layer=jnp.int32(1))
+  lookup = dataclasses.replace(case.lookup, visual=stacked, layer=jnp.int32(1))
   for see in (trace.scores, lambda s: trace.dense_share(s, case.linear())):
-    compare.close(see(step), see(case.step))
+    compare.close(see(lookup), see(case.lookup))
 
 
 def test_under_jit(case):
   see = jax.jit(
     lambda query: trace.dense_share(
-      dataclasses.replace(case.step, query=query), case.linear()
+      dataclasses.replace(case.lookup, query=query), case.linear()
     )
   )
-  want = trace.dense_share(case.step, case.linear())
+  want = trace.dense_share(case.lookup, case.linear())
   compare.close(see(case.query), want)
