@@ -5,8 +5,8 @@ A row is read in chunks, each before what is in its cache already:
   <bos> | v v v v c c | v v v v c c | what is it? | a fox
   text  | units       | units       | text        | token by token
 
-It equals `mllm.prefill` of the whole row, however it is split. Caches go in and
-come out; donate them, and they are written in place.
+It equals `mllm.apply` of the whole row, however it is split. Nothing else fills
+a cache. Caches go in and come out; donate them, and they are written in place.
 """
 
 import dataclasses
