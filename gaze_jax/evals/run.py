@@ -183,7 +183,7 @@ def _look(params, config, ends, batch, budget, override):
   return right, out.usage, out.chosen
 
 
-_forward = programs.Program(_look, "a batch of questions")
+forward = programs.Program(_look, "a batch of questions")
 
 
 def _condition(
@@ -201,7 +201,7 @@ def _condition(
   override = tasks.override(condition, batch, config.model)
   budget = tasks.budget(condition, batch, config)
   right, usage, chosen = jax.device_get(
-    _forward(params, config.model, ends, shown, budget, override)
+    forward(params, config.model, ends, shown, budget, override)
   )
   most = max(len(sample.kinds) for sample in batch.samples)
   exact = metrics.exact_match(right, batch.batch.answer_of, most)

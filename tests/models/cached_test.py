@@ -249,7 +249,9 @@ def test_units_by_segments_are_units_under_a_mask(
     "attend_segments",
     lambda *args, **kwargs: called.append(1) or plain(*args, **kwargs),
   )
-  monkeypatch.setattr(prompt_units, "_PAGES", 5)  # blocks that overlap
+  monkeypatch.setattr(
+    prompt_units, "_SEGMENTED", (256, 5)
+  )  # blocks that overlap
   jax.clear_caches()
   got, last, _ = read(params, config, batch)
   assert called
