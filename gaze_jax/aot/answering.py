@@ -4,9 +4,9 @@ A request is laid out, split and padded by the functions that do it for a
 user's, and every program is the object that `decode/` calls, so that what is
 compiled here is what will run (tests/aot/answering_test.py):
 
-  read     vision tower, embedding, chunks of units, chunks of text
-  answer   first token, decoding steps or a loop of them
-  many     a pool of rows: a row goes in, the loop
+  vision   the tower, the embedding of the row
+  alone    chunks of units and of text, first token, decoding steps or a loop
+  many     the same with a pool: a row goes in among others, the loop
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ _BEFORE, _BEHIND, _ANSWER = 8, 120, 256
 _POOL = 4
 _STREAM = "launch/generate.py, launch/chat.py"
 _WHOLE, _MANY = "Model.generate", "Model.generate_many"
-_EVERY = f"{_STREAM}, {_WHOLE}"
+_ALONE = f"{_STREAM}, {_WHOLE}"
+_EVERY = f"{_ALONE}, {_MANY}"
 
 
 def request(model: config_lib.ModelConfig, images: int) -> types.Batch:
@@ -78,8 +79,7 @@ def of_request(
   """
   with jax.set_mesh(mesh), target.tracing_for("tpu"):
     one = _Request(model, mesh, batch, max_tokens, ends)
-    done = [*one.vision(), *one.pieces(), *one.answer()]
-    return done + one.many(pool)
+    return [*one.vision(), *one.alone(), *one.many(pool)]
 
 
 class _Request:
@@ -104,7 +104,7 @@ class _Request:
     )
     self._prompt = prompt
     self._job = scheduler.Job(prompt, after, max_tokens, None, None)
-    self._cache = self._read_cache(*reading.needs(after, max_tokens))
+    self._cache = self._read_into(*reading.needs(after, max_tokens))
 
   def vision(self) -> list[workloads.Workload]:
     """From pixels to the embedded row."""
@@ -137,37 +137,8 @@ class _Request:
       ),
     ]
 
-  def pieces(self) -> list[workloads.Workload]:
-    """From the embedded row to the cache."""
-    w, cache, found = self._shards, self._cache, {}
-    ints = lambda *shape: _host((w, *shape), np.int32)
-    for piece in self._prompt.pieces():
-      x, program = piece.size, reading.text_program
-      if not piece.text:
-        row = self._embedded
-        row = jax.ShapeDtypeStruct((w, x, row.shape[2]), row.dtype)
-        row = self._placed(row, shard.P("batch"))
-        fields = dataclasses.fields(types.Layout)
-        layout = types.Layout(**{f.name: ints(x) for f in fields})
-        found[piece.text, x, False] = self._workload(
-          reading.units_program,
-          f"{x} slots",
-          _EVERY,
-          (self._decoder, cache, row, types.Chunk(layout, ints(x))),
-        )
-        continue
-      for trace, command in ((True, _STREAM), (False, _WHOLE)):
-        found[piece.text, x, trace] = self._workload(
-          program,
-          f"{x} slots{', traced' if trace else ''}",
-          command,
-          (self._decoder, cache.visual, _linear(cache), ints(x), ints()),
-          dict(count=ints(), prompt=True, trace=trace),
-        )
-    return [found[key] for key in sorted(found)]
-
-  def answer(self) -> list[workloads.Workload]:
-    """From the cache to tokens, alone."""
+  def alone(self) -> list[workloads.Workload]:
+    """From the embedded row to tokens, the request on its own."""
     cache, room = self._cache, programs.bucket(self._max_tokens, engine.TOKENS)
     options = self._options(self._shards, _regions(cache))
     start, carry = self._start(cache, options, room)
@@ -175,7 +146,8 @@ class _Request:
     of = f"{self._shards} rows"
     greedy = dict(greedy=True)
     return [
-      self._workload(loop.start_program, of, _EVERY, *start, weights=False),
+      *self._pieces(cache, {True: _STREAM, False: _WHOLE}),
+      self._workload(loop.start_program, of, _ALONE, *start, weights=False),
       self._workload(
         *(loop.step_program, f"{of}, traced", _STREAM, again),
         greedy | dict(trace=True),
@@ -186,10 +158,10 @@ class _Request:
     ]
 
   def many(self, rows: int) -> list[workloads.Workload]:
-    """From a cache to tokens, among other rows."""
+    """The same in a pool of so many rows for each shard of the rows."""
     size, rows = self._job.size, rows * self._shards
-    one = self._read_cache(size.regions, size.slots)
-    _, new = self._start(
+    one = self._read_into(size.regions, size.slots)
+    start, new = self._start(
       one, self._options(self._shards, size.regions), size.tokens
     )
     make = functools.partial(
@@ -202,22 +174,70 @@ class _Request:
     pool = self._placed(jax.eval_shape(make), cache_ops.SHARDING)
     options = self._options(rows, size.regions)
     _, carry = self._start(pool, options, size.tokens)
-    beside = dict(cache=(pool, one), rows=rows)
-    of = f"{rows} rows"
+    of, held = f"{rows} rows", (pool, one)
     return [
+      *self._pieces(one, {False: _MANY}, held),
+      self._workload(
+        *(loop.start_program, f"{self._shards} rows", _MANY, *start),
+        weights=False,
+        held=held,
+      ),
       self._workload(
         *(loop.insert_program, of, _MANY),
         (pool.visual, carry, one.visual, new, _host(self._shards, np.int32)),
         weights=False,
-        **beside,
+        held=held,
+        rows=rows,
       ),
       self._workload(
         *(loop.run_program, of, _MANY),
         (self._decoder, pool.visual, carry, options, *_bounds()),
         dict(greedy=True),
-        **beside,
+        held=held,
+        rows=rows,
       ),
     ]
+
+  def _pieces(
+    self,
+    cache: types.DecodeCache,
+    commands: dict[bool, str],
+    held: Any = None,
+  ) -> list[workloads.Workload]:
+    """From the embedded row to a cache.
+
+    Args:
+      cache: of [W].
+      commands: that read text, by whether they trace it.
+      held: caches that are there, if it is not this one alone.
+    """
+    w, found = self._shards, {}
+    ints = lambda *shape: _host((w, *shape), np.int32)
+    for piece in self._prompt.pieces():
+      x = piece.size
+      for trace, command in commands.items() if piece.text else ():
+        found[True, x, trace] = self._workload(
+          reading.text_program,
+          f"{x} slots{', traced' if trace else ''}",
+          command,
+          (self._decoder, cache.visual, _linear(cache), ints(x), ints()),
+          dict(count=ints(), prompt=True, trace=trace),
+          held=held,
+        )
+      if not piece.text:
+        like = self._embedded
+        row = jax.ShapeDtypeStruct((w, x, like.shape[2]), like.dtype)
+        row = self._placed(row, shard.P("batch"))
+        fields = dataclasses.fields(types.Layout)
+        layout = types.Layout(**{f.name: ints(x) for f in fields})
+        found[False, x, False] = self._workload(
+          reading.units_program,
+          f"{x} slots",
+          ", ".join(commands.values()),
+          (self._decoder, cache, row, types.Chunk(layout, ints(x))),
+          held=held,
+        )
+    return [found[key] for key in sorted(found)]
 
   def _workload(
     self,
@@ -228,12 +248,12 @@ class _Request:
     options: dict[str, Any] | None = None,
     *,
     weights: bool = True,
-    cache: Any = None,
+    held: Any = None,
     rows: int | None = None,
   ) -> workloads.Workload:
     """Of a program whose second argument is the model, unless it is named."""
     options = options or {}
-    held = cache or self._cache
+    held = held or self._cache
     known = set(map(id, jax.tree.leaves((self._params, held))))
     rest = [
       x
@@ -270,7 +290,7 @@ class _Request:
       blend=jax.tree.map(wide, batch.blend),
     )
 
-  def _read_cache(self, regions: int, slots: int) -> types.DecodeCache:
+  def _read_into(self, regions: int, slots: int) -> types.DecodeCache:
     """What a prompt is read into."""
     make = lambda: context_lib.reserve(
       context_lib.empty(self._model).cache, regions=regions, slots=slots

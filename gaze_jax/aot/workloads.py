@@ -91,14 +91,9 @@ def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Workload:
   state = state_lib.abstract(config, optimizer, mesh)
   frozen = pretrained.abstract_frozen(config, mesh)
   rows = config.train.batch_size
-  batch = _batch(config, rows, mesh)
   if config.train.features == "cached":
     frozen.pop("vision", None)
-    v, dtype = config.model.vision, jnp.dtype(config.train.features_dtype)
-    shape = (rows, config.data.max_units, v.tokens, v.width)
-    images = jax.ShapeDtypeStruct(shape, dtype, sharding=batch.tokens.sharding)
-    batch = dataclasses.replace(batch, images=images)
-  budget = _budget(rows, mesh)
+  batch, budget = _batch(config, rows, mesh), _budget(rows, mesh)
   return Workload(
     name="train",
     command="launch/train.py",
@@ -128,6 +123,8 @@ def evaluate(
   ways = rules.ways("batch", dict(mesh.shape))
   rows = -(-config.eval.batch_size // ways) * ways
   params = weights(config.model, mesh)
+  if config.train.features == "cached":
+    del params["vision"]
   batch, budget = _batch(config, rows, mesh), _budget(rows, mesh)
   ids = jax.ShapeDtypeStruct((ends,), jnp.int32)
   return Workload(
@@ -158,9 +155,13 @@ def _batch(
   """A `Batch` as the data pipeline makes it."""
   shape = row_lib.row_shape(config)
   one = row_lib.make_batch([row_lib.lay_out([], shape)], None)
+  v = config.model.vision
   images = jax.eval_shape(
-    lambda: vision.blank(config.model.vision, 1, shape.tiles or shape.units)
+    lambda: vision.blank(v, 1, shape.tiles or shape.units)
   )
+  if config.train.features == "cached":
+    size = (1, config.data.max_units, v.tokens, v.width)
+    images = jax.ShapeDtypeStruct(size, jnp.dtype(config.train.features_dtype))
   place = shard.batch_sharding(mesh)
   many = lambda x: jax.ShapeDtypeStruct(
     (rows, *x.shape[1:]), x.dtype, sharding=place
