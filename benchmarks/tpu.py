@@ -13,7 +13,7 @@ that are only described. At the head shapes of Qwen3-4B (32/8) and Qwen2.5-7B
     kernel        `kernels.attend_pages_tpu`
   prompt          128 tokens of text at once, likewise
   attend_pages    the decode kernel alone
-  attend_regions  the prefill kernel, forward and backward
+  attend_regions  rows of text, forward and backward
   attend_visual   rows of visual tokens, forward and backward
   parallel        all of a training step's attention, `ops.gaze.parallel`
 

@@ -26,7 +26,7 @@ _DTYPES = ("bfloat16", "float32")
 _GRANULARITIES = ("query_head", "kv_group")
 _REGION, _HEAD_DIM, _ROUTED = 36, 128, 0.1
 _LAYERS = 2  # of the stacked cache
-_TEXT = 128  # routed rows of a prefill; slots of the linear cache
+_TEXT = 128  # routed rows of a prompt; slots of the linear cache
 # Text rows are compiled chunk by chunk: larger rows take minutes.
 _PARALLEL_SIZES = (576, 4608)
 
@@ -197,14 +197,16 @@ def _step(case: Case, implementation: str, choice: str | None, tokens: int = 1):
 
 
 def _cache(case: Case, config: config_lib.GazeConfig) -> types.VisualCache:
-  """As `gaze.store` makes it, stacked."""
-  key = _abstract((1, case.tokens, case.h, _HEAD_DIM), case.dtype)
-  store = lambda key, plan: gaze.store(key, key, plan, config)
-  one = jax.eval_shape(store, key, _plan(case, case.tokens))
-  stack = lambda x: _abstract((_LAYERS, *x.shape), x.dtype)
-  return dataclasses.replace(
-    one, k=stack(one.k), v=stack(one.v), descriptors=stack(one.descriptors)
+  """Of a row, in all layers."""
+  decoder = config_lib.DecoderConfig(
+    depth=_LAYERS,
+    query_heads=case.q,
+    kv_heads=case.h,
+    head_dim=_HEAD_DIM,
+    dtype=case.dtype,
   )
+  model = config_lib.ModelConfig(decoder=decoder, gaze=config)
+  return jax.eval_shape(lambda: gaze.empty(1, case.regions, _REGION, model))
 
 
 def _plan(case: Case, slots: int) -> types.Plan:

@@ -241,7 +241,7 @@ class GazeConfig:
   route_prompt: bool = True  # False: prompt text reads every region
   # Whether visual tokens see those of earlier units.
   visual_attention: Literal["causal", "own_unit"] = "causal"
-  # The parallel form (training, prefill) and the decode form.
+  # The parallel form (training, evaluation) and the decode form.
   implementation: Literal["auto", "masked", "chunked", "pallas", "cudnn"] = (
     "auto"
   )

@@ -1,13 +1,16 @@
 """Compiles a run for a TPU pod, on a machine without one; reports on it.
 
 python launch/aot_check.py --config=configs/cambrian_4b.py \
-  --topology=v5e:16x16 [--json=FILE] [--train_only]
+  --topology=v5e:16x16 [--json=FILE] [--what=train]
+python launch/aot_check.py --config=configs/cambrian_4b.py --topology=v5e:1x1 \
+  --what=serve --images=1
 python launch/aot_check.py --recipes [--only=4b-stage2] [--json=FILE]
   [--table=FILE.md]
 
-A training step, and prefill and a decoding step of 8 and 36 images: memory of a
-chip against its limit, FLOPs, collectives, seconds of compilation. A
-step that does not fit is tried with other settings; exits with 1 if none does.
+A training step; what answers prompts of 8 and of 36 images, and evaluates
+(--what=serve these alone): memory of a chip against its limit, FLOPs,
+collectives, seconds of compilation. A step that does not fit is tried with
+other settings; exits with 1 if none does, or something else does not fit.
 --topology=gpu:8x80GB is arithmetic. --recipes is all of configs/recipes.py.
 """
 
@@ -26,7 +29,10 @@ from gaze_jax.aot import topology as topology_lib
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "or gpu:8x80GB")
 _RECIPES = flags.DEFINE_bool("recipes", False, "all of configs/recipes.py")
 _ONLY = flags.DEFINE_string("only", "", "recipes whose name holds this")
-_TRAIN_ONLY = flags.DEFINE_bool("train_only", False, "no prefill, no decoding")
+_WHAT = flags.DEFINE_enum(
+  *("what", "all", ["all", "train", "serve"], "to compile")
+)
+_IMAGES = flags.DEFINE_list("images", ["8", "36"], "of each prompt")
 _JSON = cli.define_file("json", "a file for what was found")
 _TABLE = cli.define_file("table", "recipes: a file for the table")
 _LEVEL = flags.DEFINE_enum(
@@ -40,7 +46,8 @@ def main() -> int:
   if not _TOPOLOGY.value.startswith("gpu:") or _RECIPES.value:
     topology_lib.prepare(_LEVEL.value)
   options = dict(
-    serve=not _TRAIN_ONLY.value,
+    what=_WHAT.value,
+    images=cli.whole_numbers(_IMAGES),
     limit=_LIMIT.value and round(_LIMIT.value * 1e9),
   )
   if _RECIPES.value:

@@ -111,10 +111,13 @@ def _state_of(
 
 
 def bytes_a_device(tree: Any) -> int:
-  """Of abstract arrays with shardings, without the padding of tiles."""
+  """Of abstract arrays, without the padding of tiles.
+
+  What has no sharding comes from the host, and is counted whole.
+  """
+  part = lambda x: x.sharding.shard_shape(x.shape) if x.sharding else x.shape
   return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
+    math.prod(part(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import importlib.metadata
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 
 from gaze_jax import config as config_lib
+from gaze_jax.aot import answering
 from gaze_jax.aot import arithmetic
 from gaze_jax.aot import report as report_lib
 from gaze_jax.aot import search
@@ -17,9 +18,9 @@ from gaze_jax.aot import workloads
 from gaze_jax.parallel import mesh as mesh_lib
 
 # Images of a prompt: 8 frames of a video, and 36.
-UNITS = (8, 36)
-# Rows that a group of devices which shares the heads decodes together.
-_ROWS = 4
+IMAGES = (8, 36)
+# What is compiled.
+What = Literal["all", "train", "serve"]
 
 _GPUS = re.compile(r"gpu:(\d+)x(\d+)GB")
 # CUDA, NCCL and fragments of the allocator.
@@ -33,16 +34,18 @@ def check(
   topology: str,
   *,
   limit: int | None = None,
-  serve: bool = True,
+  what: What = "all",
+  images: Sequence[int] = IMAGES,
   log: Log = print,
 ) -> dict[str, Any]:
-  """Compiles a training step, prefill and decoding; for GPUs, estimates.
+  """Compiles training, evaluation and answers; for GPUs, estimates training.
 
   Args:
     config: of the run.
     topology: as libtpu knows it, such as "v5e:16x16", or "gpu:8x80GB".
     limit: bytes of HBM of a device; what the compiler allows by default.
-    serve: whether prefill and decoding are compiled as well.
+    what: training, evaluation and answers, or both.
+    images: of each prompt that is answered, at least 1.
     log: is given what there is to read, as it comes.
 
   Returns:
@@ -73,33 +76,49 @@ def check(
     mesh = mesh_lib.make_mesh(changed.parallel, devices)
     return report_lib.compiled(workloads.train(changed, mesh), limit)
 
-  done = _search(config, len(devices), limit, compiled, log)
-  if serve:
-    mesh = workloads.serving(config.model, devices)
-    rows = mesh.shape["data"]
-    for units in UNITS:
-      for one in (
-        workloads.prefill(config, mesh, units, rows),
-        workloads.decode(config, mesh, units, rows * _ROWS),
-      ):
-        done[one.name] = report_lib.compiled(one, limit)
-        log(report_lib.text(done[one.name]))
+  done = {}
+  if what != "serve":
+    done = _search(config, len(devices), limit, compiled, log)
+    if not done:
+      return _result(config, topology, kind, None)
+  if what != "train":
+    for one in _served(config, devices, images):
+      done[one.name] = report_lib.compiled(one, limit)
+      log(report_lib.text(done[one.name]))
   return _result(config, topology, kind, done)
+
+
+def _served(
+  config: config_lib.Config, devices: Sequence[Any], images: Sequence[int]
+) -> Iterator[workloads.Workload]:
+  """Evaluation, and of what answers prompts the largest of each kind."""
+  mesh = workloads.serving(config.model, devices)
+  for count in images:
+    batch = answering.request(config.model, count)
+    largest = {}
+    for one in answering.of_request(config.model, mesh, batch):
+      largest[one.function, one.command] = one  # the last is the largest
+    tokens = count * config.model.vision.tokens
+    for one in largest.values():
+      yield dataclasses.replace(one, name=f"{tokens:,} tokens: {one.name}")
+  yield workloads.evaluate(config, mesh)
 
 
 def recipes(
   found: dict[str, tuple[config_lib.Config, str]],
   *,
   limit: int | None = None,
-  serve: bool = True,
+  what: What = "all",
+  images: Sequence[int] = IMAGES,
   log: Log = print,
 ) -> dict[str, Any]:
-  """Checks each recipe; prefill and decoding once for a model and a topology.
+  """Checks each recipe; what serves once for a model and a topology.
 
   Args:
     found: config and topology by name.
     limit: as in `check`.
-    serve: likewise.
+    what: likewise.
+    images: likewise.
     log: likewise.
   """
   done: dict[str, dict[str, Any]] = {}
@@ -108,8 +127,15 @@ def recipes(
     log(f"\n{name}")
     width = config.model.decoder.width  # stages share their prompts
     new = (width, topology) not in served
+    if what == "serve" and not new:
+      continue
     done[name] = check(
-      config, topology, limit=limit, serve=serve and new, log=log
+      config,
+      topology,
+      limit=limit,
+      what=what if new else "train",
+      images=images,
+      log=log,
     )
     served.add((width, topology))
   return dict(fits=all(one["fits"] for one in done.values()), recipes=done)
@@ -156,6 +182,7 @@ def _estimated(
   flops = arithmetic.model_flops(config) / devices
   return report_lib.Report(
     program="train",
+    command="launch/train.py",
     mesh=sizes,
     rows=config.train.batch_size,
     fits=sum(parts.values()) <= limit,
@@ -172,14 +199,15 @@ def _result(
   config: config_lib.Config,
   topology: str,
   kind: str,
-  done: dict[str, report_lib.Report],
+  done: dict[str, report_lib.Report] | None,
 ) -> dict[str, Any]:
+  """Of what was compiled; None of a training step that nothing makes fit."""
   return dict(
     topology=topology,
     device=kind,
-    fits="train" in done and all(one.fits for one in done.values()),
+    fits=done is not None and all(one.fits for one in done.values()),
     jax=jax.__version__,
     libtpu=None if kind == "GPU" else importlib.metadata.version("libtpu"),
     config=config_lib.to_dict(config),
-    programs={name: dataclasses.asdict(one) for name, one in done.items()},
+    programs={n: dataclasses.asdict(one) for n, one in (done or {}).items()},
   )

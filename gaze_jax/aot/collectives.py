@@ -30,6 +30,8 @@ _INSTRUCTION = re.compile(
   r"^\s+(?:ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+)"  # name, shape
   r" ([\w\-]+)\((.*?)\)(, [\w\-]+=.*)?$"  # opcode, operands, attributes
 )
+# An attribute of some kernels, the one thing that takes several lines.
+_METADATA = re.compile(r"kernel_metadata=\{\n(.*)\n\}")
 _NAME = re.compile(r"%[\w.\-]+")
 _CALLED = re.compile(
   r"\b(?:calls|to_apply|body|condition|\w+_computation)=(%[\w.\-]+)"
@@ -118,7 +120,7 @@ def _parse(
   """Instructions by computation, callees before callers; the entry's name."""
   computations: dict[str, list[_Instruction]] = {}
   current, entry, unread = None, "", []
-  for line in text.splitlines():
+  for line in _METADATA.sub(r"kernel_metadata={\1}", text).splitlines():
     if started := _COMPUTATION.match(line):
       current = computations[started[2]] = []
       entry = started[2] if started[1] else entry

@@ -29,20 +29,23 @@ class Report:
 
   Attributes:
     program: its name.
+    command: what runs it.
     mesh: sizes of the axes.
     rows: of its batch, on all devices.
     fits: whether it compiles within the memory.
-    hbm_bytes: that it needs: arguments, results that take no argument's place,
-      temporaries and code; as far as the compiler says where it does not fit.
+    hbm_bytes: that it needs: arguments and what else stays on the device,
+      results that take no argument's place, temporaries and code; as far as the
+      compiler says where it does not fit.
     hbm_limit_bytes: that the compiler lets it have.
-    hbm: parts of it: what the arguments hold ("parameters", "optimizer",
-      "batch", "cache"), "padding" of these in memory, "activations" that a
-      training step keeps for its backward pass (`jaxprs.activations`; as if
-      sharded by rows and slots alone), and "temporaries": gradients, what is at
-      work, results and code.
+    hbm: parts of it: "parameters", "optimizer", "batch", "cache", "padding" of
+      these in memory, "activations" that a training step keeps for its
+      backward pass (`jaxprs.activations`; as if sharded by rows and slots
+      alone), and "temporaries": gradients, what is at work, results and code.
     flops: of matrix products, loops turned and remat run again
       (`jaxprs.flops`).
     model_flops: of a training step, of the model alone (train/flops.py).
+    least_seconds: that it takes by the vendor's figures: of FLOPs, or of
+      reading its weights, whichever takes longer; None of unknown devices.
     collectives: count and bytes by kind; see `collectives.Total`.
     unread: lines of the program that may be collectives and are not counted.
     compile_seconds: of XLA, without tracing.
@@ -52,6 +55,7 @@ class Report:
   """
 
   program: str
+  command: str
   mesh: dict[str, int]
   rows: int
   fits: bool
@@ -60,6 +64,7 @@ class Report:
   hbm: dict[str, int]
   flops: float
   model_flops: float | None
+  least_seconds: float | None = None
   collectives: dict[str, collectives_lib.Total] | None = None
   unread: tuple[str, ...] = ()
   compile_seconds: float = 0.0
@@ -79,7 +84,7 @@ def compiled(workload: workloads.Workload, limit: int) -> Report:
   mesh = workload.mesh
   start = time.perf_counter()
   with jax.set_mesh(mesh), target.tracing_for("tpu"):
-    traced = workload.function.trace(*workload.arguments)
+    traced = workload.function.trace(*workload.arguments, **workload.options)
     lowered = traced.lower(lowering_platforms=("tpu",))
   traced_at = time.perf_counter()
   hbm = workload.bytes_by_part()
@@ -89,6 +94,7 @@ def compiled(workload: workloads.Workload, limit: int) -> Report:
     chosen = settings(workload.config)
   report = Report(
     program=workload.name,
+    command=workload.command,
     mesh=dict(mesh.shape),
     rows=workload.rows,
     fits=False,
@@ -113,20 +119,50 @@ def compiled(workload: workloads.Workload, limit: int) -> Report:
     return dataclasses.replace(report, hbm_bytes=needed)
   ways = rules.ways("batch", report.mesh) * rules.ways("slots", report.mesh)
   kept = jaxprs.activations(traced.jaxpr.jaxpr) // ways
-  return _measured(report, executable, kept)
+  taken = _taken(lowered, executable)
+  report = _measured(report, executable, kept, sum(taken))
+  weights = len(jax.tree.leaves(workload.arguments[0]))
+  read = sum(taken[:weights]) if workload.weights else 0
+  device = mesh.devices.flat[0].device_kind
+  loops = lambda line: workload.one_turn and " while(" in line
+  return dataclasses.replace(
+    report,
+    least_seconds=_least(report, read, device),
+    unread=tuple(line for line in report.unread if not loops(line)),
+  )
 
 
-def _measured(report: Report, executable: Any, kept: int) -> Report:
+def _taken(lowered: Any, executable: Any) -> list[int]:
+  """Bytes on a device of each argument; 0 of those that nothing reads."""
+  flat = lowered.in_tree.flatten_up_to
+  return [
+    0
+    if place is None
+    else math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+    for x, place in zip(
+      flat(lowered.args_info), flat(executable.input_shardings), strict=True
+    )
+  ]
+
+
+def _least(report: Report, read: int, device: str) -> float | None:
+  if device not in topology_lib.PEAKS:
+    return None
+  flops, bandwidth = topology_lib.PEAKS[device]
+  return max(report.flops / flops, read / bandwidth)
+
+
+def _measured(report: Report, executable: Any, kept: int, taken: int) -> Report:
   """Adds what the compiler's analysis and the program's text have."""
   memory = executable.memory_analysis()
-  arguments = memory.argument_size_in_bytes
+  padding = memory.argument_size_in_bytes - taken
   temporaries = (
     memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  total = arguments + temporaries
+  total = sum(report.hbm.values()) + padding + temporaries
   devices = math.prod(report.mesh.values())
   sent, unread = collectives_lib.read(executable.as_text(), devices)
   return dataclasses.replace(
@@ -135,7 +171,7 @@ def _measured(report: Report, executable: Any, kept: int) -> Report:
     hbm_bytes=total,
     hbm=dict(
       report.hbm,
-      padding=arguments - sum(report.hbm.values()),
+      padding=padding,
       activations=kept,
       temporaries=temporaries - kept,
     ),
@@ -157,7 +193,8 @@ def text(report: Report) -> str:
   """A paragraph for people."""
   limit = report.hbm_limit_bytes
   lines = [
-    f"{report.program}: {'fits' if report.fits else 'DOES NOT FIT'},"
+    f"{report.program} ({report.command}):"
+    f" {'fits' if report.fits else 'DOES NOT FIT'},"
     f" {gb(report.hbm_bytes)} of {gb(limit)} a device"
     f" ({100 * report.hbm_bytes / limit:.0f} %);"
     f" {_mesh(report.mesh) or 'one device'}, {report.rows} rows"
@@ -165,10 +202,11 @@ def text(report: Report) -> str:
   ]
   parts = ", ".join(f"{name} {gb(n)}" for name, n in report.hbm.items())
   lines.append(f"  memory     {parts}")
-  model = report.model_flops
+  model, least = report.model_flops, report.least_seconds
   lines.append(
     f"  arithmetic {report.flops / 1e12:.2f} TFLOP a device"
     + (f", {model / 1e12:.2f} of them the model's own" if model else "")
+    + (f"; {1e3 * least:.2f} ms at least" if least else "")
   )
   for kind, of in (report.collectives or {}).items():
     lines.append(f"  {kind:18s} {of.count:5d} a step, {gb(of.bytes)} sent")
@@ -207,8 +245,12 @@ def markdown(found: dict[str, Any]) -> str:
         training.append([f"`{name}`", mesh, rows, *settings_, *rest])
       else:
         model, _, slice_ = name.split("-", 2)
-        serving.append([f"{model} {slice_}", program, mesh, rows, *rest])
-  head = ["model", "program", *_HEADER[1:3], *_HEADER[5:]]
+        least = report["least_seconds"]
+        least = f"{_three_digits(1e3 * least)} ms" if least else "-"
+        of = [f"{model} {slice_}", program, report["command"]]
+        serving.append([*of, mesh, rows, *rest[:2], least, *rest[2:]])
+  head = ["model", "program", "run by", *_HEADER[1:3], *_HEADER[5:7]]
+  head += ["takes at least", *_HEADER[7:]]
   return f"{_table(_HEADER, training)}\n{_table(head, serving)}"
 
 

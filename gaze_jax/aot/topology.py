@@ -21,9 +21,26 @@ from jax.experimental import topologies
 from gaze_jax import errors
 
 # Names that were seen to work; there are more.
-KNOWN = ("v5e:8x8", "v5e:16x16", "v5p:4x4x4", "v6e:8x8", "tpu7x:2x2x1")
+KNOWN = (
+  "v5e:1x1",
+  "v5e:8x8",
+  "v5e:16x16",
+  "v5p:4x4x4",
+  "v6e:8x8",
+  "tpu7x:2x2x1",
+)
 
 LEVELS = ("O0", "O1", "O2", "O3", "UNKNOWN")
+
+_ONE = re.compile(r":1(x1)+$")
+
+# The vendor's FLOP a second of bfloat16, and bytes a second of HBM, of a
+# device by its kind.
+PEAKS = {
+  "TPU v5 lite": (197e12, 819e9),
+  "TPU v5": (459e12, 2_765e9),
+  "TPU v6 lite": (918e12, 1_640e9),
+}
 
 # Read when libtpu is loaded.
 _ENVIRONMENT = dict(
@@ -86,8 +103,10 @@ def devices(name: str, flag: str = "--topology") -> tuple[Any, ...]:
     TopologyError: there is no such topology.
   """
   try:
+    # A host has four chips or more, unless there is but one.
+    one = dict(chips_per_host_bounds=(1, 1, 1)) if _ONE.search(name) else {}
     with contextlib.redirect_stderr(io.StringIO()):
-      found = topologies.get_topology_desc(name, platform="tpu")
+      found = topologies.get_topology_desc(name, platform="tpu", **one)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise TopologyError(
       f"{flag}={name}: libtpu knows no such topology; such as"

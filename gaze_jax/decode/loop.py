@@ -173,7 +173,8 @@ def run(
   return jax.lax.while_loop(unfinished, body, (carry, steps))[0]
 
 
-_CARRY = Carry(
+# How the state is sharded; see `shard.local`.
+SHARDING = Carry(
   cache=dataclasses.replace(cache_ops.SHARDING, visual=None),
   tokens=shard.ROWS,
   count=shard.ROWS,
@@ -183,11 +184,11 @@ _CARRY = Carry(
 
 
 @shard.local(
-  (cache_ops.ALL_LAYERS, _CARRY),
+  (cache_ops.ALL_LAYERS, SHARDING),
   visual=cache_ops.ALL_LAYERS,
-  carry=_CARRY,
+  carry=SHARDING,
   new_visual=cache_ops.ALL_LAYERS,
-  new=_CARRY,
+  new=SHARDING,
   places=shard.ROWS,
 )
 def insert(

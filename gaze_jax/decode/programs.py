@@ -62,7 +62,7 @@ class Program:
 
   Args:
     function: to be jitted; "config" is static.
-    name: what the log calls it.
+    name: what the log calls it, and launch/aot_check.py.
     static: further static arguments.
     donate: arguments that its result is written into.
   """
@@ -84,7 +84,7 @@ class Program:
       static_argnames=static,
       donate_argnames=tuple(donate),
     )
-    self._name = name
+    self.name = name
     self.count = 0  # of the programs compiled for this function, ever
     self._all.append(self)
 
@@ -96,11 +96,15 @@ class Program:
       logging.info(
         "program %d: %s, %.1f s",
         compiled(),
-        self._name,
+        self.name,
         time.perf_counter() - start,
       )
       _drop_if_too_many()
     return out
+
+  def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
+    """The program for these arguments, which may be abstract; not run."""
+    return self._jitted.trace(*args, **kwargs)
 
 
 def compiled() -> int:

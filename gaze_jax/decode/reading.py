@@ -12,7 +12,7 @@ shards rows: one prompt is read by each shard alike, or a prompt by each.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,11 +26,14 @@ from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import programs
 from gaze_jax.models import cached
 from gaze_jax.models import mllm
+from gaze_jax.ops.decode import prompt_units
+from gaze_jax.parallel import shard
 
-# Slots of a chunk, at most and at least. A chunk of text scores each region
-# for each of its tokens, and units look at everything before them.
+# Slots of a chunk of text, at most and at least: it scores each region for each
+# of its tokens. Of units there are up to `prompt_units.most_slots`.
 _TEXT, _LEAST_TEXT = 128, 8
-_UNITS, _LEAST_UNITS = 256, 32
+_LEAST_UNITS = 32
+_EMBEDDED = 256  # slots of a row that are embedded, at least
 _TILES = 8  # squares of pixels that the tower reads at a time
 
 
@@ -163,20 +166,21 @@ def read_together(
   logits = traced = None
   for some in pieces:
     if some[0].text:
-      cache, logits, traced = _read_text(
-        *(decoder, config, cache, _padded_text(rows, some), budgets),
+      cache, logits, traced = _add_text(
+        *(text_program, decoder, config, cache),
+        *(_padded_text(rows, some), budgets),
         count=np.array([piece.stop - piece.start for piece in some], np.int32),
         prompt=True,
         trace=trace,
       )
-      logits = logits[:, 0]
+      logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
     else:
       chunk = jax.tree.map(
         lambda *x: np.concatenate(x), *map(_padded, whole, some)
       )
       start = np.array([piece.start for piece in some], np.int32)
       x = _slice(embedded, start, size=some[0].size)
-      cache = _read_units(decoder, config, cache, x, chunk)
+      cache = units_program(decoder, config, cache, x, chunk)
       logits = traced = None
   return cache, logits, traced
 
@@ -212,14 +216,12 @@ def needs(after: context_lib.Context, room: int) -> tuple[int, int]:
   return len(after.sizes), after.length + max(room, _TEXT)
 
 
-def shapes(
-  config: config_lib.ModelConfig, batch: types.Batch
-) -> tuple[Any, ...]:
+def shapes(batch: types.Batch) -> tuple[Any, ...]:
   """What decides the programs that read a prompt; prompts of one share them."""
   pieces = split(np.asarray(batch.layout.role)[0])
   return (
     *((piece.text, piece.size) for piece in pieces),
-    _embedded_slots(config, batch),
+    embedded_slots(batch),
     *(x.shape for x in jax.tree.leaves(batch.images)),
   )
 
@@ -238,7 +240,9 @@ def _begun(
   for token in prompt.context.pending:  # routed as the answer's, not a prompt's
     token = np.full((len(cache.length), 1), token, np.int32)
     budgets = np.full(len(token), prompt.budget, np.int32)
-    cache, _, _ = _extend(decoder, config, cache, token, budgets)
+    cache, _, _ = _add_text(
+      token_program, decoder, config, cache, token, budgets
+    )
   return cache
 
 
@@ -247,11 +251,12 @@ def split(role: np.ndarray) -> Iterator[Piece]:
   end = int((role != types.Role.PAD).sum())
   text = role == types.Role.TEXT
   context = role == types.Role.CONTEXT
+  most = prompt_units.most_slots()
   start = 0
   while start < end:
     same = text[start:end] == text[start]
     run = start + (end - start if same.all() else int(same.argmin()))
-    stop = min(run, start + (_TEXT if text[start] else _UNITS))
+    stop = min(run, start + (_TEXT if text[start] else most))
     if stop < run and context[stop]:
       first = stop
       while first > start and context[first - 1]:
@@ -299,7 +304,7 @@ def _embed(
   rows: Sequence[types.Batch],
 ) -> jax.Array:
   """float32 [B, S or more, E] of rows; chunks are slices of it."""
-  size = _embedded_slots(config, rows[0])
+  size = embedded_slots(rows[0])
 
   def pad(x: np.ndarray) -> np.ndarray:
     room = size - x.shape[1]
@@ -310,8 +315,8 @@ def _embed(
     lambda *x: join(*map(pad, x)), *(getattr(row, name) for row in rows)
   )
   images = jax.tree.map(join, *(row.images for row in rows))
-  return _embed_row(
-    {k: v for k, v in params.items() if k != "vision"},
+  return embed_program(
+    embedders(params),
     config,
     types.Batch(
       tokens=of("tokens"),
@@ -326,13 +331,17 @@ def _embed(
   )
 
 
-def _embedded_slots(config: config_lib.ModelConfig, batch: types.Batch) -> int:
-  """How many slots of a row are embedded: the last chunk may reach past S.
+def embedders(params: mllm.Params) -> mllm.Params:
+  """What of the parameters embeds a row, its images being features."""
+  table = {"embedding": params["decoder"]["embedding"]}
+  return {"projector": params["projector"], "decoder": table}
 
-  The context tokens of a unit are in one chunk, whatever their number.
-  """
-  room = _UNITS + 2 * config.gaze.context_tokens
-  return programs.bucket(batch.tokens.shape[1] + room, _UNITS)
+
+def embedded_slots(batch: types.Batch) -> int:
+  """How many slots of a row are embedded: the last chunk may reach past S."""
+  pieces = split(np.asarray(batch.layout.role)[0])
+  ends = [piece.start + piece.size for piece in pieces]
+  return programs.bucket(max(batch.tokens.shape[1], *ends), _EMBEDDED)
 
 
 def _see(
@@ -348,57 +357,70 @@ def _see(
     some = jax.tree.map(
       lambda x, start=start: x[:, start : start + _TILES], images
     )
-    parts.append(_features(params, config, _filled(some, n))[:, :n])
-  if (more := _tile_bucket(count) - count) > 0:
+    seen = features_program(
+      {"vision": params["vision"]}, config, _filled(some, n)
+    )
+    parts.append(seen[:, :n])
+  if (more := tile_bucket(count) - count) > 0:
     first = parts[0]
     shape = (len(first), more, *first.shape[2:])
     parts.append(jnp.zeros(shape, first.dtype))
-  return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+  seen = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+  return shard.constrain(seen, "batch", None, None, None)
 
 
 def _filled(some: Any, count: int) -> Any:
   """Tiles [B, count, ...] with zeros behind them, to one of a few numbers."""
-  more = _tile_bucket(count) - count
+  more = tile_bucket(count) - count
   fill = lambda x: np.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
   return jax.tree.map(fill, some)
 
 
-def _tile_bucket(count: int) -> int:
+def tile_buckets(count: int) -> list[int]:
+  """How many tiles the tower takes at a time, of so many."""
+  starts = range(0, count, _TILES)
+  return [tile_bucket(min(_TILES, count - start)) for start in starts]
+
+
+def tile_bucket(count: int) -> int:
+  """How many tiles the tower and the embedding take for so many."""
   return programs.bucket(count, 2) if count > 1 else 1
 
 
-def _apart(function, name: str, **kwargs) -> Callable:
-  """One of `models/cached.py`, to which the pages are no donated argument."""
-  without = lambda cache: dataclasses.replace(cache, visual=None)
-
-  def apart(params, config, visual, linear, *args, **kwargs):
-    cache = dataclasses.replace(linear, visual=visual)
-    grown, *rest = function(params, config, cache, *args, **kwargs)
-    return without(grown), *rest
-
-  program = programs.Program(apart, name, donate=("linear",), **kwargs)
-
-  def call(params, config, cache, *args, **kwargs):
-    visual = cache.visual
-    linear, *rest = program(
-      params, config, visual, without(cache), *args, **kwargs
-    )
-    return dataclasses.replace(linear, visual=visual), *rest
-
-  return call
+def _without_pages(cache: types.DecodeCache) -> types.DecodeCache:
+  return dataclasses.replace(cache, visual=None)
 
 
-_read_text = _apart(cached.extend, "prompt text", static=("prompt", "trace"))
-_extend = _apart(cached.extend, "a token of an answer")
-_read_units = programs.Program(
+def _extend(params, config, visual, linear, *args, **kwargs):
+  """`cached.extend`, to which the pages are no donated argument."""
+  cache = dataclasses.replace(linear, visual=visual)
+  grown, *rest = cached.extend(params, config, cache, *args, **kwargs)
+  return _without_pages(grown), *rest
+
+
+def _add_text(program, params, config, cache, *args, **kwargs):
+  """Calls `text_program` or `token_program`; as `cached.extend`."""
+  linear, *rest = program(
+    params, config, cache.visual, _without_pages(cache), *args, **kwargs
+  )
+  return dataclasses.replace(linear, visual=cache.visual), *rest
+
+
+text_program = programs.Program(
+  *(_extend, "prompt text"), static=("prompt", "trace"), donate=("linear",)
+)
+token_program = programs.Program(
+  _extend, "a token of an answer", donate=("linear",)
+)
+units_program = programs.Program(
   cached.read_units, "units of a prompt", donate=("cache",)
 )
-_features = programs.Program(mllm.features, "vision tower")
-_embed_row = programs.Program(mllm.embed, "embedding of a prompt")
+features_program = programs.Program(mllm.features, "vision tower")
+embed_program = programs.Program(mllm.embed, "embedding of a prompt")
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _slice(x: jax.Array, start: jax.Array, *, size: int) -> jax.Array:
   """[B, size, E] of [B, S, E], from each row's own start on."""
   one = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, size)
-  return jax.vmap(one)(x, start)
+  return shard.constrain(jax.vmap(one)(x, start), "batch", None, None)

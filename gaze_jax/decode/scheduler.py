@@ -160,14 +160,14 @@ class Scheduler:
         continue
       chosen = [(number, job)]
       if not job.prompt.context.length:
-        like = reading.shapes(self._config, job.prompt.batch)
+        like = reading.shapes(job.prompt.batch)
         chosen += [
           (n, other)
           for n, other in waiting
           if n != number
           and not other.prompt.context.length
           and other.size == job.size
-          and reading.shapes(self._config, other.prompt.batch) == like
+          and reading.shapes(other.prompt.batch) == like
         ][: free - 1]
       return pool, chosen
     return None

@@ -186,11 +186,11 @@ class _OnMesh:
     """`_look` at a batch that every process has whole."""
     asked = (batch, budget, override)
     if self.mesh.size == 1:
-      return jax.device_get(_forward(self.params, config, self.ends, *asked))
+      return jax.device_get(forward(self.params, config, self.ends, *asked))
     place = shard.batch_sharding(self.mesh)
     asked = jax.tree.map(lambda x: shard.put(x, place), asked)
     with jax.set_mesh(self.mesh):
-      return jax.device_get(_forward(self.params, config, self.ends, *asked))
+      return jax.device_get(forward(self.params, config, self.ends, *asked))
 
 
 def _split(
@@ -247,7 +247,7 @@ def _look(params, config, ends, batch, budget, override):
   return jax.tree.map(everywhere, (right, out.usage, out.chosen))
 
 
-_forward = programs.Program(_look, "a batch of questions")
+forward = programs.Program(_look, "a batch of questions")
 
 
 def _condition(

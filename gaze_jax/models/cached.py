@@ -5,13 +5,14 @@ A row is read in chunks, each before what is in its cache already:
   <bos> | v v v v c c | v v v v c c | what is it? | a fox
   text  | units       | units       | text        | token by token
 
-It equals `mllm.prefill` of the whole row, however it is split. Caches go in and
-come out; donate them, and they are written in place.
+It equals `mllm.apply` of the whole row, however it is split. Nothing else fills
+a cache. Caches go in and come out; donate them, and they are written in place.
 """
 
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
@@ -23,6 +24,7 @@ from gaze_jax.ops.decode import cache as cache_ops
 from gaze_jax.ops.decode import linear
 from gaze_jax.ops.decode import pages
 from gaze_jax.ops.decode import prompt_units
+from gaze_jax.parallel import shard
 
 
 def empty(
@@ -159,7 +161,13 @@ def extend(
     position=cache.position + count,
     choice=choice,
   )
-  return cache_ops.constrain(grown), run("logits", x), traced
+  return cache_ops.constrain(grown), run("logits", x), _constrain(traced)
+
+
+def _constrain(trace: types.Trace) -> types.Trace:
+  """Fixes how [N, B, X, Q, R] is sharded over the mesh, if there is one."""
+  of = lambda x: shard.constrain(x, *shard.NEW_OF_LAYERS, None)
+  return jax.tree.map(of, trace)
 
 
 def _attend_text(

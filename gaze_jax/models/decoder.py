@@ -2,7 +2,7 @@
 
 The module owns the parameters and the order of operations; what attention
 means is a function `attend(query, key, value, memory) -> (out, record)`,
-which is how one set of layers serves training, prefill and decoding. State
+which is how one set of layers serves training, prompts and decoding. State
 goes in as `memory` (scanned over the layers) and comes out as `record`.
 """
 

@@ -1,4 +1,4 @@
-"""The multimodal LLM: init, and whole rows through apply and prefill.
+"""The multimodal LLM: init, and whole rows.
 
 Parameters are a plain nested dict {"vision", "projector", "decoder"}; the
 functions are pure and fit for jit, grad and a sharded mesh. Rows that grow
@@ -25,8 +25,6 @@ from gaze_jax.models import vision
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
 from gaze_jax.ops import usage
-from gaze_jax.ops.decode import cache as cache_ops
-from gaze_jax.ops.decode import pages
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
 
@@ -218,67 +216,6 @@ def router_terms(
   return each * routing.choosing(plan).sum(axis=1).astype(jnp.float32)
 
 
-def prefill(
-  params: Params,
-  config: config_lib.ModelConfig,
-  batch: types.Batch,
-  budget: types.Int[types.Array, " B"],
-  *,
-  capacity: int,
-  override: types.Float[types.Array, "B Q R"] | None = None,
-) -> tuple[types.DecodeCache, types.Array, types.Array]:
-  """Reads prompts and leaves them in a cache.
-
-  Args:
-    params: as in `apply`.
-    config: static.
-    batch: `Batch`, one sample a row (segment 0, trunk only).
-    budget: int32 [B].
-    capacity: Y, slots of the linear cache: text, context and what will be
-      generated.
-    override: as in `apply`.
-
-  Returns:
-    The cache; logits float32 [B, V] after each row's last token; and the
-    regions read there, bool [N, B, Q, R].
-  """
-  layout, g = batch.layout, config.gaze
-  filled = layout.role != types.Role.PAD
-  last = filled.sum(axis=1, keepdims=True) - 1
-  at_last = lambda x: jnp.take_along_axis(
-    x, last.reshape(-1, *(1,) * (x.ndim - 1)), axis=1
-  )
-  plan = routing.plan(layout, batch.region_slots, config.gaze)
-  slots = plan.order[:, :capacity]
-  route = _parallel(config, plan, budget, override)
-
-  def attend(q, k, v, dense):
-    routed = route(q, k, v, dense=flag(dense))
-    visual = gaze.store(k, v, plan, config.gaze)
-    linear = [cache_ops.linear(t, slots, capacity) for t in (k, v)]
-    choice = None
-    if config.gaze.refresh == "question":
-      lookup = pages.Lookup(at_last(q), visual, None, budget, g, override)
-      choice = pages.choose(lookup)[:, 0]
-    return routed.out, (visual, *linear, at_last(routed.members)[:, 0], choice)
-
-  x = embed(params, config, batch)
-  run = functools.partial(decoder.call, params, config.decoder)
-  x, (visual, k, v, chosen, choice) = run(
-    "__call__", x, layout.position, attend, dense_layers(config)
-  )
-  text = filled & (layout.role != types.Role.VISUAL)
-  cache = types.DecodeCache(
-    visual=_one_for_all_layers(visual),
-    k=k,
-    v=v,
-    length=text.sum(axis=1),
-    position=at_last(layout.position)[:, 0] + 1,
-    choice=choice,
-  )
-  return cache, run("logits", at_last(x)[:, 0]), chosen
-
-
 def _gather(
   visual: types.Array, newline: types.Array | None, batch: types.Batch
 ) -> types.Array:
@@ -334,8 +271,3 @@ class _ForAll:
 def flag(dense: Any) -> Any:
   """What a layer is told of `dense_layers`: a bool, or a traced one."""
   return dense.value if isinstance(dense, _ForAll) else dense
-
-
-def _one_for_all_layers(visual: types.VisualCache) -> types.VisualCache:
-  """Drops the layer axis of what is the same in every layer."""
-  return dataclasses.replace(visual, valid=visual.valid[0], unit=visual.unit[0])

@@ -1,11 +1,11 @@
 """Gaze Attention: one function in two forms, and the one place they are chosen.
 
-The parallel form (training, prefill) sees a whole row at once and applies the
-region test as a mask, or visits the chosen regions of each tile of rows. The
-decode form scores stored descriptors, reads the chosen pages and merges them
-with text and context by log-sum-exp. They agree because a region is complete
-before any query that may see it, both use the same scores and tie rule, and
-the merge is exact (docs/method.md, section 6).
+The parallel form (training, evaluation) sees a whole row at once and applies
+the region test as a mask, or visits the chosen regions of each tile of rows.
+The decode form scores stored descriptors, reads the chosen pages and merges
+them with text and context by log-sum-exp. They agree because a region is
+complete before any query that may see it, both use the same scores and tie
+rule, and the merge is exact (docs/method.md, section 6).
 
   form       implementation   for
   parallel   masked           the oracle: one S x S mask
@@ -169,32 +169,6 @@ def _rows_form(inputs: inputs_lib.Inputs) -> ModuleType | None:
 
 
 @shard.local(
-  cache_ops.ONE_LAYER, key=shard.HEADS, value=shard.HEADS, plan=shard.ROWS
-)
-def store(
-  key: types.Float[types.Array, "B S H D"],
-  value: types.Float[types.Array, "B S H D"],
-  plan: types.Plan,
-  config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
-) -> types.VisualCache:
-  """The region-major cache of one layer, as `decode` reads it.
-
-  Args:
-    key: [B, S, H, D], post-RoPE.
-    value: [B, S, H, D].
-    plan: from `routing.plan`.
-    config: static.
-  """
-  cache = cache_ops.visual(key, value, plan, config)
-  page = _page_shape(config, 1, cache.k.shape, key.dtype)
-  return dataclasses.replace(
-    cache,
-    k=cache_ops.stored(cache.k, page),
-    v=cache_ops.stored(cache.v, page),
-  )
-
-
-@shard.local(
   _RESULT,
   query=shard.HEADS,
   visual=cache_ops.ALL_LAYERS,
@@ -222,7 +196,7 @@ def decode(
 
   Args:
     query: [B, X, Q, D], post-RoPE.
-    visual: what `store` returns of each layer, stacked: [N, B, H, ...].
+    visual: `VisualCache` of all layers, [N, B, H, ...].
     text: `Attended` of [B, X, Q, D], attention of the same queries to text and
       context, from `linear.attend`.
     budget: int32 [B], K of each row; see `routing.allowed`.
@@ -281,7 +255,8 @@ def empty(
   n, h, d = c.depth, c.kv_heads, c.head_dim
   dtype = jnp.dtype(c.dtype)
   shape = (batch, h, regions, length, d)
-  page = _page_shape(g, c.query_heads // h, shape, dtype)
+  form = _pages_form(g, c.query_heads // h, shape, dtype)
+  page = form.page_shape(length, d, dtype) if form else (length, d)
   k = jnp.zeros((n, batch, h, regions, *page), dtype)
   return types.VisualCache(
     k=k,
@@ -316,11 +291,3 @@ def _pages_form(
     shape=shape,
     dtype=dtype,
   )
-
-
-def _page_shape(
-  config: config_lib.GazeConfig, rows: int, shape, dtype
-) -> tuple[int, ...]:
-  """How the cache stores a page; arguments as of `_pages_form`."""
-  form = _pages_form(config, rows, shape, dtype)
-  return form.page_shape(*shape[-2:], dtype) if form else shape[-2:]

@@ -4,7 +4,7 @@
   fsdp      rows of a batch; parameters are sharded along the model width
   tensor    heads, hidden units and vocabulary, as in Megatron
   sequence  slots of a row outside attention, heads within it (Ulysses): long
-            videos in prefill
+            videos in training
 
 `parallel/rules.py` maps each logical axis to them.
 """

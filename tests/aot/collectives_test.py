@@ -165,6 +165,21 @@ ENTRY %main.5_spmd (p.0: f32[2], p.1: f32[8]) -> f32[8] {
   assert totals == {"all-reduce": collectives.Total(1, 5 * 8 + 32)}
 
 
+def test_a_kernel_of_several_lines():
+  """As the TPU compiler prints splash attention: what follows is read."""
+  program = """\
+ENTRY %main.5_spmd (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %k = f32[4]{0} custom-call(%p), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512}"
+}}, metadata={op_name="jit(f)/pallas_call"}
+  ROOT %x = f32[4]{0} all-reduce(%k), channel_id=1, to_apply=%add
+}
+"""
+  totals, unread = collectives.read(program, devices=4)
+  assert not unread and totals == {"all-reduce": collectives.Total(1, 24)}
+
+
 ONE = """\
 ENTRY %main (p: f32[4]) -> f32[4] {
   %p = f32[4]{0} parameter(0)

@@ -12,7 +12,9 @@ from gaze_jax.decode import engine
 from gaze_jax.decode import programs
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
+from gaze_jax.kernels import target
 from gaze_jax.layout import row as row_lib
+from gaze_jax.ops.decode import prompt_units
 
 UNIT = row_lib.Unit(5, 5)
 # What each row begins with; every one ends in text, as a chat does.
@@ -183,7 +185,8 @@ def test_turns_go_on_from_what_was_said(
   monkeypatch.setattr(
     reading, "_embed", lambda params, _, *args: embed(params, tiny, *args)
   )
-  monkeypatch.setattr(reading, "_UNITS", 16)  # a unit takes two chunks
+  # A unit takes two chunks.
+  monkeypatch.setattr(prompt_units, "_MASKED", (16, 32))
   monkeypatch.setattr(reading, "_TEXT", 4)
   gaze = dataclasses.replace(tiny.gaze, **options)
   config = dataclasses.replace(tiny, gaze=gaze)
@@ -293,7 +296,7 @@ def test_what_does_not_fit_is_refused_by_how_much(read):
 
 def test_pieces_of_a_row(monkeypatch):
   monkeypatch.setattr(reading, "_TEXT", 3)
-  monkeypatch.setattr(reading, "_UNITS", 4)
+  monkeypatch.setattr(prompt_units, "_MASKED", (4, 32))
   # t t t t | v v v c c | v c | v v v v v | t | pad
   role = np.array([1] * 4 + [2] * 3 + [3] * 2 + [2, 3] + [2] * 5 + [1, 0])
   pieces = [(p.start, p.stop, p.text) for p in reading.split(role)]
@@ -310,6 +313,14 @@ def test_pieces_of_a_row(monkeypatch):
   role = np.array([3] * 6 + [2] * 2)
   pieces = [(p.start, p.stop) for p in reading.split(role)]
   assert pieces == [(0, 6), (6, 8)]
+
+
+def test_a_tpu_reads_long_chunks_of_units():
+  role = np.array([1] * 2 + [2] * 2100 + [1])
+  sizes = lambda: [p.size for p in reading.split(role)]
+  assert sizes() == [8, *[256] * 8, 64, 8]
+  with target.tracing_for("tpu"):
+    assert sizes() == [8, 2048, 64, 8]
 
 
 def test_the_traces_scores_choose_and_dense_shares_add_up(read, decode):

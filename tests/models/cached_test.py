@@ -5,14 +5,13 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import compare
+import read_rows
 import tiers
 from gaze_jax import config as config_lib
-from gaze_jax import types
 from gaze_jax.kernels import attend_segments
 from gaze_jax.kernels import backends
 from gaze_jax.layout import row as row_lib
@@ -62,9 +61,8 @@ ROWS = [
   [row_lib.Text([6]), row_lib.Unit(1, 1), row_lib.Text([7])],
   [row_lib.Text([8]), row_lib.Text([9, 10])],
 ]
-# Slots of each row that are read together, text and units by turns; chunks
-# have room for 18, and the first unit's context tokens end one.
-TEXT, UNITS = 4, 18
+# Slots of each row that are read together, text and units by turns; the first
+# unit's context tokens end a chunk.
 PIECES = [
   (True, [(0, 2), (0, 1), (0, 1)]),
   (False, [(2, 12), (1, 5), (1, 1)]),
@@ -89,66 +87,11 @@ def batch_of(rows):
 
 
 _embed = jax.jit(mllm.embed, static_argnames="config")
-_prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
 _apply = jax.jit(mllm.apply, static_argnames="config")
-_read_units = jax.jit(
-  cached.read_units, static_argnames="config", donate_argnames="cache"
-)
-_read_text = jax.jit(
-  functools.partial(cached.extend, prompt=True),
-  static_argnames=("config", "trace"),
-  donate_argnames="cache",
-)
 _extend = jax.jit(cached.extend, static_argnames="config")
-
-
-def taken(x, spans, size, fill=0):
-  """[B, size, ...]: of each row its span, and `fill` behind it."""
-  x = np.asarray(x)
-  out = np.full((len(spans), size, *x.shape[2:]), fill, x.dtype)
-  for row, (start, stop) in enumerate(spans):
-    out[row, : stop - start] = x[row, start:stop]
-  return out
-
-
-def places(batch):
-  """int32 [B, S], of visual slots the place within the page."""
-  out = np.zeros(batch.tokens.shape, np.int32)
-  for row, pages in enumerate(batch.region_slots):
-    for page in pages:
-      out[row, page[page >= 0]] = np.arange((page >= 0).sum())
-  return out
-
-
-def chunk_of(batch, spans):
-  fills = dict(role=0, unit=-1, region=-1, position=0, segment=-1, branch=0)
-  lay = types.Layout(
-    **{
-      name: taken(getattr(batch.layout, name), spans, UNITS, fill)
-      for name, fill in fills.items()
-    }
-  )
-  return types.Chunk(lay, taken(places(batch), spans, UNITS))
-
-
-def read(params, config, batch, trace=False, pieces=PIECES, budget=BUDGET):
-  """Piece by piece; the cache, and what the last text gave."""
-  cache = cached.empty(
-    config, len(budget), regions=12, region_length=4, capacity=32
-  )
-  x = _embed(params, CONFIG, batch)
-  for text, spans in pieces:
-    if text:
-      count = np.array([stop - start for start, stop in spans], np.int32)
-      tokens = taken(batch.tokens, spans, TEXT)
-      cache, logits, traced = _read_text(
-        params, config, cache, tokens, budget, count=count, trace=trace
-      )
-      logits = logits[:, 0]
-    else:
-      some = jnp.asarray(taken(x, spans, UNITS))
-      cache = _read_units(params, config, cache, some, chunk_of(batch, spans))
-  return cache, logits, traced
+read = functools.partial(
+  read_rows.read, budget=BUDGET, pieces=PIECES, capacity=32
+)
 
 
 OPTIONS = {
@@ -174,13 +117,12 @@ def same_text(got, want, length):
 
 
 @pytest.mark.nightly
-def test_rows_read_in_pieces_are_whole_rows_read_at_once(params, config):
+def test_rows_read_in_pieces_are_rows_read_in_whole_runs(params, config):
   batch = batch_of(ROWS)
-  want, logits, chosen = _prefill(params, config, batch, BUDGET, capacity=32)
+  want, logits, whole = read(params, config, batch, pieces=None)
   got, last, traced = read(params, config, batch)
   compare.close(last, logits)
-  if config.gaze.route_prompt:
-    np.testing.assert_array_equal(traced.chosen[:, :, 0], chosen)
+  np.testing.assert_array_equal(traced.chosen, whole.chosen)
   assert traced.scores is None is traced.dense
   # Text and context; 36 slots with 25 visual ones, and so on.
   assert got.length.tolist() == [11, 5, 3] == want.length.tolist()
@@ -274,13 +216,14 @@ def test_donated_caches_come_back_in_their_buffers(params):
   large = lambda c: (c.k, c.v, c.visual.k, c.visual.v)
   before, places_before = cache, buffers(large(cache))
   spans = PIECES[1][1]
-  x = taken(_embed(params, CONFIG, batch), spans, UNITS)
-  grown = _read_units(params, CONFIG, cache, x, chunk_of(batch, spans))
+  x = read_rows.taken(_embed(params, CONFIG, batch), spans, 18)
+  chunk = read_rows.chunk_of(batch, spans, 18)
+  grown = read_rows.read_units(params, CONFIG, cache, x, chunk)
   assert buffers(large(grown)) == places_before
   assert before.visual.k.is_deleted() and before.k.is_deleted()
   count = np.array([2, 1, 1], np.int32)
-  tokens = taken(batch.tokens, PIECES[0][1], TEXT)
-  again, _, _ = _read_text(
+  tokens = read_rows.taken(batch.tokens, PIECES[0][1], 4)
+  again, _, _ = read_rows.read_text(
     params, CONFIG, grown, tokens, BUDGET, count=count, trace=False
   )
   assert buffers(large(again)) == places_before
@@ -306,7 +249,9 @@ def test_units_by_segments_are_units_under_a_mask(
     "attend_segments",
     lambda *args, **kwargs: called.append(1) or plain(*args, **kwargs),
   )
-  monkeypatch.setattr(prompt_units, "_PAGES", 5)  # blocks that overlap
+  monkeypatch.setattr(
+    prompt_units, "_SEGMENTED", (256, 5)
+  )  # blocks that overlap
   jax.clear_caches()
   got, last, _ = read(params, config, batch)
   assert called

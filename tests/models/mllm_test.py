@@ -1,6 +1,7 @@
 """The model's two forms are one function, and its parameters are named."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import compare
+import read_rows
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.layout import row as row_lib
@@ -60,7 +62,11 @@ PROMPTS = {
     row_lib.Text([5, 6, 7]),
   ],
   "text only": [row_lib.Text([8, 9, 10])],
-  "image last": [row_lib.Text([11, 12]), row_lib.Unit(4, 4)],
+  "late image": [
+    row_lib.Text([11, 12]),
+    row_lib.Unit(4, 4),
+    row_lib.Text([13]),
+  ],
 }
 ANSWER = [20, 21, 22, 23, 24]
 
@@ -84,8 +90,8 @@ def _take(batch, row):
 
 
 _apply = jax.jit(mllm.apply, static_argnames="config")
-_prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
 _extend = jax.jit(cached.extend, static_argnames="config")
+_read = functools.partial(read_rows.read, capacity=64)
 
 
 def _teacher(params, prompts, k, config=CONFIG):
@@ -102,11 +108,9 @@ def test_decode_is_teacher_forcing_on_every_mix(params, k):
   prompts = list(PROMPTS.values())
   want, want_chosen = _teacher(params, prompts, k)
   budget = np.full(len(prompts), k, np.int32)
-  cache, logits, chosen = _prefill(
-    params, CONFIG, _batch(prompts), budget, capacity=64
-  )
+  cache, logits, traced = _read(params, CONFIG, _batch(prompts), budget)
   compare.close(logits, want[:, 0])
-  np.testing.assert_array_equal(chosen, want_chosen[:, :, 0])
+  np.testing.assert_array_equal(traced.chosen[:, :, 0], want_chosen[:, :, 0])
   for i, token in enumerate(ANSWER[:-1]):
     tokens = np.full((len(prompts), 1), token, np.int32)
     cache, logits, traced = _extend(params, CONFIG, cache, tokens, budget)
@@ -142,9 +146,7 @@ def test_decode_is_teacher_forcing_under_every_option(params, name):
   prompts, k = list(PROMPTS.values()), 300 if name == "ratio" else 2
   want, want_chosen = _teacher(params, prompts, k, config)
   budget = np.full(len(prompts), k, np.int32)
-  cache, logits, chosen = _prefill(
-    params, config, _batch(prompts), budget, capacity=64
-  )
+  cache, logits, traced = _read(params, config, _batch(prompts), budget)
   compare.close(logits, want[:, 0])
   for i, token in enumerate(ANSWER[:-1]):
     tokens = np.full((len(prompts), 1), token, np.int32)
@@ -169,7 +171,7 @@ def test_budgets_recompile_nothing(params):
   run = jax.jit(lambda *args: cached.extend(params, CONFIG, *args))
   for k in (0, 1, 2, 5, 27):
     budget = np.full(len(prompts), k, np.int32)
-    cache, _, _ = _prefill(params, CONFIG, batch, budget, capacity=64)
+    cache, _, _ = _read(params, CONFIG, batch, budget)
     tokens = np.zeros((len(prompts), 1), np.int32)
     _, _, traced = run(cache, tokens, budget)
     assert traced.chosen[:, 0].sum(-1).max() == min(k, 9)
@@ -180,7 +182,7 @@ def test_several_new_tokens_at_once_are_one_after_the_other(params):
   prompts = list(PROMPTS.values())
   want, _ = _teacher(params, prompts, 2)
   budget = np.full(len(prompts), 2, np.int32)
-  cache, _, _ = _prefill(params, CONFIG, _batch(prompts), budget, capacity=64)
+  cache, _, _ = _read(params, CONFIG, _batch(prompts), budget)
   tokens = np.tile(np.array(ANSWER[:-1], np.int32), (len(prompts), 1))
   _, logits, _ = _extend(params, CONFIG, cache, tokens, budget)
   compare.close(logits, want[:, 1:])
@@ -192,10 +194,8 @@ def test_a_row_alone_is_the_row_in_a_batch(params, name):
   row = list(PROMPTS).index(name)
   batch = _batch(prompts)
   budget = np.full(len(prompts), 2, np.int32)
-  _, together, _ = _prefill(params, CONFIG, batch, budget, capacity=64)
-  _, alone, _ = _prefill(
-    params, CONFIG, _take(batch, row), budget[:1], capacity=64
-  )
+  _, together, _ = _read(params, CONFIG, batch, budget)
+  _, alone, _ = _read(params, CONFIG, _take(batch, row), budget[:1])
   compare.close(alone[0], together[row])
 
 
@@ -280,7 +280,7 @@ def test_terms_of_distillation_by_hand(params, refresh):
   config = dataclasses.replace(CONFIG, gaze=gaze)
   samples = [[*p, row_lib.Text(ANSWER, question=0)] for p in PROMPTS.values()]
   batch = _batch(samples)
-  slots = np.array([2 + 5, 1 + 3 + 5, 0, 5])
+  slots = np.array([2 + 5, 1 + 3 + 5, 0, 1 + 5])
   terms = mllm.router_terms(config, batch)
   np.testing.assert_array_equal(terms, slots * 2 * 2)
   loss = _apply(params, config, batch, np.full(4, 2, np.int32)).router_loss
@@ -291,7 +291,8 @@ def test_terms_of_distillation_by_hand(params, refresh):
 def test_masked_and_chunked_models_agree(params):
   gaze = dataclasses.replace(CONFIG.gaze, implementation="masked")
   masked = dataclasses.replace(CONFIG, gaze=gaze)
-  prompts = list(PROMPTS.values())
+  image_last = [row_lib.Text([11, 12]), row_lib.Unit(4, 4)]
+  prompts = [*PROMPTS.values(), image_last]
   want, _ = _teacher(params, prompts, 2, masked)
   got, _ = _teacher(params, prompts, 2)
   compare.close(got, want)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 import compare
+import read_rows
 from gaze_jax import config as config_lib
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import decoder
@@ -49,7 +50,5 @@ def test_text_alone():
   whole = mllm.nn.meta.unbox(whole)
   want = run(whole, CONFIG, black, budget).logits
   compare.close(got, want)
-  _, logits, _ = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))(
-    params, CONFIG, text, budget, capacity=16
-  )
+  _, logits, _ = read_rows.read(params, CONFIG, text, budget, capacity=16)
   assert np.isfinite(logits).all()

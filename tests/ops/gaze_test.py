@@ -31,7 +31,7 @@ from gaze_jax.ops import masks
 from gaze_jax.ops import regions
 from gaze_jax.ops import routing
 from gaze_jax.ops import usage
-from gaze_jax.ops.decode import cache
+from gaze_jax.ops.decode import prompt_units
 from gaze_jax.ops.parallel import kernel
 
 FORMS = {
@@ -388,7 +388,7 @@ def _decoded(query, key, value, batch, length, budget, choice, config):
     routed = gaze.decode(
       query,
       _stored(key, value, plan, config),
-      _text(query, *(cache.linear(x, slots, 64) for x in (key, value)), length),
+      _text(query, *(_at(x, slots) for x in (key, value)), length),
       budget,
       config,
       layer=jnp.int32(0),
@@ -399,19 +399,30 @@ def _decoded(query, key, value, batch, length, budget, choice, config):
 
 def _stored(key, value, plan, config):
   """The pages of one layer, as a stack of layers."""
-  one = gaze.store(key, value, plan, config)
-  stacked = {x: getattr(one, x)[None] for x in ("k", "v", "descriptors")}
-  return dataclasses.replace(one, **stacked)
+  b, _, h, d = key.shape
+  decoder = config_lib.DecoderConfig(
+    depth=1, query_heads=h, kv_heads=h, head_dim=d, dtype=key.dtype.name
+  )
+  empty = gaze.empty(
+    b,
+    *plan.region_slots.shape[1:],
+    config_lib.ModelConfig(decoder=decoder, gaze=config),
+  )
+  chunk = types.Chunk(plan.layout, plan.place)
+  return prompt_units.grow(empty, key[None], value[None], chunk, config)
+
+
+def _at(x, slots):
+  return jnp.take_along_axis(x, slots[:, :, None, None], axis=1)
 
 
 def _text(query, key, value, length):
   """Attention to a linear cache that holds the new tokens as well."""
   x = query.shape[1]
   seen = (
-    jnp.arange(key.shape[2]) <= length[:, None, None] + jnp.arange(x)[:, None]
+    jnp.arange(key.shape[1]) <= length[:, None, None] + jnp.arange(x)[:, None]
   )
-  k, v = (a.transpose(0, 2, 1, 3) for a in (key, value))
-  return attention.attend(query, k, v, seen[:, None])
+  return attention.attend(query, key, value, seen[:, None])
 
 
 decode_form = pytest.mark.parametrize("form", ["masked", "gather", slow_pallas])

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import cached
@@ -29,6 +30,7 @@ from gaze_jax.models import mllm
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
 from gaze_jax.ops.decode import linear
+from gaze_jax.ops.decode import prompt_units
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
@@ -39,6 +41,7 @@ sys.path += [str(pathlib.Path(__file__).parents[1] / x) for x in ("", "models")]
 import cached_test
 
 import compare
+import read_rows
 
 MESHES = dict(
   cube=dict(data=2, fsdp=2, tensor=2), ulysses=dict(data=4, sequence=2)
@@ -81,6 +84,9 @@ def attention(config, mesh):
   q, k, v = draw(c.query_heads), draw(c.kv_heads), draw(c.kv_heads)
   plan = routing.plan(batch.layout, batch.region_slots, g)
   budget = np.full(B, 2, np.int32)
+  one_layer = dataclasses.replace(
+    config.model, decoder=dataclasses.replace(c, depth=1)
+  )
 
   def whole(q, k, v, plan, budget):
     run = lambda q, k, v: gaze.parallel(q, k, v, plan, budget, g)
@@ -88,10 +94,9 @@ def attention(config, mesh):
     return out, back(out), run(q, k, v).members
 
   def step(q, k, v, plan, budget):
-    one = gaze.store(k, v, plan, g)
-    cache = dataclasses.replace(
-      one, k=one.k[None], v=one.v[None], descriptors=one.descriptors[None]
-    )
+    empty = gaze.empty(B, *plan.region_slots.shape[1:], one_layer)
+    chunk = types.Chunk(plan.layout, plan.place)
+    cache = prompt_units.grow(empty, k[None], v[None], chunk, g)
     old = k.transpose(0, 2, 1, 3)[None, :, :, :16]
     text = linear.attend(
       *(q[:, -1:], (old, old), (k[:, -1:], v[:, -1:])),
@@ -121,16 +126,16 @@ def attention(config, mesh):
 
 
 def growing(config, mesh):
-  """Prefill and two steps of decoding, and how they differ on one device."""
+  """A prompt, two more tokens, and how they differ on one device."""
   chain = optimizer.make(config.train)
   batch = batch_of(config)
   model, budget = config.model, np.full(B, 2, np.int32)
   tokens = np.arange(2 * B, dtype=np.int32).reshape(B, 2)
+  extend = jax.jit(cached.extend, static_argnames="config")
 
-  @jax.jit
-  def run(params, batch, budget, tokens):
-    cache, first, _ = mllm.prefill(params, model, batch, budget, capacity=96)
-    cache, logits, _ = cached.extend(params, model, cache, tokens, budget)
+  def run(params):
+    cache, first, _ = read_rows.read(params, model, batch, budget, capacity=96)
+    cache, logits, _ = extend(params, model, cache, tokens, budget)
     return first, logits, cache.k
 
   one = lambda batch: dataclasses.replace(
@@ -140,10 +145,10 @@ def growing(config, mesh):
     ),
   )
   batch = one(batch)
-  alone = run(state_lib.create(config, chain).params, batch, budget, tokens)
+  alone = run(state_lib.create(config, chain).params)
   state = state_lib.create(config, chain, mesh)
   with jax.set_mesh(mesh):
-    there = run(state.params, *put((batch, budget, tokens), mesh))
+    there = run(state.params)
   return differs(there, alone), born(state, config, mesh)
 
 
@@ -155,7 +160,12 @@ def in_pieces(mesh):
   batch = cached_test.batch_of(add(cached_test.ROWS))
   config = cached_test.CONFIG
   read = functools.partial(
-    cached_test.read, config=config, batch=batch, pieces=pieces, budget=budget
+    read_rows.read,
+    config=config,
+    batch=batch,
+    budget=budget,
+    pieces=pieces,
+    capacity=32,
   )
   boxed = mllm.init(config, jax.random.key(0))
   params = nn.meta.unbox(boxed)

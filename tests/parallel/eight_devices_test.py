@@ -45,7 +45,7 @@ def test_attention_needs_nothing_of_other_devices(found, mesh, form):
 
 
 @pytest.mark.parametrize("mesh", ["cube", "ulysses"])
-def test_prefill_and_decoding_give_the_same(found, mesh):
+def test_prompts_and_decoding_give_the_same(found, mesh):
   assert found[mesh]["growing"] == ""
 
 

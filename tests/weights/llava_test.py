@@ -4,6 +4,7 @@ Tiny random models: squares of 28 pixels, patches of 7, so 4 x 4 tokens.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 import compare
 import raw_prompts
+import read_rows
 from gaze_jax import config as config_lib
 from gaze_jax.data import prompts
 from gaze_jax.layout import row as row_lib
@@ -61,8 +63,8 @@ SHAPE = row_lib.RowShape(
 )
 
 _apply = jax.jit(mllm.apply, static_argnames="config")
-_prefill = jax.jit(mllm.prefill, static_argnames=("config", "capacity"))
 _extend = jax.jit(cached.extend, static_argnames="config")
+_read = functools.partial(read_rows.read, capacity=64)
 
 
 @dataclasses.dataclass
@@ -404,9 +406,7 @@ def test_a_dense_model_becomes_a_gaze_model(onevision, gaze):
   budget = np.array([1000], np.int32)
   batch = prompts.batch([request], config)
   assert (batch.region_slots[0] >= 0).any(-1).sum() > 4
-  cache, logits, _ = _prefill(
-    onevision.params, config, batch, budget, capacity=64
-  )
+  cache, logits, _ = _read(onevision.params, config, batch, budget)
   compare.close(logits[0], want[0])
   tokens = np.array([answer], np.int32)
   _, logits, _ = _extend(onevision.params, config, cache, tokens, budget)
@@ -420,11 +420,9 @@ def test_fewer_regions_give_other_logits(onevision):
   seen = []
   for k in (0, 1, 3, 100):
     budget = np.array([k], np.int32)
-    _, logits, chosen = _prefill(
-      onevision.params, config, batch, budget, capacity=64
-    )
+    _, logits, traced = _read(onevision.params, config, batch, budget)
     assert np.isfinite(logits).all()
-    assert chosen.sum(-1).max() == min(
+    assert traced.chosen.sum(-1).max() == min(
       k, (batch.region_slots[0] >= 0).any(-1).sum()
     )
     seen.append(np.abs(np.asarray(logits[0]) - want[0]).max())
@@ -467,12 +465,11 @@ def test_rows_of_several_requests_are_each_as_alone(onevision):
       )
     )
   shape = prompts.shape_of(made, onevision.config)
-  run = lambda some: _prefill(
+  run = lambda some: _read(
     onevision.params,
     onevision.config,
     prompts.batch(some, onevision.config, shape),
     np.full(len(some), 1000, np.int32),
-    capacity=64,
   )[1]
   together = run(made)
   for i, one in enumerate(made):

@@ -6,24 +6,21 @@ linear   t0 c0 t1 t2 .  .  .         length = 4, new tokens go to slot 4
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
-from gaze_jax import config as config_lib
 from gaze_jax import types
-from gaze_jax.ops import regions
 from gaze_jax.parallel import shard
 
-
-def _sharding(pages: shard.P) -> types.VisualCache:
-  return types.VisualCache(pages, pages, pages, shard.ROWS, shard.ROWS)
-
-
 # How a visual cache is sharded; see `shard.local`.
-ALL_LAYERS = _sharding(shard.LAYERS)
-ONE_LAYER = _sharding(shard.HEADS_FIRST)
+ALL_LAYERS = types.VisualCache(
+  k=shard.LAYERS,
+  v=shard.LAYERS,
+  descriptors=shard.LAYERS,
+  valid=shard.ROWS,
+  unit=shard.ROWS,
+)
 # And that of a whole row.
 SHARDING = types.DecodeCache(
   visual=ALL_LAYERS,
@@ -51,34 +48,6 @@ def constrain(cache: types.DecodeCache) -> types.DecodeCache:
   )
 
 
-def visual(
-  key: types.Float[types.Array, "B S H D"],
-  value: types.Float[types.Array, "B S H D"],
-  plan: types.Plan,
-  config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
-) -> types.VisualCache:
-  """Region-major cache of one layer from its keys and values [B, S, H, D]."""
-  return types.VisualCache(
-    k=regions.pages(key, plan.region_slots),
-    v=regions.pages(value, plan.region_slots),
-    descriptors=regions.descriptors(
-      key, plan.layout.region, plan.region_slots, config
-    ),
-    valid=plan.region_slots >= 0,
-    unit=plan.unit,
-  )
-
-
-def stored(
-  pages: types.Float[types.Array, "B H R L D"], shape: tuple[int, ...]
-) -> types.Array:
-  """Pages in the shape that a form's `page_shape` gives, [B, H, R, *shape]."""
-  l, d = pages.shape[3:]
-  rows = math.prod(shape[:-1])
-  pages = jnp.pad(pages, ((0, 0),) * 3 + ((0, rows - l), (0, shape[-1] - d)))
-  return pages.reshape(*pages.shape[:3], *shape)
-
-
 def plain(pages: types.Array, length: int, dim: int) -> types.Array:
   """Pages [B, H, R, L, D], however they are stored.
 
@@ -89,18 +58,6 @@ def plain(pages: types.Array, length: int, dim: int) -> types.Array:
   """
   flat = pages.reshape(*pages.shape[:3], -1, pages.shape[-1])
   return flat[..., :length, :dim]
-
-
-def linear(
-  x: types.Float[types.Array, "B S H D"],
-  slots: types.Int[types.Array, "B Y"],
-  capacity: int,
-) -> types.Float[types.Array, "B H capacity D"]:
-  """Keys or values [B, S, H, D] at `slots`, padded to [B, H, capacity, D]."""
-  taken = jnp.take_along_axis(x, slots[:, :, None, None], axis=1)
-  room = capacity - slots.shape[1]
-  taken = jnp.pad(taken, ((0, 0), (0, room), (0, 0), (0, 0)))
-  return taken.transpose(0, 2, 1, 3)
 
 
 def append(

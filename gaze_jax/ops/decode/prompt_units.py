@@ -27,8 +27,31 @@ from gaze_jax.ops.decode import cache as cache_ops
 from gaze_jax.ops.decode import pages
 from gaze_jax.parallel import shard
 
-_PAGES = 32  # that a chunk attends to at a time
+# Slots of a chunk at most, and pages that it attends to at a time.
+#
+# Under a mask there are float32 logits of slots and keys: of 32 heads, 256
+# slots and 32 pages of 36 tokens 38 MB, three times over. With segments there
+# are none, and activations bound a chunk: with 9,728 hidden units 2,048 slots
+# take 40 MB in the widest bfloat16 arrays, and 34 MB in each float32 part that
+# is merged. Long chunks pay where weights come from far: at 197 TFLOP/s and 819
+# GB/s (TPU v5e) 240 rows take as long to multiply as a bfloat16 matrix takes to
+# read. So do large blocks: to merge one moves 100 MB, as long as 700 of its
+# keys take to multiply.
+_MASKED, _SEGMENTED = (256, 32), (2_048, 128)
 _NO_QUERY, _NO_KEY = -2, -1  # segments of slots that see, or are seen by, none
+
+# Of this layer's text and context: keys and values [B, Y, H, D], and which of
+# the Y slots are filled, bool [B, Y].
+_Text = tuple[types.Array, types.Array, types.Array]
+
+
+def most_slots() -> int:
+  """Slots of a chunk, at most."""
+  return (_SEGMENTED if _form() else _MASKED)[0]
+
+
+def _form() -> ModuleType | None:
+  return backends.first(backends.ATTEND_SEGMENTS)
 
 
 @shard.local(
@@ -63,14 +86,16 @@ def attend(
   """
   nothing = jnp.zeros_like(cache.length)  # no region is chosen here
   lookup = pages.Lookup(query, cache.visual, layer, nothing, config)
-  filled = jnp.arange(cache.k.shape[3]) < cache.length[:, None, None]
-  filled &= (layout.role == types.Role.VISUAL)[:, :, None]
-  k, v = (lookup.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v))
-  text = attention.attend(query, k, v, filled[:, None])
-  form = backends.first(backends.ATTEND_SEGMENTS)
-  parts = _by_segments if form else _under_a_mask
-  before, *itself = parts(lookup, key, value, layout, form)
-  return attention.merge(before, text, *itself).out.astype(value.dtype)
+  filled = jnp.arange(cache.k.shape[3]) < cache.length[:, None]
+  text = (
+    *(lookup.of_layer(x).transpose(0, 2, 1, 3) for x in (cache.k, cache.v)),
+    filled,
+  )
+  if form := _form():
+    parts = _by_segments(lookup, key, value, layout, text, form)
+  else:
+    parts = _under_a_mask(lookup, key, value, layout, text)
+  return attention.merge(*parts).out.astype(value.dtype)
 
 
 def _under_a_mask(
@@ -78,10 +103,9 @@ def _under_a_mask(
   key: types.Array,
   value: types.Array,
   layout: types.Layout,
-  form: None,
+  text: _Text,
 ) -> tuple[types.Attended, ...]:
-  """Attention to pages, and to the chunk itself."""
-  del form
+  """Attention to pages, to text and context, and to the chunk itself."""
   visual, query = lookup.visual, lookup.query
   own_unit = lookup.config.visual_attention == "own_unit"
   seen = layout.unit[:, :, None] == visual.unit[:, None]  # [B, X, R]
@@ -100,7 +124,10 @@ def _under_a_mask(
   slots = jnp.arange(query.shape[1])[None]
   inside = masks.visible(layout, layout, slots, slots, own_unit=own_unit)
   itself = attention.attend(query, key, value, inside[:, None])
-  return _before(lookup, seen.any(1), look), itself
+  *text, filled = text
+  is_visual = (layout.role == types.Role.VISUAL)[:, :, None]
+  line = attention.attend(query, *text, (filled[:, None] & is_visual)[:, None])
+  return _before(lookup, seen.any(1), look, _MASKED[1]), line, itself
 
 
 def _by_segments(
@@ -108,6 +135,7 @@ def _by_segments(
   key: types.Array,
   value: types.Array,
   layout: types.Layout,
+  text: _Text,
   form: ModuleType,
 ) -> tuple[types.Attended, ...]:
   """The same by a kernel that knows segments and causal order alone.
@@ -141,12 +169,22 @@ def _by_segments(
   mine = (units[:, :, None] == visual.unit[:, None]).any(1) & valid
   before = attention.merge(
     _before(
-      lookup, valid & all_.any(1, keepdims=True), look(wide, one(valid, -1))
+      lookup,
+      valid & all_.any(1, keepdims=True),
+      look(wide, one(valid, -1)),
+      _SEGMENTED[1],
     ),
-    _before(lookup, mine, look(units, visual.unit)),
+    _before(lookup, mine, look(units, visual.unit), _SEGMENTED[1]),
   )
   inside = lambda queries, keys: attend_(key, value, queries, keys, causal=True)
+  *text, filled_text = text
   parts = [
+    attend_(
+      *text,
+      one(is_visual, _NO_QUERY),
+      one(filled_text, _NO_KEY),
+      causal=False,
+    ),
     inside(wide, one(filled, _NO_KEY)),
     inside(units, jnp.where(filled, layout.unit, _NO_KEY)),
   ]
@@ -159,6 +197,7 @@ def _before(
   lookup: pages.Lookup,
   seen: types.Bool[types.Array, "B R"],
   look: Callable[..., types.Attended],
+  most: int,
 ) -> types.Attended:
   """Attention to pages, some at a time, up to the last that a slot sees.
 
@@ -170,9 +209,10 @@ def _before(
     seen: the pages that any slot sees.
     look: attention to some pages; given their `Lookup`, which of them are not
       of the block before, bool [size, 1], and the number of the first.
+    most: pages at a time.
   """
   query, r = lookup.query, seen.shape[1]
-  size = min(_PAGES, r)
+  size = min(most, r)
   last = (seen * (1 + jnp.arange(r))).max()
 
   def block(i, state):
