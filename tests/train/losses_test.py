@@ -67,7 +67,7 @@ def test_likeliest_is_the_first_of_the_largest():
 
 
 def test_any_id_that_ends_an_answer_is_right_at_its_end():
-  said = np.array([[5, 7, 2], [5, 9, 9]])
+  said = np.array([[5, 7, 2], [5, 9, 7]])
   target = np.array([[5, 2, 2], [6, 2, 5]])
   ends = np.array([2, 7])
   expected = [[True, True, True], [False, False, False]]
