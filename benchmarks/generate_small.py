@@ -220,12 +220,13 @@ def run(
   with tempfile.TemporaryDirectory() as folder:
     small_model.write(pathlib.Path(folder), shape)
     model = api.load(folder)
-    theirs, processor = small_model.load(pathlib.Path(folder))
+    theirs, processor = small_model.load(pathlib.Path(folder), shape)
     check_inputs(model, processor, pictures)
     methods = _methods(model, theirs, processor, pictures, new_tokens)
     timed = _in_turns(methods, rounds)
   _check_texts(timed)
-  return [_row(name, timed, images, new_tokens) for name in methods]
+  visual = images * shape.tokens
+  return [_row(name, timed, visual, new_tokens) for name in methods]
 
 
 def check_inputs(
@@ -319,7 +320,7 @@ def _check_texts(timed: dict[str, list[list[Timed]]]) -> None:
 
 
 def _row(
-  name: str, timed: dict[str, list[list[Timed]]], images: int, new_tokens: int
+  name: str, timed: dict[str, list[list[Timed]]], visual: int, new_tokens: int
 ) -> dict[str, Any]:
   least = lambda answers, part: min(getattr(a, part) for a in answers)
   first, second = timed[name]
@@ -331,7 +332,7 @@ def _row(
   )
   return dict(
     method=name,
-    visual_tokens=images * small_model.TOKENS,
+    visual_tokens=visual,
     new_tokens=new_tokens,
     ttft_first_seconds=least(first, "first"),
     ttft_second_seconds=least(second, "first"),

@@ -24,6 +24,7 @@ from gaze_jax import fields
 from gaze_jax import json_file
 from gaze_jax import schema
 from gaze_jax.runtime import memory
+from gaze_jax.runtime import processes
 
 _PREFIX = "--config="
 _UNWIND_SECONDS = 30  # for an interrupted command to close what it has open
@@ -147,6 +148,53 @@ def define_options() -> Callable[[], dict[str, Any]]:
     flags.DEFINE_integer("frames", 8, "taken of a video", 1),
   ]
   return lambda: {flag.name: flag.value for flag in given}
+
+
+def define_placement(*, answers: bool = True) -> Callable[[], dict[str, Any]]:
+  """Defines the flags of where a model is held, and how; see `api.load`.
+
+  Args:
+    answers: whether it answers questions, and so holds keys and values.
+
+  Returns:
+    What gives their values, by the names of `api.load`, once parsed. It joins
+    the other processes if the environment names some, which then take all
+    devices; all but process 0 print nothing from then on.
+  """
+  axes = {
+    name: flags.DEFINE_integer(f"parallel.{name}", None, what)
+    for name, what in (
+      ("data", "devices for rows; default: all that the others leave"),
+      ("fsdp", "devices that a weight's width is sharded over"),
+      ("tensor", "devices that heads and hidden units are sharded over"),
+      ("sequence", "devices that slots are sharded over"),
+    )
+  }
+  dtype = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "of the weights; default: as stored"
+  )
+  cache_bytes = None
+  if answers:
+    cache_bytes = flags.DEFINE_integer(
+      "cache_bytes",
+      None,
+      "that keys and values may take on a device; default: a share of it",
+      1,
+    )
+
+  def placement() -> dict[str, Any]:
+    processes.initialize(alone=False)
+    if not processes.is_first():
+      sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    given = {name: flag.value for name, flag in axes.items()}
+    given = {name: size for name, size in given.items() if size is not None}
+    parallel = given if given or processes.count() > 1 else None
+    out = dict(parallel=parallel, dtype=dtype.value)
+    if cache_bytes is not None:
+      out["cache_bytes"] = cache_bytes.value
+    return out
+
+  return placement
 
 
 @contextlib.contextmanager

@@ -242,7 +242,9 @@ class GazeConfig:
   # Whether visual tokens see those of earlier units.
   visual_attention: Literal["causal", "own_unit"] = "causal"
   # The parallel form (training, evaluation) and the decode form.
-  implementation: Literal["auto", "masked", "chunked", "pallas"] = "auto"
+  implementation: Literal["auto", "masked", "chunked", "pallas", "cudnn"] = (
+    "auto"
+  )
   decode_implementation: Literal["auto", "masked", "gather", "pallas"] = "auto"
   chunk: fields.Count = 128  # rows of a chunk in the chunked form
 
@@ -270,6 +272,11 @@ class GazeConfig:
       not learns or self.implementation != "pallas",
       f"{g}.gradient = {self.gradient!r} sends a gradient into the scores, and"
       " the kernel of implementation = 'pallas' has none; use 'auto'",
+    )
+    _require(
+      self.implementation != "cudnn" or self.visual_attention == "causal",
+      f"{g}.implementation = 'cudnn' is causal, and visual_attention ="
+      f" {self.visual_attention!r} is not; use 'auto'",
     )
     _require(
       not learns or len(self.dense_layers) < depth,

@@ -1,15 +1,17 @@
 """JSON and text files of others: UTF-8, with a byte-order mark or without.
 
 `read` and `read_text` raise the error that the caller names, a subclass of
-`errors.GazeError`; `decode` and `parse` give the reason alone.
+`errors.GazeError`; the others give the reason alone.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from gaze_jax import errors
+from gaze_jax import foreign
 
 Pairs = list[tuple[str, Any]]  # of an object, in the order of the file
 
@@ -41,19 +43,32 @@ def read_text(path: pathlib.Path, error: type[errors.GazeError]) -> str:
     error: it can't be read, or is not UTF-8; names file and remedy.
   """
   try:
-    return decode(path.read_bytes())
-  except OSError as reason:
-    raise error(f"can't read {path}: {reason.strerror or reason}") from None
+    return decode(read_bytes(path))
   except NotJsonError as reason:
     raise error(f"can't read {path}: {reason}") from None
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    NotJsonError: it can't be read.
+  """
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as reason:
+    what = foreign.no_file(path) if not os.path.isfile(path) else ""
+    raise NotJsonError(what or reason.strerror or str(reason)) from None
 
 
 def decode(data: bytes) -> str:
   """The text of a file's bytes, without its byte-order mark.
 
   Raises:
-    NotJsonError: it is not UTF-8.
+    NotJsonError: it is not UTF-8, or is a file of another kind.
   """
+  if what := foreign.kind(data[: foreign.HEAD]):
+    raise NotJsonError(what)
   encoding = json.detect_encoding(data)
   if not encoding.startswith("utf-8"):
     raise NotJsonError(
@@ -82,7 +97,9 @@ def parse(text: str, pairs: Callable[[Pairs], Any] | None = None) -> Any:
   try:
     return json.loads(text, object_pairs_hook=pairs)
   except json.JSONDecodeError as error:
-    raise NotJsonError(_foreign(text) or str(error)) from None
+    if not text.strip():
+      raise NotJsonError(foreign.kind(b"")) from None
+    raise NotJsonError(str(error)) from None
   except NotJsonError:
     raise
   except ValueError:  # Python's limit on the digits of a whole number
@@ -99,12 +116,3 @@ def unique(pairs: Pairs) -> dict[str, Any]:
     twice = sorted({n for n in names if names.count(n) > 1})
     raise NotJsonError(f"{', '.join(twice[:3])} is there twice")
   return table
-
-
-def _foreign(text: str) -> str:
-  """What a text that is no JSON is, and what to do; "" if it is not known."""
-  if not text.strip("\0 \n"):
-    return "the file is empty; download or copy it again"
-  if text.startswith("version https://git-lfs"):
-    return "a pointer of Git LFS, not the file: run `git lfs pull` there"
-  return ""

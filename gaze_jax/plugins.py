@@ -77,10 +77,10 @@ def source(name: str) -> SourceSpec:
   """The kind of data set that `data.source` names.
 
   Raises:
-    ConfigError: no installed package has one of this name, or it can't be
-      imported.
+    ConfigError: no installed package has one of this name, it can't be
+      imported, or is something else.
   """
-  return _load(_SOURCES, name, "data.source")
+  return _load(_SOURCES, "make", name, "data.source")
 
 
 def weights(name: str, field: str) -> WeightsSpec:
@@ -93,7 +93,7 @@ def weights(name: str, field: str) -> WeightsSpec:
   Raises:
     ConfigError: as for `source`.
   """
-  return _load(_WEIGHTS, name, field)
+  return _load(_WEIGHTS, "load", name, field)
 
 
 def has_weights(name: str) -> bool:
@@ -118,7 +118,8 @@ def _installed(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
 
 
 @functools.cache
-def _load(group: str, name: str, field: str) -> Any:
+def _load(group: str, attribute: str, name: str, field: str) -> Any:
+  """What an entry point names, which must have some attribute."""
   found = _installed(group)
   named = {one.value: one for one in found if one.name == name}
   if not named:
@@ -134,8 +135,15 @@ def _load(group: str, name: str, field: str) -> Any:
     )
   ((value, entry),) = named.items()
   try:
-    return entry.load()
-  except (ImportError, AttributeError) as error:
+    loaded = entry.load()
+  except Exception as error:  # it runs code of others
     raise fields.ConfigError(
-      f"config: {field} = {name!r}: {value} can't be imported: {error}"
+      f"config: {field} = {name!r}: {value} can't be imported:"
+      f" {type(error).__name__}: {error}"
     ) from error
+  if not hasattr(loaded, attribute):
+    raise fields.ConfigError(
+      f"config: {field} = {name!r}: {value} is of type {type(loaded).__name__},"
+      f" without {attribute!r}; gaze_jax/plugins.py tells what {group} are"
+    )
+  return loaded

@@ -2,6 +2,7 @@
 
 python launch/eval.py --workdir=DIR [--json=FILE] [--markdown=FILE]
   [--data=FILE --image_folder=DIR] [--budgets=1,4,0.25]
+  [--parallel.fsdp=8] [--dtype=bfloat16]
 """
 
 import json
@@ -13,6 +14,7 @@ from absl import flags
 from gaze_jax import cli
 from gaze_jax.evals import report
 from gaze_jax.evals import run
+from gaze_jax.runtime import processes
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
 _DATA = flags.DEFINE_string(
@@ -29,6 +31,7 @@ _MARKDOWN = flags.DEFINE_string("markdown", None, "default: WORKDIR/report.md")
 _STARTED = flags.DEFINE_float(
   "started", None, "count `seconds` from this Unix time, not from now"
 )
+_PLACEMENT = cli.define_placement(answers=False)
 flags.mark_flag_as_required("workdir")
 
 
@@ -39,7 +42,10 @@ def main() -> None:
     data=_DATA.value,
     image_folder=_IMAGE_FOLDER.value,
     others=cli.budgets(_BUDGETS),
+    **_PLACEMENT(),
   )
+  if not processes.is_first():
+    return
   if _STARTED.value is not None:
     result["seconds"] = time.time() - _STARTED.value
   text = report.markdown(result)
@@ -52,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  cli.main(main)
+  cli.main(main, leave=processes.leave)

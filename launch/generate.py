@@ -3,12 +3,14 @@
 python launch/generate.py --workdir=DIR --question=TEXT [--image=FILE,FILE]
     [--video=FILE] [--top_k=K | --share=0.25] [--out=gaze.png]
     [--animation=gaze.webp] [--html=gaze.html] [--json=FILE] [--layers=0,2]
+    [--parallel.tensor=8] [--dtype=bfloat16]
 """
 
 from absl import flags
 
 from gaze_jax import api
 from gaze_jax import cli
+from gaze_jax.runtime import processes
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a directory with a model")
 _QUESTION = flags.DEFINE_string("question", None, "the question")
@@ -21,6 +23,7 @@ _JSON = flags.DEFINE_string("json", None, "a file for answer and accounting")
 _LAYERS = flags.DEFINE_list("layers", None, "layers drawn; default all")
 _HEADS = flags.DEFINE_list("heads", None, "query heads drawn; default all")
 _OPTIONS = cli.define_options()
+_PLACEMENT = cli.define_placement()
 flags.mark_flags_as_required(["workdir", "question"])
 
 
@@ -34,7 +37,7 @@ def main() -> None:
     heads=cli.whole_numbers(_HEADS),
   )
   outputs.check_names()
-  model = api.load(_WORKDIR.value)
+  model = api.load(_WORKDIR.value, **_PLACEMENT())
   outputs.check_model(model)
   shown = dict(images=_IMAGE.value, videos=_VIDEO.value)
   stream = model.stream(_QUESTION.value, trace=True, **shown, **_OPTIONS())
@@ -42,9 +45,10 @@ def main() -> None:
     print(text, end="", flush=True)
   account = stream.answer.accounting()
   print(f"\n\n{account.text()}\n")
-  for name in outputs.write(stream.answer, account):
-    print(f"wrote {name}")
+  if processes.is_first():
+    for name in outputs.write(stream.answer, account):
+      print(f"wrote {name}")
 
 
 if __name__ == "__main__":
-  cli.main(main)
+  cli.main(main, leave=processes.leave)

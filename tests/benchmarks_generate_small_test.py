@@ -29,7 +29,7 @@ def pair(tmp_path_factory):
   """Our model, and the model and processor of transformers."""
   folder = tmp_path_factory.mktemp("small")
   small_model.write(folder, SHAPE)
-  return api.load(folder), *small_model.load(folder)
+  return api.load(folder), *small_model.load(folder, SHAPE)
 
 
 def test_a_row_for_each_method(rows):

@@ -1,7 +1,9 @@
 """Commands in-process: flags to a config, errors to a line."""
 
 import errno
+import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -201,6 +203,34 @@ def test_budgets():
     own(["x", f"--budgets={text}"])
     with pytest.raises(errors.GazeError, match=f"--budgets={text}: give K"):
       cli.budgets(flag)
+
+
+def test_where_a_model_is_held(monkeypatch):
+  integer, enum, joined = flags.DEFINE_integer, flags.DEFINE_enum, []
+  of = monkeypatch.setattr
+  of(cli.processes, "initialize", lambda **k: joined.append(k))
+  of(cli.sys, "stdout", sys.stdout)
+
+  def placement(*argv, number=0, count=1):
+    own = flags.FlagValues()
+    of(flags, "DEFINE_integer", functools.partial(integer, flag_values=own))
+    of(flags, "DEFINE_enum", functools.partial(enum, flag_values=own))
+    of(cli.processes, "count", lambda: count)
+    of(cli.processes, "is_first", lambda: number == 0)
+    read = cli.define_placement()
+    own(["x", *argv])
+    return read()
+
+  given = placement("--parallel.tensor=4", "--dtype=bfloat16")
+  assert given == dict(parallel=dict(tensor=4), dtype="bfloat16")
+  assert placement() == dict(parallel=None, dtype=None)
+  # Several processes hold it together, and one of them prints.
+  assert placement(count=2) == dict(parallel={}, dtype=None)
+  assert cli.sys.stdout.name != os.devnull
+  assert placement(number=1, count=2) == dict(parallel={}, dtype=None)
+  assert cli.sys.stdout.name == os.devnull
+  cli.sys.stdout.close()
+  assert joined == [dict(alone=False)] * 4
 
 
 STUCK = """

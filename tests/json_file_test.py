@@ -23,7 +23,10 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 @pytest.mark.parametrize(
   "data, message",
   [
-    (b"", "is not JSON: the file is empty; download"),
+    (b"", "the file is empty; download"),
+    (b" \n" * 50, "is not JSON: the file is empty"),
+    (b"\x1f\x8b\x08\0", "packed by gzip: unpack it first"),
+    (b"<!doctype html><title>Sign in</title>", "a web page, not the file"),
     (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
     (b"{", "is not JSON: Expecting"),
     (b"[" * 10**5, "nested too deep"),
@@ -42,8 +45,10 @@ def test_what_is_no_object_is_named(tmp_path, data, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-  with pytest.raises(MineError, match="can't read .*a.json: No such file"):
+  with pytest.raises(MineError, match="can't read .*a.json: no such file"):
     json_file.read(tmp_path / "a.json", MineError)
+  with pytest.raises(MineError, match="a folder, and a file is needed"):
+    json_file.read(tmp_path, MineError)
 
 
 def test_a_key_that_is_there_twice():

@@ -243,6 +243,14 @@ def test_errors_of_generate_and_eval(workdir, files, tmp_path):
     (["launch/generate.py", f"--workdir={workdir}"], "question"),
     (chat(empty), "neither a workdir of launch/train.py"),
     (chat(workdir, f"--image={files}/no.png"), "no.png: no such file"),
+    (gen(dtype="float16"), "float16"),
+    (gen(**{"parallel.tensor": 0}), "parallel.tensor = 0 is below 1"),
+    (gen(**{"parallel.tensor": 2}), "2 does not divide 1; choose fsdp"),
+    (chat(workdir, "--parallel.fsdp=2"), "2 does not divide 1; choose fsdp"),
+    (
+      ["launch/eval.py", f"--workdir={workdir}", "--parallel.fsdp=2"],
+      "2 does not divide 1; choose fsdp",
+    ),
     (["launch/eval.py"], "workdir"),
     (["launch/eval.py", f"--workdir={empty}"], "no checkpoints here"),
   ]

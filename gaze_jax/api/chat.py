@@ -37,6 +37,7 @@ class Chat:
     afresh: whether each question is asked after the images alone, as models
       are used that were not trained on conversations.
     interruptible: a context manager made of what stops an answer.
+    writes: whether it writes files; of several processes one does.
   """
 
   def __init__(
@@ -47,10 +48,11 @@ class Chat:
     interruptible: Callable[..., Any],
     *,
     afresh: bool = False,
+    writes: bool = True,
   ):
     self._model, self._write = model, write
     self._options, self._interruptible = dict(options), interruptible
-    self._afresh = afresh
+    self._afresh, self._writes = afresh, writes
     self._context: context_lib.Context | None = None
     self._last: answer_lib.Answer | None = None
     self._shown: dict[str, list[Any]] = dict(images=[], videos=[])
@@ -152,7 +154,7 @@ class Chat:
     account = last.accounting()
     if file:
       text = json.dumps(last.as_dict(account), indent=1) + "\n"
-      pathlib.Path(file).write_text(text, encoding="utf-8")
+      self._write_file(file, text)
     else:
       self._write(account.text() + "\n")
 
@@ -160,7 +162,11 @@ class Chat:
     viewer.check_name(file)
     last = self._answered()
     page = last.page(last.accounting())
-    pathlib.Path(file).write_text(page, encoding="utf-8")
+    self._write_file(file, page)
+
+  def _write_file(self, file: str, text: str) -> None:
+    if self._writes:
+      pathlib.Path(file).write_text(text, encoding="utf-8")
 
   def _keep(self, directory: str) -> None:
     saved_context.save_context(self._answered().context, self._model, directory)

@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.models import mllm
@@ -12,22 +14,32 @@ from gaze_jax.weights import load as load_lib
 from gaze_jax.weights import store
 
 
-def load(directory: pathlib.Path) -> tuple[config_lib.Config, mllm.Params]:
-  """Reads a model, in float32, onto the device.
+def load(
+  directory: pathlib.Path,
+  mesh: jax.sharding.Mesh | None = None,
+  *,
+  dtype: str | None = None,
+  apart: bool = False,
+) -> tuple[config_lib.Config, mllm.Params]:
+  """Reads a model onto a mesh; each device its own part of it.
 
   Args:
     directory: a workdir of launch/train.py (its newest checkpoint), a
       directory of launch/convert.py, or a checkpoint of transformers.
+    mesh: one device by default.
+    dtype: "float32" or "bfloat16", of all matrices; as on disk by default.
+    apart: whether the decoder is as `decoder.split` makes it; on one device.
 
   Returns:
-    Its config, and a nested dict of the parts that are there.
+    Its config, with the dtype that it computes in, and a nested dict of the
+    parts that are there.
 
   Raises:
-    errors.GazeError: it is none of these, or it is broken.
+    errors.GazeError: it is none of these, it is broken, or it can't be laid on
+      the mesh, which is found before a tensor is read.
   """
-  if runs.is_run(directory):
-    return runs.load(directory)
-  return load_lib.load(directory)
+  of_kind = runs.load if runs.is_run(directory) else load_lib.load
+  return of_kind(directory, mesh, dtype=dtype, apart=apart)
 
 
 def open_directory(
@@ -106,5 +118,5 @@ def compare(ours: pathlib.Path, reference: pathlib.Path) -> str:
       f"--verify runs {error.name}, which is not installed here: pip install"
       f" {error.name}"
     ) from None
-  config, params = load(ours)
+  config, params = load(ours, dtype="float32")
   return "\n".join(map(str, verify.verify(config, params, reference)))

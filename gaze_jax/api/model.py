@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,10 +55,11 @@ class Model:
 
   Attributes:
     config: its config.
-    params: float32 parameters, a nested dict.
+    params: its parameters, a nested dict; matrices in the dtype that they
+      were loaded in, the rest float32.
     tokenizer: its tokenizer and chat format.
     limits: what a conversation may hold.
-    mesh: that it is on.
+    mesh: the devices that hold the parameters.
     cache_bytes: that keys and values of requests which are answered together
       may take on a device; None for `context.default_cache_bytes`.
   """
@@ -334,9 +335,15 @@ class Model:
 def load(
   directory: str | os.PathLike,
   *,
+  parallel: config_lib.ParallelConfig | Mapping[str, int] | None = None,
+  dtype: str | None = None,
+  cache_bytes: int | None = None,
   limits: context_lib.Limits = context_lib.Limits(),  # noqa: B008
 ) -> Model:
   """A model out of any directory that holds one.
+
+  With `parallel` all devices of all processes hold it together. Each reads its
+  slice of every weight; several processes must all call this.
 
   Compiled programs are kept in `~/.cache/gaze_jax` for the next process, or
   in JAX_COMPILATION_CACHE_DIR.
@@ -344,23 +351,33 @@ def load(
   Args:
     directory: a workdir of launch/train.py, a directory of launch/convert.py,
       or a checkpoint of transformers.
+    parallel: sizes of the axes of the mesh (data, fsdp, tensor, sequence), as
+      in a run's config, `data` being what the others leave; None for one
+      device.
+    dtype: "float32" or "bfloat16", of all matrices, and of the computation; by
+      default as they are on disk, float16 as float32, and as the config says.
+    cache_bytes: that the keys and values of all requests which are answered
+      together may take on a device; None for `context.default_cache_bytes`.
     limits: what a conversation may hold.
 
   Raises:
-    errors.GazeError: there is no model that can talk.
+    errors.GazeError: there is no model that can talk, or it can't be laid on
+      the mesh; names each size that does not divide, before a tensor is read.
   """
   _keep_programs()
   path = pathlib.Path(directory)
-  config, params = directory_lib.load(path)
+  mesh = mesh_lib.of(parallel)
+  config, params = directory_lib.load(
+    path, mesh, dtype=dtype, apart=decoder.decodes_apart(mesh)
+  )
   if "decoder" not in params:
     raise errors.GazeError(
       f"{path}: no decoder here, so it can't answer; join it with one by"
       " launch/convert.py --vision"
     )
-  params = params | dict(decoder=decoder.for_decoding(params["decoder"]))
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   tokenizer.check_rows(config.model.decoder.vocab_size)
-  return Model(config, params, tokenizer, limits)
+  return Model(config, params, tokenizer, limits, mesh, cache_bytes)
 
 
 def _keep_programs() -> None:

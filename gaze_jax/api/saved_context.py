@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from gaze_jax import config as config_lib
@@ -29,6 +30,7 @@ from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
 from gaze_jax.layout import tiles
 from gaze_jax.models import cached
+from gaze_jax.parallel import shard
 from gaze_jax.view import words
 from gaze_jax.weights import store
 from gaze_jax.weights import tensors
@@ -55,14 +57,35 @@ def save_context(
   Raises:
     errors.GazeError: it does, or can't be written.
   """
+  if context.cache is None:
+    raise errors.GazeError(
+      "the context is of generate_many and holds no keys and values: keep one"
+      " of encode_image or generate"
+    )
+  with model.on_mesh():  # every process has its part
+    arrays, fingerprint = _arrays(context), _fingerprint(model)
+  try:
+    if jax.process_index() == 0:
+      _write(context, arrays, fingerprint, directory)
+  finally:  # for all of them it is there now, or is not
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("a context is kept")
+
+
+def _write(
+  context: context_lib.Context,
+  arrays: dict[str, Any],
+  fingerprint: str,
+  directory: str | os.PathLike,
+) -> None:
   with writer.destination(directory) as folder:
-    store.write_leaves(folder, store.from_params(_arrays(context)))
+    store.write_leaves(folder, store.from_params(arrays))
     for number, view in enumerate(context.views):
       Image.fromarray(view.picture).save(folder / _view(number))
     about = {name: getattr(context, name) for name in _COUNTS}
     about |= schema.stamp("context") | dict(
       talk=context.talk,
-      model=_fingerprint(model),
+      model=fingerprint,
       views=[view.regions.tolist() for view in context.views],
     )
     (folder / _NAME).write_text(json.dumps(about) + "\n", encoding="utf-8")
@@ -91,12 +114,14 @@ def load_context(
       f"{folder / _NAME}: has no {', '.join(sorted(absent))}; read the images"
       " again"
     )
-  if about["model"] != _fingerprint(model):
+  with model.on_mesh():
+    fingerprint = _fingerprint(model)
+  if about["model"] != fingerprint:
     raise errors.GazeError(
       f"{folder}: read by another model; its keys mean nothing to this one."
       " Load the model that kept it, or read the images again"
     )
-  arrays = store.load(store.leaves_of(tensors.Tensors(folder)), dtype=None)
+  arrays = store.load(store.leaves_of(tensors.Tensors(folder)))
   views = tuple(
     words.View(
       images.decode(folder / _view(i), model.config.data.max_pixels),
@@ -116,18 +141,29 @@ def load_context(
     _cache(arrays, counts), views=views, talk=talk, **counts
   )
   _check(context, model.config.model, folder)
-  return context
+  with model.on_mesh():
+    return dataclasses.replace(
+      context, cache=context_lib.of_one_row(context.cache)
+    )
 
 
 def _arrays(context: context_lib.Context) -> dict[str, Any]:
-  cache = context.cache
+  """The first row of its cache, of which all are equal, on the host."""
+  cache = shard.to_host(
+    jax.tree_util.tree_map_with_path(
+      lambda path, x: jax.lax.slice_in_dim(
+        x, 0, 1, axis=context_lib.row_axis(path)
+      ),
+      context.cache,
+    )
+  )
   visual = cache.visual
   out = dict(
     visual=dict(k=visual.k, v=visual.v, descriptors=visual.descriptors),
     linear=dict(k=cache.k, v=cache.v),
   )
   if cache.choice is not None:
-    out["frozen"] = dict(regions=cache.choice.astype(jnp.float32))
+    out["frozen"] = dict(regions=cache.choice.astype(np.float32))
   return out
 
 

@@ -141,7 +141,8 @@ class Chat:
     if not text.startswith(asked) or not text.endswith(self._tail):
       raise samples.DataError(
         f"{self._name}: the chat template writes an answer otherwise than it"
-        f" asks for one, after {asked[-20:]!r}, so it can't be learned from"
+        f" asks for one, after {asked[-20:]!r}, so it can't be learned from:"
+        " make both begin alike in it"
       )
     return text, len(asked), len(text) - len(self._tail) + self._kept
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import foreign
 from gaze_jax.data import png
 
 # A file, the bytes of one, an image of PIL, or uint8 [height, width, 3], RGB.
@@ -86,7 +86,7 @@ def decode(
   Raises:
     ImageError: it is missing, too large, truncated, or no image that is read.
   """
-  name = str(source) if isinstance(source, _PATHS) else name or "image"
+  name = _name(source, name or "image")
   if not isinstance(source, (*_PATHS, bytes, Image.Image)):
     return _checked_array(source, max_pixels, name)
   with _opened(source, max_pixels, name, png.PIXELS) as (image, exif_of):
@@ -111,7 +111,7 @@ def check(
   Raises:
     ImageError: it is missing, too large, or no image that is read.
   """
-  name = str(source) if isinstance(source, _PATHS) else "image"
+  name = _name(source, "image")
   with _opened(source, max_pixels, name, png.SIZE) as (image, exif_of):
     (width, height), (swapped, _, _) = image.size, _orientation(exif_of)
   return (width, height) if swapped else (height, width)
@@ -228,10 +228,7 @@ def _opened(
   except ImageError:
     raise
   except Image.UnidentifiedImageError:
-    raise ImageError(
-      f"{name}: not an image file that is read, or broken at its start;"
-      f" convert it to one of {', '.join(_FORMATS)}"
-    ) from None
+    raise ImageError(f"{name}: {_foreign(source)}") from None
   except Exception as error:  # Pillow's decoders raise almost anything
     raise ImageError(f"{name}: {_reason(error)}") from None
 
@@ -239,8 +236,8 @@ def _opened(
 def _open_file(source: str | os.PathLike | bytes) -> io.BufferedIOBase:
   if isinstance(source, bytes):
     return io.BytesIO(source)
-  if not pathlib.Path(source).is_file():
-    raise FileNotFoundError
+  if not os.path.isfile(source):
+    raise ImageError(f"{_name(source)}: {foreign.no_file(source)}")
   return open(source, "rb")
 
 
@@ -368,9 +365,22 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], name: str) -> np.ndarray:
   return grey
 
 
+def _name(source: Picture, other: str = "") -> str:
+  """What errors call an image."""
+  return foreign.short(source) if isinstance(source, _PATHS) else other
+
+
+def _foreign(source: str | os.PathLike | bytes) -> str:
+  """What a file is that Pillow does not know, and what to do."""
+  with _open_file(source) as file:
+    what = foreign.kind(file.read(foreign.HEAD))
+  return what or (
+    "not an image file that is read, or broken at its start; convert it to one"
+    f" of {', '.join(_FORMATS)}"
+  )
+
+
 def _reason(error: Exception) -> str:
   if isinstance(error, Image.DecompressionBombError):
     return f"too many pixels ({error})"
-  if isinstance(error, FileNotFoundError):
-    return "no such file"
   return f"broken image ({type(error).__name__}: {error})"

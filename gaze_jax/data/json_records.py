@@ -1,7 +1,6 @@
 """Records of a file: a JSON list of them, or JSON Lines, one a line."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from gaze_jax import json_file
@@ -43,10 +42,12 @@ def read(path: str) -> list[Record]:
     samples.DataError: it can't be read, or holds no records.
   """
   try:
-    text = json_file.decode(pathlib.Path(path).read_bytes())
+    data = json_file.read_bytes(path)
+  except json_file.NotJsonError as error:
+    raise samples.DataError(f"can't read {path}: {error}") from None
+  try:
+    text = json_file.decode(data)
     records = _records(text, path.lower().endswith((".jsonl", ".ndjson")))
-  except OSError as error:
-    raise samples.DataError(f"can't read {path}: {error.strerror}") from None
   except json_file.NotJsonError as error:
     raise samples.DataError(f"{path} is not JSON: {error}") from None
   if not records:

@@ -29,6 +29,7 @@ from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import fingerprint
+from gaze_jax import foreign
 from gaze_jax import plugins
 from gaze_jax.data import images
 from gaze_jax.data import json_records
@@ -257,13 +258,16 @@ class LlavaJson:
       path = os.path.normpath(os.path.join(self._folder, one))
       if os.path.commonpath([path, self._folder]) != self._folder:
         raise llava_record.SkipError(
-          "image outside the folder", f"{name} leads out of {self._folder}"
+          "image outside the folder",
+          f"{name} leads out of {self._folder}: set data.image_folder to a"
+          " folder that holds all images",
         )
       if os.path.isfile(path):
         return path
-    path = os.path.join(self._folder, name)
+    what = foreign.no_file(name, self._folder)
     raise llava_record.SkipError(
-      "missing image", f"{path} is a folder" if os.path.isdir(path) else path
+      "missing image",
+      f"{foreign.short(name)!r} in {self._folder} (data.image_folder): {what}",
     )
 
 

@@ -32,6 +32,9 @@ _MEDIA = {
 }
 _PICTURE = re.compile(f"(image|img|picture|pic|photo|file|media){_FILE}", re.I)
 
+# Keys of an answer that leave it out of the loss, or weigh it otherwise.
+_WEIGHTS = ("weight", "loss", "loss_weight", "train", "train_on_turn")
+
 _VIDEO = "<video>"
 _ALMOST = re.compile(r"<\s*/?\s*(?:image|img)\W*\d*\s*>", re.IGNORECASE)
 
@@ -128,6 +131,8 @@ def _read_turns(
       after = f", after one from {turns[at - 1][1]!r}" if at else ""
       raise SkipError("odd turns", f"turn {i} is from {role!r}{after}")
   texts = [_text(*turn) for turn in turns]
+  for i, _, turn in turns[1::2]:
+    _refuse_weighted(i, turn)
   pairs = zip(texts[::2], texts[1::2], strict=True)
   return system, tuple(samples.Turn(q, a.strip()) for q, a in pairs), left_out
 
@@ -160,9 +165,26 @@ def _text(i: int, role: str, turn: dict, empty: bool = False) -> str:
   return text
 
 
+def _refuse_weighted(i: int, turn: dict[Any, Any]) -> None:
+  """Refuses an answer that is not to be learned as all others are."""
+  for key in _WEIGHTS:
+    value = turn.get(key)
+    if not _empty(value) and value != 1:
+      raise SkipError(
+        "answer weight",
+        f"turn {i} has {key!r}: {str(value)[:40]}, and every answer of a"
+        " conversation is learned alike: take the key out, or the turns",
+      )
+
+
 def _checked_text(text: Any, what: str) -> str:
   if not isinstance(text, str):
-    raise SkipError("not a text", f"{what} is not a text")
+    kind, remedy = type(text).__name__, "write it in quotes"
+    if isinstance(text, (list, dict)):
+      remedy = "write it as one text, with <image> where an image is"
+    raise SkipError(
+      "not a text", f"{what} is of type {kind}, not a text: {remedy}"
+    )
   if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
     raise SkipError("not a text", f"{what} holds half a surrogate pair")
   return text
@@ -178,7 +200,9 @@ def _image_names(record: dict[Any, Any]) -> list[str]:
       isinstance(n, str) and n.strip() for n in names
     ):
       raise SkipError(
-        "not a text", f"{key} is neither a name nor a list of names"
+        "not a text",
+        f"{key} is neither a name nor a list of names: write each image to a"
+        " file, and its name here",
       )
     found[key] = names
   names = list(found.values())

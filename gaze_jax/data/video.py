@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import math
+import numbers
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import av
 import numpy as np
 
 from gaze_jax import errors
+from gaze_jax import foreign
 from gaze_jax.data import animation
 from gaze_jax.data import images
 from gaze_jax.data import truncation
@@ -69,13 +71,15 @@ def read(
     VideoError: the file is missing, no video, truncated or broken, its frames
       are too large, it is longer than some hours, or `frames` is below 1.
   """
-  name = str(path)
-  if frames < 1:
+  name = foreign.short(path)
+  if not isinstance(frames, numbers.Integral) or frames < 1:
     raise VideoError(
-      f"{name}: {frames} frames are asked for: ask for 1 or more"
+      f"{name}: {frames!r} frames are asked for: ask for a whole number, 1 or"
+      " more"
     )
-  if not (file := pathlib.Path(path)).is_file():
-    raise VideoError(f"{name}: no such file")
+  if not os.path.isfile(path):
+    raise VideoError(f"{name}: {foreign.no_file(path)}")
+  file = pathlib.Path(path)
   try:
     if kind := animation.kind_of(file):
       choose = lambda count: centres(count, frames)
@@ -139,6 +143,9 @@ def _open(file: pathlib.Path, name: str) -> Any:
     # An absolute path, so that no part of it is read as a protocol.
     return av.open(str(file.resolve()), options=options)
   except av.FFmpegError as error:
+    with open(file, "rb") as opened:
+      if what := foreign.kind(opened.read(foreign.HEAD)):
+        raise VideoError(f"{name}: {what}") from None
     raise VideoError(
       f"{name}: not a video, or a truncated one ({error.strerror}); these can"
       f" be read: {_FORMATS.replace(',', ', ')}, gif, png, webp, avif"

@@ -326,6 +326,18 @@ def row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
   return cache_ops.constrain(jax.tree_util.tree_map_with_path(of, linear))
 
 
+def of_one_row(cache: types.DecodeCache) -> types.DecodeCache:
+  """A cache of one row as a context has it: of W equal rows."""
+  rows = shard.row_shards()
+  if rows == 1 and not shard.spread():
+    return cache
+  whole = jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.asarray(np.repeat(x, rows, axis=row_axis(path))),
+    jax.device_get(cache),
+  )
+  return cache_ops.constrain(whole)
+
+
 # What is of [N, B, ...]; all else is of [B, ...].
 _OF_LAYERS = ("k", "v", "descriptors", "choice")
 

@@ -152,19 +152,37 @@ def read_together(
   Returns:
     Of W rows: the cache; logits of the last token, [W, V]; and its `Trace`.
   """
-  context = prompts[0].context
-  cache = context_lib.reserve(
-    context_lib.current_cache(context), regions=regions, slots=slots
-  )
   decoder = {"decoder": params["decoder"]}
-  for token in context.pending:  # routed as the answer's, not as a prompt
-    token = np.full((len(cache.length), 1), token, np.int32)
-    budgets = np.full(len(token), prompts[0].budget, np.int32)
-    cache, _, _ = _add_text(
-      token_program, decoder, config, cache, token, budgets
-    )
+  cache = _begun(decoder, config, prompts[0], regions, slots)
   rows = [*prompts] * (len(cache.length) // len(prompts))
-  return _read_rows(params, config, context, cache, rows, trace)
+  budgets = np.array([row.budget for row in rows], np.int32)
+  pieces = list(zip(*(row.pieces() for row in rows), strict=True))
+  if any(not piece.text for piece, *_ in pieces):
+    whole = [row.slots() for row in rows]
+    embedded = _embed(params, config, [row.batch for row in rows])
+    if cache.visual is prompts[0].context.cache.visual:  # they are its pages
+      visual = jax.tree.map(jnp.copy, cache.visual)
+      cache = dataclasses.replace(cache, visual=visual)
+  logits = traced = None
+  for some in pieces:
+    if some[0].text:
+      cache, logits, traced = _add_text(
+        *(text_program, decoder, config, cache),
+        *(_padded_text(rows, some), budgets),
+        count=np.array([piece.stop - piece.start for piece in some], np.int32),
+        prompt=True,
+        trace=trace,
+      )
+      logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
+    else:
+      chunk = jax.tree.map(
+        lambda *x: np.concatenate(x), *map(_padded, whole, some)
+      )
+      start = np.array([piece.start for piece in some], np.int32)
+      x = _slice(embedded, start, size=some[0].size)
+      cache = units_program(decoder, config, cache, x, chunk)
+      logits = traced = None
+  return cache, logits, traced
 
 
 def extended(
@@ -208,44 +226,24 @@ def shapes(batch: types.Batch) -> tuple[Any, ...]:
   )
 
 
-def _read_rows(
-  params: mllm.Params,
+def _begun(
+  decoder: mllm.Params,
   config: config_lib.ModelConfig,
-  context: context_lib.Context,
-  cache: types.DecodeCache,
-  rows: Sequence[Prompt],
-  trace: bool,
-) -> tuple[types.DecodeCache, jax.Array | None, types.Trace | None]:
-  """The cache with all pieces in it, and what the last one gives."""
-  decoder = {"decoder": params["decoder"]}
-  budgets = np.array([row.budget for row in rows], np.int32)
-  pieces = list(zip(*(row.pieces() for row in rows), strict=True))
-  if any(not piece.text for piece, *_ in pieces):
-    whole = [row.slots() for row in rows]
-    embedded = _embed(params, config, [row.batch for row in rows])
-    if cache.visual is context.cache.visual:  # pages that the context shares
-      visual = jax.tree.map(jnp.copy, cache.visual)
-      cache = dataclasses.replace(cache, visual=visual)
-  logits = traced = None
-  for some in pieces:
-    if some[0].text:
-      cache, logits, traced = _add_text(
-        *(text_program, decoder, config, cache),
-        *(_padded_text(rows, some), budgets),
-        count=np.array([piece.stop - piece.start for piece in some], np.int32),
-        prompt=True,
-        trace=trace,
-      )
-      logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
-    else:
-      chunk = jax.tree.map(
-        lambda *x: np.concatenate(x), *map(_padded, whole, some)
-      )
-      start = np.array([piece.start for piece in some], np.int32)
-      x = _slice(embedded, start, size=some[0].size)
-      cache = units_program(decoder, config, cache, x, chunk)
-      logits = traced = None
-  return cache, logits, traced
+  prompt: Prompt,
+  regions: int,
+  slots: int,
+) -> types.DecodeCache:
+  """What comes before a prompt, with room for it."""
+  cache = context_lib.reserve(
+    context_lib.current_cache(prompt.context), regions=regions, slots=slots
+  )
+  for token in prompt.context.pending:  # routed as the answer's, not a prompt's
+    token = np.full((len(cache.length), 1), token, np.int32)
+    budgets = np.full(len(token), prompt.budget, np.int32)
+    cache, _, _ = _add_text(
+      token_program, decoder, config, cache, token, budgets
+    )
+  return cache
 
 
 def split(role: np.ndarray) -> Iterator[Piece]:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import tqdm
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import plugins
+from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -23,11 +24,13 @@ from gaze_jax.evals import metrics
 from gaze_jax.evals import tasks
 from gaze_jax.layout import grid as grid_lib
 from gaze_jax.models import mllm
-from gaze_jax.train import checkpoint
+from gaze_jax.parallel import mesh as mesh_lib
+from gaze_jax.parallel import rules
+from gaze_jax.parallel import shard
 from gaze_jax.train import compatibility
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import losses
-from gaze_jax.train import pretrained
+from gaze_jax.train import runs
 
 # A region shows a thing when so much of it is covered by the thing's mask.
 ON_TARGET = 0.1
@@ -84,16 +87,23 @@ def evaluate(
   data: str = "",
   image_folder: str = "",
   others: Sequence[int | float] | None = None,
+  parallel: config_lib.ParallelConfig | Mapping[str, int] | None = None,
+  dtype: str | None = None,
 ) -> dict[str, Any]:
   """Evaluates the newest checkpoint of a workdir.
 
-  The file that it was trained on is not opened.
+  The file that it was trained on is not opened. Of several processes all must
+  call this; each returns the report.
 
   Args:
     workdir: of launch/train.py.
     data: a file in LLaVA's format to score; what the run names by default.
     image_folder: what its image names are relative to; the run's by default.
     others: budgets, as in `tasks.conditions`; none need be in the config.
+    parallel: sizes of the axes of the mesh, as in `api.load`; None for one
+      device. It changes no result.
+    dtype: "float32" or "bfloat16", of all matrices and the computation; as
+      trained by default.
 
   Returns:
     A report fit for JSON; `gaze_jax/evals/report.py` renders it.
@@ -103,13 +113,15 @@ def evaluate(
       tokenizer than the run was trained with.
   """
   start = time.perf_counter()
-  saved = checkpoint.Checkpoints(workdir)
+  mesh = mesh_lib.of(parallel)
+  saved = runs.open_run(workdir, mesh)
   config, step = saved.config(), saved.latest()
   saved.check_inputs(compatibility.model_inputs(config), config)
   config, opened = data_file.load(config, data, image_folder)
-  trained = jax.device_put(saved.params())
   cached = config.train.features == "cached"
-  params = trained | pretrained.load_frozen(config, pixels=not cached)
+  config, params = runs.read(
+    saved, config, mesh, pixels=not cached, dtype=dtype
+  )
   splits = plugins.source(config.data.source).splits(config)
   if not splits:
     raise errors.GazeError(
@@ -117,21 +129,27 @@ def evaluate(
       " --image_folder=DIR, or train with data.eval_path set"
     )
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
+  model = _OnMesh(params, ends, mesh)
+  features = workdir / "features" if cached else None
   results = {}
-  for name, split_config in splits.items():
+  for name, split in splits.items():
     source = opened
     if source is None:
-      source = plugins.source(config.data.source).make(split_config, name)
-    features = workdir / "features" if cached else None
-    results[name] = _split(
-      params, split_config, ends, name, source, config, features, others
-    )
+      source = plugins.source(config.data.source).make(split, name)
+    results[name] = _split(model, split, name, source, config, features, others)
+  return _report(results, config, splits["new"].data.eval_path) | dict(
+    step=step, seconds=time.perf_counter() - start
+  )
+
+
+def _report(
+  results: dict[str, Any], config: config_lib.Config, path: str
+) -> dict[str, Any]:
+  """What `evaluate` returns, but for step and time; `path` of the new split."""
   main = results["new"]["conditions"]
   return dict(
-    seconds=time.perf_counter() - start,
-    step=step,
     **{name: main["gaze"].get(name, 0.0) for name in _FRACTIONS},
-    data=dict(path=splits["new"].data.eval_path, **results["new"]["data"]),
+    data=dict(path=path, **results["new"]["data"]),
     accuracy=main,
     routing_accuracy=results["new"]["routing_accuracy"],
     other_splits={k: v for k, v in results.items() if k != "new"},
@@ -139,10 +157,45 @@ def evaluate(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class _OnMesh:
+  """The model on its devices.
+
+  Attributes:
+    params: its parameters.
+    ends: int [Z], ids that end an answer.
+    mesh: the devices.
+  """
+
+  params: mllm.Params
+  ends: np.ndarray
+  mesh: jax.sharding.Mesh
+
+  def rows(self, least: int) -> int:
+    """The size of a batch of so many rows that devices can share."""
+    ways = rules.ways("batch", dict(self.mesh.shape))
+    return -(-least // ways) * ways
+
+  def look(
+    self,
+    config: config_lib.ModelConfig,
+    batch: types.Batch,
+    budget: np.ndarray,
+    override: np.ndarray | None,
+  ) -> tuple[np.ndarray, Any, np.ndarray]:
+    """`_look` at a batch that every process has whole."""
+    asked = (batch, budget, override)
+    if self.mesh.size == 1:
+      return jax.device_get(forward(self.params, config, self.ends, *asked))
+    place = shard.batch_sharding(self.mesh)
+    asked = jax.tree.map(lambda x: shard.put(x, place), asked)
+    with jax.set_mesh(self.mesh):
+      return jax.device_get(forward(self.params, config, self.ends, *asked))
+
+
 def _split(
-  params: mllm.Params,
+  model: _OnMesh,
   config: config_lib.Config,
-  ends: np.ndarray,
   split: str,
   source: samples.Source,
   run: config_lib.Config,
@@ -153,15 +206,24 @@ def _split(
   features = None
   if kept:
     features = features_lib.cached(config, source, kept, run=run)
+  size = model.rows(config.eval.batch_size)
+  config = dataclasses.replace(
+    config, eval=dataclasses.replace(config.eval, batch_size=size)
+  )
   conditions = tasks.conditions(config, others)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()
   prior = _prior(config)
   batches = pipeline.eval_batches(config, source, features)
-  total = -(-len(source) // config.eval.batch_size)
-  for batch in tqdm.tqdm(batches, f"eval {split}", total, mininterval=5):
+  for batch in tqdm.tqdm(
+    batches,
+    f"eval {split}",
+    -(-len(source) // size),
+    mininterval=5,
+    disable=jax.process_index() != 0,
+  ):
     for condition in conditions:
-      _condition(params, config, ends, condition, batch, source, scores)
+      _condition(model, config, condition, batch, source, scores)
     _score_prior(prior, batch.samples, scores["prior"])
   gaze = scores["gaze"]
   return dict(
@@ -180,16 +242,17 @@ def _look(params, config, ends, batch, budget, override):
   out = mllm.apply(params, config, batch, budget, override=override)
   target, scored = losses.targets(batch)
   right = metrics.right(out.logits.argmax(-1), target, ends) & scored
-  return right, out.usage, out.chosen
+  # Whole on each device, as every process reads them.
+  everywhere = lambda x: shard.constrain(x, *(None,) * x.ndim)
+  return jax.tree.map(everywhere, (right, out.usage, out.chosen))
 
 
 forward = programs.Program(_look, "a batch of questions")
 
 
 def _condition(
-  params: mllm.Params,
+  model: _OnMesh,
   config: config_lib.Config,
-  ends: np.ndarray,
   condition: tasks.Condition,
   batch: pipeline.EvalBatch,
   source: samples.Source,
@@ -200,9 +263,7 @@ def _condition(
   shown = batch.batch if condition.image else tasks.without_image(batch.batch)
   override = tasks.override(condition, batch, config.model)
   budget = tasks.budget(condition, batch, config)
-  right, usage, chosen = jax.device_get(
-    forward(params, config.model, ends, shown, budget, override)
-  )
+  right, usage, chosen = model.look(config.model, shown, budget, override)
   most = max(len(sample.kinds) for sample in batch.samples)
   exact = metrics.exact_match(right, batch.batch.answer_of, most)
   for row, sample in enumerate(batch.samples):

@@ -159,6 +159,7 @@ def attend_pages(
   *,
   layer,
   chunk_pages: int | None = None,
+  views: bool | None = None,
   interpret: Any = None,
 ) -> types.Attended:
   """As `attend_pages.attend_pages`, for up to MAX_ROWS rows of a KV head.
@@ -171,6 +172,9 @@ def attend_pages(
     v: likewise, of the same dtype.
     length: as there, and so are visits and layer.
     chunk_pages: pages of a chunk; None for about 576 tokens.
+    views: whether a chunk's tokens are loaded through views of its tiles, or as
+      pages that are then reshaped. None for views, but where
+      `pltpu.InterpretParams` simulates the TPU, which knows none.
     interpret: as `pl.pallas_call` takes it; None for the target's.
 
   Raises:
@@ -192,6 +196,10 @@ def attend_pages(
       out=jnp.zeros(query.shape, v.dtype),
       lse=jnp.full((b, x, q), -jnp.inf, jnp.float32),
     )
+  if interpret is None:
+    interpret = target.target().interpret
+  if views is None:
+    views = not isinstance(interpret, pltpu.InterpretParams)
   packed = query.reshape(b, x, h, group, d).transpose(0, 2, 1, 3, 4)
   out, lse = _call(
     jnp.asarray(layer, jnp.int32).reshape(1),
@@ -203,7 +211,8 @@ def attend_pages(
     k,
     v,
     pages=min(u, chunk_pages or _chunk_pages(l, u)),
-    interpret=target.target().interpret if interpret is None else interpret,
+    views=views,
+    interpret=interpret,
   )
   unpack = lambda y: y.reshape(b, h, x, group, -1).transpose(0, 2, 1, 3, 4)
   return types.Attended(
@@ -219,25 +228,27 @@ def _untiled(pages):
   return pages.reshape(*pages.shape[:4], -1, pages.shape[-1])
 
 
-def _tiled(pages):
+def _tiled(pages, interpret):
   """[N, B, H, R, L, W] as [N, B, H, R, L / t, t, W]."""
   l, wide = pages.shape[-2:]
   tiles, t, _ = page_shape(l, wide, pages.dtype)
   if tiles * t > l:  # an odd L in bfloat16: correct, but a copy of the cache
     pages = jnp.pad(pages, [(0, 0)] * 4 + [(0, tiles * t - l), (0, 0)])
   pages = pages.reshape(*pages.shape[:4], tiles, t, wide)
+  if interpret:  # knows of one memory alone
+    return pages
   # Or else XLA first moves a cache that fits there to VMEM, all of it.
   return pltpu.with_memory_space_constraint(pages, pltpu.HBM)
 
 
-@functools.partial(jax.jit, static_argnames=("pages", "interpret"))
-def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
+@functools.partial(jax.jit, static_argnames=("pages", "views", "interpret"))
+def _call(layer, count, ids, rows, length, q, k, v, *, pages, views, interpret):
   """The `pallas_call`: q [B, H, X*G, D], k and v [N, B, H, R, L, W].
 
   And rows [B, H * words, U].
   """
   b, h, m, d = q.shape
-  k, v = _tiled(k), _tiled(v)
+  k, v = _tiled(k, interpret), _tiled(v, interpret)
   wide = k.shape[-1]
   q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, wide - d)))
   per_row = lambda x: pl.BlockSpec(
@@ -249,7 +260,7 @@ def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
   pages_in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
   ring = pltpu.VMEM((_SLOTS, pages, *k.shape[4:]), k.dtype)
   return pl.pallas_call(
-    functools.partial(_kernel, scale=d**-0.5, direct=not interpret),
+    functools.partial(_kernel, scale=d**-0.5, views=views),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(b, h),
@@ -278,7 +289,7 @@ def _call(layer, count, ids, rows, length, q, k, v, *, pages, interpret):
   )(layer, count, ids, rows, length, q, k, v)
 
 
-def _kernel(*refs, scale, direct):
+def _kernel(*refs, scale, views):
   """One KV head of one row: a ring of chunks, and softmax online."""
   layer_ref, count_ref, ids_ref, rows_ref, length_ref, q_ref = refs[:6]
   k_hbm, v_hbm, out_ref, lse_ref, k_ring, v_ring, ring_ref, arrived = refs[6:]
@@ -364,7 +375,7 @@ def _kernel(*refs, scale, direct):
     def _(j):
       v_ring[slot, j] = jnp.zeros(v_ring.shape[2:], v_ring.dtype)
 
-    k, v = _matrix(k_ring, slot, direct), _matrix(v_ring, slot, direct)
+    k, v = _matrix(k_ring, slot, views), _matrix(v_ring, slot, views)
     ring_ref[used] += 1
     return _attend_chunk(q_ref[...], k, v, bits, scale, carry)
 
@@ -376,15 +387,15 @@ def _kernel(*refs, scale, direct):
   lse_ref[...] = jnp.where(total > 0, peak + jnp.log(safe), -jnp.inf)
 
 
-def _matrix(ring, slot, direct):
+def _matrix(ring, slot, views):
   """The tokens [Y, D] in a slot of a ring [slots, pages, L / t, t, D].
 
   (8, 128) tiles are stored just as (t, 128) tiles are, so the matrix can be
   loaded as it is; reshaping the loaded pages would move every tile instead.
-  bfloat16 goes as pairs of rows, which are the 32-bit words. The interpreter
-  knows no views, so there the pages are loaded and reshaped.
+  bfloat16 goes as pairs of rows, which are the 32-bit words. Without `views`
+  the pages are loaded and reshaped.
   """
-  if not direct:
+  if not views:
     return ring[slot].reshape(-1, ring.shape[-1])
   words = ring.bitcast(jnp.int32) if ring.dtype == jnp.bfloat16 else ring
   flat = math.prod(words.shape[1:-1]), words.shape[-1]

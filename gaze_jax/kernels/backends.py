@@ -7,6 +7,7 @@ which has
   NAME           what a config calls the form, and the log
   supported      of sizes, by keyword: None, or the reason why it can't serve
   OPERATION      with the oracle's signature
+  NOTE           if there is one, what the log adds to NAME
 
 and the operation's table below lists the files, the best first. So a form for
 another device is one more file and one more name here: a kernel for GPUs over
@@ -29,6 +30,7 @@ from gaze_jax.kernels import attend_pages_tpu
 from gaze_jax.kernels import attend_regions_tpu
 from gaze_jax.kernels import attend_segments_tpu
 from gaze_jax.kernels import attend_visual
+from gaze_jax.kernels import attend_visual_gpu
 from gaze_jax.kernels import attend_visual_tpu
 from gaze_jax.kernels import region_scores
 from gaze_jax.kernels import region_scores_cpu
@@ -44,10 +46,12 @@ ATTEND_LINEAR: Forms = (attend_linear_cpu, attend_linear)
 # The units of a prompt, to what came before and to each other. Where no form
 # serves, one mask does for all (ops/decode/prompt_units.py).
 ATTEND_SEGMENTS: Forms = (attend_segments_tpu,)
-# Whole rows: text to its regions, and visual tokens to each other. Where no
-# form of the first serves, ops/parallel/chunked.py does, without the second.
+# Whole rows: text to its regions, and visual tokens to each other.
 ATTEND_REGIONS: Forms = (attend_regions_tpu,)
 ATTEND_VISUAL: Forms = (attend_visual_tpu, attend_visual)
+# Or, beside ops/parallel/chunked.py, all slots that choose no regions. Where
+# none of these serves, chunked.py does alone.
+WHOLE_ROWS: Forms = (*ATTEND_REGIONS, attend_visual_gpu)
 # Products of few rows with a large table.
 REGION_SCORES: Forms = (region_scores_cpu, region_scores)
 TABLE_PRODUCT: Forms = (table_product_cpu, table_product)
@@ -89,20 +93,21 @@ def choose(
   Raises:
     ImplementationError: the form that was asked for can't serve.
   """
-  reasons = []
+  reasons = {}
   for form in forms:
     if asked in ("auto", form.NAME):
       reason = form.supported(**sizes)
       if reason is None:
         break
-      reasons.append(reason)
+      reasons[form] = reason
   else:
     form = None
   if asked == "auto":
-    _log(field, form.NAME if form else otherwise, *reasons[:1])
+    _log(field, form, otherwise, reasons)
   elif form is None:
+    reason = next(iter(reasons.values()))
     raise ImplementationError(
-      f"{field} = {asked!r} can't serve: {reasons[0]}; use 'auto'"
+      f"{field} = {asked!r} can't serve: {reason}; use 'auto'"
     )
   return form
 
@@ -118,18 +123,30 @@ def layers_apart() -> bool:
 _logged: set[tuple[str, str, str]] = set()
 
 
-def _log(field: str, name: str, reason: str = "") -> None:
-  """Logs once which form serves, and why the best one does not.
+def _log(
+  field: str,
+  form: ModuleType | None,
+  otherwise: str,
+  reasons: dict[ModuleType, str],
+) -> None:
+  """Logs once which form serves, and why no better one does.
 
-  That is a warning on TPU; elsewhere no kernel is meant to serve.
+  That is a warning where the better one is for this platform, by the name of
+  its file; elsewhere it is not meant to serve.
   """
+  name = form.NAME if form else otherwise
+  suffix = f"_{target.target().platform}"
+  own = [why for x, why in reasons.items() if x.__name__.endswith(suffix)]
+  reason = next(iter((*own, *reasons.values())), "")
   kind = re.sub(r"\d+", "", reason)  # sizes make no other reason
   if (field, name, kind) in _logged:
     return
   _logged.add((field, name, kind))
-  fell = reason and target.target().platform == "tpu"
-  because = f": {reason}" if reason else ""
+  if own or not hasattr(form, "NOTE"):
+    because = f": {reason}" if reason else ""
+  else:
+    because = f": {form.NOTE}"
   logging.log(
-    logging.WARNING if fell else logging.INFO,
+    logging.WARNING if own else logging.INFO,
     f"{field}: auto takes {name!r}{because}",
   )

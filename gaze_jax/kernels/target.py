@@ -15,7 +15,7 @@ class Target:
 
   Attributes:
     platform: "tpu", "gpu" or "cpu".
-    interpret: as `pl.pallas_call` takes it; simulates a TPU elsewhere.
+    interpret: as `pl.pallas_call` takes it; simulates the platform elsewhere.
   """
 
   platform: str

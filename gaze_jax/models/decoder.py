@@ -6,7 +6,7 @@ which is how one set of layers serves training, prompts and decoding. State
 goes in as `memory` (scanned over the layers) and comes out as `record`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -101,7 +101,10 @@ class Decoder(nn.Module):
     self.final_norm = layers.RMSNorm("embed", c.norm_eps)
     if not c.tied:
       self.head = layers.Linear(
-        (c.width, c.vocab_size), ("embed", "vocab"), used=(None, "head_vocab")
+        (c.width, c.vocab_size),
+        ("embed", "vocab"),
+        out=jnp.float32,
+        used=(None, "head_vocab"),
       )
 
   def embed(self, tokens: types.Array) -> types.Array:
@@ -111,8 +114,8 @@ class Decoder(nn.Module):
     tokens = shard.constrain(tokens, "table_rows", "slots")
     # The head, where it is the same table, wants it sharded otherwise.
     table = shard.constrain(self.embedding, "vocab", "embed")
-    x = table[tokens] * self.config.embedding_scale
-    return shard.constrain(x, "table_rows", "slots", "embed")
+    x = shard.constrain(table[tokens], "table_rows", "slots", "embed")
+    return x.astype(jnp.float32) * self.config.embedding_scale
 
   @nn.compact
   def __call__(
@@ -163,7 +166,7 @@ class Decoder(nn.Module):
       )
       x = form.table_product(x, table, jnp.float32)
     else:
-      x = self.head(x).astype(jnp.float32)
+      x = self.head(x)
     return shard.constrain(x, "table_rows", *between, "head_vocab")
 
 
@@ -178,15 +181,17 @@ def call(
   return Decoder(config).apply(variables, *args, method=method)
 
 
-def for_decoding(params: dict[str, Any]) -> dict[str, Any]:
-  """Parameters of `Decoder` as this backend decodes with them fastest.
-
-  They compute the same; not for training.
-  """
-  return split(params) if backends.layers_apart() else params
+def decodes_apart(mesh: jax.sharding.Mesh) -> bool:
+  """Whether a backend decodes fastest with parameters from `split`."""
+  return mesh.size == 1 and backends.layers_apart()
 
 
-def split(params: dict[str, Any]) -> dict[str, Any]:
+def is_apart(path: Sequence[str]) -> bool:
+  """Whether `split` takes a parameter apart; its path begins at "decoder"."""
+  return path[:2] == ("decoder", "layers") and path[-1] == "weight"
+
+
+def split(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
   """Parameters for decoding on CPU: every matrix in an array of its own.
 
   `Decoder` computes the same with them, without the copy of each weight that
@@ -194,13 +199,23 @@ def split(params: dict[str, Any]) -> dict[str, Any]:
 
   Args:
     params: of `Decoder`, whose layers are stacked.
+    donate: delete each stacked weight once it is taken apart, so that memory
+      holds one of them twice, and not all.
 
   Returns:
     The same, but a tuple of N arrays in place of each stacked weight; biases
-    and scales stay stacked. These are copies: whoever holds on to `params`
-    holds the layers twice.
+    and scales stay stacked.
   """
-  apart = lambda path, x: tuple(x) if path[-1].key == "weight" else x
+
+  def apart(path, x):
+    keys = ("decoder", "layers", *(k.key for k in path))
+    if not is_apart(keys):
+      return x
+    layers_ = jax.block_until_ready(tuple(x))
+    if donate:
+      x.delete()
+    return layers_
+
   layers_ = jax.tree_util.tree_map_with_path(apart, params["layers"])
   return params | {"layers": layers_}
 

@@ -86,7 +86,8 @@ class Linear(nn.Module):
     weight_name: of the parameter.
     initializer: its initializer, given the numbers of the axes.
     dtype: what the operands of the product are rounded to; None for that of
-      the input, which is that of the output in either case.
+      the input.
+    out: dtype of the output; None for that of the input.
     used: how the weight is sharded for its product, if it is moved for it.
   """
 
@@ -97,6 +98,7 @@ class Linear(nn.Module):
   weight_name: str = "weight"
   initializer: Callable[..., Any] = nn.initializers.lecun_normal
   dtype: Any = None
+  out: Any = None
   used: tuple[str | None, ...] = ()
 
   @nn.compact
@@ -109,7 +111,7 @@ class Linear(nn.Module):
     if self.used:
       weight = shard.constrain(weight, *self.used)
     operand = x.astype(self.dtype or x.dtype)
-    out = products.contract(operand, weight, n, x.dtype)
+    out = products.contract(operand, weight, n, self.out or x.dtype)
     if self.bias:
       zeros, shape = nn.initializers.zeros, self.shape[n:]
       bias = param(self, "bias", zeros, self.axes[n:], shape)

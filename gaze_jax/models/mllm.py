@@ -7,6 +7,8 @@ from a cache are in `models/cached.py`.
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +25,7 @@ from gaze_jax.models import vision
 from gaze_jax.ops import gaze
 from gaze_jax.ops import routing
 from gaze_jax.ops import usage
+from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
 
 Params = dict[str, Any]
@@ -110,6 +113,31 @@ def abstract(config: config_lib.ModelConfig) -> tuple[Params, Params]:
   """
   boxed = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   return nn.meta.unbox(boxed), nn.get_partition_spec(boxed)
+
+
+def places(
+  config: config_lib.ModelConfig,
+  mesh: jax.sharding.Mesh | None = None,
+  parts: Collection[str] = rules.PARTS,
+) -> Callable[[Sequence[str]], jax.sharding.Sharding]:
+  """Where parameters go on a mesh: the path of one -> its sharding.
+
+  Args:
+    config: of the model.
+    mesh: one device by default.
+    parts: those of the model that there are.
+
+  Raises:
+    MeshError: names each field of the config that does not divide.
+  """
+  if mesh is None or mesh.size == 1:
+    device = mesh.devices.item() if mesh else jax.local_devices()[0]
+    whole = jax.sharding.SingleDeviceSharding(device)
+    return lambda path: whole
+  rules.check_model(config, dict(mesh.shape), parts)
+  shapes, names = abstract(config)
+  table = rules.shardings({p: shapes[p] for p in parts}, names, mesh)
+  return lambda path: functools.reduce(operator.getitem, path, table)
 
 
 def features(

@@ -11,6 +11,7 @@ rule, and the merge is exact (docs/method.md, section 6).
   parallel   masked           the oracle: one S x S mask
              chunked          XLA on any device; looks at no later key
              pallas           TPU: visits the regions that were chosen
+             cudnn            GPU: chunked, and cuDNN for what chooses nothing
   decode     masked           all pages in place under a mask: dense
              gather           XLA on any device; reads the chosen pages
              pallas           TPU: reads the chosen pages, copies nothing
@@ -139,21 +140,24 @@ def _attend(inputs: inputs_lib.Inputs, unit_span: int) -> inputs_lib.Result:
     return masked.attend(inputs)
   form = None
   if config.implementation != "chunked":
-    form = _regions_form(inputs)
-  if form:
+    form = _rows_form(inputs)
+  if form in backends.ATTEND_REGIONS:
     return kernel.attend(inputs, form, config.chunk, unit_span)
+  if form:
+    return chunked.attend_beside(inputs, config.chunk, form)
   if config.visual_attention == "own_unit":
     return chunked.attend_own_unit(inputs, config.chunk, unit_span)
   return chunked.attend(inputs, config.chunk)
 
 
-def _regions_form(inputs: inputs_lib.Inputs) -> ModuleType | None:
+def _rows_form(inputs: inputs_lib.Inputs) -> ModuleType | None:
   """The kernel of the parallel form, if one serves."""
   config, (_, s, q, d) = inputs.config, inputs.query.shape
+  causal = config.visual_attention == "causal"
   return backends.choose(
     "model.gaze.implementation",
     config.implementation,
-    backends.ATTEND_REGIONS,
+    backends.WHOLE_ROWS if causal else backends.ATTEND_REGIONS,
     otherwise="chunked",
     rows=min(s, kernel.SLAB),
     group=q // inputs.key.shape[2],

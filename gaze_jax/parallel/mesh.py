@@ -10,7 +10,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import fields
 
 # Shardings can be made of a mesh without devices, too.
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
@@ -75,6 +76,22 @@ def make_mesh(
   # Explicit axes, the default, would turn constraints into checks.
   kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
   return jax.sharding.Mesh(laid, AXES, axis_types=kinds)
+
+
+def of(
+  parallel: config_lib.ParallelConfig | Mapping[str, int] | None,
+) -> jax.sharding.Mesh:
+  """The mesh that a user asks for: of all devices, or of one for None.
+
+  Raises:
+    errors.GazeError: axes of other names or sizes, or as `axis_sizes`.
+  """
+  if parallel is None:
+    return one_device()
+  if not isinstance(parallel, config_lib.ParallelConfig):
+    parallel = fields.read(config_lib.ParallelConfig, parallel, "parallel")
+  parallel.validate()
+  return make_mesh(parallel)
 
 
 def one_device() -> jax.sharding.Mesh:

@@ -1,7 +1,7 @@
 """One table: the mesh axes along which each logical axis is sharded."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,16 @@ RULES: dict[str, tuple[str, ...]] = {
   "slots": ("sequence",),
   "attention_heads": ("tensor", "sequence"),
 }
+
+# The keys of a model's parameters.
+PARTS = ("vision", "projector", "decoder")
+# Fields of their configs that are sizes, and the logical axes of those.
+_CUT = dict(
+  decoder=dict(
+    vocab_size="head_vocab", width="embed", query_heads="heads", mlp_dim="mlp"
+  ),
+  vision=dict(width="vision_embed", heads="heads", mlp_dim="vision_mlp"),
+)
 
 # Elements up to which an array that belongs to no parameter may be copied.
 _SMALL = 64
@@ -168,51 +178,77 @@ def check(config: config_lib.Config, sizes: dict[str, int]) -> None:
   Raises:
     MeshError: names each field that does not divide, and what would.
   """
-  wrong = []
-  for field, size, name in _cut_fields(config):
-    parts = ways(name, sizes)
-    if size % parts:
-      wrong.append(
-        f"{field} = {size} can't be sharded {_product(axes(name), sizes)}"
-        f" ways; the most that divides it is {math.gcd(size, parts)}"
-      )
-  spread = [axis for axis in axes("attention_heads") if sizes[axis] > 1]
-  if config.model.gaze.granularity == "layer" and spread:
-    wrong.append(
-      "model.gaze.granularity = 'layer' sums the scores of all heads, which"
-      f" parallel.{spread[0]} = {sizes[spread[0]]} spreads over devices; set"
-      f" parallel.{spread[0]} = 1 or granularity = 'kv_group'"
-    )
+  fields = [*_fields_of_model(config.model, PARTS), *_fields_of_run(config)]
+  _refuse([*_undivided(fields, sizes), *_spread_choice(config.model, sizes)])
+
+
+def check_model(
+  model: config_lib.ModelConfig,
+  sizes: dict[str, int],
+  parts: Collection[str] = PARTS,
+) -> None:
+  """Sees to it that a model can be laid on a mesh, whatever it is asked.
+
+  Args:
+    model: its config.
+    sizes: of `mesh.axis_sizes`.
+    parts: those of `PARTS` that there are.
+
+  Raises:
+    MeshError: as `check`.
+  """
+  wrong = _undivided(_fields_of_model(model, parts), sizes)
+  _refuse([*wrong, *_spread_choice(model, sizes)])
+
+
+def _refuse(wrong: Sequence[str]) -> None:
   if wrong:
     raise mesh_lib.MeshError(f"parallel: {'; '.join(wrong)}")
 
 
-def _cut_fields(
-  config: config_lib.Config,
+def _undivided(
+  fields: Iterable[tuple[str, int, str]], sizes: dict[str, int]
+) -> Iterator[str]:
+  """What is wrong with fields, their sizes, and the axes that they are."""
+  for field, size, name in fields:
+    parts = ways(name, sizes)
+    if size % parts:
+      yield (
+        f"{field} = {size} can't be sharded {_product(axes(name), sizes)}"
+        f" ways; the most that divides it is {math.gcd(size, parts)}"
+      )
+
+
+def _spread_choice(
+  model: config_lib.ModelConfig, sizes: dict[str, int]
+) -> Iterator[str]:
+  spread = [axis for axis in axes("attention_heads") if sizes[axis] > 1]
+  if model.gaze.granularity == "layer" and spread:
+    yield (
+      "model.gaze.granularity = 'layer' sums the scores of all heads, which"
+      f" parallel.{spread[0]} = {sizes[spread[0]]} spreads over devices; set"
+      f" parallel.{spread[0]} = 1 or granularity = 'kv_group'"
+    )
+
+
+def _fields_of_model(
+  model: config_lib.ModelConfig, parts: Collection[str]
 ) -> Iterator[tuple[str, int, str]]:
   """Fields of a config, their sizes, and the logical axes that they are."""
-  model = config.model
-  for part, fields in (
-    (
-      "decoder",
-      dict(
-        vocab_size="head_vocab",
-        width="embed",
-        query_heads="heads",
-        mlp_dim="mlp",
-      ),
-    ),
-    (
-      "vision",
-      dict(width="vision_embed", heads="heads", mlp_dim="vision_mlp"),
-    ),
-  ):
-    for key, name in fields.items():
+  for part, fields in _CUT.items():
+    for key, name in fields.items() if part in parts else ():
       yield f"model.{part}.{key}", getattr(getattr(model, part), key), name
-  # Attention is sharded further than the weights are.
-  yield "model.decoder.kv_heads", model.decoder.kv_heads, "attention_heads"
-  if model.projector.hidden:
+  if "decoder" in parts:
+    # Attention is sharded further than the weights are.
+    yield "model.decoder.kv_heads", model.decoder.kv_heads, "attention_heads"
+  if "projector" in parts and model.projector.hidden:
     yield "model.projector.hidden", model.projector.hidden, "mlp"
+
+
+def _fields_of_run(
+  config: config_lib.Config,
+) -> Iterator[tuple[str, int, str]]:
+  """Likewise, of what a run gives the model."""
   yield "data.sequence_length", config.data.sequence_length, "slots"
   train = config.train
   rows = train.batch_size // train.accumulation

@@ -10,6 +10,7 @@ A process learns who it is, in this order, from
 
 import contextlib
 import dataclasses
+import json
 import multiprocessing
 import os
 import sys
@@ -19,6 +20,8 @@ import warnings
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.extend import backend
 
 from gaze_jax import errors
@@ -30,6 +33,7 @@ LOST_PEER = 134
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # How long a process waits for process 0 to report the same error.
 _MESSAGE_SECONDS = 3
+_SHARE_SECONDS = 60  # for which a wait is not asked anew
 _MESSAGE_KEY = "gaze_jax/message"
 
 
@@ -54,9 +58,10 @@ class _Member:
 
 # What `initialize` found this process to be; None before.
 _this: _Member | None = None
+_shared = 0  # how often `share` was called
 
 
-def initialize(timeout: int = 300) -> None:
+def initialize(timeout: int = 300, *, alone: bool = True) -> None:
   """Joins the processes of a run; call it before anything touches a device.
 
   Called for one process as well: SIGTERM is a notice of preemption from then
@@ -66,6 +71,7 @@ def initialize(timeout: int = 300) -> None:
   Args:
     timeout: seconds to wait for the other processes. If one is missing then,
       JAX aborts the process (exit 134), so who waits for whom is logged before.
+    alone: False leaves one process as it is, which starts faster.
 
   Raises:
     ProcessesError: the environment is incomplete, or contradicts itself.
@@ -78,6 +84,9 @@ def initialize(timeout: int = 300) -> None:
       if _this is not None:
         return
     if this is None or this.processes == 1:
+      if not alone:
+        _this = _Member(0, 1, "", None)
+        return
       this = _Member(0, 1, stack.enter_context(ports.hold()), None)
     else:
       others = this.processes - 1
@@ -106,6 +115,53 @@ def initialize(timeout: int = 300) -> None:
       ) from error
   _this = this
   _set_collectives(this)
+
+
+def count() -> int:
+  """How many processes there are; touches no device."""
+  return _this_process().processes
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which prints and writes for all."""
+  return _this_process().process == 0
+
+
+def share(text: str | None) -> str | None:
+  """What process 0 has, for all of them; each must call it as often.
+
+  Process 0 may take as long as it likes, such as for somebody to type.
+
+  Args:
+    text: of process 0; others' is ignored.
+  """
+  global _shared
+  if count() == 1:
+    return text
+  key, _shared = f"gaze_jax/shared/{_shared}", _shared + 1
+  if (client := _client()) is None:
+    return _broadcast(text)
+  if is_first():
+    client.key_value_set(key, json.dumps(text))
+    return text
+  while True:
+    try:
+      return json.loads(
+        client.blocking_key_value_get(key, _SHARE_SECONDS * 1000)
+      )
+    except jax.errors.JaxRuntimeError as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
+
+
+def _broadcast(text: str | None) -> str | None:
+  """`share` by a collective, which may have a limit of time of its own."""
+  sent = np.frombuffer(json.dumps(text).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(sent.size)))
+  sent = sent if is_first() else np.zeros(size, np.uint8)
+  return json.loads(
+    bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent)))
+  )
 
 
 def leave(what: str | int) -> NoReturn:

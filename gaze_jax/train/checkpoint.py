@@ -32,6 +32,7 @@ from gaze_jax.train import manifest
 from gaze_jax.train import state as state_lib
 
 _NONE, _REFUSED = -1, -2  # in place of a step
+_WIDEST = 4  # bytes of an element of a parameter on disk
 
 
 class CheckpointError(errors.GazeError):
@@ -114,6 +115,12 @@ class Checkpoints:
         " --workdir"
       )
 
+  def shapes(self) -> Any:
+    """The tree of the newest parameters, of `jax.ShapeDtypeStruct`s."""
+    handler = ocp.StandardCheckpointHandler()
+    tree = handler.metadata(self._folder() / "params").tree
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
   def params(self, like: Any = None) -> Any:
     """The newest parameters; nothing else is read from disk.
 
@@ -122,8 +129,12 @@ class Checkpoints:
         whatever mesh; None for numpy arrays, whole on this host.
     """
     if like is not None:
-      args = ocp.args.StandardRestore(like)
-      return self._read("params", ocp.StandardCheckpointHandler(), args)
+      # What is on its way from disk to devices, beside what is there.
+      most = max((x.size * _WIDEST for x in jax.tree.leaves(like)), default=0)
+      handler = ocp.StandardCheckpointHandler(
+        restore_concurrent_gb=1 + most // 10**9
+      )
+      return self._read("params", handler, ocp.args.StandardRestore(like))
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(self._folder() / "params").tree
     on_host = ocp.RestoreArgs(restore_type=np.ndarray)

@@ -172,20 +172,31 @@ def latest_config(
   Raises:
     schema.SchemaError: a newer gaze_jax has started it.
   """
-  try:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return saved
-  if not isinstance(raw, dict):
-    return saved
-  schema.read(raw, path, "run")
-  raw.pop(schema.KEY, None)
-  try:
-    last = config_lib.of_saved(raw)
-  except config_lib.ConfigError:
+  last = started_config(path)
+  if last is None:
     return saved
   changed = config_differences(*map(config_lib.to_dict, (saved, last)))
   return saved if changed else last
+
+
+def started_config(path: pathlib.Path) -> config_lib.Config | None:
+  """What a run's `config.json` holds; None if there is none, or no config.
+
+  Raises:
+    schema.SchemaError: a newer gaze_jax has written it.
+  """
+  try:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+  if not isinstance(raw, dict):
+    return None
+  schema.read(raw, path, "run")
+  raw.pop(schema.KEY, None)
+  try:
+    return config_lib.of_saved(raw)
+  except config_lib.ConfigError:
+    return None
 
 
 def _version(package: str) -> str:

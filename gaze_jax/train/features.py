@@ -2,7 +2,8 @@
 
 The file's name is a hash of everything that decides its content (tower,
 weights, preprocessing, pictures), so a stale file is never read: it is simply
-not found. A file appears under its name only when it is complete.
+not found. A file appears under its name only when it is complete; one that was
+truncated since is computed anew.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
@@ -88,12 +90,24 @@ def cached(
   several, first = jax.process_count() > 1, jax.process_index() == 0
   if several and not first:
     multihost_utils.sync_global_devices("features")
-  if not path.exists():
+  if not _is_whole(path):
     directory.mkdir(parents=True, exist_ok=True)
     _build(config, source, path, pretrained.tower(run or config))
   if several and first:
     multihost_utils.sync_global_devices("features")
   return np.load(path, mmap_mode="r")
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+  """Whether a file of features is there, as long as its header says."""
+  if not path.exists():
+    return False
+  try:
+    np.load(path, mmap_mode="r")
+  except (ValueError, EOFError) as error:
+    logging.warning("%s is broken (%s): it is computed anew", path, error)
+    return False
+  return True
 
 
 def _key(config: config_lib.Config, source: samples.Source) -> str:

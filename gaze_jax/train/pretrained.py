@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
@@ -26,11 +25,9 @@ from gaze_jax.models import vision
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
+from gaze_jax.weights import dtypes
 from gaze_jax.weights import hf
 from gaze_jax.weights import store
-
-# Leaves that are only operands of matrix products, or looked up.
-_MATRICES = ("weight", "embedding")
 
 
 def frozen_parts(config: config_lib.Config) -> tuple[str, ...]:
@@ -44,6 +41,7 @@ def load_frozen(
   *,
   pixels: bool = True,
   mesh: jax.sharding.Mesh | None = None,
+  dtype: str | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Parameters of the frozen parts, sharded over the mesh.
 
@@ -54,24 +52,29 @@ def load_frozen(
     config: the run.
     pixels: False leaves the tower out, where batches hold its features.
     mesh: one device by default.
+    dtype: of all matrices; by default that of the decoder, and float32.
   """
   out = {}
   for name in frozen_parts(config):
     if name == "vision" and not pixels:
       continue
-    part = source(config, name, mesh)
-    out[name] = _fresh(config, name, mesh) if part is None else part
-  if "decoder" in out:
-    out["decoder"] = _narrow(config, out["decoder"])
+    kind = dtype or _frozen_dtype(config, name)
+    part = source(config, name, mesh, kind)
+    out[name] = _fresh(config, name, mesh, kind) if part is None else part
   return out
 
 
-def _narrow(config: config_lib.Config, decoder_: dict[str, Any]) -> Any:
-  dtype = jnp.dtype(config.model.decoder.dtype)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x.astype(dtype) if path[-1].key in _MATRICES else x,
-    decoder_,
-  )
+def _frozen_dtype(config: config_lib.Config, name: str) -> str:
+  return config.model.decoder.dtype if name == "decoder" else "float32"
+
+
+def _held(part: dict[str, Any], dtype: str) -> dict[str, Any]:
+  """A part whose matrices have a dtype."""
+
+  def cast(path, x):
+    return x.astype(dtypes.held([k.key for k in path], x.dtype, dtype))
+
+  return jax.tree_util.tree_map_with_path(cast, part)
 
 
 def abstract_frozen(
@@ -80,10 +83,11 @@ def abstract_frozen(
   """Shapes, dtypes and shardings of what `load_frozen` gives; no arrays."""
   shapes, _ = mllm.abstract(config.model)
   out = {name: shapes[name] for name in frozen_parts(config)}
-  if "decoder" in out:
-    out["decoder"] = jax.eval_shape(
-      lambda x: _narrow(config, x), out["decoder"]
-    )
+  held = lambda name, x: _held(x, _frozen_dtype(config, name))
+  out = {
+    name: jax.eval_shape(functools.partial(held, name), part)
+    for name, part in out.items()
+  }
   place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
   return {
     name: jax.tree.map(place, part, _places(config, mesh)[name])
@@ -107,7 +111,10 @@ def first_values(
 
 
 def source(
-  config: config_lib.Config, name: str, mesh: jax.sharding.Mesh | None = None
+  config: config_lib.Config,
+  name: str,
+  mesh: jax.sharding.Mesh | None = None,
+  dtype: str = "float32",
 ) -> dict[str, Any] | None:
   """A part from where the config says it comes from.
 
@@ -115,9 +122,10 @@ def source(
     config: the run.
     name: of the part.
     mesh: what it is sharded over; one device by default.
+    dtype: of its matrices.
 
   Returns:
-    Nested dict of float32 arrays; None for a part that is made anew.
+    Nested dict of arrays; None for a part that is made anew.
 
   Raises:
     errors.GazeError: it is not installed, or does not fit the config.
@@ -125,14 +133,14 @@ def source(
   places = _places(config, mesh)
   if config.train.init_from:
     directory = pathlib.Path(config.train.init_from)
-    found = _converted(config, directory, name, places)
+    found = _converted(config, directory, name, places, dtype)
     if found is not None:
       return found
   part = getattr(config.model, name)
   if getattr(part, "weights", "random") == "random":
     return None
   found = plugins.weights(part.weights, f"model.{name}.weights").load(part)
-  return jax.tree.map(shard.put, found, places[name])
+  return jax.tree.map(shard.put, _held(found, dtype), places[name])
 
 
 def _places(
@@ -161,6 +169,7 @@ def _converted(
   directory: pathlib.Path,
   name: str,
   places: dict[str, Any],
+  dtype: str,
 ) -> dict[str, Any] | None:
   """A part from a directory of launch/convert.py; None if it is not there."""
   stored = store.open_stored(directory)
@@ -179,17 +188,20 @@ def _converted(
   if name == "projector" and config.model.tiling.kind == "none":
     leaves = [leaf for leaf in leaves if leaf.path[1] != "newline"]
   at = lambda path: functools.reduce(operator.getitem, path, places)
-  return store.load(leaves, sharding=at)[name]
+  return store.load(dtypes.leaves(leaves, dtype), sharding=at)[name]
 
 
 def tower(config: config_lib.Config) -> dict[str, Any]:
   """Parameters of the vision tower alone, as `load_frozen` has them."""
   found = source(config, "vision")
-  return _fresh(config, "vision", None) if found is None else found
+  return _fresh(config, "vision") if found is None else found
 
 
 def _fresh(
-  config: config_lib.Config, name: str, mesh: jax.sharding.Mesh | None
+  config: config_lib.Config,
+  name: str,
+  mesh: jax.sharding.Mesh | None = None,
+  dtype: str = "float32",
 ) -> dict[str, Any]:
   """A part at random, always the same for a seed."""
   key = jax.random.key(config.train.seed)
@@ -200,7 +212,8 @@ def _fresh(
     c = config.model.vision
     vit, blank = vision.ViT(c), vision.blank(c, 1)
     new = lambda key: nn.meta.unbox(vit.init(key, blank)["params"])
-  return jax.jit(new, out_shardings=places)(key)
+  held = lambda key: _held(new(key), dtype)
+  return jax.jit(held, out_shardings=places)(key)
 
 
 def check_tokenizer(config: config_lib.Config) -> None:

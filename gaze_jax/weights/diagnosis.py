@@ -5,6 +5,7 @@ none of which is a model; or its tensors may not fit its config.json.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -176,6 +177,12 @@ def explain(
       " set model_type (and architectures) to what they are"
     )
   wanted = tables.wanted(entries)
+  if wrapper := _wrapper(wanted, names):
+    return (
+      f"{directory}: every tensor's name begins with {wrapper!r}, as a"
+      " wrapper writes it (DataParallel, torch.compile): save the state dict of"
+      f" the model within (wrapped.{wrapper[:-1]}.state_dict())"
+    )
   if not any(name in wanted for name in names):
     some = ", ".join(sorted(names)[:_SHOWN])
     return (
@@ -191,6 +198,16 @@ def explain(
     f" place{many} (nearest naming of tensors: {naming}):\n  "
     + "\n  ".join(lines + hints)
   )
+
+
+def _wrapper(wanted: Collection[str], names: Collection[str]) -> str:
+  """What stands before all names, and is all that is wrong; "" for nothing."""
+  shared = os.path.commonprefix(list(names))
+  for found in re.finditer(r"\.", shared):
+    prefix = shared[: found.end()]
+    if set(wanted) <= {name.removeprefix(prefix) for name in names}:
+      return prefix
+  return ""
 
 
 def _other_family(

@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gaze_jax import foreign
 from gaze_jax import json_file
 from gaze_jax.weights import errors
 
@@ -46,7 +47,6 @@ CODES = {
 _PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 _LONGEST_HEADER = 100_000_000  # the format's limit
-_AGAIN = "download or copy it again"
 _BLOCK = 2**24  # bytes of the buffer for rows of which a part is wanted
 _GAP = 4096  # reading so many bytes costs no more than a call to skip them
 _MAPPED = 2**28  # bytes of a mapped file that may count as ours
@@ -109,19 +109,19 @@ def list_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     if tensor.offset != end:
       what = "overlaps with another" if tensor.offset < end else "has a gap"
       raise errors.ConversionError(
-        f"{path}: {tensor.name} {what} before it in the file; {_AGAIN}"
+        f"{path}: {tensor.name} {what} before it in the file; {foreign.AGAIN}"
       )
     end += tensor.bytes
   if size < end:
     lost = min(t.name for t in tensors.values() if t.offset + t.bytes > size)
     raise errors.ConversionError(
       f"{path}: the file is truncated: {end:,} bytes expected, {size:,} found;"
-      f" {lost} is not whole; {_AGAIN}"
+      f" {lost} is not whole; {foreign.AGAIN}"
     )
   if size > end:
     raise errors.ConversionError(
       f"{path}: {end:,} bytes expected, {size:,} found: the rest belongs to no"
-      f" tensor; {_AGAIN}"
+      f" tensor; {foreign.AGAIN}"
     )
   return tensors
 
@@ -129,44 +129,47 @@ def list_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
 def _read_header(path: pathlib.Path, size: int) -> tuple[dict[str, Any], int]:
   """The header, and where the tensors start."""
   with path.open("rb") as file:
-    head = file.read(9)
+    head = file.read(foreign.HEAD)
+    file.seek(9)
     length = int.from_bytes(head[:8], "little")
     fits = length <= min(size - 8, _LONGEST_HEADER)
-    if not fits or head[8:] != b"{":
+    if not fits or head[8:9] != b"{":
       raise errors.ConversionError(f"{path}: {_foreign(head, size, length)}")
-    raw = head[8:] + file.read(length - 1)
+    raw = b"{" + file.read(length - 1)
   try:
     header = json_file.parse(json_file.decode(raw), json_file.unique)
   except json_file.NotJsonError as error:
     raise errors.ConversionError(
-      f"{path}: the safetensors header is no JSON ({error}); {_AGAIN}"
+      f"{path}: the safetensors header is no JSON ({error}); {foreign.AGAIN}"
     ) from None
   return header, 8 + length
 
 
 def _foreign(head: bytes, size: int, length: int) -> str:
   """What a file without a safetensors header is, and what to do."""
-  if not size:
-    return f"the file is empty; {_AGAIN}"
-  if head.startswith(b"version "):
-    return "a pointer of Git LFS, not the file: run `git lfs pull` there"
-  if head.startswith(b"PK\x03\x04") or head[0] == 0x80 and head[1:2] < b"\x06":
+  if (
+    head.startswith(b"PK\x03\x04")
+    or head[:1] == b"\x80"
+    and head[1:2] < b"\x06"
+  ):
     return (
       "a pickle (torch.save), not safetensors; if you trust where it comes"
       " from, name it .bin: it is then read with weights_only"
     )
+  if what := foreign.kind(head):
+    return what
   if size < 8 or length <= _LONGEST_HEADER and length > size - 8:
     want = f"{length + 8:,}" if size >= 8 else "at least 8"
     return (
       f"the safetensors header is truncated: {want} bytes expected, {size:,}"
-      f" found; {_AGAIN}"
+      f" found; {foreign.AGAIN}"
     )
   if length > _LONGEST_HEADER:
     return (
       f"no safetensors file: its first 8 bytes give a header of {length:,}"
-      f" bytes, the limit is {_LONGEST_HEADER:,}; {_AGAIN}"
+      f" bytes, the limit is {_LONGEST_HEADER:,}; {foreign.AGAIN}"
     )
-  return f"the safetensors header is garbage; {_AGAIN}"
+  return f"the safetensors header is garbage; {foreign.AGAIN}"
 
 
 def _listed(path: pathlib.Path, name: str, entry: Any, start: int) -> Tensor:
@@ -180,7 +183,7 @@ def _listed(path: pathlib.Path, name: str, entry: Any, start: int) -> Tensor:
   if not sound:
     raise errors.ConversionError(
       f"{path}: the header's entry of {name} is garbage: {entry!r:.100}; "
-      + _AGAIN
+      + foreign.AGAIN
     )
   if code not in CODES:
     raise errors.ConversionError(
@@ -192,7 +195,7 @@ def _listed(path: pathlib.Path, name: str, entry: Any, start: int) -> Tensor:
   if (last - first) * 8 != math.prod(shape) * bits:
     raise errors.ConversionError(
       f"{path}: {name} is {code} {list(shape)} and has {last - first:,} bytes;"
-      f" {_AGAIN}"
+      f" {foreign.AGAIN}"
     )
   return Tensor(name, shape, dtype, path, last - first, start + first)
 
@@ -243,7 +246,8 @@ def _read_into(file: io.FileIO, out: np.ndarray, offset: int) -> None:
   while view:  # a call gives at most 2 GiB
     if not (got := file.readinto(view)):
       raise errors.ConversionError(
-        f"{file.name}: the file became shorter while it was read; {_AGAIN}"
+        f"{file.name}: the file became shorter while it was read;"
+        f" {foreign.AGAIN}"
       )
     view = view[got:]
 
@@ -317,17 +321,19 @@ def _torch(path: pathlib.Path) -> Any:
 def _load(path: pathlib.Path) -> Mapping[str, Any]:
   """The state dict of a file of torch.save; no code in it is run."""
   with path.open("rb") as file:
-    head = file.read(8)
+    head = file.read(foreign.HEAD)
   if not head.startswith(b"PK\x03\x04"):
-    what = "the file is empty" if not head else "not a zip of torch.save"
-    if head.startswith(b"version "):
-      what = "a pointer of Git LFS, not the file; run `git lfs pull` there"
+    if what := foreign.kind(head):
+      raise errors.ConversionError(f"{path}: {what}; nothing in it was run")
     raise errors.ConversionError(
-      f"{path}: {what}; nothing in it was run; {_AGAIN}, or save it with"
-      " safetensors or today's torch.save where it comes from"
+      f"{path}: not a zip of torch.save; nothing in it was run;"
+      f" {foreign.AGAIN}, or save it with safetensors or today's torch.save"
+      " where it comes from"
     )
   if not zipfile.is_zipfile(path):  # its table of contents is at the end
-    raise errors.ConversionError(f"{path}: the zip is truncated; {_AGAIN}")
+    raise errors.ConversionError(
+      f"{path}: the zip is truncated; {foreign.AGAIN}"
+    )
   torch = _torch(path)
   try:
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -339,7 +345,8 @@ def _load(path: pathlib.Path) -> Mapping[str, Any]:
     why = f"it asks for {found[1]}" if found else type(error).__name__
     raise errors.ConversionError(
       f"{path}: more than tensors, or broken; nothing in it was run ({why});"
-      f" {_AGAIN}, or save the state dict with safetensors where it comes from"
+      f" {foreign.AGAIN}, or save the state dict with safetensors where it"
+      " comes from"
     ) from None
   if not isinstance(state, Mapping) or not all(
     isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,8 @@ _FREE = {
   *("weights", "frozen", "scan", "remat", "dtype"),
   *("embedding_std", "position_std", "context_std"),
 }
+# A config of a model and the parts of it that there are -> None, or an error.
+Fits = Callable[[config_lib.ModelConfig, Sequence[str]], None]
 _TEXT_SLOTS = 1024  # room for text in a row, beside one picture
 _ROWS = 4096  # rows of the head that are compared at a time
 
@@ -92,6 +94,7 @@ def open_checkpoint(
   adapt: Callable[
     [config_lib.ModelConfig], config_lib.ModelConfig
   ] = lambda m: m,
+  fits: Fits = lambda model, parts: None,
 ) -> store.Stored:
   """Opens a checkpoint directory of transformers.
 
@@ -100,6 +103,8 @@ def open_checkpoint(
     dtype: "float32", "bfloat16" or "float16"; as in the checkpoint by default.
     adapt: changes how it is run (another hidden state, another picture size)
       before its tensors are held to the tables.
+    fits: raises an error of its own for a model that can't be used, before a
+      tensor is read.
 
   Raises:
     ConversionError: there is none, it is broken, its family is not known, its
@@ -111,6 +116,7 @@ def open_checkpoint(
   diagnosis.refuse_partial(directory, list(source.listed))
   raw, family, model = read_configs(directory)
   model = adapt(model)
+  fits(model, family.parts)
   fits = [_fit(n, raw, family, model, source) for n in family.namings]
   best = min(fits, key=lambda fit: len(fit.problems))
   if best.problems:
@@ -280,8 +286,17 @@ def read_configs(
   except (TypeError, ValueError, LookupError, ArithmeticError) as error:
     raise errors.ConversionError(
       f"{directory}/config.json: a value is of a kind that it can't be: {error}"
+      f"{_quoted(raw)}"
     ) from None
   return raw, family, model
+
+
+def _quoted(raw: dict[str, Any]) -> str:
+  """The remedy for numbers that stand as texts; "" where there are none."""
+  tables = [raw, *(x for x in raw.values() if isinstance(x, dict))]
+  texts = [(k, x) for t in tables for k, x in t.items() if isinstance(x, str)]
+  found = [f"{k} = {x!r}" for k, x in texts if re.fullmatch(r"\d+\.?\d*", x)]
+  return f"; take the quotes from {', '.join(found)}" if found else ""
 
 
 def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import traverse_util
@@ -38,6 +39,7 @@ from gaze_jax.weights.families import registry
 NAME, UNUSED, SOURCE = "gaze.json", "unused.safetensors", "hf"
 _SHOWN = 10**9  # bytes from which progress is shown
 _BLOCK = 2**27  # elements that are read and written at a time
+_CHECKED = 2**22  # and that are checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,19 @@ class Leaf:
   def bytes(self) -> int:
     """On disk."""
     return math.prod(self.shape) * self.dtype.itemsize
+
+  def layers(self) -> list["Leaf"]:
+    """The layers of a stacked leaf, each a leaf of its own."""
+
+    def read(layer: int, index: tables.Index) -> np.ndarray:
+      return self.read((slice(layer, layer + 1), *index))[0]
+
+    return [
+      dataclasses.replace(
+        self, shape=self.shape[1:], read=functools.partial(read, layer)
+      )
+      for layer in range(self.shape[0])
+    ]
 
   def blocks(self) -> Iterator[np.ndarray]:
     """The leaf in pieces along its leading axes, in order, in its dtype.
@@ -248,33 +263,97 @@ def write_leaves(path: pathlib.Path, leaves: Iterable[Leaf]) -> None:
 def load(
   leaves: Iterable[Leaf],
   *,
-  dtype: Any = np.float32,
   sharding: Callable[[tables.Path], jax.sharding.Sharding] | None = None,
+  apart: Callable[[tables.Path], bool] = lambda path: False,
 ) -> dict[str, Any]:
-  """Arrays on devices; each device's part is read by itself.
+  """Arrays on devices, in the dtype of each leaf.
+
+  Each device's part is read by itself, in blocks that go straight to it: the
+  host holds one block at a time beside what is on devices.
 
   Args:
     leaves: as `Stored` has them.
-    dtype: of the arrays; None for that of each leaf.
     sharding: path -> sharding; all on the first device by default.
+    apart: path -> whether the layers of a leaf become arrays of their own, as
+      in `models.decoder.split`; the sharding is then that of one layer.
 
   Returns:
-    Nested dict of jax arrays.
+    Nested dict of jax arrays, or tuples of them where layers are apart.
+
+  Raises:
+    ConversionError: a weight is NaN or infinite.
   """
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   place = sharding or (lambda path: here)
-  return traverse_util.unflatten_dict(
-    {
-      leaf.path: jax.make_array_from_callback(
-        leaf.shape,
-        place(leaf.path),
-        lambda index, leaf=leaf: leaf.read(index).astype(
-          dtype or leaf.dtype, copy=False
-        ),
+
+  def read(leaf: Leaf) -> Any:
+    if apart(leaf.path):
+      return tuple(_array(one, place(leaf.path)) for one in leaf.layers())
+    return _array(leaf, place(leaf.path))
+
+  return traverse_util.unflatten_dict({x.path: read(x) for x in leaves})
+
+
+def _array(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
+  """A leaf on the devices of this process; copies of a part are read once."""
+  parts, arrays = {}, []
+  where = sharding.addressable_devices_indices_map(leaf.shape)
+  for device, index in where.items():
+    spans = tuple(formats.spans(leaf.shape, index))
+    if spans in parts:
+      arrays.append(jax.device_put(parts[spans], device))
+    else:
+      parts[spans] = _part(leaf, spans, device)
+      arrays.append(parts[spans])
+  return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def _part(leaf: Leaf, spans: formats.Spans, device: jax.Device) -> jax.Array:
+  """A part of a leaf on a device."""
+
+  def read(index: tables.Index) -> jax.Array:
+    at = (
+      slice(start + s.start, start + s.stop)
+      for (start, _), s in zip(spans, index, strict=True)
+    )
+    block = _finite(leaf, tuple(at)).astype(leaf.dtype, copy=False)
+    return jax.block_until_ready(jax.device_put(block, device))
+
+  shape = tuple(stop - start for start, stop in spans)
+  blocks = list(_blocks(shape))
+  if len(blocks) == 1:
+    return read(blocks[0])
+  out = jnp.zeros(shape, leaf.dtype, device=device)
+  for index in blocks:
+    out = _write(out, read(index), tuple(s.start for s in index))
+  return jax.block_until_ready(out)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(
+  out: jax.Array, block: jax.Array, start: tuple[Any, ...]
+) -> jax.Array:
+  """A block put into an array, in place."""
+  return jax.lax.dynamic_update_slice(out, block, start)
+
+
+def _finite(leaf: Leaf, index: tables.Index) -> np.ndarray:
+  """A part of a leaf, whose numbers are numbers."""
+  array = leaf.read(index)
+  for rows in formats.row_blocks(array.shape or (1,), _CHECKED):
+    part = array[rows] if array.shape else array
+    if part.dtype.itemsize == 2:  # numpy is slow to tell of these
+      exponent = 0x7C00 if part.dtype == np.float16 else 0x7F80
+      finite = (part.view(np.uint16) & exponent) != exponent
+    else:
+      finite = np.isfinite(part)
+    if not finite.all():
+      raise errors.ConversionError(
+        f"{leaf.name}: {finite.size - finite.sum()} of its numbers are NaN or"
+        " infinite, so every answer would be, too: download the weights again,"
+        " or take an earlier checkpoint"
       )
-      for leaf in leaves
-    }
-  )
+  return array
 
 
 def from_params(params: Mapping[str, Any]) -> list[Leaf]:

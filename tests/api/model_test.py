@@ -163,7 +163,8 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(
   config = dataclasses.replace(
     config, model=dataclasses.replace(config.model, decoder=decoder)
   )
-  monkeypatch.setattr(directory_lib, "load", lambda path: (config, ours.params))
+  load = lambda path, mesh, **options: (config, ours.params)
+  monkeypatch.setattr(directory_lib, "load", load)
   with pytest.raises(errors.GazeError, match="= 2047 are beyond"):
     api.load(tmp_path)
 

@@ -121,11 +121,37 @@ def test_a_missing_file_and_a_text_are_no_images(read, tmp_path):
   text.write_text("hello")
   with pytest.raises(images.ImageError, match="text.png: not an image file"):
     read(text, 100)
-  text.write_text("")
-  with pytest.raises(images.ImageError, match="text.png: not an image file"):
-    read(text, 100)
-  with pytest.raises(images.ImageError, match="no such file"):
+  with pytest.raises(images.ImageError, match="a folder, and a file is nee"):
     read(tmp_path, 100)
+
+
+@pytest.mark.parametrize("read", [images.decode, images.check])
+@pytest.mark.parametrize(
+  "content, what",
+  [
+    (b"", "the file is empty"),
+    (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    (b"<html>404", "a web page"),
+  ],
+)
+def test_what_a_download_left_in_place_of_an_image(
+  read, content, what, tmp_path
+):
+  path = tmp_path / "a.png"
+  path.write_bytes(content)
+  for source in (path, content):
+    with pytest.raises(images.ImageError, match=what):
+      read(source, 100)
+
+
+@pytest.mark.parametrize("read", [images.decode, images.check])
+def test_an_address_is_no_file(read):
+  with pytest.raises(images.ImageError, match="a.png: an address.*download it"):
+    read("https://example.org/a.png", 100)
+  written = "data:image/png;base64," + "A" * 10**5
+  with pytest.raises(images.ImageError, match="give its bytes") as error:
+    read(written, 100)
+  assert len(str(error.value)) < 500
 
 
 def test_a_truncated_image_passes_the_header_check_only(tmp_path):

@@ -104,3 +104,10 @@ def test_keys_that_stand_twice_are_marked(tmp_path):
 def test_a_number_that_is_none_is_read(tmp_path):
   records = read(tmp_path, json.dumps([float("nan"), float("inf"), 1e300]))
   assert records[0].value != records[0].value and len(records) == 3
+
+
+def test_what_is_no_file_is_named_with_the_remedy(tmp_path):
+  with pytest.raises(samples.DataError, match="a folder, and a file is needed"):
+    json_records.read(str(tmp_path))
+  with pytest.raises(samples.DataError, match="an address.*download it first"):
+    json_records.read("https://example.org/held_out.json")

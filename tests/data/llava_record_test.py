@@ -140,6 +140,27 @@ def test_who_is_not_known_is_named(who):
   assert who == "" or repr(str(who)) in text
 
 
+@pytest.mark.parametrize("key, value", [("weight", 0), ("train", False)])
+def test_an_answer_that_is_not_to_be_learned_is_not_learned(key, value):
+  said = [human("a"), gpt("b") | {key: value}, human("c"), gpt("d")]
+  reason, text = skipped(record(said))
+  assert reason == "answer weight" and f"turn 1 has {key!r}: {value}" in text
+  for harmless in (1, 1.0, True, None, ""):
+    said[1][key] = harmless
+    assert len(read(said).turns) == 2
+  assert read([human("a") | {key: value}, gpt("b")]).turns  # never learned
+
+
+def test_what_is_no_text_is_named_with_the_remedy():
+  parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
+  said = skipped(record([human(parts), gpt("b")], image="a.png"))[1]
+  assert "turn 0 is of type list" in said and "one text, with <image>" in said
+  said = skipped(record([human("How many?"), gpt(3)]))[1]
+  assert "turn 1 is of type int, not a text: write it in quotes" in said
+  said = skipped(record(image={"bytes": "", "path": "a.png"}))[1]
+  assert "write each image to a file" in said
+
+
 def test_turns_out_of_turn_are_named():
   for said in (
     [human("a"), human("b"), gpt("c")],

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -147,6 +148,22 @@ BAD = {
     image=["a.png"] * 3, conversations=[human("<image>" * 3 + "a"), gpt("x")]
   ),
 }
+
+
+@pytest.mark.parametrize(
+  "name, what",
+  [
+    ("none.png", "'none.png' in .* .data.image_folder.: no such file"),
+    ("https://example.org/a.png", "an address.* download it first"),
+    ("/a.png", "leads out of .*: set data.image_folder"),
+  ],
+)
+def test_an_image_that_is_not_there_is_named_with_the_remedy(
+  folder, caplog, name, what
+):
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    make(folder, [entry(), entry(image=name)])
+  assert re.search(what, caplog.text)
 
 
 @pytest.mark.parametrize("reason", BAD)
@@ -317,7 +334,7 @@ def test_broken_bodies_count_towards_the_share(folder):
 
 
 def test_missing_file_and_folder(tmp_path):
-  with pytest.raises(samples.DataError, match="can't read .*none.json: No"):
+  with pytest.raises(samples.DataError, match="can't read .*none.json: no"):
     llava.LlavaJson(
       str(tmp_path / "none.json"),
       image_folder="",

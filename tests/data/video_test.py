@@ -3,6 +3,7 @@
 Frame number i of a clip is grey of 8 i, so a picture says which it is.
 """
 
+import inspect
 import io
 import math
 import struct
@@ -429,22 +430,36 @@ def test_pixels_of_other_kinds(tmp_path, codec, pixels):
 
 def test_frames_below_one(tmp_path):
   path = clip(tmp_path / "a.mp4", 3)
-  assert refused(path, frames=0) == "0 frames are asked for: ask for 1 or more"
+  assert refused(path, frames=0) == (
+    "0 frames are asked for: ask for a whole number, 1 or more"
+  )
   assert refused(path, frames=-2).startswith("-2 frames")
+  with pytest.raises(video.VideoError, match=": 2.5 frames.* a whole number"):
+    inspect.unwrap(video.read)(path, 2.5, LIMIT)  # types are checked here alone
 
 
 def test_what_is_no_file(tmp_path):
   assert refused(tmp_path / "none.mp4") == "no such file"
-  assert refused(tmp_path) == "no such file"
+  assert refused(tmp_path) == "a folder, and a file is needed"
+  assert refused("https://example.org/a.mp4").startswith("an address")
+  with pytest.raises(video.VideoError, match="written out") as error:
+    video.read("data:video/mp4;base64," + "A" * 10**5, 4, LIMIT)
+  assert len(str(error.value)) < 500
 
 
 def test_what_is_no_video(tmp_path):
   path = tmp_path / "a.mp4"
-  for content in (b"", b"hello world\n" * 50, bytes(5000)):
+  path.write_bytes(b"hello world\n" * 50)
+  message = refused(path)
+  assert message.startswith("not a video, or a truncated one (")
+  assert message.endswith("flv, asf, ogg, gif, png, webp, avif")
+  for content, what in (
+    (b"", "the file is empty"),
+    (bytes(5000), "the file is empty"),
+    (b"<html>404", "a web page"),
+  ):
     path.write_bytes(content)
-    message = refused(path)
-    assert message.startswith("not a video, or a truncated one (")
-    assert message.endswith("flv, asf, ogg, gif, png, webp, avif")
+    assert refused(path).startswith(what)
   for kind in ("PNG", "JPEG", "WEBP", "AVIF", "BMP"):
     Image.fromarray(grey(3)).save(path, kind)
     assert refused(path).startswith("not a video")

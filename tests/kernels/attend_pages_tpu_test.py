@@ -145,6 +145,31 @@ def test_bfloat16(l, d):
   assert_dense(attend(**case, chunk_pages=2), case)
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("views", [True, False])
+@pytest.mark.parametrize(
+  "l, d, dtype",
+  [
+    (36, 128, "bfloat16"),
+    (36, 128, "float32"),
+    (36, 64, "bfloat16"),
+    (9, 64, "float32"),
+    (9, 128, "bfloat16"),
+    (144, 64, "bfloat16"),
+    (16, 128, "float32"),
+  ],
+)
+def test_both_ways_of_loading(l, d, dtype, views):
+  """What a TPU runs, views of tiles, by the one interpreter that knows them.
+
+  It has one memory, and out-of-range indices go unnoticed; `SIMULATED` above
+  notices those, and knows no views.
+  """
+  case = draw(g=4, h=2, l=l, d=d, counts=((5, 3),), dtype=dtype)
+  got = attend(**case, chunk_pages=2, interpret=True, views=views)
+  assert_dense(got, case)
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("of_query, of_cache", [(0, 1), (1, 0)])
 def test_query_and_cache_of_two_dtypes(of_query, of_cache):

@@ -139,3 +139,32 @@ def test_split_weights_are_not_copied():
   weight = 4 * 512 * 512
   assert size(decoder.split(params)) < weight / 4
   assert size(params) > weight  # what is to be avoided is there
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_narrow_weights_give_wide_embeddings_and_logits(tied):
+  config = dataclasses.replace(CONFIG, dtype="bfloat16", tied=tied)
+  params = _init(config, jax.random.key(0))
+  narrow = jax.tree_util.tree_map_with_path(
+    lambda path, x: x if path[-1].key == "scale" else x.astype(jnp.bfloat16),
+    params,
+  )
+  run = lambda method, x: decoder.call(dict(decoder=narrow), config, method, x)
+  embedded = run("embed", np.arange(3)[None])
+  assert embedded.dtype == jnp.float32
+  np.testing.assert_array_equal(embedded[0], narrow["embedding"][:3])
+  x = jax.random.normal(jax.random.key(1), (1, 3, 8), jnp.bfloat16)
+  logits = run("logits", x)
+  assert logits.dtype == jnp.float32
+  # Sums that nothing has rounded to bfloat16.
+  assert (logits != logits.astype(jnp.bfloat16)).any()
+
+
+def test_split_gives_memory_back_as_it_goes():
+  params = _init(CONFIG, jax.random.key(0))
+  want = jax.tree.map(np.asarray, decoder.split(params))
+  got = decoder.split(params, donate=True)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  layers = params["layers"]
+  assert layers["query"]["weight"].is_deleted()
+  assert not layers["attention_norm"]["scale"].is_deleted()

@@ -38,11 +38,15 @@ FORMS = {
   "masked": dict(implementation="masked"),
   "chunked": dict(implementation="chunked", chunk=26),
   "pallas": dict(implementation="pallas", chunk=26),
+  "cudnn": dict(implementation="cudnn", chunk=26),
 }
 # The simulated kernels take most of the time: a few of their cases are enough
 # to see that they are joined to the rest, and tests/kernels has their own.
 slow_pallas = pytest.param("pallas", marks=pytest.mark.nightly)
-form = pytest.mark.parametrize("form", ["masked", "chunked", slow_pallas])
+slow_cudnn = pytest.param("cudnn", marks=pytest.mark.nightly)
+form = pytest.mark.parametrize(
+  "form", ["masked", "chunked", slow_pallas, slow_cudnn]
+)
 GRANULARITIES = ("query_head", "kv_group", "layer")
 DESCRIPTORS = ("mean", "submean", "minmax")
 routing_options = lambda test: pytest.mark.parametrize(
@@ -68,7 +72,9 @@ def _batch(shape, *samples):
 
 
 def _simulated(implementation):
-  """Kernels run on a simulated TPU."""
+  """Kernels run on a simulated TPU, and XLA in cuDNN's place."""
+  if implementation == "cudnn":
+    return target.tracing_for("gpu", interpret=True)
   if implementation != "pallas":
     return contextlib.nullcontext()
   return target.tracing_for("tpu", pltpu.InterpretParams())
@@ -121,7 +127,7 @@ def test_the_oracle_equals_a_plain_loop(
 
 
 @pytest.mark.few(5)
-@pytest.mark.parametrize("form", ["chunked", slow_pallas])
+@pytest.mark.parametrize("form", ["chunked", slow_pallas, slow_cudnn])
 @routing_options
 def test_forms_agree_with_the_oracle_in_value_and_gradient(
   heads, small_shape, form, granularity, descriptor
@@ -146,6 +152,46 @@ def test_forms_agree_with_the_oracle_in_value_and_gradient(
   compare.close(grads, want_grads)
 
 
+@pytest.mark.parametrize(
+  "options, dense",
+  [
+    ({}, "static"),
+    ({}, "traced"),
+    (dict(route_prompt=False), "none"),
+    (dict(refresh="question"), "none"),
+  ],
+)
+def test_cudnn_takes_text_that_chooses_nothing(
+  heads, small_shape, options, dense
+):
+  """Of a trunk; a branch's and context tokens are gathered."""
+  samples = (ANSWERED, BRANCHED, ONE_IMAGE, EMPTY)
+  batch = _batch(small_shape, *samples)
+  h = heads(len(samples), small_shape.slots)
+  budget = jnp.ones(len(samples), jnp.int32)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(form, flag):
+    config = _config(form, **options)
+    plan = routing.plan(
+      batch.layout,
+      batch.region_slots,
+      config,
+      batch.answer_slots,
+      batch.answer_of,
+    )
+    flag = {"static": True, "traced": flag, "none": False}[dense]
+    with _simulated(form):
+      return dataclasses.asdict(
+        gaze.parallel(h.q, h.k, h.v, plan, budget, config, dense=flag)
+      )
+
+  for flag in (True, False) if dense == "traced" else (True,):
+    got, want = run("cudnn", flag), run("masked", flag)
+    compare.close(got, want)
+    assert want["members"].any()
+
+
 ANSWERED = (
   row_lib.Text([1, 2]),
   row_lib.Unit(4, 5),
@@ -165,7 +211,7 @@ BRANCHED = (
 
 
 @pytest.mark.few(7)
-@form
+@pytest.mark.parametrize("form", ["masked", "chunked", slow_pallas])
 @pytest.mark.parametrize(
   "options, k",
   [

@@ -2,19 +2,22 @@
 
   answering.py CONFIG.json OUT.json '{"data": 2, "tensor": 4}'
 
-Each granularity is asked text alone, an image, tiles, and the frames of a
-video: one by one, in batches, in many, in a chat, and from a context that is
-shared. Process 0 writes the ids of all answers.
+Text alone, an image in tiles, several, and the frames of a video are asked
+about, for each granularity: one by one, in a batch, in many; and once in a
+chat, streamed, traced, and from a context that is shared. Process 0 writes the
+ids of all answers.
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
+import tempfile
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gaze_jax import api
 from gaze_jax import config as config_lib
@@ -69,15 +72,30 @@ def load(config, parallel, granularity):
   return api.Model(config, params, tokenizer_lib.Tokenizer.load(), mesh=mesh)
 
 
+def ids(answers):
+  return [list(map(int, one.tokens)) for one in answers]
+
+
+def ask(model, request, **options):
+  """The answer to a request that is asked alone."""
+  given = {
+    f.name: getattr(request, f.name) for f in dataclasses.fields(request)
+  } | options
+  return model.generate(given.pop("question"), given.pop("after"), **given)
+
+
 def answers(model):
-  """Ids of answers, by the way in which they were asked for."""
+  """Ids of the answers to `requests`, by how they were asked for."""
   asked = requests()
-  ids = lambda given: [list(map(int, one.tokens)) for one in given]
-  options = lambda r: {
-    f.name: getattr(r, f.name)
-    for f in dataclasses.fields(r)
-    if f.name not in ("question", "after")
-  }
+  return dict(
+    one_by_one=ids(ask(model, r) for r in asked),
+    batch=ids(model.generate_batch(asked)),
+    many=ids(model.generate_many(asked[::-1], batch_size=4))[::-1],
+  )
+
+
+def more_answers(model):
+  """Ids of other answers."""
   image = model.encode_image(picture(6))
   first = model.generate("what is it?", image, max_tokens=TOKENS, top_k=2)
   second = model.generate(
@@ -86,15 +104,18 @@ def answers(model):
   follow = [
     api.Request("where?", image, max_tokens=TOKENS, top_k=k) for k in (1, 3)
   ]
+  with tempfile.TemporaryDirectory() as folder:
+    kept = processes.share(f"{folder}/kept")
+    api.save_context(image, model, kept)
+    again = api.load_context(kept, model)
+    multihost_utils.sync_global_devices("it is read")
+  loaded = model.generate("what is it?", again, max_tokens=TOKENS, top_k=2)
   stream = model.stream("what is it?", image, max_tokens=TOKENS, top_k=2)
   list(stream)
   first.accounting()
   return dict(
-    one_by_one=ids(model.generate(r.question, **options(r)) for r in asked),
-    batch=ids(model.generate_batch(asked)),
-    many=ids(model.generate_many(iter(asked), batch_size=2)),
-    many_more=ids(model.generate_many(asked[::-1], batch_size=8))[::-1],
     chat=ids([first, second]),
+    loaded=ids([loaded]),
     stream=ids([stream.answer]),
     shared=ids(model.generate_many(follow)),
     shared_batch=ids(model.generate_batch(follow)),
@@ -106,12 +127,12 @@ def main():
   config, out, parallel = sys.argv[1:]
   raw = json.loads(pathlib.Path(config).read_text())
   processes.initialize()
-  found = {
-    granularity: answers(
-      load(config_lib.from_config_dict(raw), json.loads(parallel), granularity)
-    )
-    for granularity in GRANULARITIES
-  }
+  found = {}
+  for granularity in GRANULARITIES:
+    run = config_lib.from_config_dict(raw)
+    model = load(run, json.loads(parallel), granularity)
+    found[granularity] = answers(model)
+  found["more"] = more_answers(model)
   if jax.process_index() == 0:
     pathlib.Path(out).write_text(json.dumps(found))
 

@@ -104,6 +104,28 @@ def main():
 
 cli.main(main, leave=processes.leave)
 """
+# Process 0 takes its time over what it shares.
+SHARE = """
+import sys
+import time
+
+import jax
+
+from gaze_jax.runtime import jax_private
+from gaze_jax.runtime import processes
+
+processes._SHARE_SECONDS = 1
+processes.initialize(timeout=60, alone=False)
+first = processes.is_first()
+assert processes.count() == 2
+if sys.argv[1] == "collective":
+  jax.devices()
+  jax_private.STATE = None
+time.sleep(2.5 * first)
+said = ["what is it?", "", None, "é" * 3000]
+got = [processes.share(text if first else "no") for text in said]
+print("same" if got == said else got, file=sys.stderr)
+"""
 NAMES = ("CLUSTER", "STATE", "MAKE_CPU_CLIENT", "MAKE_GLOO")
 
 
@@ -164,6 +186,23 @@ def test_one_process_alone_listens_on_loopback_and_says_nothing(tmp_path):
   assert line.startswith("first True: 1.0 at ")
   assert len(line.split(" at ")[1].split()) == 1  # the coordinator alone
   assert on_loopback(line.split(" at ")[1])
+
+
+def test_one_process_may_be_left_as_it_is(environment, monkeypatch):
+  environment()
+  monkeypatch.setattr(processes, "_this", None)
+  monkeypatch.setattr(jax.distributed, "initialize", None)
+  processes.initialize(alone=False)
+  assert processes.count() == 1 and processes.is_first()
+  assert processes.share("mine") == "mine"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("how", ["table", "collective"])
+def test_what_process_0_has_is_shared(how):
+  code, said = run_two(SHARE, how)
+  assert code == 0, said
+  assert sorted(x for x in said if not expected(x)) == ["[1] same", "same"]
 
 
 @pytest.mark.nightly

@@ -211,3 +211,16 @@ def test_a_feature_too_large_for_float16_is_refused(
   with pytest.raises(errors.GazeError, match="train.features_dtype"):
     features.cached(config, Pictures(), tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [0, 50, -50])
+def test_a_file_that_was_truncated_is_computed_anew(
+  config, tmp_path, caplog, left
+):
+  source = Pictures(count=3)
+  want = np.array(features.cached(config, source, tmp_path))
+  (file,) = tmp_path.glob("*.npy")
+  file.write_bytes(file.read_bytes()[:left])
+  got = features.cached(config, source, tmp_path)
+  np.testing.assert_array_equal(got, want)
+  assert "is broken" in caplog.text and "computed anew" in caplog.text

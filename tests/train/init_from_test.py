@@ -90,7 +90,7 @@ def test_frozen_parts_come_from_there(tiny_config, converted):
   [
     (dict(model__decoder__norm_eps=1e-3), "model.decoder.norm_eps is 1e-06"),
     (dict(model__projector__hidden=9), "model.projector.hidden is"),
-    (dict(train__init_from="nowhere"), "nowhere.*No such file"),
+    (dict(train__init_from="nowhere"), "nowhere.*no such file"),
   ],
 )
 def test_another_model_is_refused_by_name(

@@ -459,7 +459,7 @@ def test_verify_sees_a_swap_that_shapes_do_not_show(saved, tmp_path):
 @pytest.mark.parametrize(
   "key, value, says",
   [
-    ("hidden_size", "32", "config.json: a value is of a kind"),
+    ("hidden_size", "32", "of a kind that it .*take the quotes from hidden_s"),
     ("num_attention_heads", 0, "config.json: a value is of a kind"),
     ("num_hidden_layers", -1, "model.decoder.depth = -1 is below 1"),
     ("rms_norm_eps", [1], "config.json: a value is of a kind"),

@@ -212,6 +212,16 @@ def test_a_config_of_something_else(copied):
   assert " others (lm_head.weight, model.embed_tokens.weight, " in said
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "a.module."])
+def test_a_wrapper_that_names_begin_with_is_named(copied, wrapper):
+  path = copied("qwen2")
+  values = {wrapper + k: v for k, v in tensors_of(path).items()}
+  save(values, path / "model.safetensors")
+  said = refused(path)
+  assert f"every tensor's name begins with '{wrapper}'" in said
+  assert f"wrapped.{wrapper}state_dict()" in said
+
+
 def test_a_part_that_is_missing_is_one_line(copied):
   path = copied("llava_onevision")
   values = {

@@ -12,6 +12,7 @@ queries are gathered and look at everything, under the region test.
 
 import dataclasses
 import functools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -66,25 +67,70 @@ def attend_own_unit(
     chunk: queries, and keys, of a chunk.
     unit_span: visual and context tokens of the largest unit.
   """
-  layout, inputs = inputs.plan.layout, inputs_lib.finite(inputs)
-  s = layout.role.shape[1]
-  text = layout.role == types.Role.TEXT
-  order = jnp.argsort(~text, axis=1, stable=True)
+  inputs = inputs_lib.finite(inputs)
+  text = inputs.plan.layout.role == types.Role.TEXT
+  return _gathered(inputs, chunk, text, own_unit(inputs, chunk, unit_span))
+
+
+def attend_beside(
+  inputs: inputs_lib.Inputs, chunk: int, form: ModuleType
+) -> inputs_lib.Result:
+  """All queries: those of plain causal attention by a form for them.
+
+  That are VISUAL, and of a trunk's TEXT what chooses no regions: all of it, in
+  a layer that is dense. The others are gathered, `chunk` at a time.
+
+  Args:
+    inputs: of the layer, with `visual_attention = "causal"`.
+    chunk: queries of a chunk.
+    form: such as `attend_visual_gpu`, of use at all slots of a trunk.
+  """
+  if not isinstance(inputs.dense, bool):
+    layer = lambda dense: attend_beside(
+      dataclasses.replace(inputs, dense=dense), chunk, form
+    )
+    return jax.lax.cond(inputs.dense, lambda: layer(True), lambda: layer(False))
+  layout = inputs.plan.layout
+  out = form.attend_visual(inputs.query, inputs.key, inputs.value, layout)
+  apart = layout.branch != 0
+  if not inputs.dense:
+    apart |= inputs.plan.routed
+  apart = (layout.role == types.Role.TEXT) & apart
+  apart |= layout.role == types.Role.CONTEXT
+  result = _gathered(inputs_lib.finite(inputs), chunk, apart, out)
+  if not inputs.dense:
+    return result
+  members = inputs_lib.choose(inputs, range(out.shape[1])).members
+  return dataclasses.replace(result, members=members)
+
+
+def _gathered(
+  inputs: inputs_lib.Inputs, chunk: int, apart: types.Array, out: types.Array
+) -> inputs_lib.Result:
+  """Queries that are gathered, and look at everything, `chunk` at a time.
+
+  Args:
+    inputs: of the layer, from `finite`.
+    chunk: queries of a chunk.
+    apart: bool [B, S], which queries.
+    out: [B, S, Q, D], of the others, which choose nothing.
+  """
+  s = apart.shape[1]
+  order = jnp.argsort(~apart, axis=1, stable=True)
   parts = []
   for start in range(0, s, chunk):
     slots = order[:, start : start + chunk]
     look = functools.partial(masked.attend_some, inputs, slots, s)
     none = inputs_lib.nothing(inputs, slots.shape[1])
-    any_ = (text.sum(axis=1) > start).any()
+    any_ = (apart.sum(axis=1) > start).any()
     parts.append(jax.lax.cond(any_, look, lambda none=none: none))
   sees, back = inputs_lib.join(parts), jnp.argsort(order, axis=1)
-  out = jnp.where(
-    text[..., None, None],
-    inputs_lib.take(sees.out, back),
-    own_unit(inputs, chunk, unit_span),
+  mine = inputs_lib.take(sees.out, back)
+  return dataclasses.replace(
+    sees,
+    out=jnp.where(apart[..., None, None], mine, out),
+    members=inputs_lib.take(sees.members, back),
   )
-  members = inputs_lib.take(sees.members, back)
-  return dataclasses.replace(sees, out=out, members=members)
 
 
 def own_unit(

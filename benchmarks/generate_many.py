@@ -1,0 +1,231 @@
+"""Times many requests: one at a time, together, and transformers in batches.
+
+python benchmarks/generate_many.py [--requests=64] [--batches=8,16,64]
+    [--batch_size=16] [--rounds=1] [--json=FILE]
+
+A random LLaVA (`small_model`) whose decoder is Qwen3-0.6B's cut to 6 layers,
+with images of 144 visual tokens, float32; a checkpoint of transformers that
+both sides read. The requests come in one order: a quarter text alone, half with
+one image, a quarter with two to four; each wants 4 to 64 new tokens, greedy,
+and all regions are read. Methods:
+
+  one at a time      `Model.generate`, each request after the other
+  many               `Model.generate_many`, continuous batching
+  transformers, B    its `generate` on B requests in a row at a time, padded to
+                     the longest prompt and run to the longest answer, which is
+                     what it has for images; each answer is cut where it was to
+                     end
+
+Every method answers all requests once before it is timed. Texts must be the
+same; the two best logits may be too close for two programs to agree on, and a
+text that parts there is counted.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import small_model
+from gaze_jax import api
+from gaze_jax import cli
+from gaze_jax import errors
+from gaze_jax.decode import programs
+
+SHAPE = small_model.Shape(
+  width=1024,
+  depth=6,
+  mlp=3072,
+  head_dim=128,
+  family="qwen3",
+  vocabulary=151_936,
+  side=168,
+)
+_LEAST, _MOST = 4, 64  # new tokens
+
+_REQUESTS = flags.DEFINE_integer("requests", 64, "how many", 4)
+_BATCHES = flags.DEFINE_list("batches", ["8", "16", "64"], "of transformers")
+_ROWS = flags.DEFINE_integer("batch_size", 16, "of generate_many", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "of each method", 1)
+_JSON = cli.define_file("json", "a file for the rows")
+
+Texts = list[tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A request on both sides."""
+
+  question: str
+  images: tuple[Image.Image, ...]
+  new_tokens: int
+
+
+def requests(count: int) -> list[Asked]:
+  """The same each time, in order of arrival."""
+  rng = np.random.default_rng(0)
+  kinds = [0, 1, 1, 2]  # of each four
+  pictures = small_model.pictures(16)
+  words = "where is the red fox and what does it hold now ".split()
+  out = []
+  for i in range(count):
+    images = kinds[i % 4] if kinds[i % 4] < 2 else int(rng.integers(2, 5))
+    first = int(rng.integers(len(pictures)))
+    out.append(
+      Asked(
+        " ".join(rng.choice(words, int(rng.integers(3, 24)))) + "?",
+        tuple(pictures[(first + j) % len(pictures)] for j in range(images)),
+        int(rng.integers(_LEAST, _MOST + 1)),
+      )
+    )
+  return [out[i] for i in rng.permutation(count)]
+
+
+def run(
+  asked: Sequence[Asked],
+  shape: small_model.Shape,
+  *,
+  batches: Sequence[int],
+  batch_size: int,
+  rounds: int,
+) -> list[dict[str, Any]]:
+  """A row for each method; see the top of this file.
+
+  Raises:
+    errors.GazeError: PyTorch or transformers is not installed.
+  """
+  if small_model.transformers is None:
+    raise errors.GazeError(
+      "the model is one of transformers, which is not installed here, or"
+      " PyTorch is not: pip install -r requirements-reference.txt"
+    )
+  small_model.torch.set_num_threads(os.cpu_count())
+  with tempfile.TemporaryDirectory() as folder:
+    small_model.write(pathlib.Path(folder), shape)
+    model = api.load(folder)
+    theirs, processor = small_model.load(pathlib.Path(folder), shape)
+  processor.tokenizer.padding_side = "left"
+  methods: dict[str, Callable[[], Texts]] = {
+    "one at a time": lambda: _alone(model, asked),
+    "many": lambda: _many(model, asked, batch_size),
+  } | {
+    f"transformers, {b}": lambda b=b: _theirs(theirs, processor, asked, b)
+    for b in batches
+  }
+  rows, want = [], None
+  for name, method in methods.items():
+    before = programs.compiled()
+    texts = method()
+    want = want or texts
+    compiled, seconds = programs.compiled() - before, []
+    for _ in range(rounds):
+      start = time.perf_counter()
+      method()
+      seconds.append(time.perf_counter() - start)
+    rows.append(
+      dict(
+        method=name,
+        seconds=min(seconds),
+        requests_per_second=len(asked) / min(seconds),
+        tokens_per_second=sum(map(len, texts)) / min(seconds),
+        texts_that_part=sum(a != b for a, b in zip(texts, want, strict=True)),
+        programs=compiled,
+      )
+    )
+    print(_line(rows[-1], rows[0]), flush=True)
+  return rows
+
+
+def _request(one: Asked) -> api.Request:
+  return api.Request(one.question, images=one.images, max_tokens=one.new_tokens)
+
+
+def _alone(model: api.Model, asked: Sequence[Asked]) -> Texts:
+  return [
+    model.generate(
+      one.question, images=one.images, max_tokens=one.new_tokens
+    ).tokens
+    for one in asked
+  ]
+
+
+def _many(model: api.Model, asked: Sequence[Asked], rows: int) -> Texts:
+  given = (_request(one) for one in asked)
+  return [one.tokens for one in model.generate_many(given, batch_size=rows)]
+
+
+def _theirs(
+  model: Any, processor: Any, asked: Sequence[Asked], batch: int
+) -> Texts:
+  out: Texts = []
+  for start in range(0, len(asked), batch):
+    some = asked[start : start + batch]
+    images = [image for one in some for image in one.images]
+    inputs = processor(
+      text=[
+        small_model.beginning(len(one.images)) + small_model.turn(one.question)
+        for one in some
+      ],
+      images=images or None,
+      padding=True,
+      return_tensors="pt",
+    )
+    with small_model.torch.inference_mode():
+      ids = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=max(one.new_tokens for one in some),
+      )
+    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    out += [
+      tuple(row[: one.new_tokens]) for row, one in zip(new, some, strict=True)
+    ]
+  return out
+
+
+def _line(row: dict[str, Any], first: dict[str, Any]) -> str:
+  times = row["requests_per_second"] / first["requests_per_second"]
+  return (
+    f"{row['method']:18s} {row['seconds']:8.1f} s"
+    f" {row['requests_per_second']:7.3f} requests/s"
+    f" {row['tokens_per_second']:7.1f} tokens/s {times:5.2f}x"
+    f"  {row['texts_that_part']} texts part  {row['programs']} programs"
+  )
+
+
+def main() -> None:
+  rows = run(
+    requests(_REQUESTS.value),
+    SHAPE,
+    batches=[int(b) for b in _BATCHES.value],
+    batch_size=_ROWS.value,
+    rounds=_ROUNDS.value,
+  )
+  if _JSON.value:
+    about = dict(
+      cores=os.cpu_count(),
+      machine=platform.machine(),
+      jax=jax.__version__,
+      torch=small_model.torch.__version__,
+      transformers=small_model.transformers.__version__,
+    )
+    text = json.dumps(dict(rows=rows, **about), indent=1)
+    pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {_JSON.value}")
+
+
+if __name__ == "__main__":
+  cli.main(main)

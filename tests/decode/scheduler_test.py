@@ -1,0 +1,140 @@
+"""Continuous batching: rows that come and go, and what they depend on."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gaze_jax.decode import context
+from gaze_jax.decode import reading
+from gaze_jax.decode import sampling
+from gaze_jax.decode import scheduler as scheduler_lib
+from gaze_jax.layout import row as row_lib
+
+UNIT = row_lib.Unit(5, 5)
+LIMITS = context.Limits()
+
+
+@pytest.fixture
+def job(tiny, row):
+  """Makes jobs: text of so many ids, so many images, so many tokens."""
+
+  def make(length, images, count, seed=0, top_k=2, config=tiny):
+    ids = np.random.default_rng(seed).integers(3, 100, length).tolist()
+    parts = [row_lib.Text([1]), *[UNIT] * images, row_lib.Text([*ids, 4])]
+    batch, before = row(parts, seed), context.empty(config)
+    return scheduler_lib.Job(
+      reading.Prompt(before, batch, top_k),
+      reading.extended(before, batch, room=count, limits=LIMITS),
+      count,
+      sampling.make(1),
+      lambda ids: False,
+    )
+
+  return make
+
+
+def make(params, config, rows=3, cache_bytes=10**9):
+  return scheduler_lib.Scheduler(
+    params, config, rows=rows, cache_bytes=cache_bytes, stop=[-1]
+  )
+
+
+def watched(scheduler, jobs):
+  """Tokens of each job, and the bits of its row of the cache at the end."""
+  bits = {}
+
+  def stopped_of(number, job):
+    def stopped(ids):
+      (pool, row) = next(
+        (pool, row)
+        for pool in scheduler._pools.values()
+        for row, one in enumerate(pool._jobs)
+        if one and one[0] == number
+      )
+      filled = job.after.length + len(ids) - 1
+      carry = pool._carry.cache
+      bits[number] = [
+        np.asarray(x[:, row, :, :filled]) for x in (carry.k, carry.v)
+      ]
+      return False
+
+    return stopped
+
+  given = [
+    dataclasses.replace(job, stopped=stopped_of(i, job))
+    for i, job in enumerate(jobs)
+  ]
+  found = dict(scheduler.run(given))
+  assert sorted(found) == list(range(len(jobs)))
+  return [(found[i].tokens, bits[i]) for i in range(len(jobs))]
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_has_the_same_bits_whatever_is_beside_it(
+  tiny, tiny_params, job, dtype
+):
+  decoder = dataclasses.replace(tiny.decoder, dtype=dtype)
+  tiny = dataclasses.replace(tiny, decoder=decoder)
+  tiny_params = jax.tree.map(lambda x: x.astype(dtype), tiny_params)
+  job = functools.partial(job, config=tiny)
+  jobs = [
+    job(5, 1, 6, seed=1),
+    *(job(3 + i, i % 3, 2 + 2 * i, seed=i, top_k=i) for i in range(5)),
+  ]
+  run = lambda some: watched(make(tiny_params, tiny), some)
+  together, reverse = run(jobs), run(jobs[::-1])[::-1]
+  alone = [run([one])[0] for one in jobs[:2]]
+  assert [len(tokens) for tokens, _ in together] == [6, 2, 4, 6, 8, 10]
+  for others in (reverse, alone):
+    for (tokens, bits), (want, want_bits) in zip(
+      others,
+      together,
+      strict=False,  # of those alone there are two
+    ):
+      assert tokens == want
+      for got, expected in zip(bits, want_bits, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_finished_row_goes_to_the_next_job_at_once(tiny, tiny_params, job):
+  """Three rows: the short ones make room while the long one goes on."""
+  scheduler = make(tiny_params, tiny)
+  jobs = [job(4, 0, 40), *(job(4, 0, 2, seed=i) for i in range(6))]
+  order = [number for number, _ in scheduler.run(jobs)]
+  assert order[-1] == 0 and order[:-1] == [1, 2, 3, 4, 5, 6]
+  assert list(scheduler._pools) == [scheduler_lib.Size(8, 256, 64)]
+
+
+def test_sizes_are_few():
+  sizes = {scheduler_lib._step(n, 8) for n in range(1, 513)}
+  assert sizes == {8, 32, 128, 512}
+
+
+def test_rows_are_as_many_as_memory_has_room_for(tiny, tiny_params, job):
+  one = job(4, 1, 4)
+  each = one.size.bytes(tiny)
+  cache = context.empty(tiny)
+  shape = dict(regions=one.size.regions, slots=one.size.slots)
+  held = context.reserve(cache.cache, **shape)
+  assert (
+    each
+    == sum(
+      x.nbytes
+      for x in jax.tree.leaves(held)
+      if x.shape != (1,)  # length and position: 8 bytes more
+    )
+    + 8
+  )
+  jobs = [job(4, 1, 4, seed=i) for i in range(4)]
+  want = [tokens for tokens, _ in watched(make(tiny_params, tiny), jobs)]
+  small = make(tiny_params, tiny, cache_bytes=3 * each)
+  assert [tokens for tokens, _ in watched(small, jobs)] == want
+  (pool,) = small._pools.values()
+  assert len(pool._jobs) == 2 and pool.bytes == 3 * each
+  with pytest.raises(context.LimitError, match="cache_bytes is"):
+    make(tiny_params, tiny, cache_bytes=2 * each - 1).check(one)
+  make(tiny_params, tiny, cache_bytes=2 * each).check(one)
