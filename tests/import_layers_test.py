@@ -37,7 +37,8 @@ ARROWS = {
     *("data", "weights", "models", "ops", "parallel", "layout", "runtime"),
   },
   "aot": {
-    *("train", "decode", "models", "ops", "parallel", "kernels", "layout"),
+    *("evals", "train", "decode", "data", "models", "ops", "parallel"),
+    *("kernels", "layout"),
   },
   "device": {"ops", "kernels"},
   "decode": {"models", "ops", "parallel", "layout"},

@@ -103,7 +103,9 @@ class _Request:
       prompt.context, batch, room=max_tokens, limits=context_lib.Limits()
     )
     self._prompt = prompt
-    self._job = scheduler.Job(prompt, after, max_tokens, None, None)
+    self._job = scheduler.Job(
+      *(prompt, after, max_tokens, sampling_lib.make(1)), lambda ids: False
+    )
     self._cache = self._read_into(*reading.needs(after, max_tokens))
 
   def vision(self) -> list[workloads.Workload]:

@@ -10,7 +10,7 @@ launch/convert.py --dtype=bfloat16 stores them.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,6 @@ from gaze_jax.train import step as step_lib
 _MATRICES = ("weight", "embedding", "kernel")
 
 
-class Traceable(Protocol):
-  """A jitted function, or a `programs.Program`."""
-
-  def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
-    """The program for these arguments, not compiled yet."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Workload:
   """One program to compile, with its arguments.
@@ -49,7 +42,7 @@ class Workload:
     name: "train", "eval", or what `decode/` calls it and its size.
     command: what runs it.
     mesh: that it is laid out on.
-    function: what is compiled.
+    function: jitted, or a `programs.Program`.
     arguments: abstract, with shardings; the static ones as they are.
     parts: names of what is on the devices while it runs, its arguments and
       what else stays there; each with its trees.
@@ -65,7 +58,7 @@ class Workload:
   name: str
   command: str
   mesh: jax.sharding.Mesh
-  function: Traceable
+  function: Any
   arguments: tuple[Any, ...]
   parts: dict[str, Any]
   rows: int

@@ -53,7 +53,7 @@ def test_what_answers_is_what_is_compiled(found, command, more):
 
 
 def test_what_evaluates_is_what_is_compiled(found):
-  """On one TPU; other rows, and given scores, are programs of their own."""
+  """Other rows, and scores that are given, are programs of their own."""
   (ran,) = found["ran"]["launch/eval.py"].values()
   (compiled,) = found["compiled"]["launch/eval.py"].values()
   assert compiled[0] in ran

@@ -51,14 +51,18 @@ def config(tmp_path_factory):
 
 def test_what_is_said_of_a_run(config, tmp_path):
   path = tmp_path / "found.json"
-  result = _run(config, "--topology=v5e:2x2", f"--json={path}")
+  result = _run(config, "--topology=v5e:2x2", "--images=3", f"--json={path}")
   assert (result.returncode, result.stderr) == (0, ""), result.stdout
   found = json.loads(path.read_text())
   assert found["fits"] and found["libtpu"] and found["device"] == "TPU v5 lite"
   programs = found["programs"]
-  # Images are 2 x 2 tokens, and prompts have 8 of them, or 36.
-  assert programs.keys() == {
-    *("train", "prefill_32", "decode_32", "prefill_144", "decode_144")
+  # Images are 2 x 2 tokens, and the prompt has 3 of them.
+  names = [name.removeprefix("12 tokens: ") for name in programs]
+  assert names[0] == "train" and names[-1] == "eval"
+  assert {name.split(",")[0] for name in names[1:-1]} == {
+    *("vision tower", "embedding of a prompt", "units of a prompt"),
+    *("prompt text", "first token", "decoding step", "decoding loop"),
+    "a row among others",
   }
   for name, one in programs.items():
     assert one["fits"] and 0 < one["compile_seconds"], name
@@ -66,7 +70,7 @@ def test_what_is_said_of_a_run(config, tmp_path):
     assert 0 < one["hbm_bytes"] < one["hbm_limit_bytes"] == 15.75 * 2**30
     assert one["unread"] == [], name
     assert one["flops"] > 0 and (name == "train" or not one["model_flops"])
-    assert f"{name}: fits" in result.stdout
+    assert f"{name} ({one['command']}): fits" in result.stdout
   train = programs["train"]
   assert train["mesh"] == dict(data=2, fsdp=2, tensor=1, sequence=1)
   # Halves: the projector (a tower's width of 64 in, 64 out) and the decoder,
@@ -84,7 +88,7 @@ def test_what_is_said_of_a_run(config, tmp_path):
   assert kinds["all-gather"]["bytes"] > 0
   # Prompts are read with heads cut: two sums a layer, of what leaves
   # attention and of what leaves the MLP.
-  decode = programs["decode_32"]
+  decode = programs["12 tokens: decoding step, 2 rows, traced"]
   assert decode["mesh"]["tensor"] == 2
   assert decode["collectives"]["all-reduce"]["count"] >= 2 * DEPTH
   assert decode["hbm"]["cache"] > 0
@@ -94,7 +98,7 @@ def test_nothing_fits(config, tmp_path):
   """On chips of 10 KB: exit 1, and the parts of the report are there."""
   path = tmp_path / "found.json"
   result = _run(
-    *(config, "--topology=v5e:2x2", "--train_only", "--limit_gb=0.00001"),
+    *(config, "--topology=v5e:2x2", "--what=train", "--limit_gb=0.00001"),
     f"--json={path}",
   )
   assert result.returncode == 1 and not result.stderr

@@ -53,13 +53,15 @@ def test_the_table():
     compile_seconds=46.5,
     collectives={"all-gather": dict(count=3, bytes=2_500_000_000)},
     settings=dict(accumulation=1, remat="full", vision_remat="none"),
+    least_seconds=0.4398,
+    command="launch/eval.py",
   )
   guess = report | dict(collectives=None, flops=1372e12)
   text = report_lib.markdown(
     dict(
       recipes={
         "m-stage2-v5e-256": dict(
-          programs=dict(train=report, decode_576=report | dict(settings={}))
+          programs=dict(train=report, eval=report | dict(settings={}))
         ),
         "m-stage2-8x80GB": dict(programs=dict(train=guess)),
       }
@@ -71,5 +73,8 @@ def test_the_table():
     " | 16.9 GB | 86.6 | 2.5 GB | 46 s |"
   )
   assert lines[3].endswith("| 1,370 | - | arithmetic |")
-  assert lines[-1].startswith("| m v5e-256 | decode_576 | data 8 x fsdp 32 |")
+  assert lines[-1] == (
+    "| m v5e-256 | eval | launch/eval.py | data 8 x fsdp 32 | 256 | 10.4 GB"
+    " | 16.9 GB | 440 ms | 86.6 | 2.5 GB | 46 s |"
+  )
   assert len({line.count("|") for line in lines[:4]}) == 1

@@ -4,7 +4,7 @@
 
 A model lies on eight fake devices, and is asked as users ask it, but no program
 runs: each call is lowered for eight TPUs of the same mesh, from what it is
-given, and on a mesh compiled for how its results are sharded. These are zeros.
+given, and compiled for how its results are sharded; these are zeros.
 """
 
 import json
@@ -83,10 +83,14 @@ def lowered(function, mesh, arguments, options):
 
 
 class Recorder:
-  """Takes the place of `Program.__call__`."""
+  """Takes the place of `Program.__call__`.
 
-  def __init__(self, here, there):
-    self.here, self.there, self.texts = here, there, {}
+  `places` are the shardings of what a lowered program returns.
+  """
+
+  def __init__(self, here, there, places):
+    self.here, self.there, self.places = here, there, places
+    self.texts = {}
 
   def __call__(self, program, *args, **kwargs):
     one = lowered(program, self.there, args, kwargs)
@@ -102,11 +106,9 @@ class Recorder:
         np.full(x.shape, ended, x.dtype), canonical(place, self.here)
       )
 
-    if self.there.size > 1:
-      places = one.compile().output_shardings
-    else:
-      places = jax.tree.map(lambda x: False, one.out_info)
-    return jax.tree_util.tree_map_with_path(nothing, one.out_info, places)
+    return jax.tree_util.tree_map_with_path(
+      nothing, one.out_info, self.places(one)
+    )
 
 
 def ask(model, picture):
@@ -139,12 +141,15 @@ class Called:
     programs.Program.__call__ = self.call
 
 
-def evaluated(workdir, device):
-  """Texts of what evaluation ran, on one device, and of what is compiled."""
-  there = mesh_lib.make_mesh(config_lib.ParallelConfig(), [device])
-  recorder = Recorder(mesh_lib.one_device(), there)
-  with Called(recorder):
-    evals_run.evaluate(workdir)
+def evaluated(workdir, devices):
+  """Texts of what evaluation ran, and of what is compiled."""
+  sizes = config_lib.ParallelConfig(data=4, tensor=2)
+  there = mesh_lib.make_mesh(sizes, devices)
+  whole = jax.sharding.NamedSharding(there, jax.sharding.PartitionSpec())
+  everywhere = lambda one: jax.tree.map(lambda x: whole, one.out_info)
+  recorder = Recorder(mesh_lib.make_mesh(sizes), there, everywhere)
+  with target.tracing_for("tpu"), Called(recorder):
+    evals_run.evaluate(workdir, parallel=sizes)
   config = checkpoint.Checkpoints(workdir).config()
   ends = tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends
   one = workloads.evaluate(config, there, len(ends))
@@ -166,7 +171,8 @@ def main():
   tokenizer = tokenizer_lib.Tokenizer.load()
   model = api.Model(config, params, tokenizer, mesh=here)
   picture = np.zeros((28, 28, 3), np.uint8)
-  recorder, ran = Recorder(here, there), {}
+  compiled = lambda one: one.compile().output_shardings
+  recorder, ran = Recorder(here, there, compiled), {}
   with target.tracing_for("tpu"), Called(recorder):
     for command in ask(model, picture):
       ran[command], recorder.texts = recorder.texts, {}
@@ -185,7 +191,7 @@ def main():
       texts = compiled.setdefault(command, {})
       texts.setdefault(one.function.name, []).append(text)
   ran["launch/eval.py"], compiled["launch/eval.py"] = evaluated(
-    pathlib.Path(sys.argv[1]), devices[0]
+    pathlib.Path(sys.argv[1]), devices
   )
   json.dump(dict(ran=ran, compiled=compiled), sys.stdout)
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
+from gaze_jax.aot import answering
 from gaze_jax.aot import workloads
 from gaze_jax.parallel import mesh as mesh_lib
 
@@ -35,37 +36,76 @@ CONFIG = config_lib.from_config_dict(
 )
 
 
+def answering_programs():
+  """By name: of a prompt of 3 images, on one device."""
+  batch = answering.request(CONFIG.model, 3)
+  mesh = mesh_lib.one_device()
+  found = answering.of_request(CONFIG.model, mesh, batch, pool=5)
+  return {f"{one.name}; {one.command}": one for one in found}
+
+
+def test_programs_of_a_request_are_of_its_sizes():
+  found = answering_programs()
+  # 3 x (144 + 4) slots of units; 8 and 120 of text.
+  alone = "launch/generate.py, launch/chat.py"
+  every = f"{alone}, Model.generate, Model.generate_many"
+  both = f"{alone}, Model.generate"
+  many = "Model.generate_many"
+  assert list(found) == [
+    f"vision tower, 3 tiles; {every}",
+    f"embedding of a prompt, 768 slots; {every}",
+    f"units of a prompt, 512 slots; {both}",
+    "prompt text, 8 slots; Model.generate",
+    f"prompt text, 8 slots, traced; {alone}",
+    "prompt text, 128 slots; Model.generate",
+    f"prompt text, 128 slots, traced; {alone}",
+    f"first token, 1 rows; {both}",
+    f"decoding step, 1 rows, traced; {alone}",
+    "decoding loop, 1 rows; Model.generate",
+    f"units of a prompt, 512 slots; {many}",
+    f"prompt text, 8 slots; {many}",
+    f"prompt text, 128 slots; {many}",
+    f"first token, 1 rows; {many}",
+    f"a row among others, 5 rows; {many}",
+    f"decoding loop, 5 rows; {many}",
+  ]
+
+
 def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
   """Of [36, 128] each they would all be copied, in every layer."""
-  workload = workloads.decode(CONFIG, mesh_lib.one_device(), units=3, rows=5)
-  params, visual, linear, tokens, budget = workload.arguments
-  # 12 x 12 tokens are 4 regions of 36, in tiles of 4.
-  assert visual.k.shape == (2, 5, 2, 3 * 4, 9, 4, 128)
-  assert visual.valid.shape == (5, 12, 36)
-  # 12 context tokens, 128 of a prompt, 256 of an answer; 128 at a time.
-  assert linear.k.shape == (2, 5, 2, 512, 128) and linear.visual is None
-  assert tokens.shape == (5, 1) and budget.shape == (5,)
+  workload = answering_programs()["decoding loop, 5 rows; Model.generate_many"]
+  params, model, visual, carry, *_ = workload.arguments
+  linear = carry.cache
+  assert model == CONFIG.model
+  # 12 x 12 tokens are 4 regions of 36, in tiles of 4; 12 of them fit in 32.
+  assert visual.k.shape == (2, 5, 2, 32, 9, 4, 128)
+  assert visual.valid.shape == (5, 32, 36)
+  # 12 context tokens, 128 of a prompt, 256 of an answer: 256 or 1,024.
+  assert linear.k.shape == (2, 5, 2, 1024, 128) and linear.visual is None
+  assert carry.tokens.shape == (5, 256)
   assert params.keys() == {"decoder"}
   held = workload.bytes_by_part()
-  pages = 2 * 2 * 5 * 2 * 12 * 36 * 128 * 2
-  descriptors = 4 * 2 * 5 * 2 * 12 * 128
-  of_all = 5 * 12 * 36 + 4 * 5 * 12
-  text = 2 * 2 * 5 * 2 * 512 * 128 * 2 + 2 * 4 * 5
-  assert held["cache"] == pages + descriptors + of_all + text
-  assert held["batch"] == 2 * 4 * 5
+  pages = 2 * 2 * 2 * 32 * 36 * 128 * 2
+  descriptors = 4 * 2 * 2 * 32 * 128
+  of_all = 32 * 36 + 4 * 32
+  text = 2 * 2 * 2 * 1024 * 128 * 2 + 2 * 4
+  # Beside the pool there is a row that is being read.
+  assert held["cache"] == 6 * (pages + descriptors + of_all + text)
   layers = params["decoder"]["layers"]
   assert layers["mlp"]["up"]["weight"].dtype == jnp.bfloat16
   assert layers["mlp_norm"]["scale"].dtype == jnp.float32
+  whole = workload.parts["parameters"]
+  assert whole.keys() == {"vision", "projector", "decoder"}
+  assert whole["vision"]["patch"]["kernel"].dtype == jnp.float32
 
 
-def test_a_prompt_is_as_long_as_its_images():
-  workload = workloads.prefill(CONFIG, mesh_lib.one_device(), units=3, rows=2)
-  params, batch, _ = workload.arguments
-  assert workload.name == "prefill_432"
-  # 3 x (144 + 4) and 128 of text are 572: the next multiple of 512.
-  assert batch.tokens.shape == (2, 1024)
-  assert batch.images.shape == (2, 3, 168, 168, 3)
-  assert params["vision"]["patch"]["kernel"].dtype == jnp.float32
+def test_a_batch_of_questions():
+  eval_ = dataclasses.replace(CONFIG.eval, batch_size=5)
+  config = dataclasses.replace(CONFIG, eval=eval_)
+  workload = workloads.evaluate(config, mesh_lib.one_device(), ends=3)
+  _, _, ends, batch, budget, override = workload.arguments
+  assert workload.rows == 5 and ends.shape == (3,) and override is None
+  assert batch.tokens.shape == (5, 512) and budget.shape == (5,)
 
 
 def test_a_step_with_cached_features_has_no_tower():

@@ -171,7 +171,7 @@ def scored(model, source, top_k):
   for batch in pipeline.eval_batches(config, source):
     budget = np.full(len(batch.indices), top_k, np.int32)
     right, _, _ = jax.device_get(
-      run._forward(
+      run.forward(
         model.params,
         config.model,
         np.array(model.tokenizer.ends),
@@ -216,7 +216,7 @@ def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
     batch = row_lib.make_batch(
       [row_lib.lay_out(parts, shape)], pixels[None, None]
     )
-    right, _, _ = run._forward(
+    right, _, _ = run.forward(
       model.params,
       config.model,
       np.array(tokenizer.ends),

@@ -177,19 +177,15 @@ def _by_segments(
     _before(lookup, mine, look(units, visual.unit), _SEGMENTED[1]),
   )
   inside = lambda queries, keys: attend_(key, value, queries, keys, causal=True)
-  *text, filled_text = text
+  *text, there = text
+  looking = one(is_visual, _NO_QUERY)
   parts = [
-    attend_(
-      *text,
-      one(is_visual, _NO_QUERY),
-      one(filled_text, _NO_KEY),
-      causal=False,
-    ),
+    attend_(*text, looking, one(there, _NO_KEY), causal=False),
     inside(wide, one(filled, _NO_KEY)),
     inside(units, jnp.where(filled, layout.unit, _NO_KEY)),
   ]
   if own_unit:  # and the context tokens of the units before its own
-    parts.append(inside(one(is_visual, _NO_QUERY), one(is_context, _NO_KEY)))
+    parts.append(inside(looking, one(is_context, _NO_KEY)))
   return before, *parts
 
 
