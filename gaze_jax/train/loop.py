@@ -157,7 +157,7 @@ def _loop(
   log: metrics.Log,
   saved: checkpoint.Writer,
 ) -> int | None:
-  """Steps, scores, logs and saves with what `_run` has opened; returns as it."""
+  """Steps, scores, logs and saves with what `_run` opened; returns as it."""
   c = config.train
   pending = collections.deque()  # dispatched, and not read yet
   for given in inputs:
