@@ -79,6 +79,25 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
     print(f"preempted: saved step {preempted}; run the same command to resume")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+  """What a step reads, on the mesh.
+
+  Attributes:
+    step: its number, from 0.
+    indices: int64 [b] on the host, the samples of this process's rows.
+    batch: all rows.
+    k: int32 [B], the budget of each.
+    ids: uint32 [B], the sample of each.
+  """
+
+  step: int
+  indices: np.ndarray
+  batch: types.Batch
+  k: jax.Array
+  ids: jax.Array
+
+
 def _run(
   config: config_lib.Config,
   workdir: pathlib.Path,
@@ -131,14 +150,14 @@ def _loop(
   config: config_lib.Config,
   state: state_lib.TrainState,
   *,
-  inputs: Iterator["_Inputs"],
+  inputs: Iterator[_Inputs],
   step_of: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]],
   score: evaluation.Score | None,
   trace: profiling.StepTrace,
   log: metrics.Log,
   saved: checkpoint.Writer,
 ) -> int | None:
-  """As `_run`."""
+  """Steps, scores, logs and saves with what `_run` opened; returns as it."""
   c = config.train
   pending = collections.deque()  # dispatched, and not read yet
   for given in inputs:
@@ -174,25 +193,6 @@ def _loop(
     if stop:
       return done
   return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Inputs:
-  """What a step reads, on the mesh.
-
-  Attributes:
-    step: its number, from 0.
-    indices: int64 [b] on the host, the samples of this process's rows.
-    batch: all rows.
-    k: int32 [B], the budget of each.
-    ids: uint32 [B], the sample of each.
-  """
-
-  step: int
-  indices: np.ndarray
-  batch: types.Batch
-  k: jax.Array
-  ids: jax.Array
 
 
 def _on_mesh(
