@@ -221,16 +221,21 @@ def test_where_a_model_is_held(monkeypatch):
     own(["x", *argv])
     return read()
 
-  given = placement("--parallel.tensor=4", "--dtype=bfloat16")
-  assert given == dict(parallel=dict(tensor=4), dtype="bfloat16")
-  assert placement() == dict(parallel=None, dtype=None)
+  given = placement(
+    "--parallel.tensor=4", "--dtype=bfloat16", "--cache_bytes=1000"
+  )
+  assert given == dict(
+    parallel=dict(tensor=4), dtype="bfloat16", cache_bytes=1000
+  )
+  free = dict(dtype=None, cache_bytes=None)
+  assert placement() == dict(parallel=None, **free)
   # Several processes hold it together, and one of them prints.
-  assert placement(count=2) == dict(parallel={}, dtype=None)
+  assert placement(count=2) == dict(parallel={}, **free)
   assert cli.sys.stdout.name != os.devnull
-  assert placement(number=1, count=2) == dict(parallel={}, dtype=None)
+  assert placement(number=1, count=2) == dict(parallel={}, **free)
   assert cli.sys.stdout.name == os.devnull
   cli.sys.stdout.close()
-  assert joined == [dict(alone=False)] * 4
+  assert joined == [dict(trains=False)] * 4
 
 
 STUCK = """

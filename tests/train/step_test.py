@@ -183,15 +183,16 @@ def test_a_micro_batch_is_every_nth_row():
   assert [add_up(n) for n in (1, 2, 4)] == [3, 2 + 3, 0 + 1 + 2 + 3]
 
 
-def _dots(jaxpr):
+def _dots(jaxpr, outer=""):
   """(operand dtypes, whether it has batch axes, scope) of all products."""
   for eqn in jaxpr.eqns:
+    scope = f"{outer}/{eqn.source_info.name_stack}"
     if eqn.primitive.name == "dot_general":
       _, (batch, _) = eqn.params["dimension_numbers"]
       dtypes = {str(x.aval.dtype) for x in eqn.invars}
-      yield dtypes, bool(batch), str(eqn.source_info.name_stack)
+      yield dtypes, bool(batch), scope
     for inner in core.jaxprs_in_params(eqn.params):
-      yield from _dots(inner)
+      yield from _dots(inner, scope)
 
 
 def test_bfloat16_products_between_float32_states(tiny_config):
@@ -222,7 +223,7 @@ def test_bfloat16_products_between_float32_states(tiny_config):
   ]
   assert len(of_weights) > 40
   for dtypes, scope in of_weights:
-    assert dtypes == {"bfloat16"}, scope
+    assert dtypes == {"bfloat16"}, (dtypes, scope)
 
 
 @pytest.mark.nightly

@@ -70,7 +70,7 @@ def test_weights_that_are_no_numbers_are_refused(dtype, shape, monkeypatch):
   array = np.zeros(shape, dtype)
   array.flat[-1] = ml_dtypes.finfo(dtype).max
   params = dict(decoder=dict(head=array.T))
-  loaded = store.load(store.from_params(params), dtype=None)
+  loaded = store.load(store.from_params(params))
   np.testing.assert_array_equal(loaded["decoder"]["head"], array.T)
   for broken in (np.nan, np.inf, -np.inf):
     array.flat[-1] = broken
