@@ -1,17 +1,19 @@
 """Times decoding: ours dense, ours with gaze, and transformers on PyTorch.
 
-python benchmarks/generate.py [--only=576,4608] [--batches=1,8] [--json=FILE]
-    [--plot=FILE] [--rounds=10] [--seconds=60] [--shape=qwen3-0.6b]
+python benchmarks/generate.py [--only=576,4608] [--batches=1,8]
+    [--methods=dense,gaze_kv_group,transformers] [--json=FILE] [--plot=FILE]
+    [--rounds=10] [--seconds=60] [--shape=qwen3-0.6b]
 
-First a small model end to end, unless sizes are chosen: see generate_small.py.
-Then one new token a row through a whole decoder of Qwen3-0.6B's shape with
-random weights, float32, the same on all sides. The cache is filled with random
-visual keys and values, the same memory on all sides: a prefill of 20,480 tokens
-would take two cores an hour. A tenth of the regions is routed. All methods of a
-case are called in turns, and each stands beside its bound: the bytes of weights
-and cache that its step must read, over the speed at which memory streams in the
-same rounds. Before anything is timed, our dense step and transformers' must
-agree. 20,480 tokens, and 4,608 in 8 rows, take 10 and 14 GB of memory.
+First a small model end to end, unless sizes or methods are chosen: see
+generate_small.py. Then one new token a row through a whole decoder of
+Qwen3-0.6B's shape with random weights, float32, the same on all sides. The
+cache is filled with random visual keys and values, the same memory on all
+sides: a prefill of 20,480 tokens would take two cores an hour. A tenth of the
+regions is routed. All methods of a case are called in turns, dense always, and
+each stands beside its bound: the bytes of weights and cache that its step must
+read, over the speed at which memory streams in the same rounds. Before anything
+is timed, our dense step and transformers' must agree. 20,480 tokens, and 4,608
+in 8 rows, take 10 and 14 GB of memory.
 """
 
 import gc
@@ -20,6 +22,7 @@ import os
 import pathlib
 import platform
 import sys
+from typing import Any
 
 import jax
 from absl import flags
@@ -32,6 +35,7 @@ from benchmarks import generate_models
 from benchmarks import generate_small
 from benchmarks import timing
 from gaze_jax import cli
+from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.view import overlay
 
@@ -41,6 +45,7 @@ _METHODS = {
   "gaze_query_head": "query_head",
   "gaze_kv_group": "kv_group",
 }
+_PEER = "transformers"
 _HEADER = (
   "tokens batch  method             ms   median   bound  /bound  speedup  pages"
 )
@@ -51,6 +56,9 @@ _INSTALL = (
 
 _ONLY = flags.DEFINE_list("only", None, "visual tokens, such as 576,20480")
 _BATCHES = flags.DEFINE_list("batches", None, "rows, such as 1")
+_WANTED = flags.DEFINE_list(
+  "methods", [*_METHODS, _PEER], "to time, such as dense,transformers"
+)
 _JSON = cli.define_file("json", "a file for the rows")
 _PLOT = cli.define_file("plot", "a picture of one row's steps")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "calls of each method, at most", 1)
@@ -62,12 +70,13 @@ _SHAPE = flags.DEFINE_enum(
 
 def main() -> None:
   cases = _wanted()
+  _check_methods()
   if _PLOT.value:
     overlay.check_name(_PLOT.value)
   if timing.torch is not None:
     timing.torch.set_num_threads(os.cpu_count())
   small = None
-  if _ONLY.value is None and _BATCHES.value is None:
+  if not any(flag.present for flag in (_ONLY, _BATCHES, _WANTED)):
     small = _small_model()
   rows = real_shaped(cases)
   if _JSON.value:
@@ -99,6 +108,15 @@ def _wanted() -> list[tuple[int, int]]:
   return out
 
 
+def _check_methods() -> None:
+  known = (*_METHODS, _PEER)
+  for method in _WANTED.value:
+    if method not in known:
+      raise errors.GazeError(
+        f"--methods={method}: there are {', '.join(known)}"
+      )
+
+
 def _small_model() -> list[dict] | None:
   """A small model end to end, if transformers is there to compare with."""
   if generate_small.small_model.transformers is None:
@@ -113,11 +131,7 @@ def real_shaped(cases: list[tuple[int, int]]) -> list[dict]:
   """A step of a decoder of a real shape, for some (visual tokens, rows)."""
   config = generate_models.SHAPES[_SHAPE.value]
   params = generate_models.weights(config)
-  model = None
-  if timing.torch is None or generate_models.transformers is None:
-    print(_INSTALL)
-  else:
-    model = generate_models.transformers_model(config, params)
+  model = _their_model(config, params) if _PEER in _WANTED.value else None
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   print(f"\nA step of the whole decoder, {weights / 1e9:.2f} GB of weights")
   print(_HEADER)
@@ -133,11 +147,20 @@ def real_shaped(cases: list[tuple[int, int]]) -> list[dict]:
   return rows
 
 
+def _their_model(config: config_lib.DecoderConfig, params) -> Any:
+  """transformers' model, if it is there."""
+  if timing.torch is None or generate_models.transformers is None:
+    print(_INSTALL)
+    return None
+  return generate_models.transformers_model(config, params)
+
+
 def _line(case: generate_models.Case, params, model, weights: int):
   """All methods on one case."""
   steps = {
     name: generate_models.ours(params, case, granularity)
     for name, granularity in _METHODS.items()
+    if name in ("dense", *_WANTED.value)
   }
   methods = {name: step.call for name, step in steps.items()}
   cache = None

@@ -183,7 +183,7 @@ def define_placement(*, answers: bool = True) -> Callable[[], dict[str, Any]]:
     )
 
   def placement() -> dict[str, Any]:
-    processes.initialize(alone=False)
+    processes.initialize(trains=False)
     if not processes.is_first():
       sys.stdout = open(os.devnull, "w", encoding="utf-8")
     given = {name: flag.value for name, flag in axes.items()}

@@ -417,6 +417,19 @@ class TrainConfig:
   # muon: learning rate of what Adam takes, a share.
   adam_share: fields.Positive = 1.0
   log_every: fields.Count = 20
+  # Every so many steps, and after the last, the main split that
+  # launch/eval.py reads (of llava_json data.eval_path) is scored: eval_loss and
+  # eval_accuracy in the log. A multiple of log_every; 0: never.
+  eval_every: fields.Natural = 0
+  # Share of the training samples that is scored instead and never trains,
+  # whatever eval_every is; 0: none.
+  eval_share: fields.Share = 0.0
+  # A trace of so many steps in WORKDIR/profile, for xprof; 0: none. The first
+  # of them, by the numbers of the log.
+  profile_steps: fields.Natural = 0
+  profile_from: fields.Count = 10
+  # A project of Weights & Biases that the log is sent to as well; "": none.
+  wandb: str = ""
   save_every: fields.Count = 200
   # Of the checkpoints these stay: the newest, multiples of keep_every (0: none)
   # for good, and those with the lowest mean loss since the save before.
@@ -459,6 +472,16 @@ class TrainConfig:
       f" {model.vision.max_patches} images differ; set train.features = 'none'",
     )
     self.k_schedule.validate()
+    _require(
+      self.eval_every % self.log_every == 0,
+      f"train.eval_every = {self.eval_every} must be a multiple of"
+      f" train.log_every = {self.log_every}, or 0 for never",
+    )
+    _require(
+      not self.profile_steps or self.profile_from <= self.steps,
+      f"train.profile_from = {self.profile_from} is past train.steps ="
+      f" {self.steps}",
+    )
     _require(
       self.keep_every % self.save_every == 0,
       f"train.keep_every = {self.keep_every} must be a multiple of"

@@ -3,7 +3,7 @@
 python launch/generate.py --workdir=DIR --question=TEXT [--image=FILE,FILE]
     [--video=FILE] [--top_k=K | --share=0.25] [--out=gaze.png]
     [--animation=gaze.webp] [--html=gaze.html] [--json=FILE] [--layers=0,2]
-    [--parallel.tensor=8] [--dtype=bfloat16]
+    [--parallel.tensor=8] [--dtype=bfloat16] [--profile=FOLDER]
 """
 
 from absl import flags
@@ -11,6 +11,7 @@ from absl import flags
 from gaze_jax import api
 from gaze_jax import cli
 from gaze_jax.runtime import processes
+from gaze_jax.runtime import profiling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a directory with a model")
 _QUESTION = flags.DEFINE_string("question", None, "the question")
@@ -22,6 +23,7 @@ _HTML = flags.DEFINE_string("html", None, "the viewer to write, a page")
 _JSON = flags.DEFINE_string("json", None, "a file for answer and accounting")
 _LAYERS = flags.DEFINE_list("layers", None, "layers drawn; default all")
 _HEADS = flags.DEFINE_list("heads", None, "query heads drawn; default all")
+_PROFILE = cli.define_file("profile", "a folder for a trace of the answer")
 _OPTIONS = cli.define_options()
 _PLACEMENT = cli.define_placement()
 flags.mark_flags_as_required(["workdir", "question"])
@@ -40,9 +42,10 @@ def main() -> None:
   model = api.load(_WORKDIR.value, **_PLACEMENT())
   outputs.check_model(model)
   shown = dict(images=_IMAGE.value, videos=_VIDEO.value)
-  stream = model.stream(_QUESTION.value, trace=True, **shown, **_OPTIONS())
-  for text in stream:
-    print(text, end="", flush=True)
+  with profiling.trace(_PROFILE.value):  # of the prompt as well
+    stream = model.stream(_QUESTION.value, trace=True, **shown, **_OPTIONS())
+    for text in stream:
+      print(text, end="", flush=True)
   account = stream.answer.accounting()
   print(f"\n\n{account.text()}\n")
   if processes.is_first():

@@ -192,6 +192,7 @@ def test_bytes_that_a_step_must_read(generated):
     (["--batches=2"], "--batches=2: there are 1, 8"),
     (["--only=576", "--batches=8"], "nothing to run: the cases are 576"),
     (["--plot=picture"], "is not a format of pictures"),
+    (["--methods=sparse"], "--methods=sparse: there are dense, gaze_query"),
   ],
 )
 def test_a_mistake_to_generate_is_one_line(arguments, says):
@@ -200,6 +201,34 @@ def test_a_mistake_to_generate_is_one_line(arguments, says):
   lines = result.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
   assert says in lines[0]
+
+
+def test_generate_times_the_methods_that_are_asked_for(tmp_path):
+  out = tmp_path / "rows.json"
+  arguments = ("--shape=tiny", "--only=576", "--methods=gaze_kv_group")
+  result = _run(*arguments, "--rounds=1", f"--json={out}", script="generate")
+  assert result.returncode == 0, result.stderr
+  rows = json.loads(out.read_text())["rows"]
+  assert [row["method"] for row in rows] == ["dense", "gaze_kv_group"]
+
+
+def test_rows_of_train(tmp_path):
+  out = tmp_path / "rows.json"
+  arguments = ("--shape=tiny", "--rounds=1", f"--json={out}")
+  result = _run(*arguments, script="train")
+  assert result.returncode == 0, result.stderr
+  table = json.loads(out.read_text())
+  rows = {row["method"]: row for row in table["rows"]}
+  assert list(rows) == ["transformers", "dense", "gaze"]
+  for row in rows.values():
+    tokens = 2 * 192 / row["seconds"]
+    assert math.isclose(row["tokens_per_second"], tokens)
+    assert 0 < row["bound_seconds"] and row["seconds"] <= row["median_seconds"]
+  assert abs(rows["dense"]["loss"] - rows["transformers"]["loss"]) < 1e-4
+  # One of four regions, and the context tokens.
+  assert math.isclose(rows["gaze"]["visual_read"], (36 + 4) / 144)
+  for shares in table["shares"].values():
+    assert all(shares[kind] > 0 for kind in ("products", "attention", "rest"))
 
 
 def test_other_logits_of_transformers_are_refused():

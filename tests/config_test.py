@@ -84,6 +84,8 @@ def test_there_and_back():
     ("train.optimizer", "sgd", "'sgd' is not one of 'adamw', 'muon'"),
     ("train.steps", 0, "train.steps = 0 is below 1"),
     ("train.save_every", 0, "train.save_every = 0 is below 1"),
+    ("train.eval_every", 30, "30 must be a multiple of train.log_every = 20"),
+    ("train", dict(steps=9, profile_steps=1), "profile_from = 10 is past"),
     ("train.accumulation", 0, "train.accumulation = 0 is below 1"),
     ("train.accumulation", 3, "32 is not a multiple of train.accumulation = 3"),
     ("train.ema", 1.0, "train.ema = 1.0 is not below 1"),

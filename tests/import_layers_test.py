@@ -33,7 +33,9 @@ ARROWS = {
   "models": {"ops", "kernels", "parallel", "layout"},
   "weights": {"data", "models", "layout"},
   "data": {"layout"},
-  "train": {"data", "weights", "models", "ops", "parallel", "layout"},
+  "train": {
+    *("data", "weights", "models", "ops", "parallel", "layout", "runtime"),
+  },
   "aot": {
     *("evals", "train", "decode", "data", "models", "ops", "parallel"),
     *("kernels", "layout"),

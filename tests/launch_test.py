@@ -109,12 +109,17 @@ def test_generate_answers_and_draws(workdir, files):
 
 
 @pytest.mark.nightly
-def test_generate_without_an_image_or_a_picture(workdir, files):
+def test_generate_without_an_image_or_a_picture(workdir, files, tmp_path):
   before = sorted(files.iterdir())
   # Longer than data.sequence_length, which is training's alone.
   asked = generate(workdir, files, image=None, out="", question="what " * 90)
-  code, out, lines = run(*asked, "--temperature=0.5", "--top_p=0.9", "--seed=3")
+  code, out, lines = run(
+    *(*asked, "--temperature=0.5", "--top_p=0.9", "--seed=3"),
+    f"--profile={tmp_path}/trace",
+  )
   assert code == 0, lines
+  (file,) = (tmp_path / "trace").glob("plugins/profile/*/*.xplane.pb")
+  assert file.stat().st_size > 0
   assert "visual tokens                0\n" in out and "wrote" not in out
   assert sorted(files.iterdir()) == before
 

@@ -33,6 +33,7 @@ from gaze_jax.data import units as units_lib
 from gaze_jax.layout import row as row_lib
 
 _ORDER_STREAM = 3
+_HELD_OUT_STREAM = 4
 _NO_END = 2**40  # steps; grain wants a number
 
 # Seconds that a worker has to end. grain gives each 25, one after the other,
@@ -223,14 +224,52 @@ def _train_batch(
   batcher: Batcher, held: tuple[int, ...], step: int
 ) -> dict[str, Any]:
   """The held rows of a step's batch; worker processes run this."""
-  config, length = batcher.config, len(batcher.source)
+  config = batcher.config
+  numbers, _ = split(config, len(batcher.source))
   chosen = []
   for row in held:
-    epoch, position = divmod(step * config.train.batch_size + row, length)
-    order = _permutation(config.data.seed, epoch, length)
-    chosen.append((int(order[position]), epoch))
+    n = step * config.train.batch_size + row
+    epoch, position = divmod(n, len(numbers))
+    order = _permutation(config.data.seed, epoch, len(numbers))
+    chosen.append((int(numbers[order[position]]), epoch))
   made = batcher.batch(chosen, rows=len(chosen))
   return dict(batch=made.batch, indices=made.indices)
+
+
+def split(
+  config: config_lib.Config, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The samples of the training set that train, and those that are held out.
+
+  Which are held out depends on `data.seed`, `train.eval_share` and `length`
+  alone. (Where a sample's image is found to be broken, the next good one of
+  the file takes its place, whichever of the two that is of.)
+
+  Args:
+    config: the configuration.
+    length: number of samples.
+
+  Returns:
+    Two int64 arrays of indices in order, which share none.
+
+  Raises:
+    samples.DataError: none is left to train on.
+  """
+  return _split(config.data.seed, config.train.eval_share, length)
+
+
+@functools.lru_cache(maxsize=2)
+def _split(
+  seed: int, share: float, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  out = max(round(share * length), 1) if share else 0
+  if out >= length:
+    raise samples.DataError(
+      f"train.eval_share = {share} holds out {out} of {length} samples, and"
+      " leaves none to train on"
+    )
+  order = samples.generator(_HELD_OUT_STREAM, seed).permutation(length)
+  return np.sort(order[out:]), np.sort(order[:out])
 
 
 @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch

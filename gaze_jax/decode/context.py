@@ -124,7 +124,7 @@ def row_bytes(config: config_lib.ModelConfig, regions: int, slots: int) -> int:
 
   Args:
     config: the model.
-    regions: that there is room for.
+    regions: that `reserve` is asked for.
     slots: of text and context, likewise.
   """
   like = jax.eval_shape(
@@ -132,9 +132,9 @@ def row_bytes(config: config_lib.ModelConfig, regions: int, slots: int) -> int:
       cached.empty,
       config,
       shard.row_shards(),
-      regions=regions,
+      regions=programs.bucket(regions, _REGIONS),
       region_length=tiles.largest_region(config),
-      capacity=slots,
+      capacity=programs.bucket(slots, _SLOTS),
     )
   )
   leaves = jax.tree.leaves(like)

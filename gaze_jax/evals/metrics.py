@@ -4,25 +4,6 @@ import math
 
 import numpy as np
 
-from gaze_jax import types
-
-
-def right(
-  predicted: types.Array, target: types.Array, ends: types.Array
-) -> types.Array:
-  """Where the prediction is the target; where that ends, any id that ends.
-
-  Args:
-    predicted: int [B, A], the likeliest token at each slot.
-    target: int [B, A], the reference's.
-    ends: int [Z], ids that end an answer.
-
-  Returns:
-    bool [B, A].
-  """
-  end = lambda ids: (ids[..., None] == ends).any(-1)
-  return (predicted == target) | (end(predicted) & end(target))
-
 
 def exact_match(
   right: np.ndarray, answer_of: np.ndarray, questions: int

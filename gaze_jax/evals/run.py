@@ -241,7 +241,7 @@ def _look(params, config, ends, batch, budget, override):
   """Right answer slots, usage and regions read at them."""
   out = mllm.apply(params, config, batch, budget, override=override)
   target, scored = losses.targets(batch)
-  right = metrics.right(out.logits.argmax(-1), target, ends) & scored
+  right = losses.right(out.logits.argmax(-1), target, ends) & scored
   # Whole on each device, as every process reads them.
   everywhere = lambda x: shard.constrain(x, *(None,) * x.ndim)
   return jax.tree.map(everywhere, (right, out.usage, out.chosen))

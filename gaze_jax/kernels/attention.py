@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gaze_jax import types
 
@@ -153,6 +154,8 @@ def _softmax_forward(shape, logits, mask):
   nothing = jnp.where(jnp.isnan(total), jnp.nan, -jnp.inf)
   lse = jnp.where(seen, peak + jnp.log(safe), nothing)
   weights = (weights / safe[..., None]).reshape(shape)
+  weights = checkpoint_name(weights, "weights")
+  lse = checkpoint_name(lse, "weights")
   return (weights, lse), (weights, lse)
 
 

@@ -120,6 +120,16 @@ def layers_apart() -> bool:
   return target.target().platform == "cpu"
 
 
+def copies_what_is_kept() -> bool:
+  """Whether a layer is best told what to keep for its backward pass.
+
+  XLA:CPU passes over it three times: zeros for all layers, a copy into them,
+  and one out. What comes of a product by a few operations on each number is
+  made again in less, so without remat it is not kept either.
+  """
+  return target.target().platform == "cpu"
+
+
 _logged: set[tuple[str, str, str]] = set()
 
 

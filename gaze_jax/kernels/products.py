@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gaze_jax import types
+from gaze_jax.kernels import target
 
 
 @jax.tree_util.register_dataclass
@@ -48,9 +49,45 @@ def contract(
     product = lambda w: lambda x: contract(x, w, inputs, dtype)
     return jax.lax.switch(weight.number, list(map(product, weight.weights)), x)
   if x.dtype == jnp.float32:
+    if target.target().platform == "cpu":
+      return _wide(x, weight.astype(x.dtype), inputs).astype(dtype)
     dims = (_trailing(x, inputs), tuple(range(inputs)))
     return _dot(x, weight.astype(x.dtype), *dims).astype(dtype)
   return _narrow(x, weight, inputs, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _wide(x, weight, inputs):
+  """float32 on CPU, where the weight's gradient needs care."""
+  return _dot(x, weight, _trailing(x, inputs), tuple(range(inputs)))
+
+
+def _wide_forward(x, weight, inputs):
+  return _wide(x, weight, inputs), (x, weight)
+
+
+def _wide_backward(inputs, saved, gradient):
+  # XLA:CPU transposes the first operand of the weight's gradient. Whatever made
+  # it becomes part of that copy, which walks memory in strides: the backward
+  # pass of SwiGLU took 257 ms so, not 9. Hence the barrier; and the first is
+  # the narrower of the two.
+  x, weight, gradient = jax.lax.optimization_barrier((*saved, gradient))
+  outputs = weight.ndim - inputs
+  of_x = _dot(
+    gradient,
+    weight,
+    _trailing(gradient, outputs),
+    tuple(range(inputs, weight.ndim)),
+  )
+  rows = tuple(range(x.ndim - inputs))
+  if x.size <= gradient.size:
+    return of_x, _dot(x, gradient, rows, rows)
+  axes = range(weight.ndim)
+  of_weight = _dot(gradient, x, rows, rows)
+  return of_x, of_weight.transpose(*axes[outputs:], *axes[:outputs])
+
+
+_wide.defvjp(_wide_forward, _wide_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

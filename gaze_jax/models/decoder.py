@@ -30,12 +30,15 @@ SLOTS = ("batch", "slots", None)
 
 # What a layer keeps for its backward pass beside its input, by remat. The
 # names are those of `layers.Linear` (what its product gives, in the dtype of
-# the computation) and "attention", its output, with the log-sum-exp of kernels.
+# the computation); "attention", its output, with the log-sum-exp of kernels;
+# and "weights", what the softmax gives.
 _ATTENTION = ("query", "key", "value", "attention", "out")
 _KEPT = {
   "full": (),  # least memory: the whole layer is run again
   "attention": _ATTENTION,  # the MLP is run again: the widest arrays
   "dots": (*_ATTENTION, "gate", "up"),  # no product with a weight is
+  # Where backends.copies_what_is_kept(): no product is; elsewhere nothing is.
+  "none": (*_ATTENTION, "gate", "up", "weights"),
 }
 
 
@@ -64,9 +67,9 @@ class Layer(nn.Module):
     if c.qk_norm:
       q = norm("query_norm", "head_dim")(q)
       k = norm("key_norm", "head_dim")(k)
-    out, record = self.attend(
-      rope.rotate(q, *angles), rope.rotate(k, *angles), v, memory
-    )
+    q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+    with jax.named_scope("attend"):
+      out, record = self.attend(q, k, v, memory)
     out = checkpoint_name(out, "attention")
     x += layers.Linear(
       (c.query_heads, c.head_dim, c.width),
@@ -139,7 +142,7 @@ class Decoder(nn.Module):
     if _is_split(apart := self.variables["params"].get("layers", {})):
       return _run_split(Layer(c, attend, parent=None), apart, x, memory, angles)
     layer = Layer
-    if c.remat != "none":
+    if c.remat != "none" or backends.copies_what_is_kept():
       policy = jax.checkpoint_policies.save_only_these_names(*_KEPT[c.remat])
       layer = nn.remat(Layer, policy=policy, prevent_cse=not c.scan)
     scanned = nn.scan(

@@ -135,7 +135,8 @@ class Attention(nn.Module):
       _linear((c.width, *heads), (_WIDTH, *axes), c.dtype, name=name)(x)
       for name in ("query", "key", "value")
     )
-    out = attend(q, k, v, c.dtype, mask)
+    with jax.named_scope("attend"):
+      out = attend(q, k, v, c.dtype, mask)
     back = (*heads, c.width), (*axes, _WIDTH)
     return _linear(*back, c.dtype, inputs=2, name="out")(out)
 

@@ -15,5 +15,5 @@ def keep_freed_pages() -> None:
     return
   mmap_max, trim_threshold, arena_max = -4, -1, -8  # malloc.h
   mallopt(mmap_max, 0)
-  mallopt(trim_threshold, 2**31 - 1)
+  mallopt(trim_threshold, -1)  # never: temporaries may be over 2 GB
   mallopt(arena_max, 1)

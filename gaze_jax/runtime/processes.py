@@ -61,7 +61,7 @@ _this: _Member | None = None
 _shared = 0  # how often `share` was called
 
 
-def initialize(timeout: int = 300, *, alone: bool = True) -> None:
+def initialize(timeout: int = 300, *, trains: bool = True) -> None:
   """Joins the processes of a run; call it before anything touches a device.
 
   Called for one process as well: SIGTERM is a notice of preemption from then
@@ -71,7 +71,10 @@ def initialize(timeout: int = 300, *, alone: bool = True) -> None:
   Args:
     timeout: seconds to wait for the other processes. If one is missing then,
       JAX aborts the process (exit 134), so who waits for whom is logged before.
-    alone: False leaves one process as it is, which starts faster.
+    trains: False is for what answers. It leaves one process as it is, which
+      starts faster. Several run programs one after the other on CPU: of many
+      small ones that wait for other devices, as in answering, XLA's threads
+      would all wait, and for each other.
 
   Raises:
     ProcessesError: the environment is incomplete, or contradicts itself.
@@ -84,7 +87,7 @@ def initialize(timeout: int = 300, *, alone: bool = True) -> None:
       if _this is not None:
         return
     if this is None or this.processes == 1:
-      if not alone:
+      if not trains:
         _this = _Member(0, 1, "", None)
         return
       this = _Member(0, 1, stack.enter_context(ports.hold()), None)
@@ -96,6 +99,8 @@ def initialize(timeout: int = 300, *, alone: bool = True) -> None:
         f" process 0 listens, for up to {timeout} s"
       )
       sys.excepthook = _leave_after_a_bug
+      if not trains:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
       jax.distributed.initialize(
         this.coordinator,

@@ -6,9 +6,12 @@ together; process 0 alone prints and writes what is no checkpoint.
 
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,14 +20,17 @@ from jax.experimental import multihost_utils
 from gaze_jax import config as config_lib
 from gaze_jax import plugins
 from gaze_jax import schema
+from gaze_jax import types
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.layout import budgets
 from gaze_jax.parallel import mesh as mesh_lib
 from gaze_jax.parallel import rules
 from gaze_jax.parallel import shard
+from gaze_jax.runtime import profiling
 from gaze_jax.train import checkpoint
 from gaze_jax.train import compatibility
+from gaze_jax.train import evaluation
 from gaze_jax.train import features as features_lib
 from gaze_jax.train import flops
 from gaze_jax.train import metrics
@@ -33,6 +39,7 @@ from gaze_jax.train import pretrained
 from gaze_jax.train import schedule
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
+from gaze_jax.train import wandb_run
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -51,7 +58,9 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   mesh = mesh_lib.make_mesh(config.parallel)
   rules.check(config, dict(mesh.shape))
   pretrained.check_tokenizer(config)
+  wandb_run.check(config.train)
   source = plugins.source(config.data.source).make(config, "train")
+  scored = evaluation.open_set(config, source, mesh)
   inputs = compatibility.inputs(config, source)
   workdir.mkdir(parents=True, exist_ok=True)
   first = jax.process_index() == 0
@@ -65,65 +74,149 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
         _print_changed_steps(before, config, start.next_batch)
     if first:
       _write_config(config, workdir)
-    preempted = _run(config, workdir, source, saved, state, start, mesh)
+    preempted = _run(config, workdir, source, scored, saved, state, start, mesh)
   if first and preempted:
     print(f"preempted: saved step {preempted}; run the same command to resume")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+  """What a step reads, on the mesh.
+
+  Attributes:
+    step: its number, from 0.
+    indices: int64 [b] on the host, the samples of this process's rows.
+    batch: all rows.
+    k: int32 [B], the budget of each.
+    ids: uint32 [B], the sample of each.
+  """
+
+  step: int
+  indices: np.ndarray
+  batch: types.Batch
+  k: jax.Array
+  ids: jax.Array
 
 
 def _run(
   config: config_lib.Config,
   workdir: pathlib.Path,
   source: samples.Source,
+  scored: evaluation.EvalSet | None,
   saved: checkpoint.Writer,
   state: state_lib.TrainState,
   start: checkpoint.Position,
   mesh: jax.sharding.Mesh,
 ) -> int | None:
   """Steps to the end; or to a preemption, and returns that step."""
-  c, features = config.train, None
+  c, features, kept = config.train, None, workdir / "features"
   if c.features == "cached":
-    features = features_lib.cached(config, source, workdir / "features")
+    features = features_lib.cached(config, source, kept)
   frozen = pretrained.load_frozen(config, pixels=features is None, mesh=mesh)
-  rows = shard.local_rows(mesh, c.batch_size)
-  dense, final = budgets.of_config(config)
+  score = scored and evaluation.make(
+    scored, config, features, kept, frozen, mesh
+  )
   batches = pipeline.make_iterator(
     config,
     source=source,
     features=features,
     start_step=start.next_batch,
-    held=rows.tolist(),
+    held=shard.local_rows(mesh, c.batch_size).tolist(),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(batches.close)
-    log = metrics.Log(
-      workdir, c, saved, start, flops.count(config, frozen, state.params)
-    )
+    count = flops.count(config, frozen, state.params)
+    log = metrics.Log(workdir, config, saved, start, count)
     stack.callback(log.close)
-    train_step = step_lib.make(config, optimizer_lib.make(c), mesh)
+    compiled = step_lib.make(config, optimizer_lib.make(c), mesh)
     stack.enter_context(jax.set_mesh(mesh))
-    pending = collections.deque()  # dispatched, and not read yet
-    for step in range(start.next_batch, c.steps):
-      element = next(batches)
-      ids = element["indices"].astype(np.uint32)
-      k = schedule.budget(step, c.batch_size, dense=dense, final=final, train=c)
-      local = (element["batch"], k[rows], ids)
-      batch, k, ids = shard.put_rows(local, rows, c.batch_size, mesh)
-      state, numbers = train_step(state, batch, k, frozen)
-      numbers["sample_ids"] = metrics.digest(step, ids)
-      pending.append((step + 1, element["indices"], numbers))
-      # All processes ask after each step, and are told at the same one.
-      stop = multihost_utils.reached_preemption_sync_point(step + 1)
-      saving = stop or (step + 1) % c.save_every == 0 or step + 1 == c.steps
-      # One step stays in flight, except before saving: a state is saved only
-      # when its loss and gradient are known to be finite.
-      while len(pending) > (0 if saving else 1):
-        log.read(*pending.popleft())
-      if saving:
-        position = log.position(step + 1)
-        saved.save(position, state, config, loss=log.loss_since_save())
-      if stop:
-        return step + 1
+    trace = profiling.StepTrace(
+      workdir / "profile", _traced(c, start.next_batch)
+    )
+    stack.enter_context(trace)
+    return _loop(
+      config,
+      state,
+      inputs=_on_mesh(config, batches, start.next_batch, mesh),
+      step_of=lambda state, batch, k: compiled(state, batch, k, frozen),
+      score=score,
+      trace=trace,
+      log=log,
+      saved=saved,
+    )
+
+
+def _loop(
+  config: config_lib.Config,
+  state: state_lib.TrainState,
+  *,
+  inputs: Iterator[_Inputs],
+  step_of: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]],
+  score: evaluation.Score | None,
+  trace: profiling.StepTrace,
+  log: metrics.Log,
+  saved: checkpoint.Writer,
+) -> int | None:
+  """Steps, scores, logs and saves with what `_run` opened; returns as it."""
+  c = config.train
+  pending = collections.deque()  # dispatched, and not read yet
+  for given in inputs:
+    done, scores = given.step + 1, {}
+    if trace.changes(given.step):
+      jax.block_until_ready(state)
+      with log.paused():
+        trace.change(given.step)
+    # What a step needs is on the mesh: an array that is not is an error here,
+    # and no copy in every step.
+    with (
+      jax.transfer_guard("disallow"),
+      jax.profiler.StepTraceAnnotation("train", step_num=done),
+    ):
+      digest = metrics.digest(state.step, given.ids)
+      state, numbers = step_of(state, given.batch, given.k)
+    numbers["sample_ids"] = digest
+    if score and (done % c.eval_every == 0 or done == c.steps):
+      jax.block_until_ready(numbers)
+      with log.paused():
+        scores = score(state)
+    pending.append((done, given.indices, numbers, scores))
+    # All processes ask after each step, and are told at the same one.
+    stop = multihost_utils.reached_preemption_sync_point(done)
+    saving = stop or done % c.save_every == 0 or done == c.steps
+    # One step stays in flight, except before saving: a state is saved only
+    # when its loss and gradient are known to be finite.
+    while len(pending) > (0 if saving else 1):
+      log.read(*pending.popleft())
+    if saving:
+      position = log.position(done)
+      saved.save(position, state, config, loss=log.loss_since_save())
+    if stop:
+      return done
   return None
+
+
+def _on_mesh(
+  config: config_lib.Config,
+  batches: Iterator[dict[str, Any]],
+  first: int,
+  mesh: jax.sharding.Mesh,
+) -> Iterator[_Inputs]:
+  """The inputs of each step from `first` on."""
+  c, rows = config.train, shard.local_rows(mesh, config.train.batch_size)
+  dense, final = budgets.of_config(config)
+  for step in range(first, c.steps):
+    element = next(batches)
+    ids = element["indices"].astype(np.uint32)
+    k = schedule.budget(step, c.batch_size, dense=dense, final=final, train=c)
+    local = (element["batch"], k[rows], ids)
+    arrays = shard.put_rows(local, rows, c.batch_size, mesh)
+    yield _Inputs(step, element["indices"], *arrays)
+
+
+def _traced(train: config_lib.TrainConfig, first: int) -> range:
+  """The steps of a run from `first` on that `train.profile_steps` names."""
+  begin = train.profile_from - 1
+  return range(max(begin, first), begin + train.profile_steps)
 
 
 def _resume_or_create(

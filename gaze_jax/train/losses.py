@@ -53,6 +53,48 @@ def z(logits: jax.Array, scored: jax.Array) -> jax.Array:
   return jnp.where(scored, square, 0.0).sum()
 
 
+def right(
+  predicted: types.Array, target: types.Array, ends: types.Array
+) -> types.Array:
+  """Where the prediction is the target; where that ends, any id that ends.
+
+  Args:
+    predicted: int [B, A], the likeliest token at each slot.
+    target: int [B, A], the reference's.
+    ends: int [Z], ids that end an answer.
+
+  Returns:
+    bool [B, A].
+  """
+  end = lambda ids: (ids[..., None] == ends).any(-1)
+  return (predicted == target) | (end(predicted) & end(target))
+
+
+def exact(
+  right: jax.Array, scored: jax.Array, answer_of: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """How many answers have no wrong token, and how many there are.
+
+  Args:
+    right: bool [B, A], from `right`.
+    scored: bool [B, A], from `targets`.
+    answer_of: int32 [B, A], as in `types.Batch`: an answer is a run of slots.
+
+  Returns:
+    Two float32 scalars.
+  """
+  changes = answer_of[:, 1:] != answer_of[:, :-1]
+  edge = jnp.ones((len(right), 1), bool)
+  first = jnp.concatenate([edge, changes], axis=1)
+  last = jnp.concatenate([changes, edge], axis=1) & scored
+  wrong = (scored & ~right).astype(jnp.int32)
+  up_to_here = jnp.cumsum(wrong, axis=1)
+  before = jnp.where(first, up_to_here - wrong, 0)
+  none_wrong = up_to_here == jax.lax.cummax(before, axis=1)
+  count = lambda where: where.sum(dtype=jnp.float32)
+  return count(last & none_wrong), count(last)
+
+
 def likeliest(logits: jax.Array) -> jax.Array:
   """The first token of the largest logit, int32 [...], of float32 [..., V].
 

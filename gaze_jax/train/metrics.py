@@ -1,10 +1,12 @@
 """The numbers of a run's steps: read late, checked, averaged, written."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.train import checkpoint
 from gaze_jax.train import flops
+from gaze_jax.train import wandb_run
 
 
 class NotFiniteError(errors.GazeError):
@@ -57,18 +60,23 @@ class Log:
   def __init__(
     self,
     workdir: pathlib.Path,
-    train: config_lib.TrainConfig,
+    config: config_lib.Config,
     saved: checkpoint.Checkpoints,
     start: checkpoint.Position,
     count: flops.Count,
   ):
-    first = jax.process_index() == 0
+    first, train = jax.process_index() == 0, config.train
     self._train, self._saved = train, saved
     self._count, self._peak = count, flops.peak(train)
     self._unlogged, self._sample_ids = start.unlogged, start.sample_ids
     self._losses: list[float] = []  # since the last save
     self._mark = (time.perf_counter(), len(self._unlogged))
-    self._writer = LogWriter(workdir, start.next_batch) if first else None
+    self._writers: list[wandb_run.WandbRun | LogWriter] = []
+    if first and train.wandb:
+      self._writers.append(wandb_run.WandbRun(workdir, config))
+    if first:
+      self._writers.append(LogWriter(workdir, start.next_batch))
+    self._scores: dict[str, float] = {}  # the last ones, for the bar
     self._bar = tqdm.tqdm(
       total=train.steps,
       initial=start.next_batch,
@@ -79,7 +87,11 @@ class Log:
     )
 
   def read(
-    self, done: int, indices: np.ndarray, numbers: dict[str, jax.Array]
+    self,
+    done: int,
+    indices: np.ndarray,
+    numbers: dict[str, jax.Array],
+    scores: dict[str, float],
   ) -> None:
     """Waits for a step, and logs if it is time to.
 
@@ -87,6 +99,7 @@ class Log:
       done: steps done after it.
       indices: int [b], samples of this process's rows.
       numbers: float32 scalars, and uint32 `sample_ids`, from `digest`.
+      scores: of an evaluation after it, at a step that is logged; or none.
 
     Raises:
       NotFiniteError: its loss or gradient is not.
@@ -107,8 +120,10 @@ class Log:
     self._losses.append(values["loss"])
     self._unlogged.append(values)
     if done == self._train.steps or done % self._train.log_every == 0:
-      self._write(done)
+      self._write(done, scores)
+    self._scores |= scores
     shown = dict(loss=f"{values['loss']:.3f}", k=f"{values['k']:.1f}")
+    shown |= {name: f"{score:.3f}" for name, score in self._scores.items()}
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
@@ -121,13 +136,21 @@ class Log:
     losses, self._losses = self._losses, []
     return sum(losses) / len(losses)
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Within it time passes that is not the steps'."""
+    began = time.perf_counter()
+    yield
+    started, before = self._mark
+    self._mark = (started + time.perf_counter() - began, before)
+
   def close(self) -> None:
     """Ends the bar, and closes the files."""
     self._bar.close()
-    if self._writer:
-      self._writer.close()
+    for writer in self._writers:
+      writer.close()
 
-  def _write(self, done: int) -> None:
+  def _write(self, done: int, scores: dict[str, float]) -> None:
     steps = self._unlogged
     mean = {k: sum(v[k] for v in steps) / len(steps) for k in steps[0]}
     del mean["tokens"]
@@ -138,9 +161,9 @@ class Log:
     mean["tokens_per_second"] = sum(v["tokens"] for v in mine) / (now - started)
     seconds = mean["seconds_per_step"] = (now - started) / len(mine)
     mean |= flops.speed(self._count, self._peak, kv_saved, seconds)
-    if self._writer:
-      ids = f"{self._sample_ids:08x}"
-      self._writer.write(done, mean | dict(sample_ids=ids))
+    mean |= scores | dict(sample_ids=f"{self._sample_ids:08x}")
+    for writer in self._writers:
+      writer.write(done, mean)
     self._unlogged, self._mark = [], (now, 0)
 
 

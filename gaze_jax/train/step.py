@@ -72,6 +72,37 @@ def make(
   return step
 
 
+def make_score(config: config_lib.Config) -> Callable[..., Sums]:
+  """Compiles `score(params, batch, budget, ends) -> sums` without a gradient.
+
+  `params` are all of the model's; `ends` are int32 [Z], ids that end an answer.
+  The sums of a batch are float32 scalars: `loss` in nats over `slots` scored
+  slots, and `exact` of `answers`, those whose every token is the likeliest one
+  after the tokens before it. Rows come in as many micro-batches as in training.
+  """
+
+  @jax.jit
+  def score(
+    params: mllm.Params, batch: types.Batch, budget: jax.Array, ends: jax.Array
+  ) -> Sums:
+    def of(part: tuple[types.Batch, jax.Array]) -> Sums:
+      some, k = part
+      target, scored = losses.targets(some)
+      logits = mllm.apply(params, config.model, some, k).logits
+      right = losses.right(losses.likeliest(logits), target, ends)
+      exact, answers = losses.exact(right, scored, some.answer_of)
+      return dict(
+        loss=losses.next_token(logits, target, scored),
+        slots=scored.sum(dtype=jnp.float32),
+        exact=exact,
+        answers=answers,
+      )
+
+    return _add_up(of, (batch, budget), config.train.accumulation)
+
+  return score
+
+
 def _loss(config: config_lib.Config, sums: Sums, counts: Sums) -> jax.Array:
   """What is minimised: a weighted sum of means; of a micro-batch its share."""
   gaze, train = config.model.gaze, config.train

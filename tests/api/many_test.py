@@ -7,6 +7,9 @@ import pytest
 
 from gaze_jax import api
 from gaze_jax import errors
+from gaze_jax.api import request as request_lib
+from gaze_jax.decode import context
+from gaze_jax.decode import reading
 from gaze_jax.decode import scheduler
 
 FEW = dict(max_tokens=4)
@@ -101,13 +104,16 @@ def test_a_bad_request_is_named_after_the_answers_before_it(ours):
   asked = [api.Request("one", **FEW), api.Request(" "), api.Request("two")]
   answers = ours.generate_many(asked)
   assert next(answers).question == "one"
-  with pytest.raises(api.RequestError, match="request 1: the question is empt"):
+  with pytest.raises(
+    request_lib.RequestError, match="request 1: the question is empt"
+  ):
     next(answers)
-  with pytest.raises(api.RequestError, match="batch_size = 0"):
+  with pytest.raises(request_lib.RequestError, match="batch_size = 0"):
     next(ours.generate_many(asked, batch_size=0))
   assert list(ours.generate_many([])) == []
 
 
+@pytest.mark.nightly
 def test_memory_is_bounded_and_requests_wait_their_turn(ours, requests):
   want = [one.tokens for one in ours.generate_many(requests(), batch_size=4)]
   row = scheduler.Size(32, 256, 64).bytes(ours.config.model)
@@ -133,11 +139,19 @@ def test_memory_is_bounded_and_requests_wait_their_turn(ours, requests):
     none.generate("what is it?")
 
 
+@pytest.mark.nightly
 def test_batches_that_do_not_fit_are_answered_one_after_the_other(
   ours, requests
 ):
   asked = requests()[:4]
   want = [one.tokens for one in ours.generate_batch(asked)]
-  small = dataclasses.replace(ours, cache_bytes=200_000)
-  assert len(small._that_fit([small.prepare(r) for r in asked])) > 1
+  prepared = [ours.prepare(r) for r in asked]
+  needs = [
+    context.row_bytes(
+      ours.config.model, *reading.needs(one.after, one.request.max_tokens)
+    )
+    for one in prepared
+  ]
+  small = dataclasses.replace(ours, cache_bytes=max(needs) + min(needs))
+  assert 1 < len(small._that_fit(prepared)) < len(asked)
   assert [one.tokens for one in small.generate_batch(asked)] == want

@@ -50,3 +50,25 @@ def test_a_wide_weight_gets_a_wide_gradient():
   x, weight = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4))
   loss = lambda w: products.contract(x, w, 1, jnp.bfloat16).sum()
   assert jax.grad(loss)(weight).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("outputs", [2, 40])
+def test_wide_products_have_the_gradients_of_a_plain_one(inputs, outputs):
+  """With outputs that are fewer than the inputs, and more."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)
+  weight = draw(*(4, 6)[:inputs], outputs, 3)
+  x = draw(2, 5, *weight.shape[:inputs])
+  wanted = draw(2, 5, outputs, 3)
+  ours = lambda x, w: (products.contract(x, w, inputs, x.dtype) * wanted).sum()
+  plain = lambda x, w: (jnp.tensordot(x, w, inputs) * wanted).sum()
+  got = jax.jit(jax.grad(ours, (0, 1)))(x, weight)
+  want = jax.jit(jax.grad(plain, (0, 1)))(x, weight)
+  compare.close(got, want)
+
+
+def test_nothing_joins_the_transposed_copy_of_a_wide_gradient():
+  loss = lambda w: products.contract(jnp.ones((4, 3)), w, 1, jnp.float32).sum()
+  text = jax.jit(jax.grad(loss)).lower(jnp.ones((3, 5))).as_text()
+  assert text.count("optimization_barrier") == 1

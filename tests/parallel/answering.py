@@ -126,7 +126,7 @@ def more_answers(model):
 def main():
   config, out, parallel = sys.argv[1:]
   raw = json.loads(pathlib.Path(config).read_text())
-  processes.initialize()
+  processes.initialize(trains=False)
   found = {}
   for granularity in GRANULARITIES:
     run = config_lib.from_config_dict(raw)

@@ -29,6 +29,8 @@ def train(tiny_config, tmp_path_factory):
     train__steps=STEPS,
     train__save_every=4,
     train__keep=10,
+    train__eval_every=10,
+    train__eval_share=0.2,
     # Rounding grows with the steps; this slow it stays where it was.
     train__learning_rate=1e-4,
   )
@@ -69,6 +71,9 @@ def alone(train):
 def same(rows, alone):
   loss = lambda rows: np.array([row["loss"] for row in rows])
   compare.close(loss(rows), loss(alone))
+  for name in ("eval_loss", "eval_accuracy"):
+    scores = [np.array([x[name] for x in r[9::10]]) for r in (rows, alone)]
+    compare.close(*scores)
   ids = lambda rows: [row["sample_ids"] for row in rows]
   assert ids(rows) == ids(alone)
 

@@ -115,7 +115,7 @@ from gaze_jax.runtime import jax_private
 from gaze_jax.runtime import processes
 
 processes._SHARE_SECONDS = 1
-processes.initialize(timeout=60, alone=False)
+processes.initialize(timeout=60, trains=False)
 first = processes.is_first()
 assert processes.count() == 2
 if sys.argv[1] == "collective":
@@ -192,7 +192,7 @@ def test_one_process_may_be_left_as_it_is(environment, monkeypatch):
   environment()
   monkeypatch.setattr(processes, "_this", None)
   monkeypatch.setattr(jax.distributed, "initialize", None)
-  processes.initialize(alone=False)
+  processes.initialize(trains=False)
   assert processes.count() == 1 and processes.is_first()
   assert processes.share("mine") == "mine"
 

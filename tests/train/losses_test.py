@@ -64,3 +64,24 @@ def test_likeliest_is_the_first_of_the_largest():
   found = losses.likeliest(logits)
   assert found.tolist() == jnp.argmax(logits, -1).tolist() == [[1, 0]]
   assert found.dtype == jnp.int32
+
+
+def test_any_id_that_ends_an_answer_is_right_at_its_end():
+  said = np.array([[5, 7, 2], [5, 9, 7]])
+  target = np.array([[5, 2, 2], [6, 2, 5]])
+  ends = np.array([2, 7])
+  expected = [[True, True, True], [False, False, False]]
+  assert losses.right(said, target, ends).tolist() == expected
+  alone = losses.right(said, target, ends[:1])
+  assert alone.tolist() == [[True, False, True], [False, False, False]]
+
+
+def test_an_answer_is_exact_when_none_of_its_tokens_is_wrong():
+  right = jnp.array(
+    [[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0], [1, 0, 0, 1, 1, 1]]
+  )
+  answer_of = jnp.array(
+    [[0, 0, 1, 1, 2, 2], [0, 1, 1, 2, -1, -1], [-1, -1, -1, -1, -1, -1]]
+  )
+  exact, answers = losses.exact(right > 0, answer_of >= 0, answer_of)
+  assert (float(exact), float(answers)) == (4.0, 6.0)
