@@ -176,23 +176,24 @@ class _Request:
     pool = self._placed(jax.eval_shape(make), cache_ops.SHARDING)
     options = self._options(rows, size.regions)
     _, carry = self._start(pool, options, size.tokens)
-    of, held = f"{rows} rows", (pool, one)
+    held = (pool, one)
     return [
       *self._pieces(one, {False: _MANY}, held),
       self._workload(
-        *(loop.start_program, f"{self._shards} rows", _MANY, *start),
+        *(loop.start_program, f"{self._shards} rows, for a pool"),
+        *(_MANY, *start),
         weights=False,
         held=held,
       ),
       self._workload(
-        *(loop.insert_program, of, _MANY),
+        *(loop.insert_program, f"{rows} rows", _MANY),
         (pool.visual, carry, one.visual, new, _host(self._shards, np.int32)),
         weights=False,
         held=held,
         rows=rows,
       ),
       self._workload(
-        *(loop.run_program, of, _MANY),
+        *(loop.run_program, f"{rows} rows, of a pool", _MANY),
         (self._decoder, pool.visual, carry, options, *_bounds()),
         dict(greedy=True),
         held=held,
@@ -213,14 +214,14 @@ class _Request:
       commands: that read text, by whether they trace it.
       held: caches that are there, if it is not this one alone.
     """
-    w, found = self._shards, {}
+    w, found, of = self._shards, {}, ", for a pool" if held else ""
     ints = lambda *shape: _host((w, *shape), np.int32)
     for piece in self._prompt.pieces():
       x = piece.size
       for trace, command in commands.items() if piece.text else ():
         found[True, x, trace] = self._workload(
           reading.text_program,
-          f"{x} slots{', traced' if trace else ''}",
+          f"{x} slots{', traced' if trace else ''}{of}",
           command,
           (self._decoder, cache.visual, _linear(cache), ints(x), ints()),
           dict(count=ints(), prompt=True, trace=trace),
@@ -234,7 +235,7 @@ class _Request:
         layout = types.Layout(**{f.name: ints(x) for f in fields})
         found[False, x, False] = self._workload(
           reading.units_program,
-          f"{x} slots",
+          f"{x} slots{of}",
           ", ".join(commands.values()),
           (self._decoder, cache, row, types.Chunk(layout, ints(x))),
           held=held,

@@ -45,7 +45,8 @@ class Report:
       (`jaxprs.flops`).
     model_flops: of a training step, of the model alone (train/flops.py).
     least_seconds: that it takes by the vendor's figures: of FLOPs, or of
-      reading its weights, whichever takes longer; None of unknown devices.
+      reading its weights, whichever takes longer; None of unknown devices,
+      and of programs that do next to nothing of either.
     collectives: count and bytes by kind; see `collectives.Total`.
     unread: lines of the program that may be collectives and are not counted.
     compile_seconds: of XLA, without tracing.
@@ -149,7 +150,8 @@ def _least(report: Report, read: int, device: str) -> float | None:
   if device not in topology_lib.PEAKS:
     return None
   flops, bandwidth = topology_lib.PEAKS[device]
-  return max(report.flops / flops, read / bandwidth)
+  least = max(report.flops / flops, read / bandwidth)
+  return least if least > 1e-6 else None  # it is bound by something else
 
 
 def _measured(report: Report, executable: Any, kept: int, taken: int) -> Report:

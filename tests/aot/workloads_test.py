@@ -62,18 +62,20 @@ def test_programs_of_a_request_are_of_its_sizes():
     f"first token, 1 rows; {both}",
     f"decoding step, 1 rows, traced; {alone}",
     "decoding loop, 1 rows; Model.generate",
-    f"units of a prompt, 512 slots; {many}",
-    f"prompt text, 8 slots; {many}",
-    f"prompt text, 128 slots; {many}",
-    f"first token, 1 rows; {many}",
+    f"units of a prompt, 512 slots, for a pool; {many}",
+    f"prompt text, 8 slots, for a pool; {many}",
+    f"prompt text, 128 slots, for a pool; {many}",
+    f"first token, 1 rows, for a pool; {many}",
     f"a row among others, 5 rows; {many}",
-    f"decoding loop, 5 rows; {many}",
+    f"decoding loop, 5 rows, of a pool; {many}",
   ]
 
 
 def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
   """Of [36, 128] each they would all be copied, in every layer."""
-  workload = answering_programs()["decoding loop, 5 rows; Model.generate_many"]
+  workload = answering_programs()[
+    "decoding loop, 5 rows, of a pool; Model.generate_many"
+  ]
   params, model, visual, carry, *_ = workload.arguments
   linear = carry.cache
   assert model == CONFIG.model
