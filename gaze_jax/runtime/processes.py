@@ -31,6 +31,11 @@ from gaze_jax.runtime import ports
 # The exit code of JAX's abort when another process is gone: start all again.
 LOST_PEER = 134
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# XLA:CPU runs what a device has to do in a thread for each core. Answering has
+# many small programs under way, some of which wait for other devices; with two
+# cores all threads would wait, and for each other. Hence so many, and one
+# program of a device at a time.
+_THREADS = "32"
 # How long a process waits for process 0 to report the same error.
 _MESSAGE_SECONDS = 3
 _SHARE_SECONDS = 60  # for which a wait is not asked anew
@@ -72,9 +77,7 @@ def initialize(timeout: int = 300, *, trains: bool = True) -> None:
     timeout: seconds to wait for the other processes. If one is missing then,
       JAX aborts the process (exit 134), so who waits for whom is logged before.
     trains: False is for what answers. It leaves one process as it is, which
-      starts faster. Several run programs one after the other on CPU: of many
-      small ones that wait for other devices, as in answering, XLA's threads
-      would all wait, and for each other.
+      starts faster. Several get more threads of XLA on CPU, see `_THREADS`.
 
   Raises:
     ProcessesError: the environment is incomplete, or contradicts itself.
@@ -101,6 +104,7 @@ def initialize(timeout: int = 300, *, trains: bool = True) -> None:
       sys.excepthook = _leave_after_a_bug
       if not trains:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+        os.environ.setdefault("PJRT_NPROC", _THREADS)
     try:
       jax.distributed.initialize(
         this.coordinator,

@@ -53,6 +53,8 @@ def answers(config, tmp_path_factory):
       paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
       env = dict(os.environ, PYTHONPATH=paths)
       env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flags}"
+      # Or XLA's threads, one a core or device, may all wait for each other.
+      env["PJRT_NPROC"] = "32"
       done = subprocess.run(
         [
           *(sys.executable, *launcher, str(HERE / "answering.py")),
