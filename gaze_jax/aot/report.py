@@ -265,10 +265,10 @@ def _cells(report: dict[str, Any]) -> list[str]:
     f"{report['hbm_bytes'] / 1e9:.1f} GB",
     f"{report['hbm_limit_bytes'] / 1e9:.1f} GB",
     _three_digits(report["flops"] / 1e12),
-    f"{_three_digits(sum(c['bytes'] for c in sent.values()) / 1e9)} GB"
-    if sent
-    else "-",
-    f"{report['compile_seconds']:.0f} s" if sent else "arithmetic",
+    "-"
+    if sent is None
+    else f"{_three_digits(sum(c['bytes'] for c in sent.values()) / 1e9)} GB",
+    "arithmetic" if sent is None else f"{report['compile_seconds']:.0f} s",
   ]
 
 
