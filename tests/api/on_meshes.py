@@ -125,7 +125,7 @@ def load(directory, sizes):
 
 
 def main():
-  processes.initialize(alone=False)
+  processes.initialize(trains=False)
   tensors.Tensors.read = counted
   asked = json.loads(sys.argv[1])
   found = {}
