@@ -229,6 +229,7 @@ def test_donated_caches_come_back_in_their_buffers(params):
   assert buffers(large(again)) == places_before
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("visual_attention", ["causal", "own_unit"])
 def test_units_by_segments_are_units_under_a_mask(
   params, monkeypatch, visual_attention
