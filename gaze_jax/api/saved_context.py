@@ -251,7 +251,7 @@ def _tensors(params: Any) -> Iterator[tuple[str, jax.Array]]:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     layered = name.startswith("decoder/layers/")
     if layered and not isinstance(path[-1], jax.tree_util.SequenceKey):
-      yield from ((f"{name}/{i}", x) for i, x in enumerate(leaf))
+      yield from ((f"{name}/{i}", leaf[i]) for i in range(len(leaf)))
     else:
       yield name, leaf
 
