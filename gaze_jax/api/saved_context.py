@@ -226,7 +226,8 @@ def _fingerprint(model: model_lib.Model) -> str:
   digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   for name, leaf in sorted(_tensors(model.params), key=lambda pair: pair[0]):
     digest.update(name.encode())
-    digest.update(int(_bits(leaf)).to_bytes(4, "little"))
+    bits = int(shard.to_host(_bits(leaf)))
+    digest.update(bits.to_bytes(4, "little"))
   return digest.hexdigest()
 
 
