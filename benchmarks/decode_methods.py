@@ -279,7 +279,7 @@ def chosen_bytes(case: Case, granularity: str) -> tuple[float, float]:
   (b, _, q, _), (h, r) = query.shape, cache.k.shape[1:3]
   config = config_lib.GazeConfig(granularity=granularity)
   budget = jnp.full(b, case.budget, jnp.int32)
-  members = pages.choose(pages.Step(query, cache, None, budget, config))
+  members = pages.choose(pages.Lookup(query, cache, None, budget, config))
   read = float(members.reshape(b, h, q // h, r).any(2).sum())
   size = page_bytes(case, read) + cache.descriptors.nbytes
   return size, read / case.pages

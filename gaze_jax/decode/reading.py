@@ -409,8 +409,9 @@ def _add_text(program, params, config, cache, *args, **kwargs):
 text_program = programs.Program(
   *(_extend, "prompt text"), static=("prompt", "trace"), donate=("linear",)
 )
+# A function of its own: JAX keeps the programs of one function together.
 token_program = programs.Program(
-  _extend, "a token of an answer", donate=("linear",)
+  functools.partial(_extend), "a token of an answer", donate=("linear",)
 )
 units_program = programs.Program(
   cached.read_units, "units of a prompt", donate=("cache",)

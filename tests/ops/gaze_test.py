@@ -780,7 +780,7 @@ def _decode_by_hand(form, query):
   config = config_lib.GazeConfig(decode_implementation=form)
   plan = routing.plan(batch.layout, batch.region_slots, config)
   visual = _stored(key, value, plan, config)
-  linear = jnp.zeros((1, 1, 40, 1))
+  linear = jnp.zeros((1, 40, 1, 1))
   zero = np.array([0], np.int32)
   text = _text(query, linear, linear, zero)
   layer = jnp.int32(0)
