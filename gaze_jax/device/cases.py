@@ -5,6 +5,7 @@ full, and a chosen region is one that the query's own scores choose.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +34,6 @@ from gaze_jax.kernels import table_product
 from gaze_jax.kernels import table_product_cpu
 from gaze_jax.ops import regions as regions_lib
 from gaze_jax.ops import routing
-from gaze_jax.ops.decode import cache as cache_ops
 
 PLAIN = "xla"  # the form that the others are held against
 
@@ -172,6 +172,14 @@ def choose(
   return out
 
 
+def _stored(pages: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Pages [B, H, R, L, D] in the shape of a form's `page_shape`."""
+  l, d = pages.shape[3:]
+  rows = math.prod(shape[:-1])
+  pages = jnp.pad(pages, ((0, 0),) * 3 + ((0, rows - l), (0, shape[-1] - d)))
+  return pages.reshape(*pages.shape[:3], *shape)
+
+
 def _chosen(query, k, length) -> types.Array:
   """bool [B, X, Q, R], as float32 at the highest precision chooses."""
   with jax.default_matmul_precision("highest"):
@@ -193,7 +201,7 @@ def _pages(tokens: int, dim: int, size: Size, platform: str) -> Operation:
   def form(file, **options) -> Form:
     def attend(query, k, v, others):
       shape = file.page_shape(tokens, dim, k.dtype)
-      k, v = (cache_ops.stored(x, shape)[None] for x in (k, v))
+      k, v = (_stored(x, shape)[None] for x in (k, v))
       return _attended(
         file.attend_pages(query, k, v, *others, layer=jnp.int32(0), **options)
       )
