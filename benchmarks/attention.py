@@ -14,10 +14,8 @@ methods of a line are called in turns.
 import json
 import os
 import pathlib
-import platform
 import sys
 
-import jax
 from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -196,11 +194,7 @@ def _about() -> dict:
     " bytes over the fastest streaming read of the same rounds",
     regions=decode_methods.REGION,
     routed=decode_methods.ROUTED,
-    cores=os.cpu_count(),
-    machine=platform.machine(),
-    device=jax.devices()[0].device_kind,
-    jax=jax.__version__,
-    torch=timing.torch.__version__ if timing.torch else None,
+    **timing.machine(),
   )
 
 

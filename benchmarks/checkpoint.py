@@ -13,7 +13,6 @@ the process after each.
 import json
 import os
 import pathlib
-import platform
 import shutil
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from absl import flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import timing
 from configs import emoji_tiny
 from gaze_jax import cli
 from gaze_jax import config as config_lib
@@ -195,10 +195,7 @@ def _about() -> dict[str, Any]:
     statistic="medians of the rounds; megabytes_grown is the median memory of"
     f" the later half of the saves after the first {_SETTLED} less that of the"
     " earlier half",
-    cores=os.cpu_count(),
-    machine=platform.machine(),
-    device=jax.devices()[0].device_kind,
-    jax=jax.__version__,
+    **timing.machine(),
   )
 
 

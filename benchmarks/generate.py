@@ -20,7 +20,6 @@ import gc
 import json
 import os
 import pathlib
-import platform
 import sys
 from typing import Any
 
@@ -209,7 +208,6 @@ def _text(row: dict) -> str:
 
 
 def _about() -> dict:
-  transformers = generate_models.transformers
   return dict(
     statistic="milliseconds_per_step is the least of the rounds,"
     " bound_milliseconds is bytes over the fastest streaming read of the same"
@@ -217,12 +215,7 @@ def _about() -> dict:
     shape=_SHAPE.value,
     regions=decode_methods.REGION,
     routed=decode_methods.ROUTED,
-    cores=os.cpu_count(),
-    machine=platform.machine(),
-    device=jax.devices()[0].device_kind,
-    jax=jax.__version__,
-    torch=timing.torch.__version__ if timing.torch else None,
-    transformers=transformers.__version__ if transformers else None,
+    **timing.machine(),
   )
 
 

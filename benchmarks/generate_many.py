@@ -25,14 +25,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -40,6 +38,7 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import small_model
+from benchmarks import timing
 from gaze_jax import api
 from gaze_jax import cli
 from gaze_jax import errors
@@ -215,14 +214,7 @@ def main() -> None:
     rounds=_ROUNDS.value,
   )
   if _JSON.value:
-    about = dict(
-      cores=os.cpu_count(),
-      machine=platform.machine(),
-      jax=jax.__version__,
-      torch=small_model.torch.__version__,
-      transformers=small_model.transformers.__version__,
-    )
-    text = json.dumps(dict(rows=rows, **about), indent=1)
+    text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
     pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
     print(f"wrote {_JSON.value}")
 

@@ -1,6 +1,9 @@
 """Times methods in turns, beside the speed at which memory streams."""
 
 import dataclasses
+import importlib.metadata
+import os
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +43,23 @@ class Result:
   times: dict[str, Times]
   bandwidth: float
   rounds: int
+
+
+def machine() -> dict[str, Any]:
+  """What a measurement depends on: the machine, and versions (None: absent)."""
+
+  def version(name: str) -> str | None:
+    try:
+      return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      return None
+
+  return dict(
+    cores=os.cpu_count(),
+    machine=platform.machine(),
+    device=jax.devices()[0].device_kind,
+    **{name: version(name) for name in ("jax", "torch", "transformers")},
+  )
 
 
 def in_turns(

@@ -20,7 +20,6 @@ rest. Operations that run side by side count each.
 import json
 import os
 import pathlib
-import platform
 import resource
 import sys
 import tempfile
@@ -36,6 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import small_model
 from benchmarks import step_shares
+from benchmarks import timing
 from benchmarks import train_models
 from gaze_jax import cli
 from gaze_jax import errors
@@ -196,12 +196,7 @@ def _about(rate: float) -> dict:
     " transformers",
     shape=_SHAPE.value,
     gigaflops_per_second=rate / 1e9,
-    cores=os.cpu_count(),
-    machine=platform.machine(),
-    device=jax.devices()[0].device_kind,
-    jax=jax.__version__,
-    torch=small_model.torch.__version__,
-    transformers=small_model.transformers.__version__,
+    **timing.machine(),
   )
 
 

@@ -101,3 +101,12 @@ def _off(got, want, tolerance: float, name: str) -> str:
 
 def _same(got: np.ndarray, want: np.ndarray) -> np.ndarray:
   return (got == want) | (np.isnan(got) & np.isnan(want))
+
+
+def difference(got, want) -> str:
+  """What `close` raises, as text; "" where they agree."""
+  try:
+    close(got, want)
+  except AssertionError as error:
+    return str(error)
+  return ""

@@ -335,19 +335,15 @@ class _Request:
   def _placed(self, tree: Any, names: Any) -> Any:
     """Abstract arrays, sharded as `shard.constrain` does with these names."""
 
-    def one(x: Any, of: shard.P) -> jax.ShapeDtypeStruct:
-      of = (*of, *[None] * (x.ndim - len(of)))
-      axes = [None if n == 1 else a for a, n in zip(of, x.shape, strict=True)]
+    def one(x: Any, *names: str | None) -> jax.ShapeDtypeStruct:
+      axes = [
+        None if n == 1 else name for name, n in zip(names, x.shape, strict=True)
+      ]
       spec = rules.spec(axes, x.shape, self._mesh)
       place = jax.sharding.NamedSharding(self._mesh, spec)
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
-    return jax.tree.map(
-      lambda of, part: jax.tree.map(lambda x: one(x, of), part),
-      names,
-      tree,
-      is_leaf=lambda x: isinstance(x, shard.P),
-    )
+    return shard.map_named(one, tree, names)
 
 
 def _host(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:

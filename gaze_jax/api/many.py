@@ -24,16 +24,16 @@ def generate(
     raise request_lib.RequestError(
       f"batch_size = {batch_size}: give at least 1"
     )
-  jobs = _Jobs(model, requests)
   with model.on_mesh():
-    jobs.scheduler = scheduler_lib.Scheduler(
+    scheduler = scheduler_lib.Scheduler(
       model.params,
       model.config.model,
       rows=batch_size,
       cache_bytes=model.most_cache_bytes,
       stop=model.tokenizer.ends,
     )
-  results = jobs.scheduler.run(jobs)
+  jobs = _Jobs(model, requests, scheduler)
+  results = scheduler.run(jobs)
   total = len(requests) if hasattr(requests, "__len__") else None
   bar = tqdm.tqdm(total=total, desc="answers", disable=not progress)
   ready: dict[int, answer_lib.Answer] = {}
@@ -58,10 +58,15 @@ def generate(
 class _Jobs:
   """Requests as jobs, and results as answers."""
 
-  def __init__(self, model: Any, requests: Iterable[request_lib.Request]):
+  def __init__(
+    self,
+    model: Any,
+    requests: Iterable[request_lib.Request],
+    scheduler: scheduler_lib.Scheduler,
+  ):
     self._model, self._requests = model, requests
+    self._scheduler = scheduler
     self._open: dict[int, Any] = {}  # what is being answered
-    self.scheduler: scheduler_lib.Scheduler | None = None
     self.error: errors.GazeError | None = None
 
   def __iter__(self) -> Iterator[scheduler_lib.Job]:
@@ -74,28 +79,20 @@ class _Jobs:
         return text.stopped
 
       try:
-        one = self._model.prepare(request)
-        job = scheduler_lib.Job(
-          one.prompt, one.after, request.max_tokens, one.sampling, stopped
-        )
-        self.scheduler.check(job)
+        job = self._model.prepare(request)
+        self._scheduler.check(job)
       except errors.GazeError as error:
         self.error = type(error)(f"request {number}: {error}")
         return
-      self._open[number] = one, text
-      yield job
+      self._open[number] = request, job, text
+      yield dataclasses.replace(job, stopped=stopped)
 
   def answer(
     self, number: int, result: scheduler_lib.Result
   ) -> answer_lib.Answer:
-    one, text = self._open.pop(number)
+    request, job, text = self._open.pop(number)
     text.read(result.tokens)
-    context = dataclasses.replace(one.after, cache=None)
+    context = dataclasses.replace(job.after, cache=None)
     return answer_lib.finish(
-      self._model,
-      one.request,
-      text,
-      result,
-      context,
-      budget=one.prompt.budget,
+      *(self._model, request, text, result, context), budget=job.prompt.budget
     )

@@ -7,7 +7,7 @@ import os
 import pathlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,28 +25,13 @@ from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
+from gaze_jax.decode import scheduler
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 from gaze_jax.parallel import mesh as mesh_lib
 
 # Tokens between two looks for stop strings.
 _SEGMENT = 16
-
-
-class Prepared(NamedTuple):
-  """A request, and what is to be read of it.
-
-  Attributes:
-    request: the request.
-    prompt: what is read.
-    after: `reading.extended` of it.
-    sampling: of one row.
-  """
-
-  request: request_lib.Request
-  prompt: reading.Prompt
-  after: context_lib.Context
-  sampling: sampling.Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +110,7 @@ class Model:
       context, batch = conversation.opening(
         request, self.config, self.tokenizer
       )
+      self._check_fits(context_lib.extended(context, batch), room=1)
       budget = 0  # nothing here is routed
       return reading.read(
         self.params,
@@ -172,11 +158,11 @@ class Model:
     if not requests:
       raise request_lib.RequestError("nothing is asked")
     with self.on_mesh():
-      prepared = [self.prepare(request) for request in requests]
+      jobs = [self.prepare(request) for request in requests]
       return [
         answer
-        for group in self._that_fit(prepared)
-        for answer in self._answer(group, trace)
+        for some in self._that_fit(jobs)
+        for answer in self._answer(requests[some], jobs[some], trace)
       ]
 
   def generate_many(
@@ -231,7 +217,7 @@ class Model:
       return contextlib.nullcontext()
     return jax.set_mesh(self.mesh)
 
-  def prepare(self, request: request_lib.Request) -> Prepared:
+  def prepare(self, request: request_lib.Request) -> scheduler.Job:
     """What is to be read of a request, before anything is.
 
     Raises:
@@ -248,23 +234,28 @@ class Model:
     after = reading.extended(
       context, batch, room=request.max_tokens, limits=self.limits
     )
+    self._check_fits(after, request.max_tokens)
     budget = request.budget(self.config, after.regions_per_unit)
     prompt = reading.Prompt(context, batch, budget)
-    return Prepared(request, prompt, after, sampled)
+    return scheduler.Job(prompt, after, request.max_tokens, sampled)
 
-  def _that_fit(self, prepared: Sequence[Prepared]) -> list[list[Prepared]]:
-    """Groups of requests whose keys and values fit in memory together."""
-    limit, groups, held = self.most_cache_bytes, [[]], 0
-    for one in prepared:
-      regions, slots = reading.needs(one.after, one.request.max_tokens)
-      need = context_lib.row_bytes(self.config.model, regions, slots)
-      context_lib.check_bytes(need, limit, regions, slots)
-      if held + need > limit:
-        groups.append([])
+  def _check_fits(self, after: context_lib.Context, room: int) -> int:
+    """Bytes of a row's keys and values, refused if they can never fit."""
+    regions, slots = reading.needs(after, room)
+    need = context_lib.row_bytes(self.config.model, regions, slots)
+    context_lib.check_bytes(need, self.most_cache_bytes, regions, slots)
+    return need
+
+  def _that_fit(self, jobs: Sequence[scheduler.Job]) -> list[slice]:
+    """Runs of jobs whose keys and values fit in memory together."""
+    starts, held = [0], 0
+    for number, job in enumerate(jobs):
+      need = self._check_fits(job.after, job.max_tokens)
+      if held and held + need > self.most_cache_bytes:
+        starts.append(number)
         held = 0
-      groups[-1].append(one)
       held += need
-    return groups
+    return list(map(slice, starts, [*starts[1:], len(jobs)]))
 
   @property
   def most_cache_bytes(self) -> int:
@@ -272,11 +263,13 @@ class Model:
     return self.cache_bytes or context_lib.default_cache_bytes()
 
   def _answer(
-    self, prepared: Sequence[Prepared], trace: bool
+    self,
+    requests: Sequence[request_lib.Request],
+    jobs: Sequence[scheduler.Job],
+    trace: bool,
   ) -> list[answer_lib.Answer]:
     """Answers to requests that are decoded together to the end."""
-    decoding = self._start(prepared, trace)
-    requests = [one.request for one in prepared]
+    decoding = self._start(jobs, trace)
     texts = [answer_lib.AnswerText(self.tokenizer, r.stop) for r in requests]
     while True:
       for row, text in enumerate(texts):
@@ -297,29 +290,29 @@ class Model:
     ]
 
   def _start(
-    self, prepared: Sequence[Prepared], trace: bool
+    self, jobs: Sequence[scheduler.Job], trace: bool
   ) -> engine.Decoding:
     """Reads prompts, each on its own, so that no row depends on another."""
     prompts = [
       reading.read(
         self.params,
         self.config.model,
-        *one.prompt,
-        room=one.request.max_tokens,
+        *job.prompt,
+        room=job.max_tokens,
         limits=self.limits,
         trace=trace,
       )
-      for one in prepared
+      for job in jobs
     ]
     return engine.Decoding(
       self.params,
       self.config.model,
       prompts,
-      [one.prompt.budget for one in prepared],
-      max_tokens=[one.request.max_tokens for one in prepared],
+      [job.prompt.budget for job in jobs],
+      max_tokens=[job.max_tokens for job in jobs],
       stop=self.tokenizer.ends,
       sampling=jax.tree.map(
-        lambda *x: np.concatenate(x), *(one.sampling for one in prepared)
+        lambda *x: np.concatenate(x), *(job.sampling for job in jobs)
       ),
       trace=trace,
     )
@@ -377,6 +370,8 @@ def load(
     )
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   tokenizer.check_rows(config.model.decoder.vocab_size)
+  # Once, beside the weights: pools of rows are as large as this says.
+  cache_bytes = cache_bytes or context_lib.default_cache_bytes()
   return Model(config, params, tokenizer, limits, mesh, cache_bytes)
 
 

@@ -141,22 +141,17 @@ def load_context(
     _cache(arrays, counts), views=views, talk=talk, **counts
   )
   _check(context, model.config.model, folder)
+  if model.mesh.size == 1:
+    return context
   with model.on_mesh():
-    return dataclasses.replace(
-      context, cache=context_lib.of_one_row(context.cache)
-    )
+    # By the host, as the arrays are on one device of this process.
+    cache = context_lib.of_one_row(jax.device_get(context.cache))
+  return dataclasses.replace(context, cache=cache)
 
 
 def _arrays(context: context_lib.Context) -> dict[str, Any]:
   """The first row of its cache, of which all are equal, on the host."""
-  cache = shard.to_host(
-    jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.lax.slice_in_dim(
-        x, 0, 1, axis=context_lib.row_axis(path)
-      ),
-      context.cache,
-    )
-  )
+  cache = shard.to_host(context_lib.one_row(context.cache, 0))
   visual = cache.visual
   out = dict(
     visual=dict(k=visual.k, v=visual.v, descriptors=visual.descriptors),

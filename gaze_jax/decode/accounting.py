@@ -146,7 +146,7 @@ def _time(
   )
   # Where the cache is, as what comes out of a step: one program for both.
   if shard.spread():
-    carry = loop.constrain(carry)
+    carry = shard.constrain_tree(carry, loop.SHARDING)
   else:
     carry = jax.device_put(carry, cache.k.sharding)
   decoder = {"decoder": params["decoder"]}

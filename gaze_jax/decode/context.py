@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -127,19 +128,29 @@ def row_bytes(config: config_lib.ModelConfig, regions: int, slots: int) -> int:
     regions: that `reserve` is asked for.
     slots: of text and context, likewise.
   """
-  like = jax.eval_shape(
-    functools.partial(
-      cached.empty,
-      config,
-      shard.row_shards(),
-      regions=programs.bucket(regions, _REGIONS),
-      region_length=tiles.largest_region(config),
-      capacity=programs.bucket(slots, _SLOTS),
-    )
+  whole = _bytes(
+    config,
+    shard.row_shards(),
+    programs.bucket(regions, _REGIONS),
+    programs.bucket(slots, _SLOTS),
   )
-  leaves = jax.tree.leaves(like)
-  whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
   return whole // (shard.row_shards() * shard.head_shards())
+
+
+@functools.lru_cache(maxsize=1024)
+def _bytes(
+  config: config_lib.ModelConfig, rows: int, regions: int, slots: int
+) -> int:
+  """Of a whole cache."""
+  make = functools.partial(
+    cached.empty,
+    *(config, rows),
+    regions=regions,
+    region_length=tiles.largest_region(config),
+    capacity=slots,
+  )
+  leaves = jax.tree.leaves(jax.eval_shape(make))
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
@@ -299,41 +310,36 @@ def stack(caches: list[types.DecodeCache], rows: int) -> types.DecodeCache:
   regions = max(c.visual.valid.shape[1] for c in caches)
   slots = max(c.k.shape[3] for c in caches)
   caches = [reserve(c, regions=regions, slots=slots) for c in caches]
-
-  def of(path, *xs):
-    axis = row_axis(path)
-    ones = [jax.lax.slice_in_dim(x, 0, 1, axis=axis) for x in xs]
-    nothing = [jnp.zeros_like(ones[0])] * (rows - len(ones))
-    return jnp.concatenate([*ones, *nothing], axis=axis)
-
-  whole = jax.tree_util.tree_map_with_path(of, *caches)
+  whole = jax.tree_util.tree_map_with_path(
+    lambda path, *xs: first_rows(xs, rows, row_axis(path)), *caches
+  )
   return cache_ops.constrain(whole)
 
 
-def row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
-  """One row of the text and context of a batch, as a context has it.
+def first_rows(xs: Sequence[jax.Array], rows: int, axis: int) -> jax.Array:
+  """The first row of each array, and zeros behind them, `rows` in all."""
+  ones = [jax.lax.slice_in_dim(x, 0, 1, axis=axis) for x in xs]
+  nothing = [jnp.zeros_like(ones[0])] * (rows - len(ones))
+  return jnp.concatenate([*ones, *nothing], axis=axis)
 
-  Its pages are left out.
-  """
-  shards = shard.row_shards()
 
-  def of(path, x):
-    axis = row_axis(path)
-    one = jax.lax.slice_in_dim(x, number, number + 1, axis=axis)
-    return jnp.concatenate([one] * shards, axis=axis) if shards > 1 else one
-
-  linear = dataclasses.replace(cache, visual=None)
-  return cache_ops.constrain(jax.tree_util.tree_map_with_path(of, linear))
+def one_row(cache: types.DecodeCache, number: int) -> types.DecodeCache:
+  """One row of a cache, a batch of one."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jax.lax.slice_in_dim(
+      x, number, number + 1, axis=row_axis(path)
+    ),
+    cache,
+  )
 
 
 def of_one_row(cache: types.DecodeCache) -> types.DecodeCache:
   """A cache of one row as a context has it: of W equal rows."""
-  rows = shard.row_shards()
-  if rows == 1 and not shard.spread():
+  if not shard.spread():
     return cache
+  rows = shard.row_shards()
   whole = jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.asarray(np.repeat(x, rows, axis=row_axis(path))),
-    jax.device_get(cache),
+    lambda path, x: jnp.concatenate([x] * rows, axis=row_axis(path)), cache
   )
   return cache_ops.constrain(whole)
 

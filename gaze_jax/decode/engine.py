@@ -81,9 +81,11 @@ class Decoding:
       batch = shards * -(-programs.bucket(batch, 2) // shards)
       cache = context_lib.stack([p.cache for p in prompts], batch)
       regions = cache.visual.valid.shape[1]
-      logits = _first_rows([p.logits for p in prompts], batch, axis=0)
+      logits = context_lib.first_rows(
+        [p.logits for p in prompts], batch, axis=0
+      )
       chosen = [_widened(p.trace.chosen, regions) for p in prompts]
-      chosen = _first_rows(chosen, batch, axis=1)
+      chosen = context_lib.first_rows(chosen, batch, axis=1)
     regions = cache.visual.valid.shape[1]
     self._visual = cache.visual
     sampling = sampling or sampling_lib.make(len(prompts))
@@ -143,7 +145,8 @@ class Decoding:
     prompt = self._prompts[row]
     cache = self._carry.cache
     if len(self._prompts) > 1:
-      cache = context_lib.row(cache, row)
+      alone = context_lib.one_row(cache, row)
+      cache = context_lib.of_one_row(alone)
     cache = dataclasses.replace(cache, visual=prompt.cache.visual)
     if cache.choice is not None:  # the regions of its own pages again
       regions = cache.visual.valid.shape[1]
@@ -245,13 +248,6 @@ def _options(
     max_tokens=filled(max_tokens),
     sizes=np.pad(sizes, ((0, more), (0, 0))),
   )
-
-
-def _first_rows(xs: Sequence[jax.Array], rows: int, axis: int) -> jax.Array:
-  """The first row of each array, and zeros behind them."""
-  ones = [jax.lax.slice_in_dim(x, 0, 1, axis=axis) for x in xs]
-  nothing = [jnp.zeros_like(ones[0])] * (rows - len(ones))
-  return jnp.concatenate([*ones, *nothing], axis=axis)
 
 
 def _widened(chosen: jax.Array, regions: int) -> jax.Array:

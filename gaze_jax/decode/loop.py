@@ -241,26 +241,15 @@ def _append_token(
   entries = usage.of_step(
     chosen[:, :, 0], options.sizes, config.decoder.kv_heads
   )
-  return constrain(
+  return shard.constrain_tree(
     Carry(
       cache=carry.cache,
       tokens=carry.tokens.at[rows, place].set(token, mode="drop"),
       count=count,
       done=carry.done | ended | (count >= options.max_tokens),
       entries=carry.entries + jnp.where(live[:, None], entries, 0.0),
-    )
-  )
-
-
-def constrain(carry: Carry) -> Carry:
-  """Fixes how the state is sharded over the mesh, if there is one."""
-  of_rows = lambda x: shard.constrain(x, "batch", *[None] * (x.ndim - 1))
-  return Carry(
-    cache=cache_ops.constrain(carry.cache),
-    tokens=of_rows(carry.tokens),
-    count=of_rows(carry.count),
-    done=of_rows(carry.done),
-    entries=of_rows(carry.entries),
+    ),
+    SHARDING,
   )
 
 

@@ -61,7 +61,7 @@ class Program:
   """A jitted function that counts, logs and bounds what is compiled for it.
 
   Args:
-    function: to be jitted; "config" is static.
+    function: to be jitted; its "config", if it takes one, is static.
     name: what the log calls it, and launch/aot_check.py.
     static: further static arguments.
     donate: arguments that its result is written into.

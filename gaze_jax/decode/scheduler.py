@@ -58,14 +58,14 @@ class Job:
     max_tokens: tokens of the answer at most.
     sampling: `Sampling` of one row.
     stopped: whether an answer of these ids ends with its last one, by a stop
-      string; given all ids each time.
+      string; given all ids each time. No string by default.
   """
 
   prompt: reading.Prompt
   after: context_lib.Context
   max_tokens: int
   sampling: sampling_lib.Sampling
-  stopped: Callable[[Sequence[int]], bool]
+  stopped: Callable[[Sequence[int]], bool] = lambda ids: False
 
   @property
   def size(self) -> Size:
@@ -188,9 +188,9 @@ class Scheduler:
       if held() + need > self._limit:
         return None
       pool = _Pool(
-        self._params, self._config, size, rows * self._shards, self._stop
+        *(self._params, self._config, size, rows * self._shards, need),
+        self._stop,
       )
-      pool.bytes = need
     self._pools[size] = pool
     return pool
 
@@ -204,9 +204,10 @@ class _Pool:
     config: config_lib.ModelConfig,
     size: Size,
     rows: int,
+    held: int,
     stop: np.ndarray,
   ):
-    self.size, self.bytes = size, 0
+    self.size, self.bytes = size, held
     self._params, self._config = params, config
     self._shards = shard.row_shards()
     self._jobs: list[tuple[int, Job] | None] = [None] * rows
@@ -218,15 +219,14 @@ class _Pool:
       capacity=size.slots,
     )
     self._visual = cache.visual
-    self._carry = loop.constrain(
-      loop.Carry(
-        cache=dataclasses.replace(cache, visual=None),
-        tokens=jnp.zeros((rows, size.tokens), jnp.int32),
-        count=jnp.zeros(rows, jnp.int32),
-        done=jnp.ones(rows, bool),
-        entries=jnp.zeros((rows, 2), jnp.float32),
-      )
+    carry = loop.Carry(
+      cache=dataclasses.replace(cache, visual=None),
+      tokens=jnp.zeros((rows, size.tokens), jnp.int32),
+      count=jnp.zeros(rows, jnp.int32),
+      done=jnp.ones(rows, bool),
+      entries=jnp.zeros((rows, 2), jnp.float32),
     )
+    self._carry = shard.constrain_tree(carry, loop.SHARDING)
     self._options = loop.Options(
       budget=np.zeros(rows, np.int32),
       sampling=sampling_lib.make(rows),

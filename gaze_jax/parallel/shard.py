@@ -74,6 +74,35 @@ def constrain(x: types.Array, *names: str | None) -> types.Array:
   return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))
 
 
+def constrain_tree(tree: Any, names: Any) -> Any:
+  """`constrain` of each array of a tree.
+
+  Args:
+    tree: of arrays.
+    names: a tree prefix of `P`: logical names of the first axes, as for
+      `local`; the others are not sharded.
+  """
+  return map_named(constrain, tree, names) if spread() else tree
+
+
+def map_named(function: Callable[..., Any], tree: Any, names: Any) -> Any:
+  """`function(x, *names)` of each array of a tree, a name for each axis.
+
+  Args:
+    function: of an array, or of what has a shape; None is for an axis that is
+      not sharded.
+    tree: of these.
+    names: as in `constrain_tree`.
+  """
+  full = lambda x, of: function(x, *of, *[None] * (len(x.shape) - len(of)))
+  return jax.tree.map(
+    lambda of, part: jax.tree.map(lambda x: full(x, of), part),
+    names,
+    tree,
+    is_leaf=lambda x: isinstance(x, P),
+  )
+
+
 def local(outputs: Any, **inputs: Any) -> Callable[..., Any]:
   """A decorator: runs a function on each device's own part of its arrays.
 

@@ -135,8 +135,22 @@ def test_memory_is_bounded_and_requests_wait_their_turn(ours, requests):
   none = dataclasses.replace(ours, cache_bytes=1000)
   with pytest.raises(errors.GazeError, match=r"request 0: .* cache_bytes is"):
     next(none.generate_many(requests()))
-  with pytest.raises(errors.GazeError, match="cache_bytes is 1,000"):
-    none.generate("what is it?")
+
+
+def test_what_can_never_fit_is_refused_before_it_is_read(
+  ours, picture, monkeypatch
+):
+  none = dataclasses.replace(ours, cache_bytes=1000)
+  monkeypatch.setattr(reading, "read_together", None)
+  for ask in (
+    lambda: none.generate("what is it?"),
+    lambda: none.stream("what is it?"),
+    lambda: none.encode_image(picture()),
+    lambda: none.generate_batch([api.Request("what is it?")]),
+    lambda: next(none.generate_many([api.Request("what is it?")])),
+  ):
+    with pytest.raises(errors.GazeError, match="cache_bytes is 1,000; show"):
+      ask()
 
 
 @pytest.mark.nightly
@@ -148,7 +162,7 @@ def test_batches_that_do_not_fit_are_answered_one_after_the_other(
   prepared = [ours.prepare(r) for r in asked]
   needs = [
     context.row_bytes(
-      ours.config.model, *reading.needs(one.after, one.request.max_tokens)
+      ours.config.model, *reading.needs(one.after, one.max_tokens)
     )
     for one in prepared
   ]

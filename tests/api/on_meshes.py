@@ -64,14 +64,6 @@ def logits(params, config, batch, budget):
   return shard.constrain(out, None, None, None)
 
 
-def differs(got, want) -> str:
-  try:
-    compare.close(got, want)
-  except AssertionError as error:
-    return str(error)
-  return ""
-
-
 def wrong(got, want):
   """Parameters that have other bits than on one device, or are not sharded."""
   out = []
@@ -95,7 +87,7 @@ def compared(config, mesh, params, alone) -> str:
   put = lambda x: shard.put(x, place)
   with jax.set_mesh(mesh):
     got = logits(params, config, *jax.tree.map(put, (batch, budget)))
-  return differs(np.asarray(got.addressable_data(0)), want)
+  return compare.difference(np.asarray(got.addressable_data(0)), want)
 
 
 def load(directory, sizes):

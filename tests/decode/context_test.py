@@ -64,8 +64,7 @@ def test_rows_side_by_side_and_apart_again(cache):
   both = context.stack([cache, other], 3)
   assert both.visual.valid.shape == (3, 12, 4)
   for row, one in enumerate((cache, other)):
-    alone = context.row(both, row)
-    assert alone.visual is None
+    alone = context.one_row(both, row)
     slots = one.k.shape[3]
     np.testing.assert_array_equal(alone.k[:, :, :, :slots], one.k)
     np.testing.assert_array_equal(alone.v[:, :, :, :slots], one.v)
@@ -78,11 +77,12 @@ def test_rows_side_by_side_and_apart_again(cache):
     np.testing.assert_array_equal(
       both.visual.k[:, row, :, :pages], one.visual.k[:, 0]
     )
+    np.testing.assert_array_equal(alone.visual.v[:, :, :, :pages], one.visual.v)
     np.testing.assert_array_equal(
       both.visual.valid[row, :pages], one.visual.valid[0]
     )
   # A row that fills up the batch has nothing.
-  empty = context.row(both, 2)
+  empty = context.one_row(both, 2)
   assert not any(np.asarray(x).any() for x in jax.tree.leaves(empty))
   assert not both.visual.valid[2].any()
 

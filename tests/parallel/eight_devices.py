@@ -65,15 +65,6 @@ def put(tree, mesh):
   return shard.put_rows(tree, np.arange(B), B, mesh)
 
 
-def differs(got, want) -> str:
-  """Where these are not the same; nothing where they are."""
-  try:
-    compare.close(got, want)
-  except AssertionError as error:
-    return str(error)
-  return ""
-
-
 def attention(config, mesh):
   """Parallel form, forward and backward, and decode: collectives, values."""
   c, g = config.model.decoder, config.model.gaze
@@ -120,7 +111,7 @@ def attention(config, mesh):
       compiled = jax.jit(function).lower(*placed).compile()
     found[name] = dict(
       collectives=collectives(compiled),
-      differs=differs(compiled(*placed), alone),
+      differs=compare.difference(compiled(*placed), alone),
     )
   return found
 
@@ -149,7 +140,7 @@ def growing(config, mesh):
   state = state_lib.create(config, chain, mesh)
   with jax.set_mesh(mesh):
     there = run(state.params)
-  return differs(there, alone), born(state, config, mesh)
+  return compare.difference(there, alone), born(state, config, mesh)
 
 
 def in_pieces(mesh):
@@ -174,7 +165,7 @@ def in_pieces(mesh):
   with jax.set_mesh(mesh):
     there = read(jax.device_put(params, places))
   assert not there[0].visual.k.is_fully_replicated
-  return differs(there[:2], alone[:2])
+  return compare.difference(there[:2], alone[:2])
 
 
 def born(state, config, mesh):

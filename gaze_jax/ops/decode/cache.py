@@ -34,18 +34,10 @@ SHARDING = types.DecodeCache(
 
 def constrain(cache: types.DecodeCache) -> types.DecodeCache:
   """Fixes how a cache is sharded over the mesh, if there is one."""
-  if not shard.spread():
-    return cache
   names = SHARDING
   if cache.visual is None:
     names = dataclasses.replace(names, visual=None)
-  one = lambda x, of: shard.constrain(x, *of, *[None] * (x.ndim - len(of)))
-  return jax.tree.map(
-    lambda of, part: jax.tree.map(lambda x: one(x, of), part),
-    names,
-    cache,
-    is_leaf=lambda x: isinstance(x, shard.P),
-  )
+  return shard.constrain_tree(cache, names)
 
 
 def plain(pages: types.Array, length: int, dim: int) -> types.Array:
