@@ -38,7 +38,7 @@ ARROWS = {
   },
   "aot": {
     *("evals", "train", "decode", "data", "models", "ops", "parallel"),
-    *("kernels", "layout"),
+    *("weights", "kernels", "layout"),
   },
   "device": {"ops", "kernels"},
   "decode": {"models", "ops", "parallel", "layout"},

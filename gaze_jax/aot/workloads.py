@@ -30,8 +30,7 @@ from gaze_jax.train import optimizer as optimizer_lib
 from gaze_jax.train import pretrained
 from gaze_jax.train import state as state_lib
 from gaze_jax.train import step as step_lib
-
-_MATRICES = ("weight", "embedding", "kernel")
+from gaze_jax.weights import dtypes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +112,7 @@ def evaluate(
     mesh: of `serving`.
     ends: ids that end an answer.
   """
-  ways = rules.ways("batch", dict(mesh.shape))
-  rows = -(-config.eval.batch_size // ways) * ways
+  rows = evals_run.batch_rows(config, mesh)
   params = weights(config.model, mesh)
   if config.train.features == "cached":
     del params["vision"]
@@ -181,8 +179,8 @@ def weights(
 
   def of(path, x, place):
     keys = [k.key for k in path]
-    dtype = narrow[keys[0]] if keys[-1] in _MATRICES else np.float32
-    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=place)
+    dtype = dtypes.held(keys, np.dtype(x.dtype), narrow[keys[0]])
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
 
   places = rules.shardings(shapes, names, mesh)
   return jax.tree_util.tree_map_with_path(of, shapes, places)

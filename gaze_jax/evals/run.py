@@ -157,6 +157,12 @@ def _report(
   )
 
 
+def batch_rows(config: config_lib.Config, mesh: jax.sharding.Mesh) -> int:
+  """Rows of a batch: `eval.batch_size`, rounded up to what devices share."""
+  ways = rules.ways("batch", dict(mesh.shape))
+  return -(-config.eval.batch_size // ways) * ways
+
+
 @dataclasses.dataclass(frozen=True)
 class _OnMesh:
   """The model on its devices.
@@ -170,11 +176,6 @@ class _OnMesh:
   params: mllm.Params
   ends: np.ndarray
   mesh: jax.sharding.Mesh
-
-  def rows(self, least: int) -> int:
-    """The size of a batch of so many rows that devices can share."""
-    ways = rules.ways("batch", dict(self.mesh.shape))
-    return -(-least // ways) * ways
 
   def look(
     self,
@@ -206,7 +207,7 @@ def _split(
   features = None
   if kept:
     features = features_lib.cached(config, source, kept, run=run)
-  size = model.rows(config.eval.batch_size)
+  size = batch_rows(config, model.mesh)
   config = dataclasses.replace(
     config, eval=dataclasses.replace(config.eval, batch_size=size)
   )

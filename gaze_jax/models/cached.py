@@ -12,7 +12,6 @@ a cache. Caches go in and come out; donate them, and they are written in place.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from gaze_jax import config as config_lib
@@ -132,8 +131,7 @@ def extend(
     trace: static; see `gaze.decode`.
 
   Returns:
-    The grown cache; logits float32 [B, X, V]; and the `Trace` of [N, B, X, Q,
-    R].
+    The grown cache; logits float32 [B, X, V]; the `Trace` of [N, B, X, Q, R].
   """
   if count is None:
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
@@ -161,13 +159,8 @@ def extend(
     position=cache.position + count,
     choice=choice,
   )
-  return cache_ops.constrain(grown), run("logits", x), _constrain(traced)
-
-
-def _constrain(trace: types.Trace) -> types.Trace:
-  """Fixes how [N, B, X, Q, R] is sharded over the mesh, if there is one."""
-  of = lambda x: shard.constrain(x, *shard.NEW_OF_LAYERS, None)
-  return jax.tree.map(of, trace)
+  traced = shard.constrain_tree(traced, shard.NEW_OF_LAYERS)
+  return cache_ops.constrain(grown), run("logits", x), traced
 
 
 def _attend_text(
