@@ -160,7 +160,9 @@ def processor(shape: Shape) -> Any:
     size=dict(shortest_edge=shape.side), crop_size=size
   )
   tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_file=str(tokenizer_lib.SHIPPED), image_token=tokenizer_lib.IMAGE
+    tokenizer_file=str(tokenizer_lib.SHIPPED),
+    image_token=tokenizer_lib.IMAGE,
+    pad_token=tokenizer_lib.PAD,
   )
   return transformers.LlavaProcessor(
     pixels,

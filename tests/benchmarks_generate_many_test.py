@@ -1,0 +1,48 @@
+"""Many requests: the rows of its table, and the same texts on all sides."""
+
+import dataclasses
+import math
+
+import pytest
+
+from benchmarks import generate_many
+
+pytestmark = pytest.mark.nightly
+SHAPE = dataclasses.replace(
+  generate_many.SHAPE,
+  width=128,
+  depth=2,
+  mlp=128,
+  vocabulary=None,
+  vision_width=64,
+  vision_depth=2,
+)
+
+
+def test_a_row_for_each_method():
+  asked = generate_many.requests(8)
+  rows = generate_many.run(asked, SHAPE, batches=[3, 8], batch_size=4, rounds=1)
+  alone, many, *_ = rows
+  assert [row["method"] for row in rows] == [
+    "one at a time",
+    "many",
+    "transformers, 3",
+    "transformers, 8",
+  ]
+  tokens = sum(one.new_tokens for one in asked)
+  for row in rows:
+    assert row["texts_that_part"] == 0, row["method"]
+    each = row["seconds"]
+    assert math.isclose(row["requests_per_second"], len(asked) / each)
+    assert math.isclose(row["tokens_per_second"], tokens / each)
+  assert alone["programs"] and many["programs"]
+
+
+def test_requests_are_a_mix_and_the_same_each_time():
+  asked = generate_many.requests(64)
+  images = [len(one.images) for one in asked]
+  assert images.count(0) == 16 and images.count(1) == 32
+  assert {2, 3, 4} >= {n for n in images if n > 1}
+  assert all(4 <= one.new_tokens <= 64 for one in asked)
+  again = generate_many.requests(64)
+  assert [x.question for x in again] == [x.question for x in asked]
