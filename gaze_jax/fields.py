@@ -102,16 +102,13 @@ def read(cls: type, raw: Any, path: str) -> Any:
     if key not in hints:
       prefix = f"{path}." if path else ""
       refuse_unknown(name, [prefix + known for known in hints])
-    hint = hints[key]
-    values[key] = (
-      read(hint, value, name)
-      if dataclasses.is_dataclass(hint)
-      else _value(hint, value, name)
-    )
+    values[key] = _value(hints[key], value, name)
   return cls(**values)
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return read(hint, value, name)
   origin = typing.get_origin(hint)
   if origin is Annotated:
     of, bound, *remedy = typing.get_args(hint)

@@ -1,9 +1,9 @@
 """Batches for training and evaluation.
 
-The batch of a step is a pure function of (config, step): sample number
-`step * batch + row` of an endless list, which runs through a new permutation
-of the training set in every epoch. So to resume is to start at a step; there
-is no state to save, and it does not matter how many hosts or workers read.
+The batch of a step is a pure function of (config, step): row `row` is sample
+number `step * batch + row` of an endless order (data/order.py). So to resume is
+to start at a step; there is no state to save, and it does not matter how many
+hosts or workers read.
 """
 
 import atexit
@@ -26,14 +26,14 @@ from grain._src.python.dataset.transformations import process_prefetch
 from gaze_jax import config as config_lib
 from gaze_jax import plugins
 from gaze_jax import types
+from gaze_jax.data import mixture
+from gaze_jax.data import order as order_lib
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units as units_lib
 from gaze_jax.layout import row as row_lib
 
-_ORDER_STREAM = 3
-_HELD_OUT_STREAM = 4
 _NO_END = 2**40  # steps; grain wants a number
 
 # Seconds that a worker has to end. grain gives each 25, one after the other,
@@ -83,7 +83,8 @@ class Batcher:
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
     self.shape = row_lib.row_shape(config)
     self.tokenizer.check_rows(config.model.decoder.vocab_size)
-    plugins.source(config.data.source).check_rows(config, self.tokenizer)
+    for one in mixture.apart(config):
+      plugins.source(one.data.source).check_rows(one, self.tokenizer)
     if features is not None and len(features) < len(source):
       raise samples.DataError(
         f"features of {len(features)} samples for a source of {len(source)}"
@@ -180,13 +181,13 @@ def make_iterator(
     config_lib.ConfigError: rows do not fit.
     samples.DataError: the data can't be used.
   """
-  source = source or plugins.source(config.data.source).make(config, "train")
-  if not len(source):
-    raise samples.DataError("the training set is empty")
+  source = source or mixture.training(config)
   held = range(config.train.batch_size) if held is None else held
-  batcher = Batcher(config, source, features)
   batch_of_step = functools.partial(
-    _train_batch, batcher, tuple(map(int, held))
+    _train_batch,
+    Batcher(config, source, features),
+    mixture.order_of(config, source),
+    tuple(map(int, held)),
   )
   dataset = grain.MapDataset.range(start_step, _NO_END).map(batch_of_step)
   reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -221,60 +222,14 @@ def _in_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
 
 
 def _train_batch(
-  batcher: Batcher, held: tuple[int, ...], step: int
+  batcher: Batcher, order: order_lib.Order, held: tuple[int, ...], step: int
 ) -> dict[str, Any]:
   """The held rows of a step's batch; worker processes run this."""
-  config = batcher.config
-  numbers, _ = split(config, len(batcher.source))
-  chosen = []
-  for row in held:
-    n = step * config.train.batch_size + row
-    epoch, position = divmod(n, len(numbers))
-    order = _permutation(config.data.seed, epoch, len(numbers))
-    chosen.append((int(numbers[order[position]]), epoch))
+  numbers = step * batcher.config.train.batch_size + np.array(held)
+  indices, epochs = order.at(numbers)
+  chosen = list(zip(indices.tolist(), epochs.tolist(), strict=True))
   made = batcher.batch(chosen, rows=len(chosen))
   return dict(batch=made.batch, indices=made.indices)
-
-
-def split(
-  config: config_lib.Config, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """The samples of the training set that train, and those that are held out.
-
-  Which are held out depends on `data.seed`, `train.eval_share` and `length`
-  alone. (Where a sample's image is found to be broken, the next good one of
-  the file takes its place, whichever of the two that is of.)
-
-  Args:
-    config: the configuration.
-    length: number of samples.
-
-  Returns:
-    Two int64 arrays of indices in order, which share none.
-
-  Raises:
-    samples.DataError: none is left to train on.
-  """
-  return _split(config.data.seed, config.train.eval_share, length)
-
-
-@functools.lru_cache(maxsize=2)
-def _split(
-  seed: int, share: float, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-  out = max(round(share * length), 1) if share else 0
-  if out >= length:
-    raise samples.DataError(
-      f"train.eval_share = {share} holds out {out} of {length} samples, and"
-      " leaves none to train on"
-    )
-  order = samples.generator(_HELD_OUT_STREAM, seed).permutation(length)
-  return np.sort(order[out:]), np.sort(order[:out])
-
-
-@functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
-def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-  return samples.generator(_ORDER_STREAM, seed, epoch).permutation(length)
 
 
 def eval_batches(

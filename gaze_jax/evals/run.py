@@ -15,6 +15,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import plugins
 from gaze_jax import types
+from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -316,7 +317,7 @@ def _prior(config: config_lib.Config) -> dict[str, str]:
   """The most frequent training answer to each question, where they repeat."""
   if not plugins.source(config.data.source).repeats:
     return {}
-  train = plugins.source(config.data.source).make(config, "train")
+  train = mixture.training(config)
   seen: dict[str, collections.Counter] = collections.defaultdict(
     collections.Counter
   )

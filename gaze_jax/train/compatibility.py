@@ -29,6 +29,9 @@ _BY_CONTENT = frozenset(
   {
     *_FIELDS.values(),
     "data.image_folder",
+    "data.mixture.path",
+    "data.mixture.image_folder",
+    "data.mixture.name",
     "data.max_skipped",
     "data.max_pixels",
   }
@@ -114,12 +117,11 @@ def input_differences(
     if old[name] == {key: new[name].get(key) for key in old[name]}:
       continue
     section, field = _FIELDS[name].split(".")
-    value = getattr(getattr(config, section), field)
+    what = f"{_FIELDS[name]} = {getattr(getattr(config, section), field)!r}"
+    if name == "data" and config.data.mixture:
+      what = "data.mixture"
     why = _why(old[name], new[name]) if name == "data" else ""
-    out.append(
-      f"{_FIELDS[name]} = {value!r}: {_brief(old[name])} ->"
-      f" {_brief(new[name])}{why}"
-    )
+    out.append(f"{what}: {_brief(old[name])} -> {_brief(new[name])}{why}")
   return out
 
 
@@ -162,6 +164,13 @@ def config_differences(
     return out
   if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
     old, new = list(old), list(new)
+    if len(old) == len(new) and any(isinstance(one, dict) for one in new):
+      # Entries have one name for all: that of the list.
+      return [
+        difference
+        for pair in zip(old, new, strict=True)
+        for difference in config_differences(*pair, path, by_content=by_content)
+      ]
   return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import plugins
+from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.layout import budgets
@@ -54,7 +55,7 @@ def open_set(
     samples.DataError: it can't be read, or leaves nothing to train on.
     mesh.MeshError: its rows can't be laid on the mesh.
   """
-  _, held_out = pipeline.split(config, len(source))
+  held_out = mixture.order_of(config, source).held_out()
   if not config.train.eval_every:
     return None
   if len(held_out):

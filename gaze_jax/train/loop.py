@@ -18,9 +18,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
-from gaze_jax import plugins
 from gaze_jax import schema
 from gaze_jax import types
+from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.layout import budgets
@@ -59,7 +59,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
   rules.check(config, dict(mesh.shape))
   pretrained.check_tokenizer(config)
   wandb_run.check(config.train)
-  source = plugins.source(config.data.source).make(config, "train")
+  source = mixture.training(config)
   scored = evaluation.open_set(config, source, mesh)
   inputs = compatibility.inputs(config, source)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,8 @@ def _run(
   with contextlib.ExitStack() as stack:
     stack.callback(batches.close)
     count = flops.count(config, frozen, state.params)
-    log = metrics.Log(workdir, config, saved, start, count)
+    read = mixture.samples_read(config, source)
+    log = metrics.Log(workdir, config, saved, start, count, read)
     stack.callback(log.close)
     compiled = step_lib.make(config, optimizer_lib.make(c), mesh)
     stack.enter_context(jax.set_mesh(mesh))

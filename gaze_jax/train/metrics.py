@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -55,6 +55,14 @@ class Log:
 
   Every process reads, and finds the same; process 0 alone writes and shows a
   progress bar.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    saved: its checkpoints.
+    start: where it is.
+    count: of its operations.
+    samples_read: what is logged of the samples of the first steps, by name.
   """
 
   def __init__(
@@ -64,10 +72,12 @@ class Log:
     saved: checkpoint.Checkpoints,
     start: checkpoint.Position,
     count: flops.Count,
+    samples_read: Callable[[int], dict[str, int]] = lambda done: {},
   ):
     first, train = jax.process_index() == 0, config.train
     self._train, self._saved = train, saved
     self._count, self._peak = count, flops.peak(train)
+    self._samples_read = samples_read
     self._unlogged, self._sample_ids = start.unlogged, start.sample_ids
     self._losses: list[float] = []  # since the last save
     self._mark = (time.perf_counter(), len(self._unlogged))
@@ -162,6 +172,7 @@ class Log:
     seconds = mean["seconds_per_step"] = (now - started) / len(mine)
     mean |= flops.speed(self._count, self._peak, kv_saved, seconds)
     mean |= scores | dict(sample_ids=f"{self._sample_ids:08x}")
+    mean |= self._samples_read(done)
     for writer in self._writers:
       writer.write(done, mean)
     self._unlogged, self._mark = [], (now, 0)

@@ -13,6 +13,7 @@ import pytest
 
 import compare
 from gaze_jax import config as config_lib
+from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.demo import emoji_scenes
@@ -169,11 +170,13 @@ def test_what_is_held_out_does_not_train(tiny_config, share, held_out):
   config = tiny_config(
     train__eval_share=share, train__eval_every=1, train__features="none"
   )
-  trains, out = pipeline.split(config, 12)
-  assert len(out) == held_out
-  assert sorted([*trains, *out]) == list(range(12))
+  source = mixture.training(config)
+  out = mixture.order_of(config, source).held_out()
+  trains = np.setdiff1d(np.arange(12), out)
+  assert len(out) == held_out and len(trains) == 12 - held_out
   other = tiny_config(train__eval_share=share, data__seed=1)
-  assert held_out != 3 or list(pipeline.split(other, 12)[1]) != list(out)
+  others = mixture.order_of(other, source).held_out()
+  assert held_out != 3 or list(others) != list(out)
   batches = pipeline.make_iterator(config)
   read = np.concatenate([next(batches)["indices"] for _ in range(9)])
   batches.close()

@@ -1,0 +1,162 @@
+"""The training samples of a run: one source, or several as a mixture."""
+
+import dataclasses
+import fractions
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gaze_jax import config as config_lib
+from gaze_jax import plugins
+from gaze_jax.data import order
+from gaze_jax.data import samples
+
+
+class Mixture:
+  """Several sources as one (`samples.Source`), numbered one after the other.
+
+  Attributes:
+    names: of the sources, for the log.
+    lengths: samples of each.
+    shares: of the samples of a run, for each; they sum to 1.
+
+  Args:
+    names: as above.
+    sources: not one of them empty.
+    shares: as above.
+  """
+
+  def __init__(
+    self,
+    names: Sequence[str],
+    sources: Sequence[samples.Source],
+    shares: Sequence[fractions.Fraction],
+  ):
+    self.names, self.shares = tuple(names), tuple(shares)
+    self.lengths = tuple(map(len, sources))
+    self._sources = tuple(sources)
+    self._ends = np.cumsum(self.lengths)
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def sample(self, index: int, epoch: int = 0) -> samples.Sample:
+    """As of the source that has it."""
+    source, own = self._at(index)
+    return source.sample(own, epoch)
+
+  def text(self, index: int, epoch: int = 0) -> samples.Sample:
+    """As of the source that has it."""
+    source, own = self._at(index)
+    return source.text(own, epoch)
+
+  def canvas(self, index: int) -> tuple[np.ndarray, ...]:
+    """As of the source that has it."""
+    source, own = self._at(index)
+    return source.canvas(own)
+
+  def fingerprint(self) -> str:
+    """Those of all sources."""
+    return "; ".join(source.fingerprint() for source in self._sources)
+
+  def content(self) -> dict[str, int | str]:
+    """How many samples there are, and a hash of what all sources tell."""
+    told = [source.content() for source in self._sources]
+    text = json.dumps(told, sort_keys=True).encode()
+    return dict(
+      samples=len(self), mixture=hashlib.sha256(text).hexdigest()[:32]
+    )
+
+  def _at(self, index: int) -> tuple[samples.Source, int]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"index {index} of {len(self)} samples")
+    which = int(np.searchsorted(self._ends, index, side="right"))
+    first = int(self._ends[which]) - self.lengths[which]
+    return self._sources[which], index - first
+
+
+def apart(config: config_lib.Config) -> list[config_lib.Config]:
+  """A config for each source of a mixture alone; without one, the config."""
+  if not config.data.mixture:
+    return [config]
+  own = {field.name for field in dataclasses.fields(config_lib.MixtureConfig)}
+  own &= {field.name for field in dataclasses.fields(config_lib.DataConfig)}
+  return [
+    dataclasses.replace(
+      config,
+      data=dataclasses.replace(
+        config.data, mixture=(), **{name: getattr(one, name) for name in own}
+      ),
+    )
+    for one in config.data.mixture
+  ]
+
+
+def training(config: config_lib.Config) -> samples.Source:
+  """The samples that a run trains on.
+
+  Raises:
+    config_lib.ConfigError: as the sources of the config.
+    samples.DataError: a source can't be read, or is empty.
+  """
+  if not config.data.mixture:
+    source = plugins.source(config.data.source).make(config, "train")
+    if not len(source):
+      raise samples.DataError("the training set is empty")
+    return source
+  entries = config.data.mixture
+  names = [one.name or f"{one.source}_{i}" for i, one in enumerate(entries)]
+  if len(set(names)) < len(names):
+    raise config_lib.ConfigError(
+      f"config: data.mixture: two of its sources have one name: {names}"
+    )
+  sources = [
+    plugins.source(one.data.source).make(one, "train") for one in apart(config)
+  ]
+  for name, source in zip(names, sources, strict=True):
+    if not len(source):
+      raise samples.DataError(f"data.mixture: {name} is empty")
+  # As they are written: 0.1 is a tenth.
+  weights = [fractions.Fraction(str(x.weight or x.epochs)) for x in entries]
+  if any(one.epochs for one in entries):
+    weights = [w * len(s) for w, s in zip(weights, sources, strict=True)]
+  return Mixture(names, sources, [w / sum(weights) for w in weights])
+
+
+def order_of(config: config_lib.Config, source: samples.Source) -> order.Order:
+  """The order in which a run reads its training samples.
+
+  Args:
+    config: its seed, and the share that is held out (`train.eval_share`).
+    source: as `training` gives it.
+
+  Raises:
+    samples.DataError: none is left to train on.
+  """
+  lengths, shares = (len(source),), (fractions.Fraction(1),)
+  if isinstance(source, Mixture):
+    lengths, shares = source.lengths, source.shares
+  return order.Order(
+    lengths,
+    shares,
+    seed=config.data.seed,
+    held_out=config.train.eval_share,
+  )
+
+
+def samples_read(
+  config: config_lib.Config, source: samples.Source
+) -> Callable[[int], dict[str, int]]:
+  """A function of steps done: the samples read of each source of a mixture."""
+  if not isinstance(source, Mixture):
+    return lambda done: {}
+  counts = order_of(config, source).counts
+  names = [f"samples/{name}" for name in source.names]
+
+  def read(done: int) -> dict[str, int]:
+    each = counts(done * config.train.batch_size).tolist()
+    return dict(zip(names, each, strict=True))
+
+  return read
