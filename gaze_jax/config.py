@@ -383,6 +383,10 @@ class DataConfig:
   answer_slots: fields.Count = 32
   # A larger image is refused before decoding.
   max_pixels: fields.Count = 50_000_000
+  # Of a video, evenly spaced in time: so many, or with fps so many a second and
+  # `frames` at most. Each is a unit.
+  frames: fields.Count = 8
+  fps: fields.NonNegative = 0.0
   workers: fields.Natural = 1  # grain worker processes; 0: in this process
 
   def validate(self, model: ModelConfig) -> None:

@@ -23,7 +23,6 @@ from gaze_jax.view import words
 
 RequestError = request_lib.RequestError
 
-_KINDS = {"<image>": messages.IMAGE, "<video>": messages.VIDEO}
 _NEW = -2  # an item of a conversation: a unit that is not read yet
 
 
@@ -53,7 +52,7 @@ def next_turn(
       "the context holds a prompt and no conversation, so a question can't"
       " follow it"
     )
-  message = messages.marked(_with_marks(request), _KINDS)
+  message = messages.marked(_with_marks(request))
   kinds = [part.kind for part in message.parts if part.kind != messages.TEXT]
   given = {
     messages.IMAGE: media.see(config, images=request.images),

@@ -7,7 +7,7 @@ first of an AVIF, and no animated WebP.
 import itertools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ _SIGNATURES = {
   "WEBP": (8, (b"WEBP",)),
   "AVIF": (4, (b"ftypavif", b"ftypavis")),
 }
+_USUAL_DURATION = 100  # milliseconds
 _MOST_PIXELS = 2**36  # that may be decoded on the way, as whole frames
 
 
@@ -39,7 +40,7 @@ def kind_of(path: pathlib.Path) -> str:
 def read(
   path: pathlib.Path,
   kind: str,
-  choose: Callable[[int], list[int]],
+  choose: Callable[[Sequence[int], float], list[int]],
   max_pixels: int,
 ) -> list[np.ndarray]:
   """Decodes some frames, as `images.decode` does.
@@ -47,7 +48,8 @@ def read(
   Args:
     path: the file.
     kind: from `kind_of`.
-    choose: from the number of frames to the numbers of those to decode.
+    choose: from the times of the frames, in milliseconds, and how many of these
+      a second has, to the numbers of those to decode.
     max_pixels: of a frame.
 
   Raises:
@@ -69,27 +71,31 @@ def read(
         raise images.ImageError(f"{name}: not a video, but a picture")
       # An image for viewers that can't animate is no part of the animation.
       first = int(bool(image.info.get("default_image")))
-      numbers = choose(_count(image, most + first, name) - first)
+      times = _times(image, most + first, name)[first:]
       frames = []
-      for number in numbers:
+      for number in choose(times, 1000.0):
         image.seek(first + number)
         frames.append(images.decode(image, max_pixels, name))
       return frames
 
 
-def _count(image: Image.Image, most: int | float, name: str) -> int:
-  """How many frames there are, and no more than `most`."""
+def _times(image: Image.Image, most: int | float, name: str) -> list[int]:
+  """When each frame is shown, in milliseconds; no more than `most` frames."""
   width, height = image.size
   limit = _MOST_PIXELS // (width * height)
-  for number in itertools.count(1):
-    if number > limit:
+  times, now = [], 0
+  for number in itertools.count():
+    if number == most:
+      return times
+    try:
+      image.seek(number)
+    except EOFError:
+      return times
+    if number == limit:
       raise images.ImageError(
         f"{name}: more than {limit} frames of {width} x {height} pixels are too"
         " much to decode: cut it"
       )
-    if number == most:
-      return number
-    try:
-      image.seek(number)
-    except EOFError:
-      return number
+    times.append(now)
+    # What has no duration is shown for that of browsers.
+    now += round(image.info.get("duration") or _USUAL_DURATION)

@@ -146,20 +146,24 @@ class Chat:
       )
     return text, len(asked), len(text) - len(self._tail) + self._kept
 
-  def _lesson(self, images: int, question: str, answer: str) -> messages.Lesson:
-    """`learn` of one question about so many images; it may be an old one."""
-    user = messages.question(question, images)
+  def _lesson(
+    self, shown: tuple[str, ...], question: str, answer: str
+  ) -> messages.Lesson:
+    """`learn` of one question after media of some kinds; it may be old."""
+    parts = (*map(messages.Part, shown), messages.Part(messages.TEXT, question))
+    user = messages.Message(messages.USER, parts)
     return self.learn((user, messages.plain(messages.ASSISTANT, answer)))
 
-  def _opening(self, images: int, system: str | None = None) -> messages.Flat:
+  def _opening(
+    self, shown: tuple[str, ...], system: str | None = None
+  ) -> messages.Flat:
     """What all conversations begin with, up to the text of the question.
 
     Args:
-      images: how many stand before it.
+      shown: kinds of the media that stand before it.
       system: a system text; None for the template's own.
     """
-    shown = (messages.Part(messages.IMAGE),) * images
-    user = messages.Message(messages.USER, shown)
+    user = messages.Message(messages.USER, tuple(map(messages.Part, shown)))
     return self.before_question((*messages.system(system), user))
 
   def before_question(self, talk: messages.Conversation) -> messages.Flat:

@@ -14,36 +14,32 @@ A sample that can't be used is skipped and counted. The first of each kind of
 reason is logged, and too many of them are an error.
 """
 
-import collections
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import mimetypes
 import os
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
 from gaze_jax import config as config_lib
 from gaze_jax import fingerprint
-from gaze_jax import foreign
 from gaze_jax import plugins
 from gaze_jax.data import images
 from gaze_jax.data import json_records
 from gaze_jax.data import llava_record
+from gaze_jax.data import media as media_lib
+from gaze_jax.data import media_files
 from gaze_jax.data import packing
 from gaze_jax.data import samples
-from gaze_jax.data import tokenizer as tokenizer_lib
-from gaze_jax.data import units
-from gaze_jax.layout import row as row_lib
+from gaze_jax.data import skipped as skipped_lib
 from gaze_jax.layout import tiles
 
-_EXAMPLES = 5  # skipped samples named in an error
-_GOOD, _BAD = 1, 2  # what is known of a sample; 0: nothing yet
-_LONGEST_REASON = 1000  # characters
+# Of the frames that stand for those of a video that was not opened yet. (Only
+# with NaFlex does their size matter, and there they are compared again.)
+_FRAME = (448, 448)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,34 +48,31 @@ class _Record:
 
   Attributes:
     name: its place in the file, and its id.
-    paths: of its images.
+    images: paths of its images.
     sizes: height and width of each, by its header.
-    sample: without its images.
+    videos: paths of its videos.
+    sample: without both.
   """
 
   name: str
-  paths: tuple[str, ...]
+  images: tuple[str, ...]
   sizes: tuple[tiles.Size, ...]
+  videos: tuple[str, ...]
   sample: samples.Sample
-
-
-_CheckFits = Callable[[samples.Sample, Sequence[tiles.Size]], None]
 
 
 class LlavaJson:
   """Samples of a LLaVA-format JSON file (`samples.Source`).
 
-  All samples are checked once, headers of images included. A sample with an
-  image that turns out to be broken later is replaced by the next good sample,
-  always the same.
+  All samples are checked once, headers of images included, and for room for the
+  longest video. A sample whose image or video turns out to be broken later is
+  replaced by the next good sample, always the same.
 
   Args:
     path: the JSON file.
     image_folder: what image names are relative to; none may lead out of it.
     max_skipped: share of the samples that may be skipped.
-    max_pixels: larger images are skipped.
-    check_fits: raises `row_lib.LayoutError` for a sample that is too long; it
-      gets the sample without images, and height and width of each.
+    reader: of the images and videos.
 
   Raises:
     samples.DataError: the file can't be read, or too much of it is skipped.
@@ -91,30 +84,27 @@ class LlavaJson:
     *,
     image_folder: str,
     max_skipped: float,
-    max_pixels: int,
-    check_fits: _CheckFits,
+    reader: media_lib.Reader,
   ):
-    self._path, self._max_pixels = path, max_pixels
-    self._max_skipped, self._check_fits = max_skipped, check_fits
+    self._path, self._reader = path, reader
     self._folder = os.path.abspath(image_folder or os.path.dirname(path) or ".")
     records = json_records.read(path)
     if not os.path.isdir(self._folder):
       raise samples.DataError(
         f"{self._folder}: no such folder of images (data.image_folder)"
       )
-    self._total = len(records)
-    self._skipped: dict[str, str] = {}  # name: "reason: detail"
-    self._reasons: collections.Counter[str] = collections.Counter()
+    self._skipped = skipped_lib.Skipped(path, len(records), max_skipped)
     self._records: list[_Record] = []
     for record in records:
       try:
         self._records.append(self._checked(record))
-      except llava_record.SkipError as skip:
-        self._skip(_name_of(record), skip)
+      except skipped_lib.SkipError as skip:
+        self._skipped.add(_name_of(record), skip)
     if self._skipped:
-      logging.warning("%s: %s", path, self._skip_counts())
-    self._check_share()
-    self._state = bytearray(len(self._records))
+      logging.warning("%s: %s", path, self._skipped)
+    self._skipped.check()
+    # Those whose media are known to be good.
+    self._texts: dict[int, samples.Sample] = {}
     self._digest = _digest(self._records)
 
   def __len__(self) -> int:
@@ -129,8 +119,8 @@ class LlavaJson:
     return self._resolve(index, pixels=False)
 
   def canvas(self, index: int) -> tuple[np.ndarray, ...]:
-    """The images, uint8 [h, w, 3] each; none for text alone."""
-    return self.sample(index).images
+    """The pictures, uint8 [h, w, 3] each; none for text alone."""
+    return packing.pictures(self.sample(index))
 
   def fingerprint(self) -> str:
     """Everything that decides the images, whatever their names and times."""
@@ -146,129 +136,58 @@ class LlavaJson:
   @property
   def skipped(self) -> dict[str, int]:
     """How many samples were skipped so far, by reason."""
-    return dict(self._reasons)
+    return dict(self._skipped.reasons)
 
   def _resolve(self, index: int, *, pixels: bool) -> samples.Sample:
     if not 0 <= index < len(self):
       raise IndexError(f"index {index} of {len(self)} samples")
-    for i in range(index, index + len(self)):
-      i %= len(self)
+
+    def read(i: int) -> samples.Sample:
       record = self._records[i]
-      if self._state[i] == _BAD:
-        continue
-      if self._state[i] == _GOOD and not pixels:
-        return record.sample
-      try:
-        decoded = self._decoded(record)
-      except llava_record.SkipError as skip:
-        self._state[i] = _BAD
-        self._skip(record.name, skip)
-        self._check_share()
-        continue
-      self._state[i] = _GOOD
-      return dataclasses.replace(record.sample, images=decoded)
-    raise samples.DataError(f"{self._path}: no usable sample is left")
+      if not pixels and i in self._texts:
+        return self._texts[i]
+      sample = self._reader.decode(record.sample, record.images, record.videos)
+      sizes = tuple(image.shape[:2] for image in sample.images)
+      if sample.videos or sizes != record.sizes:  # the file was changed since
+        frames = [[f.shape[:2] for f in clip] for clip in sample.videos]
+        self._reader.check(record.sample, sizes, frames)
+      if pixels:
+        return sample
+      frames = tuple(_none(clip) for clip in sample.videos)
+      self._texts[i] = dataclasses.replace(record.sample, videos=frames)
+      return self._texts[i]
 
-  def _decoded(self, record: _Record) -> tuple[np.ndarray, ...]:
-    try:
-      out = tuple(images.decode(p, self._max_pixels) for p in record.paths)
-    except images.ImageError as error:
-      raise llava_record.SkipError("corrupt image", str(error)) from None
-    sizes = tuple(image.shape[:2] for image in out)
-    if sizes != record.sizes:  # the file was changed since
-      self._refuse_too_long(record.sample, sizes)
-    return out
-
-  def _refuse_too_long(
-    self, sample: samples.Sample, sizes: tuple[tiles.Size, ...]
-  ) -> None:
-    try:
-      self._check_fits(sample, sizes)
-    except row_lib.LayoutError as error:
-      raise llava_record.SkipError("too long", str(error)) from None
-    except samples.DataError as error:
-      raise llava_record.SkipError("'system' turn", str(error)) from None
-
-  def _skip(self, name: str, skip: llava_record.SkipError) -> None:
-    first = not self._reasons[skip.reason]
-    self._reasons[skip.reason] += 1
-    self._skipped[name] = _one_line(f"{skip.reason}: {skip}")
-    log = logging.warning if first else logging.info
-    log("%s: skipped %s: %s", self._path, name, self._skipped[name])
-
-  def _skip_counts(self) -> str:
-    counts = ", ".join(f"{n} {why}" for why, n in self.skipped.items())
-    return (
-      f"{len(self._skipped)} of {self._total} samples can't be used ({counts})"
-    )
-
-  def _check_share(self) -> None:
-    bad = len(self._skipped)
-    if bad <= self._max_skipped * self._total and bad < self._total:
-      return
-    first = "; ".join(
-      f"{name}: {why}" for name, why in list(self._skipped.items())[:_EXAMPLES]
-    )
-    raise samples.DataError(
-      f"{self._path}: {self._skip_counts()}, more than data.max_skipped ="
-      f" {self._max_skipped} allows; first: {first}"
+    return self._skipped.first_usable(
+      index, len(self), read, lambda i: self._records[i].name
     )
 
   def _checked(self, record: json_records.Record) -> _Record:
     if record.error:
-      raise llava_record.SkipError("not JSON", record.error)
+      raise skipped_lib.SkipError("not JSON", record.error)
     try:
-      sample, names = llava_record.read(record.value)
+      sample, media = llava_record.read(record.value)
     except RecursionError:
-      raise llava_record.SkipError(
-        "not JSON", "it is nested too deep"
-      ) from None
-    found = [self._image(name) for name in names]
+      raise skipped_lib.SkipError("not JSON", "it is nested too deep") from None
+    found = [self._image(name) for name in media.images]
     paths, sizes = zip(*found, strict=True) if found else ((), ())
-    self._refuse_too_long(sample, sizes)
-    return _Record(_name_of(record), paths, sizes, sample)
+    videos = tuple(media_files.find(x, self._folder) for x in media.videos)
+    longest = [_FRAME] * self._reader.frames.frames
+    self._reader.check(sample, sizes, [longest] * len(videos))
+    return _Record(_name_of(record), paths, sizes, videos, sample)
 
   def _image(self, name: str) -> tuple[str, tiles.Size]:
     """Path of an image, and its height and width."""
-    path = self._path_of(name)
+    path = media_files.find(name, self._folder)
     try:
-      return path, images.check(path, self._max_pixels)
+      return path, images.check(path, self._reader.max_pixels)
     except images.TooLargeError as error:
-      raise llava_record.SkipError("image too large", str(error)) from None
+      raise skipped_lib.SkipError("image too large", str(error)) from None
     except images.ImageError as error:
       reason, detail = "corrupt image", str(error)
       kind = str(mimetypes.guess_type(path)[0]).split("/")[0]
       if kind in ("video", "audio"):
         reason, detail = kind, f"{path} is named as an image"
-      raise llava_record.SkipError(reason, detail) from None
-
-  def _path_of(self, name: str) -> str:
-    """The file of a name that may have been written on another system.
-
-    macOS writes accents apart, Windows separates folders by backslashes.
-    """
-    other = name.replace("\\", "/")
-    forms = [
-      unicodedata.normalize(form, one)
-      for one in (name, other)
-      for form in ("NFC", "NFD")
-    ]
-    for one in dict.fromkeys([name, other, *forms]):
-      # Links inside the folder are the user's own; ".." in the JSON is not.
-      path = os.path.normpath(os.path.join(self._folder, one))
-      if os.path.commonpath([path, self._folder]) != self._folder:
-        raise llava_record.SkipError(
-          "image outside the folder",
-          f"{name} leads out of {self._folder}: set data.image_folder to a"
-          " folder that holds all images",
-        )
-      if os.path.isfile(path):
-        return path
-    what = foreign.no_file(name, self._folder)
-    raise llava_record.SkipError(
-      "missing image",
-      f"{foreign.short(name)!r} in {self._folder} (data.image_folder): {what}",
-    )
+      raise skipped_lib.SkipError(reason, detail) from None
 
 
 def _digest(records: Sequence[_Record]) -> dict[str, str]:
@@ -277,7 +196,9 @@ def _digest(records: Sequence[_Record]) -> dict[str, str]:
   for record in records:
     text = repr((record.sample.system, *record.sample.conversation))
     text = hashlib.sha256(text.encode()).digest()
-    picture = " ".join(map(fingerprint.of_file, record.paths))
+    picture = " ".join(
+      map(fingerprint.of_file, (*record.images, *record.videos))
+    )
     picture = hashlib.sha256(picture.encode()).digest()
     texts.update(text)
     pictures.update(picture)
@@ -307,40 +228,26 @@ def _make(config: config_lib.Config, split: str) -> LlavaJson:
       "config: data.eval_path is empty: it names the JSON held out for"
       " evaluation"
     )
-  tokenizer = tokenizer_lib.Tokenizer.load(data.tokenizer)
-  shape = row_lib.row_shape(config)
   return LlavaJson(
     paths[split],
     image_folder=data.image_folder,
     max_skipped=data.max_skipped,
-    max_pixels=data.max_pixels,
-    check_fits=functools.partial(_check_row, tokenizer, shape, config.model),
+    reader=media_lib.reader(config),
   )
 
 
-def _check_row(
-  tokenizer: tokenizer_lib.Tokenizer,
-  shape: row_lib.RowShape,
-  model: config_lib.ModelConfig,
-  sample: samples.Sample,
-  sizes: Sequence[tiles.Size],
-) -> None:
-  """Refuses a sample that does not fit a row of the run."""
-  seen = units.of_sizes(sizes, model, packing.images_per_turn(sample))
-  packing.pack(sample, tokenizer, shape, seen)
+def _none(frames: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+  """As many frames without pixels."""
+  return (np.zeros((0, 0, 3), np.uint8),) * len(frames)
 
 
 def _name_of(record: json_records.Record) -> str:
   """The place, which is unique, and the id, which may not be."""
   place, value = record.place, record.value
   given = value.get("id") if isinstance(value, dict) else None
-  return place if given is None else _one_line(f"{place} (id {given})")
-
-
-def _one_line(text: str) -> str:
-  """A text of a file as one line that can be printed."""
-  text = " ".join(text[:_LONGEST_REASON].split())
-  return text.encode("utf-8", "backslashreplace").decode()
+  return (
+    place if given is None else skipped_lib.one_line(f"{place} (id {given})")
+  )
 
 
 def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:

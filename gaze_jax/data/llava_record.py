@@ -1,11 +1,13 @@
-"""Reads one record of LLaVA's format: its conversation and image names."""
+"""Reads one record of LLaVA's format: its conversation and names of media."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from gaze_jax.data import json_records
 from gaze_jax.data import samples
+from gaze_jax.data import skipped
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 # Roles and keys, as LLaVA and OpenAI name them.
@@ -14,7 +16,7 @@ _USER, _ASSISTANT, _SYSTEM = (
   ("gpt", "assistant"),
   ("system",),
 )
-_IMAGES = ("image", "images")
+_IMAGES, _VIDEOS = ("image", "images"), ("video", "videos")
 _CONVERSATIONS = ("conversations", "messages")
 _ROLE, _TEXT = ("from", "role"), ("value", "content")
 
@@ -35,23 +37,20 @@ _PICTURE = re.compile(f"(image|img|picture|pic|photo|file|media){_FILE}", re.I)
 # Keys of an answer that leave it out of the loss, or weigh it otherwise.
 _WEIGHTS = ("weight", "loss", "loss_weight", "train", "train_on_turn")
 
-_VIDEO = "<video>"
+VIDEO = "<video>"
+_MARKS = {"image": tokenizer_lib.IMAGE, "video": VIDEO}
 _ALMOST = re.compile(r"<\s*/?\s*(?:image|img)\W*\d*\s*>", re.IGNORECASE)
 
 
-class SkipError(Exception):
-  """A record that can't be used.
+@dataclasses.dataclass(frozen=True)
+class Media:
+  """Names of what a conversation shows, each kind in the order of its marks."""
 
-  Attributes:
-    reason: the kind of reason, in a word or two.
-  """
-
-  def __init__(self, reason: str, detail: str):
-    super().__init__(detail)
-    self.reason = reason
+  images: tuple[str, ...] = ()
+  videos: tuple[str, ...] = ()
 
 
-def read(record: Any) -> tuple[samples.Sample, tuple[str, ...]]:
+def read(record: Any) -> tuple[samples.Sample, Media]:
   """Reads a record.
 
   Keys that are null, empty or NaN are as good as absent. Text of an assistant
@@ -62,39 +61,55 @@ def read(record: Any) -> tuple[samples.Sample, tuple[str, ...]]:
     record: the value of a `json_records.Record`.
 
   Returns:
-    The conversation without its images, and their names in order.
+    The conversation without its media, and their names.
 
   Raises:
     SkipError: the record can't be used; a part of it alone never is.
   """
   if not isinstance(record, dict):
-    raise SkipError(
+    raise skipped.SkipError(
       "not an object", f"{type(record).__name__} instead of an object"
     )
   _refuse_repeated(record, "")
-  names = _image_names(record)
-  _refuse_media(record, bool(names))
+  names = _names(record, _IMAGES), _names(record, _VIDEOS)
+  _refuse_media(record, bool(names[0]))
   system, turns, left_out = _read_turns(record)
   questions = [turn.question for turn in turns]
-  if any(_VIDEO in text for text in questions):
-    raise SkipError(
-      "video",
-      f"{_VIDEO} in the text: no video trains yet, and {_VIDEO} can't be"
-      " written as text",
-    )
-  marks = sum(text.count(tokenizer_lib.IMAGE) for text in questions)
-  if len(names) not in (marks, marks + left_out):
-    raise SkipError(
-      "image count", _miscount(questions, marks + left_out, len(names))
-    )
+  kept = [
+    _count(kind, questions, left_out.count(mark), its)
+    for (kind, mark), its in zip(_MARKS.items(), names, strict=True)
+  ]
   sample = samples.Sample((), conversation=turns, system=system)
-  return sample, tuple(names[:marks])
+  return sample, Media(*map(tuple, kept))
 
 
-def _miscount(questions: Sequence[str], marks: int, names: int) -> str:
-  counts = f"{marks} <image> in the text for {names} images"
+def _count(
+  kind: str, questions: Sequence[str], left_out: int, names: list[str]
+) -> list[str]:
+  """The names of media of a kind that the questions show.
+
+  Args:
+    kind: of `_MARKS`.
+    questions: with marks.
+    left_out: marks of a last question that has no answer.
+    names: of them all.
+  """
+  marks = sum(text.count(_MARKS[kind]) for text in questions)
+  if len(names) not in (marks, marks + left_out):
+    raise skipped.SkipError(
+      f"{kind} count",
+      _miscount(kind, questions, marks + left_out, len(names)),
+    )
+  return names[:marks]
+
+
+def _miscount(
+  kind: str, questions: Sequence[str], marks: int, names: int
+) -> str:
+  mark = _MARKS[kind]
+  counts = f"{marks} {mark} in the text for {names} {kind}s"
   if marks and not names:
-    return f"{counts}; <image> can't be written as literal text"
+    return f"{counts}; {mark} can't be written as literal text"
   almost = [m[0] for text in questions for m in _ALMOST.finditer(text)]
   almost = [mark for mark in almost if mark != tokenizer_lib.IMAGE]
   return f"{counts}; {almost[0]} is no mark" if almost else counts
@@ -102,13 +117,13 @@ def _miscount(questions: Sequence[str], marks: int, names: int) -> str:
 
 def _read_turns(
   record: dict[Any, Any],
-) -> tuple[str | None, tuple[samples.Turn, ...], int]:
-  """System text, turns, and how many images a last question left out has."""
+) -> tuple[str | None, tuple[samples.Turn, ...], str]:
+  """System text, turns, and the text of a last question that is left out."""
   if not any(key in record for key in _CONVERSATIONS):
-    raise SkipError("absent key", f"no {' or '.join(_CONVERSATIONS)}")
+    raise skipped.SkipError("absent key", f"no {' or '.join(_CONVERSATIONS)}")
   listed = _value_of(record, _CONVERSATIONS)
   if not isinstance(listed, list):
-    raise SkipError("odd turns", "conversations is not a list of turns")
+    raise skipped.SkipError("odd turns", "conversations is not a list of turns")
   turns = [(i, _role(i, turn), turn) for i, turn in enumerate(listed)]
   system = _value_of(record, _SYSTEM)
   if system is not None:
@@ -116,20 +131,24 @@ def _read_turns(
   if turns[0][1] in _SYSTEM:
     first = _text(*turns.pop(0), empty=True)
     if first and system not in (None, first):
-      raise SkipError("two keys", "system and turn 0 from 'system' differ")
+      raise skipped.SkipError(
+        "two keys", "system and turn 0 from 'system' differ"
+      )
     system = first or system
   while turns and turns[0][1] in _ASSISTANT:
     turns.pop(0)
-  left_out = 0
+  left_out = ""
   if turns and turns[-1][1] in _USER:
     last = _value_of(turns.pop()[2], _TEXT)
-    left_out = last.count(tokenizer_lib.IMAGE) if isinstance(last, str) else 0
+    left_out = last if isinstance(last, str) else ""
   if not turns:
-    raise SkipError("odd turns", "there is no question that has an answer")
+    raise skipped.SkipError(
+      "odd turns", "there is no question that has an answer"
+    )
   for at, (i, role, _) in enumerate(turns):
     if role not in (_USER, _ASSISTANT)[at % 2]:
       after = f", after one from {turns[at - 1][1]!r}" if at else ""
-      raise SkipError("odd turns", f"turn {i} is from {role!r}{after}")
+      raise skipped.SkipError("odd turns", f"turn {i} is from {role!r}{after}")
   texts = [_text(*turn) for turn in turns]
   for i, _, turn in turns[1::2]:
     _refuse_weighted(i, turn)
@@ -139,14 +158,14 @@ def _read_turns(
 
 def _role(i: int, turn: Any) -> str:
   if not isinstance(turn, dict):
-    raise SkipError("not an object", f"turn {i} is not an object")
+    raise skipped.SkipError("not an object", f"turn {i} is not an object")
   _refuse_repeated(turn, f"turn {i}: ")
   role = _value_of(turn, _ROLE, f"turn {i}: ")
   if role is None:
-    raise SkipError("absent key", f"turn {i} has no 'from'")
+    raise skipped.SkipError("absent key", f"turn {i} has no 'from'")
   known = (*_USER, *_ASSISTANT, *_SYSTEM)
   if not isinstance(role, str) or role.lower() not in known:
-    raise SkipError(
+    raise skipped.SkipError(
       "odd turns",
       f"turn {i} is from {str(role)[:40]!r}; known are human, gpt and system",
     )
@@ -156,12 +175,12 @@ def _role(i: int, turn: Any) -> str:
 def _text(i: int, role: str, turn: dict, empty: bool = False) -> str:
   """The text of a turn; a question may be pictures alone."""
   if not any(key in turn for key in _TEXT):
-    raise SkipError("absent key", f"turn {i} has no 'value'")
+    raise skipped.SkipError("absent key", f"turn {i} has no 'value'")
   text = _value_of(turn, _TEXT, f"turn {i}: ")
   text = "" if text is None else _checked_text(text, f"the value of turn {i}")
-  bare = text.replace(tokenizer_lib.IMAGE, "").strip()
+  bare = text.replace(tokenizer_lib.IMAGE, "").replace(VIDEO, "").strip()
   if not (bare or empty or (text and role in _USER)):
-    raise SkipError("empty turn", f"turn {i} has no text")
+    raise skipped.SkipError("empty turn", f"turn {i} has no text")
   return text
 
 
@@ -170,7 +189,7 @@ def _refuse_weighted(i: int, turn: dict[Any, Any]) -> None:
   for key in _WEIGHTS:
     value = turn.get(key)
     if not _empty(value) and value != 1:
-      raise SkipError(
+      raise skipped.SkipError(
         "answer weight",
         f"turn {i} has {key!r}: {str(value)[:40]}, and every answer of a"
         " conversation is learned alike: take the key out, or the turns",
@@ -182,56 +201,62 @@ def _checked_text(text: Any, what: str) -> str:
     kind, remedy = type(text).__name__, "write it in quotes"
     if isinstance(text, (list, dict)):
       remedy = "write it as one text, with <image> where an image is"
-    raise SkipError(
+    raise skipped.SkipError(
       "not a text", f"{what} is of type {kind}, not a text: {remedy}"
     )
   if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-    raise SkipError("not a text", f"{what} holds half a surrogate pair")
+    raise skipped.SkipError("not a text", f"{what} holds half a surrogate pair")
   return text
 
 
-def _image_names(record: dict[Any, Any]) -> list[str]:
+def _names(record: dict[Any, Any], keys: Sequence[str]) -> list[str]:
+  """The names under some keys, of which each may be a name or a list."""
   found: dict[str, list[str]] = {}
-  for key in _IMAGES:
+  for key in keys:
     if _empty(record.get(key)):
       continue
     names = [record[key]] if isinstance(record[key], str) else record[key]
     if not isinstance(names, list) or not all(
       isinstance(n, str) and n.strip() for n in names
     ):
-      raise SkipError(
+      raise skipped.SkipError(
         "not a text",
-        f"{key} is neither a name nor a list of names: write each image to a"
-        " file, and its name here",
+        f"{key} is neither a name nor a list of names: write each {keys[0]} to"
+        " a file, and its name here",
       )
     found[key] = names
   names = list(found.values())
   if len(names) == 2 and names[0] != names[1]:
-    raise SkipError("two keys", "image and images name different pictures")
+    kind = "pictures" if keys == _IMAGES else "videos"
+    raise skipped.SkipError(
+      "two keys", f"{' and '.join(keys)} name different {kind}"
+    )
   return names[0] if names else []
 
 
 def _refuse_media(record: dict[Any, Any], has_images: bool) -> None:
   """Refuses media that are not read: the answer would be learned blind."""
   for key, value in record.items():
-    if key in _IMAGES or not isinstance(key, str) or _empty(value):
+    if key in (*_IMAGES, *_VIDEOS) or not isinstance(key, str) or _empty(value):
       continue
     if not isinstance(value, (str, list, dict)):
       continue
     for kind, names in _MEDIA.items():
       if names.fullmatch(key):
-        raise SkipError(
-          kind, f"the record has {key!r}, and no medium but images is read yet"
+        raise skipped.SkipError(
+          kind,
+          f"the record has {key!r}; images are read under 'image', videos under"
+          " 'video', and no other medium",
         )
     if not has_images and _PICTURE.fullmatch(key):
-      raise SkipError(
+      raise skipped.SkipError(
         "image key", f"the record has {key!r}; images are read under 'image'"
       )
 
 
 def _refuse_repeated(table: dict[Any, Any], where: str) -> None:
   if repeated := table.get(json_records.REPEATED):
-    raise SkipError(
+    raise skipped.SkipError(
       "two keys", f"{where}{repeated[0]!r} is there twice, and differs"
     )
 
@@ -242,7 +267,7 @@ def _value_of(
   """The value of keys that mean the same; None where all are empty."""
   filled = [table[key] for key in keys if not _empty(table.get(key))]
   if any(value != filled[0] for value in filled):
-    raise SkipError("two keys", f"{where}{' and '.join(keys)} differ")
+    raise skipped.SkipError("two keys", f"{where}{' and '.join(keys)} differ")
   return filled[0] if filled else None
 
 

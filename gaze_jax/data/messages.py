@@ -1,14 +1,14 @@
 """Conversations as messages, and as ids with the places of images in them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 TEXT, IMAGE, VIDEO = "text", "image", "video"
 OWN = "own"  # a control token that the model itself generated
 TEXTS = (TEXT, OWN)
-MARKED = {"<image>": IMAGE}
+MARKED = {"<image>": IMAGE, "<video>": VIDEO}
 
 
 class Part(NamedTuple):
@@ -34,16 +34,11 @@ class Message(NamedTuple):
 Conversation = tuple[Message, ...]
 
 
-def marked(text: str, kinds: Mapping[str, str] = MARKED) -> Message:
-  """A question in which each `<image>` stands for an image.
-
-  Args:
-    text: with marks.
-    kinds: what each mark stands for.
-  """
-  pieces = re.split("(" + "|".join(map(re.escape, kinds)) + ")", text)
+def marked(text: str) -> Message:
+  """A question in which each mark stands for an image or a video."""
+  pieces = re.split("(" + "|".join(map(re.escape, MARKED)) + ")", text)
   parts = [
-    Part(kinds[p]) if i % 2 else Part(TEXT, p) for i, p in enumerate(pieces)
+    Part(MARKED[p]) if i % 2 else Part(TEXT, p) for i, p in enumerate(pieces)
   ]
   filled = [p for p in parts if p.kind != TEXT or p.text]
   return Message(USER, tuple(filled))

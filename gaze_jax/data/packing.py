@@ -19,23 +19,28 @@ alone. Answers and what ends them are scored; nothing else is.
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from gaze_jax import config as config_lib
 from gaze_jax.data import messages
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import units as units_lib
 from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
+T = TypeVar("T")
 Part = row_lib.Text | row_lib.Unit
-Units = Sequence[row_lib.Unit]  # what one image becomes
+Units = Sequence[row_lib.Unit]  # what one image or video becomes
 
 
 def pack(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
   shape: row_lib.RowShape,
-  images: Sequence[Units],
+  media: Sequence[Units],
 ) -> dict[str, np.ndarray]:
   """Lays one sample out as a row.
 
@@ -43,7 +48,8 @@ def pack(
     sample: the sample.
     tokenizer: the tokenizer.
     shape: the static shape of a row.
-    images: the units that each of its images becomes (`units.of_sizes`).
+    media: the units that each of its images and videos becomes, in reading
+      order (`in_reading_order`).
 
   Returns:
     As `row_lib.lay_out`.
@@ -52,28 +58,30 @@ def pack(
     layout.LayoutError: the sample does not fit the row.
     samples.DataError: as `parts`.
   """
-  return row_lib.lay_out(parts(sample, tokenizer, images), shape)
+  return row_lib.lay_out(parts(sample, tokenizer, media), shape)
 
 
 def parts(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
-  images: Sequence[Units],
+  media: Sequence[Units],
 ) -> list[Part]:
   """What `pack` lays out, in reading order.
 
   Raises:
-    samples.DataError: its turns have more or fewer `<image>` than images, or
-      the chat template does not take it.
+    samples.DataError: its turns have more or fewer marks than images and
+      videos, or the chat template does not take it.
   """
   if sample.conversation:
-    return _conversation_parts(sample, tokenizer, images)
+    return _conversation_parts(sample, tokenizer, media)
+  videos = len(sample.videos)
+  shown = (messages.IMAGE,) * (len(media) - videos)
+  shown += (messages.VIDEO,) * videos
   lessons = [
-    tokenizer.chat.lesson(len(images), q.text, q.answer)
-    for q in sample.questions
+    tokenizer.chat.lesson(shown, q.text, q.answer) for q in sample.questions
   ]
-  shared = shared_length(tokenizer, lessons, len(images))
-  return _trunk_and_branches(lessons, images, shared)
+  shared = shared_length(tokenizer, lessons, shown)
+  return _trunk_and_branches(lessons, media, shared)
 
 
 def parts_of(flat: messages.Flat, images: Iterable[Units]) -> list[Part]:
@@ -90,17 +98,17 @@ def parts_of(flat: messages.Flat, images: Iterable[Units]) -> list[Part]:
 def shared_length(
   tokenizer: tokenizer_lib.Tokenizer,
   lessons: Sequence[messages.Lesson],
-  images: int,
+  shown: tuple[str, ...],
 ) -> int:
-  """How many first items are the trunk of questions about so many images.
+  """How many first items are the trunk of questions about media of some kinds.
 
-  It ends with the last image, and what the template writes to set that off.
+  It ends with the last of these, and what the template writes to set that off.
 
   Raises:
     samples.DataError: the template writes the question before an image.
   """
   chat = tokenizer.chat
-  opening = chat.opening(images)
+  opening = chat.opening(shown)
   most = messages.common_prefix([opening, *(lesson.flat for lesson in lessons)])
   places = [i for i, x in enumerate(opening) if isinstance(x, messages.Place)]
   if not places:
@@ -116,6 +124,37 @@ def shared_length(
   return stop
 
 
+def pictures(sample: samples.Sample) -> tuple[np.ndarray, ...]:
+  """Images and frames of a sample, in the order of their units."""
+  images = [(image,) for image in sample.images]
+  media = in_reading_order(sample, images, sample.videos)
+  return tuple(itertools.chain(*media))
+
+
+def units_of(
+  sample: samples.Sample,
+  images: Sequence[tiles.Size],
+  videos: Sequence[Sequence[tiles.Size]],
+  model: config_lib.ModelConfig,
+) -> list[Units]:
+  """The units of a sample's images and videos, in reading order.
+
+  Args:
+    sample: without its pictures, or with them.
+    images: height and width of each.
+    videos: those of the frames of each.
+    model: that reads it.
+
+  Raises:
+    samples.DataError: as `in_reading_order`.
+  """
+  return in_reading_order(
+    sample,
+    units_lib.of_sizes(images, model, images_per_turn(sample)),
+    [units_lib.of_frames(frames, model) for frames in videos],
+  )
+
+
 def images_per_turn(sample: samples.Sample) -> tuple[int, ...] | None:
   """How many images each turn of a conversation brings; None without turns."""
   if not sample.conversation:
@@ -124,8 +163,38 @@ def images_per_turn(sample: samples.Sample) -> tuple[int, ...] | None:
   return tuple(text.count(tokenizer_lib.IMAGE) for text in questions)
 
 
+def kinds(sample: samples.Sample) -> list[str]:
+  """What the marks of a conversation stand for, in reading order."""
+  return [
+    part.kind
+    for turn in sample.conversation
+    for part in messages.marked(turn.question).parts
+    if part.kind != messages.TEXT
+  ]
+
+
+def in_reading_order(
+  sample: samples.Sample, images: Sequence[T], videos: Sequence[T]
+) -> list[T]:
+  """Something of each image and video, in the order in which they are shown.
+
+  Raises:
+    samples.DataError: the marks of a conversation are more or fewer.
+  """
+  if not sample.conversation:
+    return [*images, *videos]
+  shown = kinds(sample)
+  of = {messages.IMAGE: iter(images), messages.VIDEO: iter(videos)}
+  for kind, its in ((messages.IMAGE, images), (messages.VIDEO, videos)):
+    if (marks := shown.count(kind)) != len(its):
+      raise samples.DataError(
+        f"the turns have {marks} <{kind}> for {len(its)} {kind}s"
+      )
+  return [next(of[kind]) for kind in shown]
+
+
 def conversation_of(sample: samples.Sample) -> messages.Conversation:
-  """The turns of a sample; `<image>` in a question stands for an image."""
+  """The turns of a sample, in which marks stand for images and videos."""
   out = [*messages.system(sample.system)]
   for turn in sample.conversation:
     out.append(messages.marked(turn.question))
@@ -136,7 +205,7 @@ def conversation_of(sample: samples.Sample) -> messages.Conversation:
 def _conversation_parts(
   sample: samples.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
-  images: Sequence[Units],
+  media: Sequence[Units],
 ) -> list[Part]:
   """Turns that see each other: one trunk, or a branch each.
 
@@ -145,14 +214,13 @@ def _conversation_parts(
   turn is a branch, with all that precedes it.
   """
   talk = conversation_of(sample)
-  marks = sum(images_per_turn(sample))
-  if marks != len(images):
+  if (marks := len(kinds(sample))) != len(media):
     raise samples.DataError(
-      f"the turns have {marks} <image> for {len(images)} images"
+      f"the turns have {marks} <image> or <video> for {len(media)} of them"
     )
   chat = tokenizer.chat
   if lesson := chat.learn(talk):
-    return _lesson_parts(lesson, images)
+    return _lesson_parts(lesson, media)
   ends = [i + 1 for i, m in enumerate(talk) if m.role == messages.ASSISTANT]
   lessons = [chat.learn(talk[:end], last=True) for end in ends]
   shared = messages.common_prefix([lesson.flat for lesson in lessons])
@@ -164,7 +232,7 @@ def _conversation_parts(
       "an image of a later turn, and a chat template that writes earlier turns"
       " anew: such a conversation can't be one row"
     )
-  return _trunk_and_branches(lessons, images, shared)
+  return _trunk_and_branches(lessons, media, shared)
 
 
 def _trunk_and_branches(

@@ -126,21 +126,27 @@ class Batcher:
   def _read(
     self, index: int, epoch: int
   ) -> tuple[samples.Sample, list[tuple[row_lib.Unit, ...]], units_lib.Pixels]:
-    """A sample, the units of each of its images, and pixels or features."""
+    """A sample, the units of its images and videos, and pixels or features."""
     model = self.config.model
     if self.features is None:
       sample = self.source.sample(index, epoch)
       per_turn = packing.images_per_turn(sample)
-      seen = units_lib.of_images(sample.images, model, per_turn)
+      seen = packing.in_reading_order(
+        sample,
+        units_lib.of_images(sample.images, model, per_turn),
+        [units_lib.of_video(frames, model) for frames in sample.videos],
+      )
       pixels = units_lib.join([one.pixels for one in seen], model)
       return sample, [one.units for one in seen], pixels
     sample, cached = self.source.text(index, epoch), self.features[index]
-    # Its images may be left out, so they are counted; a scene has one.
+    # Its images may be left out, so they are counted; a scene has one, or a
+    # video.
     per_turn = packing.images_per_turn(sample)
-    count = 1 if per_turn is None else sum(per_turn)
+    count = sum(per_turn) if per_turn is not None else not sample.videos
     square = (model.vision.image_size, model.vision.image_size)
-    images = units_lib.of_sizes([square] * count, model)
-    return sample, images, cached[None] if cached.ndim == 2 else cached
+    videos = [[square] * len(frames) for frames in sample.videos]
+    media = packing.units_of(sample, [square] * count, videos, model)
+    return sample, media, cached[None] if cached.ndim == 2 else cached
 
   def _no_pixels(self) -> units_lib.Pixels:
     """The pixels, or features, of a row without images."""

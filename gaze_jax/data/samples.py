@@ -47,7 +47,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """A turn of a conversation; `<image>` in the question stands for an image."""
+  """A turn; each `<image>` or `<video>` in the question stands for one."""
 
   question: str
   answer: str
@@ -55,10 +55,12 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-  """One sample: images with questions, or with a conversation.
+  """One sample: images and videos with questions, or with a conversation.
 
   Attributes:
     images: uint8 [h, w, 3] each; none in a text-only sample.
+    videos: the frames of each, likewise; questions are asked after all images,
+      then all videos.
     questions: asked apart from each other, a branch each.
     things: the named things of the first image, for routing accuracy.
     conversation: turns that see each other; either this or `questions`.
@@ -70,6 +72,7 @@ class Sample:
   things: tuple[Thing, ...] = ()
   conversation: tuple[Turn, ...] = ()
   system: str | None = None
+  videos: tuple[tuple[np.ndarray, ...], ...] = ()
 
   @property
   def kinds(self) -> tuple[str, ...]:
@@ -88,11 +91,13 @@ class Source(typing.Protocol):
   """Random access to samples.
 
   `sample` is a pure function of its arguments, so that training can resume at
-  any step. `canvas` gives the images alone, the same in every epoch: a feature
-  cache encodes them. `text` is `sample` without the cost of images (`images`
-  and `things` may be empty). `fingerprint` is a line that changes with anything
-  that decides the decoded images. `content` identifies the samples by named
-  numbers and hashes, among them how many there are (`samples`).
+  any step. `canvas` gives the pictures alone, images and frames in the order of
+  their units, the same in every epoch: a feature cache encodes them. `text` is
+  `sample` without the cost of pictures: `images` and `things` may be empty, and
+  of a video as many frames are needed, which may be empty arrays.
+  `fingerprint` is a line that changes with anything that decides the decoded
+  images. `content` identifies the samples by named numbers and hashes, among
+  them how many there are (`samples`).
   """
 
   def __len__(self) -> int: ...

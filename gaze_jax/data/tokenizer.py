@@ -153,7 +153,7 @@ class Tokenizer:
     Raises:
       samples.DataError: the template takes no system text.
     """
-    return self.chat.opening(0, system)
+    return self.chat.opening((), system)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without control tokens; [] for the empty text."""

@@ -56,7 +56,7 @@ def of_images(
   units = of_sizes([a.shape[:2] for a in arrays], model, per_turn)
   pixels = []
   for array, its, alone in zip(
-    arrays, units, _alone(len(arrays), per_turn), strict=True
+    arrays, units, are_alone(len(arrays), per_turn), strict=True
   ):
     if model.tiling.kind == "none":
       pixels.append(_whole(array, model))
@@ -68,7 +68,7 @@ def of_images(
   return [Seen(p, us) for p, us in zip(pixels, units, strict=True)]
 
 
-def _alone(images: int, per_turn: Sequence[int] | None) -> list[bool]:
+def are_alone(images: int, per_turn: Sequence[int] | None) -> list[bool]:
   """Whether each image is the only one of its turn."""
   turns = (images,) if per_turn is None else per_turn
   return [n == 1 for n in turns for _ in range(n)]
@@ -94,7 +94,7 @@ def of_sizes(
   if model.tiling.kind == "none":
     return [(whole,)] * len(sizes)
   out = []
-  for size, alone in zip(sizes, _alone(len(sizes), per_turn), strict=True):
+  for size, alone in zip(sizes, are_alone(len(sizes), per_turn), strict=True):
     grid = anyres.grid_unit(size, model) if alone else None
     square = whole if alone else row_lib.Unit(side, side, tail=1)
     out.append((square,) if grid is None else (square, grid))
@@ -120,12 +120,17 @@ def of_video(
     raise images_lib.ImageError("a video without frames")
   arrays = [images_lib.decode(frame) for frame in frames]
   pixels = join([_whole(a, model) for a in arrays], model)
+  return Seen(pixels, of_frames([a.shape[:2] for a in arrays], model))
+
+
+def of_frames(
+  sizes: Sequence[tiles.Size], model: config_lib.ModelConfig
+) -> tuple[row_lib.Unit, ...]:
+  """The units of a video's frames, as in `of_video`."""
   if model.tiling.kind == "none":
-    units = of_sizes([a.shape[:2] for a in arrays], model)
-    return Seen(pixels, tuple(itertools.chain(*units)))
-  side, last = model.vision.grid, len(arrays) - 1
-  units = [anyres.frame_unit(side, last=i == last) for i in range(last + 1)]
-  return Seen(pixels, tuple(units))
+    return tuple(itertools.chain(*of_sizes(sizes, model)))
+  side, last = model.vision.grid, len(sizes) - 1
+  return tuple(anyres.frame_unit(side, last=i == last) for i in range(last + 1))
 
 
 def join(pixels: Sequence[Pixels], model: config_lib.ModelConfig) -> Pixels:

@@ -1,12 +1,14 @@
-"""Evenly spaced frames of a video file."""
+"""Frames of a video file, evenly spaced in time."""
 
 import bisect
 import contextlib
+import dataclasses
 import math
 import numbers
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
@@ -29,6 +31,53 @@ _UNTIMED = ("avi",)
 # Limits on the work for one file: packets to list (8 hours with sound), and
 # pixels to decode (6 hours at 1920 x 1080 and 25 a second).
 _MOST_PACKETS, _MOST_PIXELS = 2**21, 2**40
+_USUAL_RATE = 25  # frames a second, of a file that says nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """Which frames are taken of a video: those in the middle of equal parts.
+
+  The parts are of its time, so that a frame that is held is taken once for all
+  parts that it fills. At a constant rate they are of its n frames as well:
+  numbers (2 i + 1) n // (2 parts). A clip of fewer frames than parts gives all.
+
+  Attributes:
+    frames: parts, at least 1; with `fps` that many at most.
+    fps: parts a second, rounded, and one at least; 0 for `frames` parts of a
+      video of any length.
+  """
+
+  frames: int
+  fps: float = 0.0
+
+  def parts(self, count: int, seconds: float) -> int:
+    """How many frames are taken of a video of so many, at a constant rate."""
+    parts = self.frames
+    if self.fps:
+      parts = min(parts, max(math.floor(self.fps * seconds + 0.5), 1))
+    return min(parts, count)
+
+  def choose(self, times: Sequence[int], second: float) -> list[int]:
+    """Numbers of the frames to take, of frames at some times.
+
+    Args:
+      times: ascending, of any unit.
+      second: how many of the unit it has.
+    """
+    end = end_of(times)
+    seconds = (end - times[0]) / second
+    return centres(times, end, self.parts(len(times), seconds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """A video as it is shown: frames, their size in pixels, and its length."""
+
+  height: int
+  width: int
+  frames: int
+  milliseconds: int
 
 
 class VideoError(errors.GazeError):
@@ -40,13 +89,9 @@ class _SeekError(Exception):
 
 
 def read(
-  path: str | os.PathLike, frames: int, max_pixels: int
+  path: str | os.PathLike, frames: int | Sampling, max_pixels: int
 ) -> list[np.ndarray]:
-  """Decodes some frames of a video: those at the centres of equal parts.
-
-  Of n frames in the order they are shown, those are numbers
-  (2 i + 1) n // (2 frames); a clip of fewer than that gives all. By number
-  and not by time: where the rate varies, a still stretch is seen less.
+  """Decodes some frames of a video.
 
   The file is listed without decoding it, then decoded from key frame to key
   frame, where the format has an index of them, and from its start elsewhere.
@@ -61,7 +106,7 @@ def read(
   Args:
     path: MP4, MOV, MKV, WebM, AVI, MPEG, FLV, WMV, OGG, or animated GIF, PNG,
       WebP or AVIF.
-    frames: at least 1.
+    frames: which; a number is that of a `Sampling`.
     max_pixels: of a frame; a larger one is refused before it is decoded.
 
   Returns:
@@ -72,19 +117,60 @@ def read(
       are too large, it is longer than some hours, or `frames` is below 1.
   """
   name = foreign.short(path)
-  if not isinstance(frames, numbers.Integral) or frames < 1:
-    raise VideoError(
-      f"{name}: {frames!r} frames are asked for: ask for a whole number, 1 or"
-      " more"
-    )
+  if not isinstance(frames, Sampling):
+    if not isinstance(frames, numbers.Integral) or frames < 1:
+      raise VideoError(
+        f"{name}: {frames!r} frames are asked for: ask for a whole number, 1 or"
+        " more"
+      )
+    frames = Sampling(int(frames))
+  return _decoded(path, frames.choose, max_pixels, name)
+
+
+def facts(path: str | os.PathLike, max_pixels: int) -> Facts:
+  """What a video is, found by decoding the frame in its middle.
+
+  Args:
+    path: as for `read`.
+    max_pixels: as for `read`.
+
+  Raises:
+    VideoError: as `read`.
+  """
+  found = []
+
+  def choose(times: Sequence[int], second: float) -> list[int]:
+    milliseconds = round(1000 * (end_of(times) - times[0]) / second)
+    found[:] = len(times), milliseconds
+    return Sampling(1).choose(times, second)
+
+  (frame,) = _decoded(path, choose, max_pixels, foreign.short(path))
+  return Facts(*frame.shape[:2], *found)
+
+
+@contextlib.contextmanager
+def as_file(content: bytes) -> Iterator[str]:
+  """A path under which the bytes of a video can be read."""
+  with tempfile.NamedTemporaryFile(prefix="gaze_jax_", suffix=".video") as file:
+    file.write(content)
+    file.flush()
+    yield file.name
+
+
+def _decoded(
+  path: str | os.PathLike,
+  choose: Callable[[Sequence[int], float], list[int]],
+  max_pixels: int,
+  name: str,
+) -> list[np.ndarray]:
+  """The frames that are chosen by their times."""
   if not os.path.isfile(path):
     raise VideoError(f"{name}: {foreign.no_file(path)}")
   file = pathlib.Path(path)
   try:
     if kind := animation.kind_of(file):
-      choose = lambda count: centres(count, frames)
       return animation.read(file, kind, choose, max_pixels)
-    return _read(file, frames, max_pixels, name)
+    return _read(file, choose, max_pixels, name)
   except VideoError:
     raise
   except images.ImageError as error:
@@ -95,18 +181,37 @@ def read(
     ) from None
 
 
-def centres(count: int, parts: int) -> list[int]:
-  """Numbers, of 0 .. count - 1, in the middle of `parts` equal parts.
+def centres(times: Sequence[int], end: int, parts: int) -> list[int]:
+  """Numbers of the frames that are shown in the middle of equal parts of time.
 
   All of them when there are no more than `parts`.
+
+  Args:
+    times: of the frames, ascending, of any unit.
+    end: of the last one.
+    parts: how many.
   """
-  if count <= parts:
-    return list(range(count))
-  return [(2 * i + 1) * count // (2 * parts) for i in range(parts)]
+  if len(times) <= parts:
+    return list(range(len(times)))
+  begin = times[0]
+  middles = [
+    begin + (2 * i + 1) * (end - begin) // (2 * parts) for i in range(parts)
+  ]
+  shown = [bisect.bisect_right(times, at) - 1 for at in middles]
+  return sorted(set(shown))
+
+
+def end_of(times: Sequence[int]) -> int:
+  """When the last frame ends: it is held as long as the others on average."""
+  steps = len(times) - 1
+  return times[-1] + (round((times[-1] - times[0]) / steps) if steps else 1)
 
 
 def _read(
-  file: pathlib.Path, frames: int, max_pixels: int, name: str
+  file: pathlib.Path,
+  choose: Callable[[Sequence[int], float], list[int]],
+  max_pixels: int,
+  name: str,
 ) -> list[np.ndarray]:
   """As `read`, of a file that is there."""
 
@@ -115,8 +220,8 @@ def _read(
     with _open(file, name) as container:
       yield container, _stream(container, max_pixels, name)
 
-  def decode(times, keys):
-    wanted = [times[i] for i in centres(len(times), frames)]
+  def decode(times, second, keys):
+    wanted = [times[i] for i in choose(times, second)]
     timed = not isinstance(times, range)
     with start() as (container, stream):
       chosen = _frames_at(container, stream, wanted, timed, keys)
@@ -127,14 +232,16 @@ def _read(
     if truncation.is_truncated(file, kind):
       raise VideoError(f"{name}: truncated: a part of it is missing")
     times, keys = _list_frames(container, stream, name)
+    second = float(1 / stream.time_base) if stream.time_base else 1.0
+    rate = float(stream.average_rate or _USUAL_RATE)
   if kind not in _UNTIMED and None not in times:
     for seekable in [sorted(keys), ()] if kind in _INDEXED else [()]:
       with contextlib.suppress(_SeekError):
-        return decode(sorted(times), seekable)
+        return decode(sorted(times), second, seekable)
   with start() as (container, stream):
     if not (count := sum(1 for _ in container.decode(stream))):
       raise VideoError(f"{name}: no frame in it that can be decoded")
-  return decode(range(count), ())
+  return decode(range(count), rate, ())
 
 
 def _open(file: pathlib.Path, name: str) -> Any:

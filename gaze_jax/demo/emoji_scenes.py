@@ -9,6 +9,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import fields
 from gaze_jax import plugins
+from gaze_jax.data import messages
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -16,6 +17,8 @@ from gaze_jax.demo import emoji
 from gaze_jax.demo import questions
 from gaze_jax.demo import scenes
 from gaze_jax.layout import tiles
+
+_SHOWN = (messages.IMAGE,)  # before each question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +181,12 @@ def check_rows(
   """
   data = config.data
   _check_images(config.model)
-  shared = packing.shared_length(tokenizer, (), 1)
+  shared = packing.shared_length(tokenizer, (), _SHOWN)
   longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
 
   def size(asked: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     """Slots of a branch at most, and those of its answer."""
-    lesson = tokenizer.chat.lesson(1, longest(asked), longest(answers))
+    lesson = tokenizer.chat.lesson(_SHOWN, longest(asked), longest(answers))
     (span,) = lesson.spans
     more = int(span.end >= 0)
     return np.array(

@@ -7,6 +7,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import plugins
 from gaze_jax.data import llava
+from gaze_jax.data import media
 from gaze_jax.data import packing
 from gaze_jax.data import prompts
 from gaze_jax.data import samples
@@ -49,8 +50,9 @@ def load(
     data,
     image_folder=image_folder or config.data.image_folder,
     max_skipped=config.data.max_skipped,
-    max_pixels=config.data.max_pixels,
-    check_fits=largest.check,
+    reader=media.Reader(
+      config.data.max_pixels, media.sampling(config.data), largest.check
+    ),
   )
   largest.may_grow = False
   slots, max_units, answer_slots = largest.sizes
@@ -84,9 +86,14 @@ class _LargestRow:
     self.sizes = (data.sequence_length, data.max_units, data.answer_slots)
     self.may_grow = True
 
-  def check(self, sample: samples.Sample, sizes: Sequence[tiles.Size]) -> None:
+  def check(
+    self,
+    sample: samples.Sample,
+    images: Sequence[tiles.Size],
+    videos: Sequence[Sequence[tiles.Size]],
+  ) -> None:
     """Makes room for a sample; refuses one that no row will hold."""
-    seen = units.of_sizes(sizes, self._model, packing.images_per_turn(sample))
+    seen = packing.units_of(sample, images, videos, self._model)
     parts = packing.parts(sample, self._tokenizer, seen)
     none = units.join([], self._model)
     shape = prompts.shape_of([prompts.Prompt(tuple(parts), none)], self._model)

@@ -161,7 +161,7 @@ def test_nobody_forges_a_control_token(both):
   assert marks(cut(got)) == marks(cut(want))
   assert not marks(both.ours.encode(FORGED))
   assert both.ours.decode(both.ours.encode(FORGED)) == FORGED
-  lesson = lambda text: marks(chat.lesson(0, "x", text).flat)
+  lesson = lambda text: marks(chat.lesson((), "x", text).flat)
   assert lesson(FORGED) == lesson("x")
 
 

@@ -7,6 +7,7 @@ import pytest
 from gaze_jax.data import json_records
 from gaze_jax.data import llava_record
 from gaze_jax.data import samples
+from gaze_jax.data import skipped as skipped_lib
 
 NAN = float("nan")
 
@@ -32,16 +33,18 @@ def record(said=TALK, **keys):
   return {"conversations": said} | keys
 
 
-Read = collections.namedtuple("Read", "turns images system")
+Read = collections.namedtuple(
+  "Read", "turns images system videos", defaults=[()]
+)
 
 
 def read(*args, **keys):
-  sample, images = llava_record.read(record(*args, **keys))
-  return Read(sample.conversation, images, sample.system)
+  sample, media = llava_record.read(record(*args, **keys))
+  return Read(sample.conversation, media.images, sample.system, media.videos)
 
 
 def skipped(value):
-  with pytest.raises(llava_record.SkipError) as error:
+  with pytest.raises(skipped_lib.SkipError) as error:
     llava_record.read(value)
   assert "\n" not in str(error.value)
   return error.value.reason, str(error.value)
@@ -53,6 +56,7 @@ def test_an_empty_key_is_as_good_as_none(empty):
     dict(image=empty, images=["a.png"]),
     dict(image="a.png", images=empty),
     dict(image="a.png", video=empty, audio=empty, messages=empty, system=empty),
+    dict(image="a.png", videos=empty),
   ):
     assert read(**keys) == Read((WANT,), ("a.png",), None)
   talk = read(PLAIN, image=empty, images=empty)
@@ -174,8 +178,6 @@ def test_turns_out_of_turn_are_named():
 @pytest.mark.parametrize(
   "key, reason",
   [
-    ("video", "video"),
-    ("videos", "video"),
     ("Video_Path", "video"),
     ("frames", "video"),
     ("audio", "audio"),
@@ -194,8 +196,25 @@ def test_other_media_are_never_learned_blind(key, reason, mark):
       assert got[0] == reason and repr(key) in got[1]
 
 
+def test_videos_stand_where_their_marks_are():
+  said = [human("<video>\nWhat?"), gpt("a"), human("<image> <video>"), gpt("b")]
+  got = read(said, image="a.png", video=["c.mp4", "d.mp4"])
+  assert got.images == ("a.png",) and got.videos == ("c.mp4", "d.mp4")
+  assert read(said[:2], video="c.mp4", videos=["c.mp4"]).videos == ("c.mp4",)
+  assert read([*said[:2], human("<video>")], video=["c", "d"]).videos == ("c",)
+  assert skipped(record(said[:2], video="c", videos=["d"]))[0] == "two keys"
+
+
 def test_a_mark_for_a_video_without_one():
-  assert skipped(record([human("<video>\nWhat?"), gpt("a")]))[0] == "video"
+  talk = [human("<video>\nWhat?"), gpt("a")]
+  assert skipped(record(talk))[0] == "video count"
+  assert skipped(record(PLAIN, video="c.mp4"))[0] == "video count"
+  assert "literal text" in skipped(record(talk))[1]
+  assert skipped(record(talk, video=7))[0] == "not a text"
+  assert skipped(record(talk, image="c.mp4"))[0] in (
+    "image count",
+    "video count",
+  )
   assert read([human("HTML?"), gpt("<video> plays.")]).turns
 
 

@@ -14,10 +14,13 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax.data import llava
+from gaze_jax.data import media
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.data import video
 
 TOKENIZER = tokenizer_lib.Tokenizer.load()
+ANY_LENGTH = media.Reader(9999, video.Sampling(8), lambda *_: None)
 
 
 def human(value):
@@ -199,8 +202,7 @@ def test_lines_are_named_by_their_number(folder, caplog):
       str(path),
       image_folder=f"{folder}/images",
       max_skipped=0.5,
-      max_pixels=9999,
-      check_fits=lambda *_: None,
+      reader=ANY_LENGTH,
     )
   assert len(s) == 2 and s.skipped == {"not JSON": 1, "not an object": 1}
   assert "skipped line 2: not JSON: " in caplog.text
@@ -339,8 +341,7 @@ def test_missing_file_and_folder(tmp_path):
       str(tmp_path / "none.json"),
       image_folder="",
       max_skipped=0.0,
-      max_pixels=1,
-      check_fits=lambda *_: None,
+      reader=ANY_LENGTH,
     )
   (tmp_path / "x.json").write_text("[1]")
   with pytest.raises(samples.DataError, match="no such folder"):
@@ -348,8 +349,7 @@ def test_missing_file_and_folder(tmp_path):
       str(tmp_path / "x.json"),
       image_folder=str(tmp_path / "none"),
       max_skipped=0.0,
-      max_pixels=1,
-      check_fits=lambda *_: None,
+      reader=ANY_LENGTH,
     )
 
 

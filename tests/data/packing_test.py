@@ -113,7 +113,8 @@ def test_an_image_may_be_several_units():
 
 
 @pytest.mark.parametrize(
-  "given, says", [([], "1 <image> for 0"), (ONE * 2, "1 <image> for 2")]
+  "given, says",
+  [([], "1 <image> or <video> for 0"), (ONE * 2, "<video> for 2")],
 )
 def test_images_are_as_many_as_their_marks(given, says):
   turns = (samples.Turn("is <image>?", "no"),)

@@ -92,14 +92,15 @@ class Spy:
 
 
 def test_centres_by_hand():
-  assert video.centres(20, 5) == [2, 6, 10, 14, 18]
-  assert video.centres(20, 1) == [10]
-  assert video.centres(21, 1) == [10]
-  assert video.centres(7, 2) == [1, 5]
-  assert video.centres(10, 4) == [1, 3, 6, 8]
-  assert video.centres(5, 4) == [0, 1, 3, 4]
-  assert video.centres(4, 4) == video.centres(4, 9) == [0, 1, 2, 3]
-  assert video.centres(1, 3) == [0]
+  even = lambda count, parts: video.centres(range(count), count, parts)
+  assert even(20, 5) == [2, 6, 10, 14, 18]
+  assert even(20, 1) == [10]
+  assert even(21, 1) == [10]
+  assert even(7, 2) == [1, 5]
+  assert even(10, 4) == [1, 3, 6, 8]
+  assert even(5, 4) == [0, 1, 3, 4]
+  assert even(4, 4) == even(4, 9) == [0, 1, 2, 3]
+  assert even(1, 3) == [0]
 
 
 REORDERED = {"bf": "2", "x264-params": "b-adapt=0:scenecut=0"}
@@ -405,7 +406,10 @@ def test_frames_at_uneven_times_and_before_the_start(tmp_path):
       out.mux(stream.encode(frame))
     out.mux(stream.encode())
   assert numbers(video.read(path, 99, LIMIT)) == list(range(3, 13))
-  assert numbers(video.read(path, 2, LIMIT)) == [3 + 2, 3 + 7]
+  # Of 1,000: what is shown at 250 came at 41, and at 750 what came at 303.
+  assert numbers(video.read(path, 2, LIMIT)) == [3 + 4, 3 + 8]
+  # A frame that is held is taken once: 50, 150 and 250, 350 to 850, 950.
+  assert numbers(video.read(path, 9, LIMIT))[-2:] == [3 + 8, 3 + 9]
 
 
 @pytest.mark.parametrize(
@@ -629,6 +633,17 @@ def test_a_picture_for_those_that_can_not_play_an_animation(tmp_path):
   path = tmp_path / "a.png"
   pictures = animated(path, "PNG", duration=50, default_image=True)
   np.testing.assert_array_equal(video.read(path, 99, LIMIT), pictures[1:])
+
+
+@pytest.mark.parametrize("fps, frames, want", [
+  (0.0, 3, [1, 4, 7]), (5.0, 99, [1, 4, 7]), (0.1, 99, [4]), (5.0, 2, [2, 6])
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.avi"])
+def test_frames_a_second(tmp_path, name, fps, frames, want):
+  # 9 frames at 15 a second are 0.6 s: three parts at 5 a second.
+  codec = dict(gif="gif", avi="mpeg4").get(name[2:], "libx264")
+  path = clip(tmp_path / name, 9, codec=codec, rate=15)
+  assert numbers(video.read(path, video.Sampling(frames, fps), LIMIT)) == want
 
 
 def test_an_endless_animation_is_refused(tmp_path, monkeypatch):

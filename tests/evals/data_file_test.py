@@ -90,6 +90,6 @@ def test_rows_do_not_grow_once_a_file_is_open(tiny_config, write):
   short, long = source.sample(0), source.sample(1)
   row = data_file._LargestRow(config)
   row.may_grow = False
-  row.check(short, [(70, 70)])
+  row.check(short, [(70, 70)], [])
   with pytest.raises(row_lib.LayoutError, match="smaller when it was opened"):
-    row.check(long, [(70, 70)])
+    row.check(long, [(70, 70)], [])

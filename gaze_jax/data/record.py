@@ -1,0 +1,119 @@
+"""A stored sample: a conversation with its media as they are encoded.
+
+A record is a `tf.train.Example`, as tensorflow-datasets writes it, so that its
+readers can read ours. It is parsed here by itself: tensorflow-datasets would
+decode every picture.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from gaze_jax.data import samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """A sample with encoded media.
+
+  A video is a clip, or frames: `frame_counts` has an entry a video, and 0 for
+  one that is the next clip.
+
+  Attributes:
+    id: its name in the data that it came from.
+    sample: the conversation, without media.
+    images: files of pictures, in the order of their marks.
+    clips: files of videos.
+    frames: files of pictures, the frames of one video after the other.
+    frame_counts: frames of each video.
+  """
+
+  id: str
+  sample: samples.Sample
+  images: tuple[bytes, ...] = ()
+  clips: tuple[bytes, ...] = ()
+  frames: tuple[bytes, ...] = ()
+  frame_counts: tuple[int, ...] = ()
+
+  @property
+  def videos(self) -> list[bytes | tuple[bytes, ...]]:
+    """Each video, as a clip or as frames."""
+    clips, frames = iter(self.clips), iter(self.frames)
+    return [
+      tuple(next(frames) for _ in range(count)) if count else next(clips)
+      for count in self.frame_counts
+    ]
+
+
+@functools.cache
+def features() -> Any:
+  """The `tfds.features.FeaturesDict` of a record; one level deep."""
+  import numpy as np
+  import tensorflow_datasets as tfds  # takes half a second
+
+  of = tfds.features
+  return of.FeaturesDict(
+    dict(
+      id=of.Text(),
+      images=of.Sequence(of.Image()),
+      clips=of.Sequence(of.Text()),
+      frames=of.Sequence(of.Image()),
+      frame_counts=of.Sequence(np.int64),
+      system=of.Sequence(of.Text()),  # one, or none
+      turns=of.Sequence(dict(question=of.Text(), answer=of.Text())),
+    )
+  )
+
+
+def serialize(record: Record) -> bytes:
+  """The bytes of a record."""
+  sample = record.sample
+  example = dict(
+    id=record.id,
+    images=list(record.images),
+    clips=list(record.clips),
+    frames=list(record.frames),
+    frame_counts=list(record.frame_counts),
+    system=[] if sample.system is None else [sample.system],
+    turns=[dataclasses.asdict(turn) for turn in sample.conversation],
+  )
+  return features().serialize_example(features().encode_example(example))
+
+
+def parse(data: bytes) -> Record:
+  """The record that `serialize` made bytes of."""
+  values = fields_of(data)
+  texts = lambda name: [one.decode() for one in values[name]]
+  pairs = zip(texts("turns/question"), texts("turns/answer"), strict=True)
+  return Record(
+    texts("id")[0],
+    samples.Sample(
+      (),
+      conversation=tuple(samples.Turn(*pair) for pair in pairs),
+      system=next(iter(texts("system")), None),
+    ),
+    tuple(values["images"]),
+    tuple(values["clips"]),
+    tuple(values["frames"]),
+    tuple(values["frame_counts"]),
+  )
+
+
+def fields_of(data: bytes) -> dict[str, Any]:
+  """The values of each feature of an Example, by its name; bytes or numbers.
+
+  Raises:
+    ValueError: it is no Example.
+  """
+  from google.protobuf import message
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    parsed = tf_example_pb2.Example.FromString(data).features.feature
+  except message.DecodeError as error:
+    raise ValueError(f"no tf.train.Example: {error}") from None
+  out = {}
+  for name, feature in parsed.items():
+    kind = feature.WhichOneof("kind")
+    out[name] = getattr(feature, kind).value if kind else ()
+  return out

@@ -1,0 +1,1 @@
+"""The room of prepared data: other formats to shards that training reads."""
