@@ -135,7 +135,8 @@ class Chat:
     if kind == "images":
       read = [images.decode(file, limit) for file in files]
     else:
-      read = [video.read(file, frames, limit) for file in files]
+      taken = video.Sampling(frames, self._model.config.data.fps)
+      read = [video.read(file, taken, limit) for file in files]
     self._shown[kind] = [*self._shown[kind], *read]
 
   def _top_k(self, value: str) -> None:

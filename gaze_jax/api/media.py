@@ -43,7 +43,8 @@ def see(
     config: of the model.
     images: files, bytes, uint8 [height, width, 3], or images of PIL.
     videos: files, or the frames of each.
-    frames: how many are taken of a file.
+    frames: how many are taken of a file, at most: as many a second as of the
+      videos that the model was trained on, if these were taken so.
 
   Raises:
     MediaError: something is neither.
@@ -63,7 +64,8 @@ def see(
   ):
     out.append((seen, _views([array] * len(seen.units), seen, model, alone)))
   for i, video in enumerate(videos, 1):
-    shots = _frames(video, frames, limit, f"video {i}")
+    taken = video_lib.Sampling(frames, config.data.fps)
+    shots = _frames(video, taken, limit, f"video {i}")
     seen = units_lib.of_video(shots, model)
     out.append((seen, _views(shots, seen, model, True)))
   return out
@@ -80,11 +82,11 @@ def _array(picture: Picture, max_pixels: int, name: str) -> np.ndarray:
 
 
 def _frames(
-  video: Video, count: int, max_pixels: int, name: str
+  video: Video, taken: video_lib.Sampling, max_pixels: int, name: str
 ) -> list[np.ndarray]:
   """Frames of a video, as `_array` gives them."""
   if isinstance(video, (str, os.PathLike)):
-    return video_lib.read(video, count, max_pixels)
+    return video_lib.read(video, taken, max_pixels)
   if isinstance(video, _ONE) or not isinstance(video, Iterable):
     raise MediaError(
       f"{name}: {type(video).__name__}; give a file, or a list of frames"
