@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from ml_collections import config_dict
 
+from gaze_jax import data_config
 from gaze_jax import fields
 from gaze_jax import plugins
 
@@ -336,100 +337,6 @@ class ScheduleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureConfig:
-  """One source of `DataConfig.mixture`, and how often it is read.
-
-  Of the sources of a mixture all have a weight, or all have epochs.
-  """
-
-  name: str = ""  # in the log; "": that of the source, and its number
-  # As in `DataConfig`.
-  source: str = "llava_json"
-  options: Any = plugins.NoOptions()
-  path: str = ""
-  image_folder: str = ""
-  samples: fields.Count = 4000
-  questions: fields.Count = 8
-  # Share of the samples of the run, relative to the other weights.
-  weight: fields.NonNegative = 0.0
-  # How often it is run through while another with 1 is run through once.
-  epochs: fields.NonNegative = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """Where samples come from and how they become rows."""
-
-  # Of a package, by name (gaze_jax/plugins.py): llava_json reads a file in
-  # LLaVA's format, emoji_scenes makes its samples.
-  source: str = "llava_json"
-  options: Any = plugins.NoOptions()  # what a source has beside what follows
-  path: str = ""  # the file, of a source that reads one
-  image_folder: str = ""  # what image names are relative to
-  # Several sources for training, in place of `source`, which then is that of
-  # `eval_path` alone (data/mixture.py).
-  mixture: tuple[MixtureConfig, ...] = ()
-  eval_path: str = ""  # a file held out for evaluation; "" for none
-  max_skipped: fields.Share = 0.01  # share of samples that may be bad
-  # A tokenizer.json; "": the shipped 2,048-token BPE; the name of pretrained
-  # weights of a package: theirs.
-  tokenizer: str = ""
-  samples: fields.Count = 4000  # of a source that makes them: for training
-  seed: fields.Seed = 0
-  questions: fields.Count = 8  # that such a source asks about an image
-  # Of a row: an image is one; with tiling, alone, two.
-  max_units: fields.Count = 1
-  sequence_length: fields.Count = 256
-  answer_slots: fields.Count = 32
-  # A larger image is refused before decoding.
-  max_pixels: fields.Count = 50_000_000
-  # Of a video, evenly spaced in time: so many, or with fps so many a second and
-  # `frames` at most. Each is a unit.
-  frames: fields.Count = 8
-  fps: fields.NonNegative = 0.0
-  workers: fields.Natural = 1  # grain worker processes; 0: in this process
-
-  def validate(self, model: ModelConfig) -> None:
-    """Checks the section for a model."""
-    self._validate_mixture()
-    tokens = model.vision.tokens + model.gaze.context_tokens
-    slots = self.max_units * tokens
-    _require(
-      self.sequence_length > slots,
-      f"data.sequence_length = {self.sequence_length} leaves no room for"
-      f" text beside {slots} visual and context slots",
-    )
-    _require(
-      model.tiling.kind == "none" or self.max_units >= 2,
-      f"data.max_units = {self.max_units}: with model.tiling.kind ="
-      f" {model.tiling.kind!r} an image alone is two units, so 2 at least",
-    )
-    _require(
-      model.decoder.weights in ("random", self.tokenizer),
-      f"model.decoder.weights = {model.decoder.weights!r} knows the ids of one"
-      f" tokenizer; set data.tokenizer = {model.decoder.weights!r}",
-    )
-
-  def _validate_mixture(self) -> None:
-    weighted = any(one.weight for one in self.mixture)
-    by_epochs = any(one.epochs for one in self.mixture)
-    _require(
-      not (weighted and by_epochs),
-      "data.mixture: give a weight to its sources, or epochs to them, not both",
-    )
-    _require(
-      not self.mixture or weighted or by_epochs,
-      "data.mixture: the weights of its sources sum to nothing; give each a"
-      " weight above 0, or epochs",
-    )
-    _require(
-      not (self.mixture and self.path),
-      f"data.path = {self.path!r} is beside data.mixture; name the file in one"
-      " of its sources",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The loop and the optimizer."""
 
@@ -570,7 +477,7 @@ class Config:
   """Everything a run is made of."""
 
   model: ModelConfig = ModelConfig()
-  data: DataConfig = DataConfig()
+  data: data_config.DataConfig = data_config.DataConfig()
   train: TrainConfig = TrainConfig()
   parallel: ParallelConfig = ParallelConfig()
   eval: EvalConfig = EvalConfig()
@@ -578,9 +485,30 @@ class Config:
   def validate(self) -> None:
     """Raises a `ConfigError` for a combination that makes no sense."""
     self.model.validate()
-    self.data.validate(self.model)
+    _check_rows(self.data, self.model)
     self.train.validate(self.model)
     self.parallel.validate()
+
+
+def _check_rows(data: data_config.DataConfig, model: ModelConfig) -> None:
+  """Checks the rows of the data for a model."""
+  tokens = model.vision.tokens + model.gaze.context_tokens
+  slots = data.max_units * tokens
+  _require(
+    data.sequence_length > slots,
+    f"data.sequence_length = {data.sequence_length} leaves no room for"
+    f" text beside {slots} visual and context slots",
+  )
+  _require(
+    model.tiling.kind == "none" or data.max_units >= 2,
+    f"data.max_units = {data.max_units}: with model.tiling.kind ="
+    f" {model.tiling.kind!r} an image alone is two units, so 2 at least",
+  )
+  _require(
+    model.decoder.weights in ("random", data.tokenizer),
+    f"model.decoder.weights = {model.decoder.weights!r} knows the ids of one"
+    f" tokenizer; set data.tokenizer = {model.decoder.weights!r}",
+  )
 
 
 def from_config_dict(
@@ -602,40 +530,7 @@ def parse(raw: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
   """As `from_config_dict`, but for combinations: overrides may still come."""
   if isinstance(raw, config_dict.ConfigDict):
     raw = raw.to_dict()
-  data = raw.get("data", {})
-  bare, options = _without_options(data)
-  mixture = bare.get("mixture") if isinstance(bare, Mapping) else None
-  of_each: list[Any] = []
-  if isinstance(mixture, (list, tuple)):
-    both = [_without_options(one) for one in mixture]
-    of_each = [its for _, its in both]
-    bare = {**bare, "mixture": [one for one, _ in both]}
-  if isinstance(data, Mapping):
-    raw = {**raw, "data": bare}
-  config = fields.read(Config, raw, "")
-  parts = tuple(
-    _with_options(one, its, f"data.mixture[{i}].options")
-    for i, (one, its) in enumerate(
-      zip(config.data.mixture, of_each, strict=True)
-    )
-  )
-  data = _with_options(config.data, options, "data.options")
-  return dataclasses.replace(
-    config, data=dataclasses.replace(data, mixture=parts)
-  )
-
-
-def _without_options(section: Any) -> tuple[Any, Any]:
-  """A section without its `options`, whose type its source decides; they."""
-  if not isinstance(section, Mapping) or "options" not in section:
-    return section, {}
-  bare = {k: v for k, v in section.items() if k != "options"}
-  return bare, section["options"]
-
-
-def _with_options(section: Any, raw: Any, name: str) -> Any:
-  known = plugins.source(section.source).options
-  return dataclasses.replace(section, options=fields.read(known, raw, name))
+  return fields.read(Config, raw, "")
 
 
 def of_saved(raw: Mapping[str, Any]) -> Config:

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
@@ -84,6 +84,14 @@ def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
   raise ConfigError(f"config: unknown key {name!r}; {hint}")
 
 
+_READ_AS = "read_as"
+
+
+def read_as(type_of: Callable[[Mapping[str, Any]], type]) -> dict[str, Any]:
+  """Metadata of a field whose dataclass follows from the fields beside it."""
+  return {_READ_AS: type_of}
+
+
 def read(cls: type, raw: Any, path: str) -> Any:
   """Reads a mapping into a dataclass; `path` names it in errors.
 
@@ -102,7 +110,14 @@ def read(cls: type, raw: Any, path: str) -> Any:
     if key not in hints:
       prefix = f"{path}." if path else ""
       refuse_unknown(name, [prefix + known for known in hints])
-    values[key] = _value(hints[key], value, name)
+    if _READ_AS not in cls.__dataclass_fields__[key].metadata:
+      values[key] = _value(hints[key], value, name)
+  defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+  for field in dataclasses.fields(cls):
+    if type_of := field.metadata.get(_READ_AS):
+      name = f"{path}.{field.name}" if path else field.name
+      of = type_of(defaults | values)
+      values[field.name] = read(of, raw.get(field.name, {}), name)
   return cls(**values)
 
 

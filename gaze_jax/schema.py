@@ -43,6 +43,7 @@ FORMATS = {
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
   # context tokens of a model without any; up to 2 as `config.of_saved` says.
   "model": Format(3),
+  "data": Format(1),  # gaze_data.json (data/prepared.py)
   "wandb": Format(1),  # wandb.json of a workdir (train/wandb_run.py)
   # Our options in a config.json of transformers (weights/hf.py).
   "gaze": Format(1),

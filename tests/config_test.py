@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from gaze_jax import cli
 from gaze_jax import config as config_lib
+from gaze_jax import data_config
 from gaze_jax import errors
 from gaze_jax import plugins
 
@@ -44,7 +45,7 @@ def test_what_is_said_is_read():
   assert config.train.learning_rate == 1.0
   assert isinstance(config.train.learning_rate, float)
   assert config.eval.budgets == (1, 2)
-  assert config.data == config_lib.DataConfig()
+  assert config.data == data_config.DataConfig()
 
 
 def test_a_config_dict_is_read_too():

@@ -18,7 +18,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "plugins", "errors", "schema", "fields"),
-  *("fingerprint", "json_file", "foreign"),
+  *("data_config", "fingerprint", "json_file", "foreign"),
 }
 # A room, and the other rooms that it may import. Nobody imports demo: it is
 # found by name (gaze_jax/plugins.py).
@@ -33,6 +33,7 @@ ARROWS = {
   "models": {"ops", "kernels", "parallel", "layout"},
   "weights": {"data", "models", "layout"},
   "data": {"layout"},
+  "prepare": {"data"},
   "train": {
     *("data", "weights", "models", "ops", "parallel", "layout", "runtime"),
   },
@@ -54,7 +55,7 @@ ARROWS = {
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),
-    *("parallel", "aot", "device", "runtime"),
+    *("parallel", "aot", "device", "runtime", "prepare"),
   },
   "configs": set(),
 }
@@ -63,6 +64,7 @@ FORBIDDEN = {
   "ops": {"flax", "optax", "orbax", "grain"},
   "models": {"optax", "orbax", "grain"},
   "data": {"jax", "jaxlib", "flax", "optax", "orbax"},
+  "prepare": {"jax", "jaxlib", "flax", "optax", "orbax"},
   "kernels": {"flax"},
 }
 # What other rooms may import of kernels: the operations that have one form, the

@@ -1,14 +1,24 @@
 """Records of a file: a JSON list of them, or JSON Lines, one a line."""
 
 import dataclasses
+import enum
+import os
+from collections.abc import Iterator
 from typing import Any
 
+from gaze_jax import errors
+from gaze_jax import foreign
 from gaze_jax import json_file
 from gaze_jax.data import samples
 
+
+class _Key(enum.Enum):
+  REPEATED = 0
+
+
 # Under this key an object lists its keys that are repeated with another value;
 # no key of a JSON file can be it.
-REPEATED = object()
+REPEATED = _Key.REPEATED
 
 _NEEDED = (
   "a list of samples is needed, [{...}, {...}], or JSON Lines, one sample a"
@@ -55,9 +65,36 @@ def read(path: str) -> list[Record]:
   return records
 
 
+def lines(path: str) -> Iterator[Record]:
+  """As `read`, of a file of JSON Lines, a line at a time.
+
+  Raises:
+    samples.DataError: as `read`.
+  """
+  try:
+    with open(path, "rb") as file:
+      head = file.read(foreign.HEAD)
+      if what := foreign.kind(head):
+        raise samples.DataError(f"{path} is not JSON: {what}")
+      file.seek(0)
+      for number, raw in enumerate(file, 1):
+        try:
+          record = _line(number, raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+          why = f"byte {error.start} of it is not UTF-8"
+          record = Record(f"line {number}", error=why)
+        if record:
+          yield record
+  except OSError as error:
+    what = foreign.no_file(path) if not os.path.isfile(path) else ""
+    raise samples.DataError(
+      f"can't read {path}: {what or errors.system_message(error)}"
+    ) from None
+
+
 def _records(text: str, lines: bool) -> list[Record]:
   try:
-    value = json_file.parse(text, _object)
+    value = json_file.parse(text, an_object)
   except json_file.NotJsonError as error:
     records = _lines(text) if text.lstrip().startswith("{") else []
     if all(record.error for record in records):
@@ -73,20 +110,24 @@ def _records(text: str, lines: bool) -> list[Record]:
 
 
 def _lines(text: str) -> list[Record]:
-  out = []
   # Not `splitlines`: a text may hold other separators as they are.
-  for number, line in enumerate(text.split("\n"), 1):
-    line = line.strip("\ufeff \t\r")  # joined files have marks within
-    if not line:
-      continue
-    try:
-      out.append(Record(f"line {number}", json_file.parse(line, _object)))
-    except json_file.NotJsonError as error:
-      out.append(Record(f"line {number}", error=str(error)))
-  return out
+  found = (_line(i, line) for i, line in enumerate(text.split("\n"), 1))
+  return [record for record in found if record]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[Any, Any]:
+def _line(number: int, line: str) -> Record | None:
+  """The record of a line; None of an empty one."""
+  line = line.strip("\ufeff \t\r\n")  # joined files have marks within
+  if not line:
+    return None
+  try:
+    return Record(f"line {number}", json_file.parse(line, an_object))
+  except json_file.NotJsonError as error:
+    return Record(f"line {number}", error=str(error))
+
+
+def an_object(pairs: json_file.Pairs) -> dict[Any, Any]:
+  """The object of some pairs, and which keys are there twice (`REPEATED`)."""
   out: dict[Any, Any] = dict(pairs)
   if len(out) != len(pairs):
     repeated = sorted({key for key, value in pairs if value != out[key]})

@@ -153,7 +153,7 @@ class LlavaJson:
         self._reader.check(record.sample, sizes, frames)
       if pixels:
         return sample
-      frames = tuple(_none(clip) for clip in sample.videos)
+      frames = tuple(packing.without_pixels(clip) for clip in sample.videos)
       self._texts[i] = dataclasses.replace(record.sample, videos=frames)
       return self._texts[i]
 
@@ -234,11 +234,6 @@ def _make(config: config_lib.Config, split: str) -> LlavaJson:
     max_skipped=data.max_skipped,
     reader=media_lib.reader(config),
   )
-
-
-def _none(frames: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-  """As many frames without pixels."""
-  return (np.zeros((0, 0, 3), np.uint8),) * len(frames)
 
 
 def _name_of(record: json_records.Record) -> str:

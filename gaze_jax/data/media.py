@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import data_config
 from gaze_jax.data import images as images_lib
 from gaze_jax.data import packing
 from gaze_jax.data import samples
@@ -85,8 +86,8 @@ class Reader:
           return tuple(video.read(path, self.frames, self.max_pixels))
       if isinstance(one, (str, os.PathLike)):
         return tuple(video.read(one, self.frames, self.max_pixels))
-      # Of frames that were taken before, at even times.
-      chosen = self.frames.choose(range(len(one)), float(len(one)))
+      # Frames that were taken before, at even times.
+      chosen = video.Sampling(self.frames.frames).choose(range(len(one)), 1.0)
       return tuple(images_lib.decode(one[i], self.max_pixels) for i in chosen)
     except video.VideoError as error:
       raise skipped.SkipError("corrupt video", str(error)) from None
@@ -94,7 +95,7 @@ class Reader:
       raise skipped.SkipError("corrupt video", f"a frame: {error}") from None
 
 
-def sampling(data: config_lib.DataConfig) -> video.Sampling:
+def sampling(data: data_config.DataConfig) -> video.Sampling:
   """The frames that a run takes of a video."""
   return video.Sampling(data.frames, data.fps)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import data_config
 from gaze_jax import plugins
 from gaze_jax.data import order
 from gaze_jax.data import samples
@@ -81,8 +82,7 @@ def apart(config: config_lib.Config) -> list[config_lib.Config]:
   """A config for each source of a mixture alone; without one, the config."""
   if not config.data.mixture:
     return [config]
-  own = {field.name for field in dataclasses.fields(config_lib.MixtureConfig)}
-  own &= {field.name for field in dataclasses.fields(config_lib.DataConfig)}
+  own = [field.name for field in dataclasses.fields(data_config.SourceConfig)]
   return [
     dataclasses.replace(
       config,
@@ -107,6 +107,7 @@ def training(config: config_lib.Config) -> samples.Source:
       raise samples.DataError("the training set is empty")
     return source
   entries = config.data.mixture
+  _check(config.data)
   names = [one.name or f"{one.source}_{i}" for i, one in enumerate(entries)]
   if len(set(names)) < len(names):
     raise config_lib.ConfigError(
@@ -123,6 +124,22 @@ def training(config: config_lib.Config) -> samples.Source:
   if any(one.epochs for one in entries):
     weights = [w * len(s) for w, s in zip(weights, sources, strict=True)]
   return Mixture(names, sources, [w / sum(weights) for w in weights])
+
+
+def _check(data: data_config.DataConfig) -> None:
+  weighted = any(one.weight for one in data.mixture)
+  by_epochs = any(one.epochs for one in data.mixture)
+  wrong = ""
+  if data.path:
+    wrong = f"data.path = {data.path!r} is beside it; name the file within"
+  elif weighted and by_epochs:
+    wrong = "give a weight to its sources, or epochs to them, not both"
+  elif not (weighted or by_epochs):
+    wrong = (
+      "the weights of its sources sum to nothing; give each one, or epochs"
+    )
+  if wrong:
+    raise config_lib.ConfigError(f"config: data.mixture: {wrong}")
 
 
 def order_of(config: config_lib.Config, source: samples.Source) -> order.Order:

@@ -131,6 +131,11 @@ def pictures(sample: samples.Sample) -> tuple[np.ndarray, ...]:
   return tuple(itertools.chain(*media))
 
 
+def without_pixels(frames: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+  """As many frames, of no pixels."""
+  return (np.zeros((0, 0, 3), np.uint8),) * len(frames)
+
+
 def units_of(
   sample: samples.Sample,
   images: Sequence[tiles.Size],

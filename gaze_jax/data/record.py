@@ -9,6 +9,11 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
+import tensorflow_datasets as tfds
+from google.protobuf import message
+from tensorflow_datasets.proto import tf_example_pb2
+
 from gaze_jax.data import samples
 
 
@@ -48,9 +53,6 @@ class Record:
 @functools.cache
 def features() -> Any:
   """The `tfds.features.FeaturesDict` of a record; one level deep."""
-  import numpy as np
-  import tensorflow_datasets as tfds  # takes half a second
-
   of = tfds.features
   return of.FeaturesDict(
     dict(
@@ -66,7 +68,7 @@ def features() -> Any:
 
 
 def serialize(record: Record) -> bytes:
-  """The bytes of a record."""
+  """The bytes of a record; the same for equal ones, in any process."""
   sample = record.sample
   example = dict(
     id=record.id,
@@ -77,7 +79,10 @@ def serialize(record: Record) -> bytes:
     system=[] if sample.system is None else [sample.system],
     turns=[dataclasses.asdict(turn) for turn in sample.conversation],
   )
-  return features().serialize_example(features().encode_example(example))
+  data = features().serialize_example(features().encode_example(example))
+  # It writes the features in an order that differs from process to process.
+  parsed = tf_example_pb2.Example.FromString(data)
+  return parsed.SerializeToString(deterministic=True)
 
 
 def parse(data: bytes) -> Record:
@@ -105,9 +110,6 @@ def fields_of(data: bytes) -> dict[str, Any]:
   Raises:
     ValueError: it is no Example.
   """
-  from google.protobuf import message
-  from tensorflow_datasets.proto import tf_example_pb2
-
   try:
     parsed = tf_example_pb2.Example.FromString(data).features.feature
   except message.DecodeError as error:

@@ -26,7 +26,8 @@ from gaze_jax.layout import tiles
 
 RECORDS, MEDIA = "records.bin", "media.bin"
 RECORD = np.dtype([("first", "<u8"), ("media", "<u4")])
-# `frames` is 0 for a picture; `alone` is 1 for the only picture of its turn.
+# `frames` is 0 for a picture; `milliseconds` are 0 for frames that were taken
+# before; `alone` is 1 for the only picture of its turn.
 MEDIUM = np.dtype(
   [
     ("height", "<u4"),
@@ -118,7 +119,9 @@ def units(
   for one in entry.media:
     size = (one.height, one.width)
     if one.frames:
-      count = frames.parts(one.frames, one.milliseconds / 1000)
+      count = min(one.frames, frames.frames)
+      if one.milliseconds:
+        count = frames.parts(one.frames, one.milliseconds / 1000)
       out += units_lib.of_frames([size] * count, model)
     else:
       # A picture that is not alone is seen as one of several, however many.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from array_record.python import array_record_module
 
 from gaze_jax import foreign
 from gaze_jax.data import samples
@@ -87,8 +88,6 @@ class Shards:
         )
 
   def _reader(self, path: str) -> Any:
-    from array_record.python import array_record_module
-
     try:
       return array_record_module.ArrayRecordReader(
         path, "readahead_buffer_size:0", file_reader_buffer_size=_BUFFER

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from gaze_jax import config as config_lib
+from gaze_jax import data_config
 from gaze_jax import errors as errors_lib
 from gaze_jax import fields
 from gaze_jax import json_file
@@ -315,7 +316,7 @@ def config_for(model: config_lib.ModelConfig) -> config_lib.Config:
   """A whole config around a converted model, with rows that an image fits."""
   units = 2 if model.tiling.kind == "anyres" else 1
   slots = units * (tiles.largest_unit(model) + model.gaze.context_tokens)
-  data = config_lib.DataConfig(
+  data = data_config.DataConfig(
     max_units=units, sequence_length=slots + _TEXT_SLOTS
   )
   return config_lib.Config(model=model, data=data)

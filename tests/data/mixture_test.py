@@ -98,14 +98,14 @@ def test_batches_hold_the_shares_whoever_reads_them():
     ([scenes(weight=0.0)], {}, "weights of its sources sum to nothing"),
     ([scenes(weight=1), scenes(epochs=1)], {}, "a weight .* or epochs .* not"),
     ([scenes(weight=-1.0)], {}, r"mixture\[0\].weight = -1.0 is below 0"),
-    ([scenes(weight=1)], dict(path="a.json"), "beside data.mixture"),
+    ([scenes(weight=1)], dict(path="a.json"), "data.path = 'a.json' is beside"),
     ([dict(source="none", weight=1)], {}, "'none' is of no installed package"),
     ([scenes(wieght=1)], {}, r"did you mean 'data.mixture\[0\].weight'"),
   ],
 )
 def test_a_mixture_that_can_not_be(entries, data, says):
   with pytest.raises(config_lib.ConfigError, match=says):
-    config(*entries, **data)
+    mixture.training(config(*entries, **data))
 
 
 def test_two_sources_of_one_name():

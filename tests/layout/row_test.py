@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gaze_jax import config as config_lib
+from gaze_jax import data_config
 from gaze_jax import types
 from gaze_jax.layout import row as row_lib
 
@@ -257,7 +258,7 @@ def test_row_shape_of_a_tiled_model_has_room_for_all_that_occurs():
         kind="anyres", pinpoints=tuple((h, w) for h in sides for w in sides)
       ),
     ),
-    data=config_lib.DataConfig(max_units=3, sequence_length=10_000),
+    data=data_config.DataConfig(max_units=3, sequence_length=10_000),
   )
   s = row_lib.row_shape(config)
   assert (s.unit_tokens, s.largest_unit, s.taps) == (729, 8100, 4)

@@ -1,0 +1,192 @@
+"""prepared: data sets that launch/prepare.py made.
+
+A directory of ArrayRecord shards with an index beside them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from gaze_jax import config as config_lib
+from gaze_jax import foreign
+from gaze_jax import json_file
+from gaze_jax import plugins
+from gaze_jax import schema
+from gaze_jax.data import media as media_lib
+from gaze_jax.data import record as record_lib
+from gaze_jax.data import record_index
+from gaze_jax.data import samples
+from gaze_jax.data import shards as shards_lib
+from gaze_jax.data import skipped
+from gaze_jax.data import stored
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.layout import row as row_lib
+
+META, INDEX, SKIPPED = "gaze_data.json", "index", "skipped.jsonl"
+_AGAIN = "copy it again, or prepare the data anew"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSet:
+  """A directory of prepared data.
+
+  Attributes:
+    directory: where it is.
+    files: file, records, bytes and sha256 of each shard.
+    identity: what decided its content.
+  """
+
+  directory: str
+  files: tuple[dict[str, Any], ...]
+  identity: dict[str, Any]
+
+  def __len__(self) -> int:
+    return sum(one["records"] for one in self.files)
+
+  def shards(self) -> shards_lib.Shards:
+    """Its records."""
+    shards = [
+      shards_lib.Shard(
+        os.path.join(self.directory, one["file"]),
+        one["records"],
+        size=one["bytes"],
+      )
+      for one in self.files
+    ]
+    return shards_lib.Shards(shards, _AGAIN)
+
+  def index(self, tokenizer: tokenizer_lib.Tokenizer) -> record_index.Index:
+    """What its samples take of a row.
+
+    Raises:
+      samples.DataError: it was not counted by this tokenizer.
+    """
+    folder = pathlib.Path(self.directory, INDEX)
+    name = record_index.text_file(tokenizer)
+    if not (folder / name).is_file():
+      raise samples.DataError(
+        f"{self.directory} was counted by another tokenizer than"
+        " data.tokenizer; run launch/prepare.py"
+        f" --index={self.directory} --tokenizer=... with that"
+      )
+    return record_index.Index(folder, len(self), name)
+
+
+def open_set(directory: str) -> PreparedSet:
+  """A directory that was prepared.
+
+  Raises:
+    samples.DataError: it was not, or not to its end.
+  """
+  path = pathlib.Path(directory, META)
+  if not path.is_file():
+    what = "no such folder"
+    if os.path.isfile(directory):
+      what = "a file, and a folder is needed"
+    elif os.path.isdir(directory):
+      what = f"no {META} in it; prepare it to its end with launch/prepare.py"
+    elif foreign.no_file(directory) != "no such file":
+      what = foreign.no_file(directory)
+    raise samples.DataError(f"{foreign.short(directory)}: {what}")
+  content = json_file.read(path, samples.DataError)
+  schema.read(content, path, "data")
+  try:
+    return PreparedSet(directory, tuple(content["shards"]), content["identity"])
+  except KeyError as error:
+    raise samples.DataError(f"{path}: it has no {error}; {_AGAIN}") from None
+
+
+class Prepared(stored.Stored):
+  """Samples of a prepared directory.
+
+  Args:
+    data: the directory.
+    reader: of the media.
+    index: of the directory.
+    shape: of a row.
+    model: that reads it.
+    max_skipped: share of the samples that may be skipped.
+    fits_only: as for `stored.Stored`.
+
+  Raises:
+    samples.DataError: a shard is missing or broken, or too much is skipped.
+  """
+
+  def __init__(
+    self,
+    data: PreparedSet,
+    *,
+    reader: media_lib.Reader,
+    index: record_index.Index,
+    shape: row_lib.RowShape,
+    model: config_lib.ModelConfig,
+    max_skipped: float,
+    fits_only: bool = False,
+  ):
+    self._data, self._index = data, index
+    self._shape, self._model = shape, model
+    super().__init__(
+      data.directory,
+      data.shards(),
+      reader=reader,
+      max_skipped=max_skipped,
+      fits_only=fits_only,
+    )
+
+  def entry(self, index: int) -> record_index.Entry:
+    """What a sample takes of a row."""
+    return self._index[self.number(index)]
+
+  def record(self, content: bytes) -> record_lib.Record:
+    """What is stored."""
+    return record_lib.parse(content)
+
+  def check(self, number: int) -> None:
+    """By the index: nothing of the sample itself is read."""
+    try:
+      record_index.check_fits(
+        self._index[number], self._shape, self._model, self.reader.frames
+      )
+    except row_lib.LayoutError as error:
+      raise skipped.SkipError("too long", str(error)) from None
+
+  def digest(self) -> str:
+    """A hash of the shards' own."""
+    sums = json.dumps([one["sha256"] for one in self._data.files])
+    return hashlib.sha256(sums.encode()).hexdigest()[:32]
+
+
+def _make(config: config_lib.Config, split: str) -> Prepared:
+  """The source of `data.path` (train) or `data.eval_path` (new)."""
+  paths = dict(train=config.data.path, new=config.data.eval_path)
+  if split not in paths:
+    raise config_lib.ConfigError(
+      f"prepared has no split {split!r}; it has train and new"
+    )
+  if not paths[split]:
+    field = "path" if split == "train" else "eval_path"
+    raise config_lib.ConfigError(
+      f"config: data.{field} is empty: it names a directory that"
+      " launch/prepare.py made"
+    )
+  data = open_set(paths[split])
+  tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
+  return Prepared(
+    data,
+    reader=media_lib.reader(config),
+    index=data.index(tokenizer),
+    shape=row_lib.row_shape(config),
+    model=config.model,
+    max_skipped=config.data.max_skipped,
+    fits_only=split != "train",
+  )
+
+
+def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
+  return {"new": config} if config.data.eval_path else {}
+
+
+SOURCE = plugins.SourceSpec(make=_make, splits=_splits)
