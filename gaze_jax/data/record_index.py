@@ -146,9 +146,18 @@ def check_fits(
   """
   if entry.slots < 0:
     raise row_lib.LayoutError("the chat template does not take it")
+  its = units(entry, model, frames)
+  slots = entry.slots + sum(u.tokens + shape.context_tokens for u in its)
+  if (
+    slots <= shape.slots
+    and len(its) <= shape.units
+    and entry.answers <= shape.answer_slots
+    and not shape.tiles  # whose rows have a limit of their own
+  ):
+    return
   read = max(entry.slots - entry.answers, 1)
   text = row_lib.Text([0] * read), row_lib.Text([0] * entry.answers, 0, 0)
-  row_lib.lay_out([*units(entry, model, frames), *text], shape)
+  row_lib.lay_out([*its, *text], shape)
 
 
 class Index:

@@ -135,6 +135,8 @@ def of_frames(
 
 def join(pixels: Sequence[Pixels], model: config_lib.ModelConfig) -> Pixels:
   """Pixels one after the other; of no tiles when there are none."""
+  if len(pixels) == 1:
+    return pixels[0]
   size, limit = model.vision.image_size, model.vision.max_patches
   none: Pixels = np.zeros((0, size, size, 3), np.float32)
   if limit:
