@@ -7,7 +7,7 @@ open       From a started process, its imports done, to the first batch of a
            prepared set of so many records, in random order over 16 shards:
            seconds, and what the process grows by. The shards are one file.
 pictures   Pictures a second that one worker process, and two, hand to the
-           trainer, from JPEGs of 640 x 480: read, decoded, resized to 336 a side,
+           trainer, from JPEGs of 640 x 480: read, decoded, resized to 336 each,
            normalised, with the tokens of a question, in batches of 8. Beside it
            the bound: as many processes that decode and resize the same files
            with Pillow, and nothing else.

@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import fields
+from gaze_jax import foreign
 from gaze_jax import json_file
 from gaze_jax import schema
 from gaze_jax.runtime import memory
@@ -121,9 +122,27 @@ def budgets(flag: flags.FlagHolder) -> list[int | float] | None:
   return out
 
 
+def define_path(
+  name: str, what: str, default: str | None = None
+) -> flags.FlagHolder:
+  """Defines a flag for a file or directory, which no address can be."""
+  holder = flags.DEFINE_string(name, default, what)
+
+  def check(path: str | None) -> bool:
+    if path and foreign.is_address(path):
+      raise errors.GazeError(
+        f"--{name}={path}: an address, and files and directories are needed;"
+        " mount the bucket, and give its path here"
+      )
+    return True
+
+  flags.register_validator(name, check)
+  return holder
+
+
 def define_file(name: str, what: str) -> flags.FlagHolder:
   """Defines a flag for a file to write, whose folder must be there already."""
-  holder = flags.DEFINE_string(name, None, what)
+  holder = define_path(name, what)
   there = lambda path: path is None or errors.check_folder(path) is None
   flags.register_validator(name, there)
   return holder

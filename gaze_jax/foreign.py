@@ -12,7 +12,7 @@ HEAD = 64  # bytes of a file that tell what it is
 
 AGAIN = "download or copy it again"
 _UNPACK = "unpack it first"
-_EXPORT = "write its rows as JSON first"
+_EXPORT = "prepare it with launch/prepare.py, or write its rows as JSON"
 # First bytes, and what a file is that begins with them.
 _KINDS = {
   b"version https://git-lfs": (
@@ -48,6 +48,11 @@ def kind(head: bytes) -> str:
   return next(found, "")
 
 
+def is_address(name: str) -> bool:
+  """Whether a name is an address, such as https://x.org/y or s3://x/y."""
+  return bool(_ADDRESS.match(name))
+
+
 def no_file(path: str | os.PathLike, folder: str = "") -> str:
   """Why a path leads to no file, and what to do.
 
@@ -58,7 +63,7 @@ def no_file(path: str | os.PathLike, folder: str = "") -> str:
   name = str(path)
   if name.startswith("data:"):
     return "a file written out, not the name of a file: give its bytes"
-  if _ADDRESS.match(name):
+  if is_address(name):
     return "an address, and only files are read: download it first"
   if os.path.isdir(os.path.join(folder, name)):
     return "a folder, and a file is needed"

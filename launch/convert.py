@@ -20,12 +20,12 @@ from gaze_jax.weights import load
 
 # Only a model that is made of two needs a config.
 _CONFIG = any(a.startswith("--config") for a in sys.argv)
-_FROM = flags.DEFINE_string("from", None, "a directory of weights")
-_VISION = flags.DEFINE_string("vision", None, "a vision tower to join with it")
-_TO = flags.DEFINE_string("to", None, "a new directory, in our format")
-_EXPORT = flags.DEFINE_string("export", None, "one in transformers' format")
-_INSPECT = flags.DEFINE_string("inspect", None, "print what is in a directory")
-_VERIFY = flags.DEFINE_string("verify", None, "compare with transformers there")
+_FROM = cli.define_path("from", "a directory of weights")
+_VISION = cli.define_path("vision", "a vision tower to join with it")
+_TO = cli.define_path("to", "a new directory, in our format")
+_EXPORT = cli.define_path("export", "one in transformers' format")
+_INSPECT = cli.define_path("inspect", "print what is in a directory")
+_VERIFY = cli.define_path("verify", "compare with transformers there")
 _DRY = flags.DEFINE_bool("dry-run", False, "check everything, write nothing")
 _DTYPES = ("float32", "bfloat16", "float16")
 _DTYPE = flags.DEFINE_enum("dtype", None, _DTYPES, "default: as it is")

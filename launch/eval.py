@@ -16,7 +16,7 @@ from gaze_jax.evals import report
 from gaze_jax.evals import run
 from gaze_jax.runtime import processes
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a workdir of launch/train.py")
+_WORKDIR = cli.define_path("workdir", "a workdir of launch/train.py")
 _DATA = flags.DEFINE_string(
   "data", "", "a file in LLaVA's format to score; default: what the run names"
 )
@@ -26,8 +26,8 @@ _IMAGE_FOLDER = flags.DEFINE_string(
 _BUDGETS = flags.DEFINE_list(
   "budgets", None, "K and shares (0.25) to score; default: eval.budgets"
 )
-_JSON = flags.DEFINE_string("json", None, "default: WORKDIR/report.json")
-_MARKDOWN = flags.DEFINE_string("markdown", None, "default: WORKDIR/report.md")
+_JSON = cli.define_path("json", "default: WORKDIR/report.json")
+_MARKDOWN = cli.define_path("markdown", "default: WORKDIR/report.md")
 _STARTED = flags.DEFINE_float(
   "started", None, "count `seconds` from this Unix time, not from now"
 )

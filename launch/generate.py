@@ -13,14 +13,14 @@ from gaze_jax import cli
 from gaze_jax.runtime import processes
 from gaze_jax.runtime import profiling
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "a directory with a model")
+_WORKDIR = cli.define_path("workdir", "a directory with a model")
 _QUESTION = flags.DEFINE_string("question", None, "the question")
 _IMAGE = flags.DEFINE_list("image", [], "image files")
 _VIDEO = flags.DEFINE_list("video", [], "video files")
 _OUT = flags.DEFINE_string("out", "gaze.png", "the picture; --out= for none")
-_ANIMATION = flags.DEFINE_string("animation", None, "a .gif or .webp to write")
-_HTML = flags.DEFINE_string("html", None, "the viewer to write, a page")
-_JSON = flags.DEFINE_string("json", None, "a file for answer and accounting")
+_ANIMATION = cli.define_path("animation", "a .gif or .webp to write")
+_HTML = cli.define_path("html", "the viewer to write, a page")
+_JSON = cli.define_path("json", "a file for answer and accounting")
 _LAYERS = flags.DEFINE_list("layers", None, "layers drawn; default all")
 _HEADS = flags.DEFINE_list("heads", None, "query heads drawn; default all")
 _PROFILE = cli.define_file("profile", "a folder for a trace of the answer")

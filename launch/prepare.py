@@ -21,9 +21,9 @@ from gaze_jax.prepare import job
 from gaze_jax.prepare import origins
 from gaze_jax.prepare import shard
 
-_FROM = flags.DEFINE_string("from", None, "the data")
-_TO = flags.DEFINE_string("to", None, "a new directory")
-_FOLDER = flags.DEFINE_string("image_folder", "", "of media that JSON names")
+_FROM = cli.define_path("from", "the data")
+_TO = cli.define_path("to", "a new directory")
+_FOLDER = cli.define_path("image_folder", "of media that JSON names", "")
 _NAME = flags.DEFINE_string("name", "prepared", "of the data set")
 _SPLIT = flags.DEFINE_string("split", "train", "likewise")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "as data.tokenizer")
@@ -33,7 +33,7 @@ _PIXELS = flags.DEFINE_integer("max_pixels", 50_000_000, "of a picture", 1)
 _SKIPPED = flags.DEFINE_float("max_skipped", 0.01, "share of samples", 0, 1)
 _SAMPLES = flags.DEFINE_integer("shard_samples", 5000, "of a shard", 1)
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "processes", 0)
-_INDEX = flags.DEFINE_string("index", None, "a directory to count anew")
+_INDEX = cli.define_path("index", "a directory to count anew")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax import plugins
 
-_OUT = flags.DEFINE_string("out", None, "the picture to write")
+_OUT = cli.define_path("out", "the picture to write")
 _SPLIT = flags.DEFINE_string("split", "new", "train, new or held_out_pairs")
 _INDEX = flags.DEFINE_integer("index", 3, "number of the canvas", 0)
 _KIND = flags.DEFINE_string("kind", "what", "what, where, count, colour ...")

@@ -14,7 +14,7 @@ from gaze_jax import cli
 from gaze_jax.runtime import processes
 from gaze_jax.train import loop
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept")
+_WORKDIR = cli.define_path("workdir", "where the run is kept")
 _WAIT = flags.DEFINE_integer(
   "wait_seconds", 300, "for the other processes to come, at most", 1
 )

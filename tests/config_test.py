@@ -157,7 +157,11 @@ def test_there_and_back():
     ("train.k_schedule", dict(kind="random", final_at=1.0), "end of the run"),
     ("train.k_schedule.dense_until", 0.7, "0.7 is past final_at = 0.6"),
     ("data.sequence_length", 148, "no room for text beside 148"),
-    ("data.source", "coco", "known: 'emoji_scenes', 'llava_json'"),
+    (
+      "data.source",
+      "coco",
+      "known: 'emoji_scenes', 'emoji_videos', 'llava_json'",
+    ),
     (
       "data",
       dict(source="emoji_scenes", options=dict(curriculum=1.5)),

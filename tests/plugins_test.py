@@ -75,7 +75,9 @@ def test_a_name_is_never_imported(tmp_path, monkeypatch):
 
 
 def test_what_can_not_be_taken_is_refused_by_name(install):
-  with pytest.raises(config_lib.ConfigError, match="known: 'emoji_scenes', 'l"):
+  with pytest.raises(
+    config_lib.ConfigError, match="known: 'emoji_scenes', 'emoji_v"
+  ):
     plugins.source("none")
   install("gaze_jax.sources", "mine = gone_code:SOURCE")
   with pytest.raises(config_lib.ConfigError, match="gone_code.*be imported"):

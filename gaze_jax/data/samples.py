@@ -32,12 +32,13 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Thing:
-  """A named thing in the first image of a sample.
+  """A named thing in the first image of a sample, or in its video.
 
   Attributes:
     name: its name.
     place: where it is, in words ("top left").
-    mask: bool [h, w], the pixels that show it and that nothing covers.
+    mask: bool [h, w], the pixels that show it and that nothing covers; of a
+      video [frames, h, w].
   """
 
   name: str
@@ -62,7 +63,7 @@ class Sample:
     videos: the frames of each, likewise; questions are asked after all images,
       then all videos.
     questions: asked apart from each other, a branch each.
-    things: the named things of the first image, for routing accuracy.
+    things: the named things of it, for routing accuracy.
     conversation: turns that see each other; either this or `questions`.
     system: the system text of a conversation; None for that of the chat format.
   """

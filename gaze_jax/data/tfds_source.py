@@ -217,9 +217,8 @@ def _open(path: str, name: str) -> tfds.core.DatasetBuilder:
   """
   where = pathlib.Path(path)
   if not where.is_dir():
-    raise samples.DataError(
-      f"{foreign.short(path)} (data.path): no such folder"
-    )
+    what = foreign.no_file(path).replace("no such file", "no such folder")
+    raise samples.DataError(f"{foreign.short(path)} (data.path): {what}")
   if not (where / _INFO).is_file():
     inside = where / name if name else where
     found = sorted(file.parent for file in inside.glob(f"**/{_INFO}"))

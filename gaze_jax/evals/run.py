@@ -293,7 +293,10 @@ def _add_routing(
       if len(question.about) != 1:
         continue
       mask = things[question.about[0]].mask
-      target = metrics.on_target(mask, regions, ON_TARGET)
+      frames = mask if mask.ndim == 3 else mask[None]
+      target = np.concatenate(
+        [metrics.on_target(frame, regions, ON_TARGET) for frame in frames]
+      )
       slot = np.flatnonzero(batch.batch.answer_of[row] == number)[0]
       picked = chosen[:, row, slot, :, : len(target)]
       accuracy, chance = metrics.routing_accuracy(picked, target)
