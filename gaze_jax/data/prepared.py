@@ -20,7 +20,6 @@ from gaze_jax.data import record as record_lib
 from gaze_jax.data import record_index
 from gaze_jax.data import samples
 from gaze_jax.data import shards as shards_lib
-from gaze_jax.data import skipped
 from gaze_jax.data import stored
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.layout import row as row_lib
@@ -146,12 +145,9 @@ class Prepared(stored.Stored):
 
   def check(self, number: int) -> None:
     """By the index: nothing of the sample itself is read."""
-    try:
-      record_index.check_fits(
-        self._index[number], self._shape, self._model, self.reader.frames
-      )
-    except row_lib.LayoutError as error:
-      raise skipped.SkipError("too long", str(error)) from None
+    record_index.check_fits(
+      self._index[number], self._shape, self._model, self.reader.frames
+    )
 
   def digest(self) -> str:
     """A hash of the shards' own."""

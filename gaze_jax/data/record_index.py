@@ -18,6 +18,7 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax.data import packing
 from gaze_jax.data import samples
+from gaze_jax.data import skipped
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units as units_lib
 from gaze_jax.data import video
@@ -136,7 +137,7 @@ def check_fits(
   model: config_lib.ModelConfig,
   frames: video.Sampling,
 ) -> None:
-  """Raises a `row_lib.LayoutError` for a sample that no row can hold.
+  """Raises a `skipped.SkipError` for a sample that no row can hold.
 
   Args:
     entry: of the sample.
@@ -145,7 +146,9 @@ def check_fits(
     frames: that are taken of a video.
   """
   if entry.slots < 0:
-    raise row_lib.LayoutError("the chat template does not take it")
+    raise skipped.SkipError(
+      "chat template", "the chat template of data.tokenizer does not take it"
+    )
   its = units(entry, model, frames)
   slots = entry.slots + sum(u.tokens + shape.context_tokens for u in its)
   if (
@@ -157,7 +160,10 @@ def check_fits(
     return
   read = max(entry.slots - entry.answers, 1)
   text = row_lib.Text([0] * read), row_lib.Text([0] * entry.answers, 0, 0)
-  row_lib.lay_out([*its, *text], shape)
+  try:
+    row_lib.lay_out([*its, *text], shape)
+  except row_lib.LayoutError as error:
+    raise skipped.SkipError("too long", str(error)) from None
 
 
 class Index:
