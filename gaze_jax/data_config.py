@@ -1,7 +1,7 @@
 """The section of a config about data, and the sources that it names."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from gaze_jax import fields
 from gaze_jax import plugins
@@ -56,6 +56,11 @@ class DataConfig(SourceConfig):
   max_units: fields.Count = 1
   sequence_length: fields.Count = 256
   answer_slots: fields.Count = 32
+  # Samples that share a row: one, or as many as first_fit finds room for, up to
+  # `row_samples`, in each window of so many (data/packed.py).
+  packing: Literal["none", "first_fit"] = "none"
+  row_samples: fields.Count = 16
+  packing_window: fields.Count = 256
   # A larger image is refused before decoding.
   max_pixels: fields.Count = 50_000_000
   # Of a video, evenly spaced in time: so many, or with fps so many a second and

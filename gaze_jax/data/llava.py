@@ -33,8 +33,10 @@ from gaze_jax.data import llava_record
 from gaze_jax.data import media as media_lib
 from gaze_jax.data import media_files
 from gaze_jax.data import packing
+from gaze_jax.data import record_index
 from gaze_jax.data import samples
 from gaze_jax.data import skipped as skipped_lib
+from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.layout import tiles
 
 # Of the frames that stand for those of a video that was not opened yet. (Only
@@ -73,6 +75,7 @@ class LlavaJson:
     image_folder: what image names are relative to; none may lead out of it.
     max_skipped: share of the samples that may be skipped.
     reader: of the images and videos.
+    tokenizer: that `entry` counts by.
 
   Raises:
     samples.DataError: the file can't be read, or too much of it is skipped.
@@ -85,8 +88,9 @@ class LlavaJson:
     image_folder: str,
     max_skipped: float,
     reader: media_lib.Reader,
+    tokenizer: tokenizer_lib.Tokenizer | None = None,
   ):
-    self._path, self._reader = path, reader
+    self._path, self._reader, self._tokenizer = path, reader, tokenizer
     self._folder = os.path.abspath(image_folder or os.path.dirname(path) or ".")
     records = json_records.read(path)
     if not os.path.isdir(self._folder):
@@ -132,6 +136,16 @@ class LlavaJson:
   def content(self) -> dict[str, int | str]:
     """Hashes of the samples that are used: texts whole, images by file."""
     return dict(samples=len(self), **self._digest)
+
+  def entry(self, index: int) -> record_index.Entry:
+    """What a sample takes of a row; a video counts as the longest."""
+    record = self._records[index]
+    slots, answers = record_index.count(record.sample, self._tokenizer)
+    film = record_index.Medium(*_FRAME, self._reader.frames.frames)
+    media = record_index.media(
+      record.sample, record.sizes, [film] * len(record.videos)
+    )
+    return record_index.Entry(slots, answers, tuple(media))
 
   @property
   def skipped(self) -> dict[str, int]:
@@ -233,6 +247,7 @@ def _make(config: config_lib.Config, split: str) -> LlavaJson:
     image_folder=data.image_folder,
     max_skipped=data.max_skipped,
     reader=media_lib.reader(config),
+    tokenizer=tokenizer_lib.Tokenizer.load(data.tokenizer),
   )
 
 

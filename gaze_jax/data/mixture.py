@@ -11,8 +11,12 @@ import numpy as np
 from gaze_jax import config as config_lib
 from gaze_jax import data_config
 from gaze_jax import plugins
+from gaze_jax.data import media
 from gaze_jax.data import order
+from gaze_jax.data import packed
+from gaze_jax.data import record_index
 from gaze_jax.data import samples
+from gaze_jax.layout import row as row_lib
 
 
 class Mixture:
@@ -22,6 +26,7 @@ class Mixture:
     names: of the sources, for the log.
     lengths: samples of each.
     shares: of the samples of a run, for each; they sum to 1.
+    sources: as below.
 
   Args:
     names: as above.
@@ -37,7 +42,7 @@ class Mixture:
   ):
     self.names, self.shares = tuple(names), tuple(shares)
     self.lengths = tuple(map(len, sources))
-    self._sources = tuple(sources)
+    self.sources = tuple(sources)
     self._ends = np.cumsum(self.lengths)
 
   def __len__(self) -> int:
@@ -58,13 +63,18 @@ class Mixture:
     source, own = self._at(index)
     return source.canvas(own)
 
+  def entry(self, index: int) -> record_index.Entry:
+    """As of the source that has it."""
+    source, own = self._at(index)
+    return source.entry(own)
+
   def fingerprint(self) -> str:
     """Those of all sources."""
-    return "; ".join(source.fingerprint() for source in self._sources)
+    return "; ".join(source.fingerprint() for source in self.sources)
 
   def content(self) -> dict[str, int | str]:
     """How many samples there are, and a hash of what all sources tell."""
-    told = [source.content() for source in self._sources]
+    told = [source.content() for source in self.sources]
     text = json.dumps(told, sort_keys=True).encode()
     return dict(
       samples=len(self), mixture=hashlib.sha256(text).hexdigest()[:32]
@@ -75,7 +85,7 @@ class Mixture:
       raise IndexError(f"index {index} of {len(self)} samples")
     which = int(np.searchsorted(self._ends, index, side="right"))
     first = int(self._ends[which]) - self.lengths[which]
-    return self._sources[which], index - first
+    return self.sources[which], index - first
 
 
 def apart(config: config_lib.Config) -> list[config_lib.Config]:
@@ -163,13 +173,54 @@ def order_of(config: config_lib.Config, source: samples.Source) -> order.Order:
   )
 
 
+def packed_rows(
+  config: config_lib.Config, source: samples.Source
+) -> packed.PackedRows:
+  """The rows of a run whose samples share them.
+
+  Raises:
+    config_lib.ConfigError: a source does not tell what its samples take of a
+      row.
+    samples.DataError: as `order_of`.
+  """
+  for one in getattr(source, "sources", (source,)):
+    if not hasattr(one, "entry"):
+      raise config_lib.ConfigError(
+        f"config: data.packing = {config.data.packing!r} needs to know what a"
+        f" sample takes of a row, which {type(one).__name__} does not tell;"
+        " llava_json and prepared do"
+      )
+  shape, frames = row_lib.row_shape(config), media.sampling(config.data)
+
+  def size_of(index: int) -> packed.Size:
+    entry = source.entry(index)
+    units = record_index.units(entry, config.model, frames)
+    if entry.slots < 0:  # the chat template does not take it
+      return packed.Size(shape.slots + 1, 0, 0, 0)
+    taken = sum(unit.tokens + shape.context_tokens for unit in units)
+    tiles = sum(unit.tiles for unit in units)
+    return packed.Size(entry.slots + taken, entry.answers, len(units), tiles)
+
+  return packed.PackedRows(
+    order_of(config, source),
+    size_of,
+    room=packed.Size(
+      shape.slots, shape.answer_slots, shape.units, shape.tiles or shape.units
+    ),
+    most=config.data.row_samples,
+    window=config.data.packing_window,
+    seed=config.data.seed,
+  )
+
+
 def samples_read(
   config: config_lib.Config, source: samples.Source
 ) -> Callable[[int], dict[str, int]]:
   """A function of steps done: the samples read of each source of a mixture."""
   if not isinstance(source, Mixture):
     return lambda done: {}
-  counts = order_of(config, source).counts
+  of = packed_rows if config.data.packing != "none" else order_of
+  counts = of(config, source).counts
   names = [f"samples/{name}" for name in source.names]
 
   def read(done: int) -> dict[str, int]:

@@ -28,6 +28,7 @@ from gaze_jax import plugins
 from gaze_jax import types
 from gaze_jax.data import mixture
 from gaze_jax.data import order as order_lib
+from gaze_jax.data import packed as packed_lib
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
@@ -123,6 +124,46 @@ class Batcher:
       tuple(tuple(itertools.chain(*images)) for _, images, _ in read),
     )
 
+  def packed(
+    self, rows: list[list[tuple[int, int]]]
+  ) -> tuple[types.Batch, np.ndarray]:
+    """Rows of several (index, epoch) pairs each.
+
+    A sample that stands in for a broken one, and has no room, is left out.
+
+    Returns:
+      The batch, and int64 [B, G], the samples of each row's segments; -1 where
+      there are none.
+    """
+    most = self.config.data.row_samples
+    indices = np.full((len(rows), most), -1, np.int64)
+    laid_out, pixels = [], []
+    for row, chosen in enumerate(rows):
+      read = [self._parts(index, epoch) for index, epoch in chosen]
+      row_of, kept = _lay_out_what_fits([p for p, _ in read], self.shape)
+      laid_out.append(row_of)
+      its = [read[i][1] for i in kept]
+      pixels.append(self._joined(its))
+      indices[row, : len(kept)] = [chosen[i][0] for i in kept]
+    stacked = units_lib.stack(pixels, self.shape.tiles or self.shape.units)
+    return row_lib.make_batch(laid_out, stacked), indices
+
+  def _parts(
+    self, index: int, epoch: int
+  ) -> tuple[list[packing.Part], units_lib.Pixels]:
+    """A sample as parts of a row, and the pixels or features of its units."""
+    sample, media, pixels = self._read(index, epoch)
+    parts = packing.parts(sample, self.tokenizer, media)
+    if self.features is not None:
+      pixels = pixels[: sum(map(len, media))]
+    return parts, pixels
+
+  def _joined(self, pixels: Sequence[units_lib.Pixels]) -> units_lib.Pixels:
+    """Pixels, or features, of a row."""
+    if self.features is None:
+      return units_lib.join(pixels, self.config.model)
+    return np.concatenate([self._no_pixels(), *pixels])
+
   def _read(
     self, index: int, epoch: int
   ) -> tuple[samples.Sample, list[tuple[row_lib.Unit, ...]], units_lib.Pixels]:
@@ -181,7 +222,7 @@ def make_iterator(
 
   Returns:
     An iterator of dicts: `batch` a `types.Batch` of numpy arrays, `indices`
-    int64 [B].
+    int64 [B], or [B, G] of packed rows, -1 past the samples of a row.
 
   Raises:
     config_lib.ConfigError: rows do not fit.
@@ -189,10 +230,12 @@ def make_iterator(
   """
   source = source or mixture.training(config)
   held = range(config.train.batch_size) if held is None else held
+  is_packed = config.data.packing != "none"
+  of = mixture.packed_rows if is_packed else mixture.order_of
   batch_of_step = functools.partial(
     _train_batch,
     Batcher(config, source, features),
-    mixture.order_of(config, source),
+    of(config, source),
     tuple(map(int, held)),
   )
   dataset = grain.MapDataset.range(start_step, _NO_END).map(batch_of_step)
@@ -227,11 +270,36 @@ def _in_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
   return dataset.mp_prefetch(options, worker_init_fn=_start_worker)
 
 
+def _lay_out_what_fits(
+  samples_: Sequence[Sequence[packing.Part]], shape: row_lib.RowShape
+) -> tuple[dict[str, np.ndarray], list[int]]:
+  """A row of samples, and which of them it holds."""
+  kept = list(range(len(samples_)))
+  try:
+    return row_lib.lay_out_together(samples_, shape), kept
+  except row_lib.LayoutError:
+    kept = []
+  for i in range(len(samples_)):
+    try:
+      row_lib.lay_out_together([samples_[j] for j in (*kept, i)], shape)
+    except row_lib.LayoutError:
+      continue
+    kept.append(i)
+  return row_lib.lay_out_together([samples_[i] for i in kept], shape), kept
+
+
 def _train_batch(
-  batcher: Batcher, order: order_lib.Order, held: tuple[int, ...], step: int
+  batcher: Batcher,
+  order: order_lib.Order | packed_lib.PackedRows,
+  held: tuple[int, ...],
+  step: int,
 ) -> dict[str, Any]:
   """The held rows of a step's batch; worker processes run this."""
   numbers = step * batcher.config.train.batch_size + np.array(held)
+  if isinstance(order, packed_lib.PackedRows):
+    rows = [order.at(number) for number in numbers.tolist()]
+    batch, indices = batcher.packed(rows)
+    return dict(batch=batch, indices=indices)
   indices, epochs = order.at(numbers)
   chosen = list(zip(indices.tolist(), epochs.tolist(), strict=True))
   made = batcher.batch(chosen, rows=len(chosen))

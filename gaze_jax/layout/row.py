@@ -136,32 +136,36 @@ def lay_out(
   Raises:
     LayoutError: something does not fit, or a trunk part follows a branch.
   """
-  row = _Row(shape)
-  for part in parts:
-    if isinstance(part, Unit):
-      row.add_unit(part)
-    else:
-      row.add_text(part)
-  return row.finish()
+  return lay_out_together([parts], shape)
 
 
-def concatenate(
-  rows: Sequence[dict[str, np.ndarray]], shape: RowShape
+def lay_out_together(
+  samples: Sequence[Sequence[Text | Unit]], shape: RowShape
 ) -> dict[str, np.ndarray]:
-  """Packs laid-out samples into one row; they never see each other.
+  """Lays several samples out as one row; they never see each other.
 
-  Unit, region and question numbers continue through the row.
+  Each is a segment, whose positions and branches begin anew. Unit, region and
+  question numbers continue through the row.
+
+  Args:
+    samples: the parts of each, as for `lay_out`.
+    shape: the static shape to fill.
+
+  Returns:
+    As `lay_out`.
 
   Raises:
-    LayoutError: they do not fit `shape` together, or it is a shape of tiles,
-      which a row does not count.
+    LayoutError: they do not fit `shape` together, or as for `lay_out`.
   """
-  if shape.tiles:
-    raise LayoutError("rows of tiled images can't be packed into one")
-  out = _Row(shape)
-  for row in rows:
-    out.add_row(row)
-  return out.finish()
+  row = _Row(shape)
+  for parts in samples:
+    row.begin()
+    for part in parts:
+      if isinstance(part, Unit):
+        row.add_unit(part)
+      else:
+        row.add_text(part)
+  return row.finish()
 
 
 def make_batch(
@@ -182,7 +186,7 @@ _EMPTY_SLOT = dict(
 class _Row:
   """A row that is filled from the left.
 
-  `slots`, `units`, `tiles`, `regions`, `answers`, `questions` and `segments`
+  `slots`, `units`, `tiles`, `regions`, `answers` and `questions`
   count what it holds so far.
   """
 
@@ -201,7 +205,14 @@ class _Row:
     self.answer_slots = np.full(shape.answer_slots, -1, np.int32)
     self.answer_of = np.full(shape.answer_slots, -1, np.int32)
     self.slots = self.units = self.tiles = self.regions = 0
-    self.answers = self.questions = self.segments = 0
+    self.answers = self.questions = 0
+    self.segment, self.first_question = -1, 0
+    self.branch = self.trunk_end = self.position = 0
+
+  def begin(self) -> None:
+    """Begins a segment."""
+    self.segment += 1
+    self.first_question = self.questions
     self.branch = self.trunk_end = self.position = 0
 
   def add_text(self, text: Text) -> None:
@@ -216,7 +227,9 @@ class _Row:
       if self.position == (self.trunk_end if self.branch else 0):
         raise LayoutError("an answer needs a token of its branch before it")
       before = self.slots - 1  # its logits predict the answer's first token
-      self._add_answers(before + np.arange(n), text.question)
+      question = self.first_question + text.question
+      self._add_answers(before + np.arange(n), question)
+      self.questions = max(self.questions, question + 1)
     self._fill(n, tokens=text.ids, role=types.Role.TEXT)
 
   def add_unit(self, unit: Unit) -> None:
@@ -281,33 +294,6 @@ class _Row:
     feed = np.pad(feed[:, None], ((0, 0), (0, taps - 1)))
     return dict(feed=feed, blend=np.eye(1, taps))
 
-  def add_row(self, row: dict[str, np.ndarray]) -> None:
-    """Adds a laid-out row as a segment of its own."""
-    units = int(row["unit"].max()) + 1
-    if self.units + units > self.shape.units:
-      raise LayoutError(f"more than {self.shape.units} images in one row")
-    used = int((row["role"] != types.Role.PAD).sum())
-    shift = lambda x, by: np.where(x >= 0, x + by, -1)
-    arrays = {k: row[k][:used].copy() for k in _EMPTY_SLOT}
-    visual = (arrays["role"] == types.Role.VISUAL) & (arrays["feed"] >= 0)
-    arrays["unit"] = shift(arrays["unit"], self.units)
-    arrays["region"] = shift(arrays["region"], self.regions)
-    arrays["feed"] += visual * (self.units * self.shape.unit_tokens)
-    arrays["segment"][:] = self.segments
-    pages = row["region_slots"]
-    self._add_regions(
-      [self.slots + page[page >= 0] for page in pages if (page >= 0).any()]
-    )
-    scored = row["answer_slots"] >= 0
-    self._add_answers(
-      self.slots + row["answer_slots"][scored],
-      self.questions + row["answer_of"][scored],
-    )
-    self._fill(used, **arrays)
-    self.units += units
-    self.questions += int(row["answer_of"].max(initial=-1)) + 1
-    self.segments += 1
-
   def finish(self) -> dict[str, np.ndarray]:
     return dict(
       self.arrays,
@@ -329,7 +315,7 @@ class _Row:
       self.region_slots[self.regions, : len(slots)] = slots
       self.regions += 1
 
-  def _add_answers(self, slots: np.ndarray, question: int | np.ndarray) -> None:
+  def _add_answers(self, slots: np.ndarray, question: int) -> None:
     """Lists the slots whose logits are scored, and for which question."""
     stop = self.answers + len(slots)
     if stop > (limit := len(self.answer_slots)):
@@ -347,7 +333,7 @@ class _Row:
         f"a row of at least {stop} slots, the limit is {self.shape.slots}"
         " (data.sequence_length)"
       )
-    own = dict(segment=self.segments, branch=self.branch)
+    own = dict(segment=self.segment, branch=self.branch)
     own["position"] = self.position + np.arange(n)
     for name, values in (own | arrays).items():
       self.arrays[name][self.slots : stop] = values

@@ -160,7 +160,7 @@ def apply(
   params: Params,
   config: config_lib.ModelConfig,
   batch: types.Batch,
-  budget: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, "B ..."],
   *,
   override: types.Float[types.Array, "B Q R"] | None = None,
 ) -> types.ModelOutput:
@@ -171,7 +171,7 @@ def apply(
       holds features.
     config: static.
     batch: `Batch`.
-    budget: int32 [B], K of each row.
+    budget: int32 [B], K of each row, or [B, G], K of each of its segments.
     override: float32 [B, Q, R] or None; see `gaze.parallel`.
   """
   answers = jnp.maximum(batch.answer_slots, 0)
@@ -238,7 +238,7 @@ def _gather(
 def _parallel(
   config: config_lib.ModelConfig,
   plan: types.Plan,
-  budget: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, "B ..."],
   override: types.Float[types.Array, "B Q R"] | None,
 ):
   """`gaze.parallel` of a batch, as a function of query, key and value."""

@@ -86,7 +86,7 @@ def parallel(
   key: types.Float[types.Array, "B S H D"],
   value: types.Float[types.Array, "B S H D"],
   plan: types.Plan,
-  budget: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, "B ..."],
   config: config_lib.GazeConfig = config_lib.GazeConfig(),  # noqa: B008
   *,
   dense: bool | types.Bool[types.Array, ""] = False,
@@ -100,7 +100,8 @@ def parallel(
     key: [B, S, H, D], post-RoPE.
     value: [B, S, H, D].
     plan: from `routing.plan`.
-    budget: int32 [B], K of each row; see `routing.allowed`.
+    budget: int32 [B], K of each row, or [B, G], K of each of its segments; see
+      `routing.allowed`.
     config: static.
     dense: this layer reads every region; True drops the region test.
     override: float32 [B, Q, R] or None; takes the place of the scores, for

@@ -184,7 +184,7 @@ def choosing(plan_: types.Plan) -> types.Bool[types.Array, "B S"]:
 
 
 def allowed(
-  budget: types.Int[types.Array, " B"],
+  budget: types.Int[types.Array, "B ..."],
   available_: types.Bool[types.Array, "B X R"],
   unit: types.Int[types.Array, "B R"],
   config: config_lib.GazeConfig,
@@ -194,8 +194,9 @@ def allowed(
   """How many regions each query may read: K in regions.
 
   Args:
-    budget: int32 [B], traced; K for `budget = "fixed"`, K of each unit in
-      sight for "per_unit", thousandths of the regions in sight for "ratio".
+    budget: int32 [B, X] or [B, 1], traced; K for `budget = "fixed"`, K of each
+      unit in sight for "per_unit", thousandths of the regions in sight for
+      "ratio".
     available_: bool [B, X, R], the regions in sight.
     unit: int32 [B, R], the unit of each region.
     config: for `budget`.
@@ -205,7 +206,7 @@ def allowed(
   # What is more than all is all, lest a product overflow.
   parts = budgets.RATIO_PARTS
   most = parts if config.budget == "ratio" else available_.shape[-1]
-  k = jnp.broadcast_to(jnp.minimum(budget, most)[:, None], count.shape)
+  k = jnp.broadcast_to(jnp.minimum(budget, most), count.shape)
   if config.budget == "ratio":
     k = -(-count * k // parts)
   elif config.budget == "per_unit":

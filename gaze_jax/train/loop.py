@@ -85,10 +85,11 @@ class _Inputs:
 
   Attributes:
     step: its number, from 0.
-    indices: int64 [b] on the host, the samples of this process's rows.
+    indices: int64 [b], or [b, G] of packed rows, on the host: the samples of
+      this process's rows.
     batch: all rows.
-    k: int32 [B], the budget of each.
-    ids: uint32 [B], the sample of each.
+    k: int32 [B] or [B, G], the budget of each.
+    ids: uint32 likewise, the sample of each.
   """
 
   step: int
@@ -204,11 +205,19 @@ def _on_mesh(
 ) -> Iterator[_Inputs]:
   """The inputs of each step from `first` on."""
   c, rows = config.train, shard.local_rows(mesh, config.train.batch_size)
+  is_packed = config.data.packing != "none"
+  segments = config.data.row_samples if is_packed else 1
   dense, final = budgets.of_config(config)
   for step in range(first, c.steps):
     element = next(batches)
     ids = element["indices"].astype(np.uint32)
-    k = schedule.budget(step, c.batch_size, dense=dense, final=final, train=c)
+    k = schedule.budget(
+      *(step, c.batch_size),
+      dense=dense,
+      final=final,
+      train=c,
+      segments=segments,
+    )
     local = (element["batch"], k[rows], ids)
     arrays = shard.put_rows(local, rows, c.batch_size, mesh)
     yield _Inputs(step, element["indices"], *arrays)

@@ -34,8 +34,9 @@ def digest(step: jax.Array, indices: jax.Array) -> jax.Array:
 
   Args:
     step: int32, from 0.
-    indices: uint32 [B], of the global batch.
+    indices: uint32 [B] or [B, G], of the global batch.
   """
+  indices = indices.reshape(-1)
   row = jnp.arange(indices.size, dtype=jnp.uint32)
   row += step.astype(jnp.uint32) * jnp.uint32(indices.size)
   mixed = (indices + 1) * jnp.uint32(0x9E3779B1) ^ row * jnp.uint32(0x85EBCA6B)
@@ -107,7 +108,7 @@ class Log:
 
     Args:
       done: steps done after it.
-      indices: int [b], samples of this process's rows.
+      indices: int [b] or [b, G], samples of this process's rows.
       numbers: float32 scalars, and uint32 `sample_ids`, from `digest`.
       scores: of an evaluation after it, at a step that is logged; or none.
 

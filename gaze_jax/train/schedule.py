@@ -12,6 +12,7 @@ def budget(
   dense: int,
   final: int,
   train: config_lib.TrainConfig,
+  segments: int = 1,
 ) -> np.ndarray:
   """K of each row at a step: a pure function of its arguments.
 
@@ -29,10 +30,14 @@ def budget(
     dense: the K that reads every region; see `budgets.of_config`.
     final: the K that is trained.
     train: for the schedule, the number of steps and the seed.
+    segments: G, samples of a row, each of which has a K of its own.
 
   Returns:
-    int32 [rows].
+    int32 [rows]; of more than one segment [rows, G].
   """
+  if segments > 1:
+    each = budget(step, rows * segments, dense=dense, final=final, train=train)
+    return each.reshape(rows, segments)
   schedule = train.k_schedule
   final = min(final, dense)
   if schedule.kind == "constant":

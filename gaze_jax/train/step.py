@@ -55,7 +55,7 @@ def make(
     trains = optax.apply_updates(trains, updates)
     metrics = _means(sums, counts) | dict(
       grad_norm=optax.tree.norm(grads),
-      k=budget.astype(jnp.float32).mean(),
+      k=_mean_budget(budget, batch.layout),
       tokens=(batch.layout.role != types.Role.PAD).sum(),
     )
     ema = state.ema
@@ -70,6 +70,14 @@ def make(
     return new, metrics
 
   return step
+
+
+def _mean_budget(budget: jax.Array, layout: types.Layout) -> jax.Array:
+  """The mean K of all rows; where it is given by segment, of all segments."""
+  k = budget.reshape(len(budget), -1).astype(jnp.float32)
+  there = jnp.arange(k.shape[1]) <= layout.segment.max(axis=1, keepdims=True)
+  there |= k.shape[1] == 1
+  return jnp.where(there, k, 0.0).sum() / there.sum()
 
 
 def make_score(config: config_lib.Config) -> Callable[..., Sums]:

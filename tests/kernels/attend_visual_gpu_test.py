@@ -36,9 +36,7 @@ def _layout(shape):
   """Three segments beside one, and beside none."""
   lay_out = lambda *parts: row_lib.lay_out(parts, shape)
   rows = [
-    row_lib.concatenate(
-      [lay_out(*FIRST), lay_out(*BRANCHED), lay_out(*FIRST)], shape
-    ),
+    row_lib.lay_out_together([FIRST, BRANCHED, FIRST], shape),
     lay_out(*BRANCHED),
     lay_out(),
   ]

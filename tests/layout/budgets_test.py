@@ -29,7 +29,9 @@ def read(kind, k, regions):
   unit[: sum(regions)] = np.repeat(np.arange(len(regions)), regions)
   open_ = (unit >= 0) & (unit <= np.arange(6)[:, None])
   gaze = config_lib.GazeConfig(budget=kind)
-  got = _allowed(np.array([k], np.int32), open_[None], unit[None], config=gaze)
+  got = _allowed(
+    np.array([[k]], np.int32), open_[None], unit[None], config=gaze
+  )
   return np.asarray(got)[0], open_.sum(-1)
 
 

@@ -88,8 +88,7 @@ def test_packed_samples_are_segments_with_their_own_positions():
     row_lib.Text([5]),
     row_lib.Text([7], question=0),
   ]
-  laid = row_lib.lay_out(one, shape())
-  row = row_lib.concatenate([laid, laid], shape())
+  row = row_lib.lay_out_together([one, one], shape())
   used = dict(
     tokens=[9, 0, 0, 0, 5, 7] * 2,
     segment=[0] * 6 + [1] * 6,
@@ -136,9 +135,8 @@ def test_too_many_regions_or_too_long_ones_say_so():
     row_lib.lay_out([row_lib.Unit(1, 3)], shape(regions=1))
   with pytest.raises(row_lib.LayoutError, match="a region of 4 tokens"):
     row_lib.lay_out([row_lib.Unit(2, 2)], shape(region_length=3))
-  one = row_lib.lay_out([row_lib.Unit(2, 2)], shape())
-  with pytest.raises(row_lib.LayoutError, match="more than 2 images"):
-    row_lib.concatenate([one] * 3, shape())
+  with pytest.raises(row_lib.LayoutError, match="more than 2 units of images"):
+    row_lib.lay_out_together([[row_lib.Unit(2, 2)]] * 3, shape(region_length=4))
 
 
 def test_row_shape_of_the_default_config():
@@ -239,14 +237,15 @@ def test_what_does_not_fit_of_a_tiled_image(unit, changes, words):
     row_lib.lay_out([unit], shape(**changes))
 
 
-def test_packing_keeps_newlines_and_refuses_tiles():
-  one = row_lib.lay_out(
-    [row_lib.Unit(1, 1, tail=1), row_lib.Text([3])], shape()
-  )
-  row = row_lib.concatenate([one, one], shape())
+def test_packed_samples_keep_newlines_and_their_own_tiles():
+  one = [row_lib.Unit(1, 1, tail=1), row_lib.Text([3])]
+  row = row_lib.lay_out_together([one, one], shape())
   np.testing.assert_array_equal(row["feed"][:8], [0, N, 0, 0, 6, N, 0, 0])
-  with pytest.raises(row_lib.LayoutError, match="can't be packed"):
-    row_lib.concatenate([one], shape(tiles=2))
+  two = [row_lib.Unit(1, 1, tiles=2, feed=np.array([7])), row_lib.Text([3])]
+  row = row_lib.lay_out_together([two, two], shape(tiles=4))
+  np.testing.assert_array_equal(row["feed"][:6], [7, 0, 0, 19, 0, 0])
+  with pytest.raises(row_lib.LayoutError, match="squares of images"):
+    row_lib.lay_out_together([two, two], shape(tiles=3))
 
 
 def test_row_shape_of_a_tiled_model_has_room_for_all_that_occurs():

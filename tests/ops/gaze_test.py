@@ -306,12 +306,12 @@ def test_a_row_does_not_depend_on_its_neighbours(heads, small_shape, form):
 
 @form
 def test_packing_and_branches_change_nothing(heads, small_shape, form):
+  branched = [
+    row_lib.Unit(3, 3), row_lib.Text([1], 1), row_lib.Text([2, 3], 2)
+  ]  # fmt: skip
   first = row_lib.lay_out(ONE_IMAGE, small_shape)
-  second = row_lib.lay_out(
-    [row_lib.Unit(3, 3), row_lib.Text([1], 1), row_lib.Text([2, 3], 2)],
-    small_shape,
-  )
-  packed = row_lib.concatenate([first, second], small_shape)
+  second = row_lib.lay_out(branched, small_shape)
+  packed = row_lib.lay_out_together([ONE_IMAGE, branched], small_shape)
   batch = row_lib.make_batch([packed], np.zeros(()))
   h = heads(1, small_shape.slots)
   got = np.asarray(_run(h, batch, 1, form).out)[0]
@@ -546,8 +546,7 @@ def test_another_segment_may_be_anything(heads, small_shape, form):
   """
   options, gradient = NAN_FORMS[form]
   config = config_lib.GazeConfig(**options, gradient=gradient)
-  rows = [row_lib.lay_out(parts, small_shape) for parts in PACKED]
-  row = row_lib.concatenate(rows, small_shape)
+  row = row_lib.lay_out_together(PACKED, small_shape)
   batch = row_lib.make_batch([row], np.zeros(()))
   segment = batch.layout.segment[0]
   assert [(segment == i).sum() for i in (0, 1, -1)] == [26, 15, 7]

@@ -79,8 +79,8 @@ def test_branches_share_the_trunk_alone():
 
 
 def test_packed_samples_never_see_each_other():
-  rows = [row_lib.lay_out([row_lib.Text([1, 2])], SHAPE)] * 2
-  batch = row_lib.make_batch([row_lib.concatenate(rows, SHAPE)], np.zeros(()))
+  row = row_lib.lay_out_together([[row_lib.Text([1, 2])]] * 2, SHAPE)
+  batch = row_lib.make_batch([row], np.zeros(()))
   seen = masks.visible(batch.layout, batch.layout, SLOTS, SLOTS)
   np.testing.assert_array_equal(
     np.asarray(seen)[0].astype(int), _matrix("1", "1 1", "0 0 1", "0 0 1 1")

@@ -156,7 +156,7 @@ def test_how_many_by_hand(config, k, want):
   """Units 0 0 1 and no fourth region; queries that see 3, 1 and 0 of them."""
   open_ = np.array([[[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]], bool)
   unit = np.array([[0, 0, 1, -1]])
-  budget = np.array([k], np.int32)
+  budget = np.array([[k]], np.int32)
   config = config_lib.GazeConfig(**config)
   allowed = lambda dense: routing.allowed(
     budget, open_, unit, config, dense=dense

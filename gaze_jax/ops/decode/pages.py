@@ -189,9 +189,8 @@ def _chosen(lookup: Lookup, form: ModuleType | None) -> Looked:
 
 
 def _allowed(lookup: Lookup) -> types.Array:
-  return routing.allowed(
-    lookup.budget, lookup.open, lookup.visual.unit, lookup.config
-  )
+  budget = lookup.budget[:, None]
+  return routing.allowed(budget, lookup.open, lookup.visual.unit, lookup.config)
 
 
 def _scores(lookup: Lookup) -> types.Array:

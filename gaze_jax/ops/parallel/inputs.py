@@ -22,7 +22,7 @@ class Inputs:
     key: [B, S, H, D].
     value: [B, S, H, D].
     descriptors: float32 [B, H, P * R, D]; None where nothing is routed.
-    budget: int32 [B].
+    budget: int32 [B], or [B, G] for each segment.
     plan: `Plan`.
     config: static.
     dense: bool, or a bool scalar: the layer reads every region.
@@ -197,7 +197,9 @@ def choose(inputs: Inputs, slots: Slots) -> Choice:
   score = routing.scores_of(
     query, inputs.descriptors, inputs.override, heads, config
   )
-  k = routing.allowed(
-    inputs.budget, open_, plan.unit, config, dense=inputs.dense
-  )
+  budget = inputs.budget.reshape(b, -1)
+  if budget.shape[1] > 1:
+    segment = jnp.maximum(take(plan.layout.segment, slots), 0)
+    budget = jnp.take_along_axis(budget, segment, axis=1)
+  k = routing.allowed(budget, open_, plan.unit, config, dense=inputs.dense)
   return Choice(score, open_, routing.members(score, open_, k))

@@ -74,7 +74,7 @@ def test_a_choice_of_few_and_of_many(granularity, budget):
     lookup.query, lookup.visual.descriptors[0], lookup.config
   )
   k = routing.allowed(
-    lookup.budget, lookup.open, lookup.visual.unit, lookup.config
+    lookup.budget[:, None], lookup.open, lookup.visual.unit, lookup.config
   )
   want = routing.members(score, lookup.open, k)
   np.testing.assert_array_equal(got[1], routing.per_head(want, Q))

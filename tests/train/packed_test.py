@@ -1,0 +1,210 @@
+"""Packed rows: each sample as if it were alone, and runs that train on them."""
+
+import dataclasses
+import json
+
+import av
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+import compare
+from gaze_jax import config as config_lib
+from gaze_jax.data import llava
+from gaze_jax.data import mixture
+from gaze_jax.data import pipeline
+from gaze_jax.demo import emoji_scenes
+from gaze_jax.layout import row as row_lib
+from gaze_jax.models import mllm
+from gaze_jax.train import loop
+from gaze_jax.train import losses
+
+SIZES = dict(a=(40, 60), b=(70, 30), c=(33, 33))
+# Images, videos, questions and answers of each sample.
+SAMPLES = [
+  (["a"], [], [("<image> What?", "A fox.")]),
+  ([], [], [("Hello", "Yes, hello to you too.")]),
+  (["b", "c"], [], [("<image><image> Same?", "No."), ("Sure?", "I am sure.")]),
+  ([], ["v"], [("<video> What moves?", "A ball.")]),
+  (["c"], [], [("And <image>", "red"), ("why?", "because it is")]),
+]
+VISION = dict(
+  image_size=28, patch_size=7, width=16, depth=1, heads=2, mlp_dim=32
+)
+KINDS = {
+  "plain": dict(vision=VISION),
+  "anyres": dict(
+    vision=VISION,
+    tiling=dict(kind="anyres", pinpoints=[[28, 56], [56, 28]]),
+  ),
+  "naflex": dict(
+    vision=VISION | dict(max_patches=16, class_token=False, position_grid=4)
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  out = tmp_path_factory.mktemp("packed")
+  rng = np.random.default_rng(0)
+  for name, size in SIZES.items():
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(out / f"{name}.png")
+  with av.open(str(out / "v.mkv"), "w") as film:
+    stream = film.add_stream("ffv1", rate=10)
+    stream.height, stream.width, stream.pix_fmt = 30, 40, "bgr0"
+    for _ in range(6):
+      pixels = rng.integers(0, 256, (30, 40, 3), np.uint8)
+      film.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+    film.mux(stream.encode())
+  rows = []
+  for images, videos, talk in SAMPLES:
+    turns = []
+    for question, answer in talk:
+      turns.append({"from": "human", "value": question})
+      turns.append({"from": "gpt", "value": answer})
+    row = dict(conversations=turns)
+    row |= dict(images=[f"{n}.png" for n in images]) if images else {}
+    row |= dict(videos=[f"{n}.mkv" for n in videos]) if videos else {}
+    rows.append(row)
+  (out / "data.json").write_text(json.dumps(rows))
+  return out
+
+
+def settings(folder, kind, implementation="chunked", **data):
+  decoder = dict(
+    width=32, depth=2, query_heads=4, kv_heads=2, head_dim=8, mlp_dim=64
+  )
+  gaze = dict(
+    region=[2, 2], context_tokens=2, implementation=implementation, chunk=32
+  )
+  return dict(
+    model=KINDS[kind] | dict(decoder=decoder, gaze=gaze),
+    data=dict(
+      path=str(folder / "data.json"),
+      frames=2,
+      max_units=10,
+      sequence_length=560,
+      answer_slots=80,
+      workers=0,
+      packing="first_fit",
+      row_samples=6,
+    )
+    | data,
+    train=dict(batch_size=4),
+  )
+
+
+@pytest.mark.parametrize("implementation", ["masked", "chunked"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_sample_is_as_if_alone(folder, kind, implementation):
+  c = config_lib.from_config_dict(settings(folder, kind, implementation))
+  batcher = pipeline.Batcher(c, llava.SOURCE.make(c, "train"))
+  chosen = [(i, 0) for i in range(len(SAMPLES))]
+  together, indices = batcher.packed([chosen])
+  assert indices.tolist() == [[0, 1, 2, 3, 4, -1]]
+  apart = batcher.batch(chosen, rows=len(chosen)).batch
+  budget = np.array([2, 1, 3, 4, 1], np.int32)
+  init = jax.jit(mllm.init, static_argnums=0)
+  params = nn.meta.unbox(init(c.model, jax.random.key(0)))
+  rng = np.random.default_rng(1)
+  draw = lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32)
+  params = jax.tree.map(draw, params)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params, batch, k):
+    target, scored = losses.targets(batch)
+    out = mllm.apply(params, c.model, batch, k)
+    return losses.next_token(out.logits, target, scored)
+
+  run = jax.jit(lambda *args: mllm.apply(args[0], c.model, *args[1:]))
+  of_row = run(params, together, np.append(budget, 9)[None])
+  alone = run(params, apart, budget)
+  got = np.asarray(of_row.logits)[0]
+  want = [
+    np.asarray(alone.logits)[i][: (apart.answer_slots[i] >= 0).sum()]
+    for i in range(len(SAMPLES))
+  ]
+  compare.close(got[: sum(map(len, want))], np.concatenate(want))
+  for name in ("chosen", "unique", "visible", "context"):
+    compare.close(getattr(of_row.usage, name), getattr(alone.usage, name))
+  one = loss(params, together, np.append(budget, 9)[None])
+  other = loss(params, apart, budget)
+  compare.close(one[0], other[0])
+  flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+  compare.close(flat(one[1]), flat(other[1]))
+  # Another K of a segment changes that one alone.
+  changed = np.append(budget, 9)[None].copy()
+  changed[0, 2] = 1
+  moved = np.asarray(run(params, together, changed).logits)[0]
+  differs = (moved != got).any(-1)[: sum(map(len, want))]
+  edges = np.cumsum([0, *map(len, want)])
+  assert differs[edges[2] : edges[3]].any()
+  assert not np.delete(differs, np.s_[edges[2] : edges[3]]).any()
+
+
+def test_rows_of_a_run(folder):
+  c = config_lib.from_config_dict(settings(folder, "plain"))
+  batches = pipeline.make_iterator(c)
+  seen = [next(batches) for _ in range(3)]
+  batches.close()
+  assert seen[0]["indices"].shape == (4, 6)
+  again = pipeline.make_iterator(c, start_step=2, held=[1, 3])
+  part = next(again)
+  again.close()
+  np.testing.assert_array_equal(part["indices"], seen[2]["indices"][[1, 3]])
+  np.testing.assert_array_equal(
+    part["batch"].tokens, seen[2]["batch"].tokens[[1, 3]]
+  )
+  for one in seen:
+    held = (one["indices"] >= 0).sum(axis=1)
+    assert held.min() >= 1 and held.max() > 1
+    segments = one["batch"].layout.segment.max(axis=1) + 1
+    np.testing.assert_array_equal(segments, held)
+
+
+def test_a_sample_without_room_is_left_out(folder):
+  c = config_lib.from_config_dict(settings(folder, "plain"))
+  batcher = pipeline.Batcher(c, llava.SOURCE.make(c, "train"))
+  tight = dataclasses.replace(batcher.shape, units=2)
+  batcher.shape = tight
+  batch, indices = batcher.packed([[(0, 0), (2, 0), (1, 0), (4, 0)]])
+  assert indices.tolist() == [[0, 1, 4, -1, -1, -1]]
+  assert batch.layout.segment.max() == 2
+
+
+def test_a_source_that_does_not_tell_is_refused(tiny_config):
+  c = tiny_config(data__packing="first_fit")
+  source = emoji_scenes.SOURCE.make(c, "train")
+  with pytest.raises(config_lib.ConfigError, match="EmojiScenes does not tell"):
+    mixture.packed_rows(c, source)
+
+
+def test_a_run_trains_and_resumes(folder, tmp_path, runs):
+  raw = settings(folder, "plain")
+  raw["model"]["vision"] |= dict(frozen=True)
+  raw["train"] = dict(
+    steps=4, batch_size=4, accumulation=2, save_every=2, log_every=1
+  )
+  c = config_lib.from_config_dict(raw)
+  loop.train(c, tmp_path / "whole")
+  with pytest.MonkeyPatch.context() as patch:
+    runs.stop_before(patch, 3)
+    with pytest.raises(runs.stopped):
+      loop.train(c, tmp_path / "two")
+  loop.train(c, tmp_path / "two")
+  runs.assert_same(tmp_path / "whole", tmp_path / "two")
+  lines = runs.numbers(tmp_path / "whole")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_the_shape_has_room_for_what_is_packed(folder):
+  c = config_lib.from_config_dict(settings(folder, "anyres"))
+  shape = row_lib.row_shape(c)
+  batches = pipeline.make_iterator(c)
+  batch = next(batches)["batch"]
+  batches.close()
+  assert batch.images.shape[1] == shape.tiles
