@@ -310,7 +310,6 @@ def test_packing_and_branches_change_nothing(heads, small_shape, form):
     row_lib.Unit(3, 3), row_lib.Text([1], 1), row_lib.Text([2, 3], 2)
   ]  # fmt: skip
   first = row_lib.lay_out(ONE_IMAGE, small_shape)
-  second = row_lib.lay_out(branched, small_shape)
   packed = row_lib.lay_out_together([ONE_IMAGE, branched], small_shape)
   batch = row_lib.make_batch([packed], np.zeros(()))
   h = heads(1, small_shape.slots)
