@@ -191,22 +191,28 @@ def packed_rows(
         " llava_json and prepared do"
       )
   shape, frames = row_lib.row_shape(config), media.sampling(config.data)
+  room = packed.Size(
+    shape.slots, shape.answer_slots, shape.units, shape.tiles or shape.units
+  )
+  told: set[int] = set()
 
   def size_of(index: int) -> packed.Size:
     entry = source.entry(index)
     units = record_index.units(entry, config.model, frames)
-    if entry.slots < 0:  # the chat template does not take it
-      return packed.Size(shape.slots + 1, 0, 0, 0)
     taken = sum(unit.tokens + shape.context_tokens for unit in units)
     tiles = sum(unit.tiles for unit in units)
-    return packed.Size(entry.slots + taken, entry.answers, len(units), tiles)
+    size = packed.Size(entry.slots + taken, entry.answers, len(units), tiles)
+    if entry.slots < 0:  # the chat template does not take it
+      size = packed.Size(shape.slots + 1, 0, 0, 0)
+    if not size.fits(room) and index not in told:
+      told.add(index)
+      source.sample(index)  # counts it as skipped
+    return size
 
   return packed.PackedRows(
     order_of(config, source),
     size_of,
-    room=packed.Size(
-      shape.slots, shape.answer_slots, shape.units, shape.tiles or shape.units
-    ),
+    room=room,
     most=config.data.row_samples,
     window=config.data.packing_window,
     seed=config.data.seed,

@@ -29,6 +29,10 @@ class Size(NamedTuple):
   units: int
   tiles: int
 
+  def fits(self, room: "Size") -> bool:
+    """Whether there is room for it."""
+    return all(a <= b for a, b in zip(self, room, strict=True))
+
 
 def first_fit(sizes: Sequence[Size], room: Size, most: int) -> list[list[int]]:
   """Rows of items: each goes to the first row with room, the longest first.
@@ -46,12 +50,12 @@ def first_fit(sizes: Sequence[Size], room: Size, most: int) -> list[list[int]]:
   by_length = sorted(range(len(sizes)), key=lambda i: -sizes[i].slots)
   for item in by_length:
     size = sizes[item]
-    if not _fits(size, room):
+    if not size.fits(room):
       continue
     for row, rest in enumerate(left):
       # Slots first: they decide nearly always.
       if size.slots <= rest.slots and len(rows[row]) < most:
-        if _fits(size, rest):
+        if size.fits(rest):
           break
     else:
       row = len(rows)
@@ -60,10 +64,6 @@ def first_fit(sizes: Sequence[Size], room: Size, most: int) -> list[list[int]]:
     rows[row].append(item)
     left[row] = Size(*(a - b for a, b in zip(left[row], size, strict=True)))
   return [sorted(row) for row in rows]
-
-
-def _fits(size: Size, room: Size) -> bool:
-  return all(a <= b for a, b in zip(size, room, strict=True))
 
 
 class PackedRows:

@@ -8,6 +8,7 @@ import pytest
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import media
+from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.data import prepared
 from gaze_jax.data import record_index
@@ -105,6 +106,21 @@ def test_what_does_not_fit_is_replaced_in_training(directory):
   strict = config(directory, "plain", max_units=2, max_skipped=0.0)
   with pytest.raises(samples.DataError, match="1 of 24 samples .* too long"):
     prepared.SOURCE.make(strict, "train").sample(3)
+
+
+def test_what_does_not_fit_a_packed_row_is_counted(directory):
+  c = config(directory, "plain", max_units=2, packing="first_fit")
+  source = prepared.SOURCE.make(c, "train")
+  rows = mixture.packed_rows(c, source)
+  held = [i for r in range(40) for i, _ in rows.at(r)]
+  assert held and all(i % 4 != 3 for i in held)
+  assert source.skipped == {"too long": 6}
+  strict = config(
+    directory, "plain", max_units=2, packing="first_fit", max_skipped=0.1
+  )
+  source = prepared.SOURCE.make(strict, "train")
+  with pytest.raises(samples.DataError, match="3 of 24 samples .* too long"):
+    mixture.packed_rows(strict, source).at(0)
 
 
 def test_videos_take_the_frames_that_are_sampled():
