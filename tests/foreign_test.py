@@ -15,7 +15,7 @@ from gaze_jax import foreign
     (b"\xef\xbb\xbf<HTML lang=en>", "a web page, not the file"),
     (b"\x1f\x8b\x08", "packed by gzip: unpack it first"),
     (b"PK\x03\x04", "a zip archive: unpack it first"),
-    (b"PAR1\x15", "a Parquet table: write its rows as JSON"),
+    (b"PAR1\x15", "a Parquet table: prepare it with"),
   ],
 )
 def test_what_is_known_by_its_first_bytes(head, what):

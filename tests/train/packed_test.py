@@ -78,7 +78,7 @@ def settings(folder, kind, implementation="chunked", **data):
     width=32, depth=2, query_heads=4, kv_heads=2, head_dim=8, mlp_dim=64
   )
   gaze = dict(
-    region=[2, 2], context_tokens=2, implementation=implementation, chunk=32
+    region=[2, 2], context_tokens=2, implementation=implementation, chunk=128
   )
   return dict(
     model=KINDS[kind] | dict(decoder=decoder, gaze=gaze),
@@ -97,6 +97,7 @@ def settings(folder, kind, implementation="chunked", **data):
   )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("implementation", ["masked", "chunked"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_sample_is_as_if_alone(folder, kind, implementation):
@@ -183,6 +184,7 @@ def test_a_source_that_does_not_tell_is_refused(tiny_config):
     mixture.packed_rows(c, source)
 
 
+@pytest.mark.nightly
 def test_a_run_trains_and_resumes(folder, tmp_path, runs):
   raw = settings(folder, "plain")
   raw["model"]["vision"] |= dict(frozen=True)
