@@ -1,6 +1,7 @@
 """What every command of launch/ shares: flags to a Config, errors to a line."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import logging as py_logging
 import os
@@ -23,6 +24,7 @@ from gaze_jax import errors
 from gaze_jax import fields
 from gaze_jax import foreign
 from gaze_jax import json_file
+from gaze_jax import plugins
 from gaze_jax import schema
 from gaze_jax.runtime import memory
 from gaze_jax.runtime import processes
@@ -242,6 +244,12 @@ def _define_config(argv: list[str]) -> list[str]:
       "needs one --config=FILE, such as --config=configs/emoji_tiny.py"
     )
   merged = config_lib.to_dict(_load(files[0][len(_PREFIX) :]))
+  for arg in argv:
+    name, _, source = arg.lstrip("-").partition("=")
+    if name == "config.data.source" and source != merged["data"]["source"]:
+      # With other options, which may be overridden too.
+      options = plugins.source(source).options()
+      merged["data"]["options"] = dataclasses.asdict(options)
   known = _paths(merged)
   for arg in argv[1:]:
     name = arg.split("=")[0].removeprefix("-").removeprefix("-")

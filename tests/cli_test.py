@@ -112,10 +112,34 @@ def test_config_and_overrides(command, tiny_config_file, tiny_config):
   assert seen == [expected]
 
 
+def test_another_source_has_options_of_its_own(command, tiny_config_file):
+  seen = []
+  code, text = command(
+    lambda: seen.append(cli.read_config()),
+    f"--config={tiny_config_file}",
+    "--config.data.source=tfds",
+    "--config.data.options.question=q",
+    config=True,
+  )
+  assert (code, text) == (0, "")
+  (config,) = seen
+  assert config.data.source == "tfds" and config.data.options.question == "q"
+  assert config.data.options.answer == "answer"
+
+
 @pytest.mark.parametrize(
   "argv, says",
   [
     ([], "needs one --config=FILE"),
+    (
+      [
+        "--config={file}",
+        "--config.data.source=tfds",
+        "--config.data.options.curriculum=1.0",
+      ],
+      "unknown key 'data.options.curriculum'",
+    ),
+    (["--config={file}", "--config.data.source=nix"], "known: 'emoji_scenes'"),
     (["--config=missing.py"], "missing.py: there is no such config file"),
     (["--config={file}", "--config.train.step=3"], "mean 'train.steps'?"),
     (["--config={file}", "-config.train.step=3"], "mean 'train.steps'?"),
