@@ -282,3 +282,16 @@ def test_ctrl_c_ends_what_does_not_let_go():
     [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=20
   )
   assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_address_is_no_path():
+  holder = cli.define_path("gaze_test_path", "for this test")
+  values = flags.FLAGS
+  values.mark_as_parsed()
+  for good in ("out/run", "/x", "C:\\x", None):
+    values.gaze_test_path = good
+    assert holder.value == good
+  for bad in ("s3://bucket/x", "gs://b", "https://x.org/y"):
+    with pytest.raises(errors.GazeError, match="--gaze_test_path=.*: an addr"):
+      values.gaze_test_path = bad
+  values.gaze_test_path = None
