@@ -26,6 +26,9 @@ _IMAGE_FOLDER = flags.DEFINE_string(
 _BUDGETS = flags.DEFINE_list(
   "budgets", None, "K and shares (0.25) to score; default: eval.budgets"
 )
+_FRAMES = flags.DEFINE_integer(
+  "frames", None, "of a video at most; default: as trained", 1
+)
 _JSON = cli.define_path("json", "default: WORKDIR/report.json")
 _MARKDOWN = cli.define_path("markdown", "default: WORKDIR/report.md")
 _STARTED = flags.DEFINE_float(
@@ -42,6 +45,7 @@ def main() -> None:
     data=_DATA.value,
     image_folder=_IMAGE_FOLDER.value,
     others=cli.budgets(_BUDGETS),
+    frames=_FRAMES.value,
     **_PLACEMENT(),
   )
   if not processes.is_first():

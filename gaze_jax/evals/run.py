@@ -88,6 +88,7 @@ def evaluate(
   data: str = "",
   image_folder: str = "",
   others: Sequence[int | float] | None = None,
+  frames: int | None = None,
   parallel: config_lib.ParallelConfig | Mapping[str, int] | None = None,
   dtype: str | None = None,
 ) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def evaluate(
     data: a file in LLaVA's format to score; what the run names by default.
     image_folder: what its image names are relative to; the run's by default.
     others: budgets, as in `tasks.conditions`; none need be in the config.
+    frames: taken of a video at most, as `data.frames`; the run's by default.
     parallel: sizes of the axes of the mesh, as in `api.load`; None for one
       device. It changes no result.
     dtype: "float32" or "bfloat16", of all matrices and the computation; as
@@ -118,6 +120,9 @@ def evaluate(
   saved = runs.open_run(workdir, mesh)
   config, step = saved.config(), saved.latest()
   saved.check_inputs(compatibility.model_inputs(config), config)
+  if frames is not None:
+    sampled = dataclasses.replace(config.data, frames=frames)
+    config = dataclasses.replace(config, data=sampled)
   config, opened = data_file.load(config, data, image_folder)
   cached = config.train.features == "cached"
   config, params = runs.read(

@@ -220,3 +220,7 @@ def test_a_run_is_trained_and_scored(tiny_config, tmp_path):
   routing = report["routing_accuracy"]
   assert routing["n"] > 0 and 0 < routing["random"] < 1
   assert report["other_splits"] == {}
+  assert report["config"]["data"]["frames"] == 8
+  one = run.evaluate(tmp_path, frames=1)
+  assert one["config"]["data"]["frames"] == 1
+  assert one["routing_accuracy"]["random"] != routing["random"]
