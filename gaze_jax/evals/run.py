@@ -37,6 +37,10 @@ from gaze_jax.train import runs
 ON_TARGET = 0.1
 # Of visual entries in sight, those read; by a query head, and by its KV group.
 _FRACTIONS = ("visual_kv_fraction", "unique_visual_kv_fraction")
+_NOTHING = (
+  "nothing to evaluate on; name a file, --data=FILE --image_folder=DIR, or"
+  " train with data.eval_path set"
+)
 
 
 @dataclasses.dataclass
@@ -120,9 +124,7 @@ def evaluate(
   saved = runs.open_run(workdir, mesh)
   config, step = saved.config(), saved.latest()
   saved.check_inputs(compatibility.model_inputs(config), config)
-  if frames is not None:
-    sampled = dataclasses.replace(config.data, frames=frames)
-    config = dataclasses.replace(config, data=sampled)
+  config = _with_frames(config, frames)
   config, opened = data_file.load(config, data, image_folder)
   cached = config.train.features == "cached"
   config, params = runs.read(
@@ -130,10 +132,7 @@ def evaluate(
   )
   splits = plugins.source(config.data.source).splits(config)
   if not splits:
-    raise errors.GazeError(
-      f"{workdir}: nothing to evaluate on; name a file, --data=FILE"
-      " --image_folder=DIR, or train with data.eval_path set"
-    )
+    raise errors.GazeError(f"{workdir}: {_NOTHING}")
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   model = _OnMesh(params, ends, mesh)
   features = workdir / "features" if cached else None
@@ -146,6 +145,16 @@ def evaluate(
   return _report(results, config, splits["new"].data.eval_path) | dict(
     step=step, seconds=time.perf_counter() - start
   )
+
+
+def _with_frames(
+  config: config_lib.Config, frames: int | None
+) -> config_lib.Config:
+  """The config with so many frames of a video, if that is not None."""
+  if frames is None:
+    return config
+  data = dataclasses.replace(config.data, frames=frames)
+  return dataclasses.replace(config, data=data)
 
 
 def _report(
