@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
+from gaze_jax.data import json_records
 from gaze_jax.data import prepared
 from gaze_jax.data import record_index
 from gaze_jax.prepare import job
@@ -61,7 +62,8 @@ class Questions:
       value = dict(id=str(i), conversations=talk)
       if "<image>" in question:
         value["image"] = str(i % len(self.pictures))
-      yield origins.Entry(str(i), value, lambda x: self.pictures[int(x)])
+      record = json_records.Record(str(i), value)
+      yield origins.Entry(record, lambda x: self.pictures[int(x)])
 
 
 def make(origin: origins.Origin, to: pathlib.Path, size: int = 5000) -> None:

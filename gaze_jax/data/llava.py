@@ -176,12 +176,7 @@ class LlavaJson:
     )
 
   def _checked(self, record: json_records.Record) -> _Record:
-    if record.error:
-      raise skipped_lib.SkipError("not JSON", record.error)
-    try:
-      sample, media = llava_record.read(record.value)
-    except RecursionError:
-      raise skipped_lib.SkipError("not JSON", "it is nested too deep") from None
+    sample, media = llava_record.of_record(record)
     found = [self._image(name) for name in media.images]
     paths, sizes = zip(*found, strict=True) if found else ((), ())
     videos = tuple(media_files.find(x, self._folder) for x in media.videos)
@@ -193,15 +188,14 @@ class LlavaJson:
     """Path of an image, and its height and width."""
     path = media_files.find(name, self._folder)
     try:
-      return path, images.check(path, self._reader.max_pixels)
-    except images.TooLargeError as error:
-      raise skipped_lib.SkipError("image too large", str(error)) from None
-    except images.ImageError as error:
-      reason, detail = "corrupt image", str(error)
+      with media_lib.skipping():
+        return path, images.check(path, self._reader.max_pixels)
+    except skipped_lib.SkipError as skip:
       kind = str(mimetypes.guess_type(path)[0]).split("/")[0]
-      if kind in ("video", "audio"):
-        reason, detail = kind, f"{path} is named as an image"
-      raise skipped_lib.SkipError(reason, detail) from None
+      if skip.reason == "corrupt image" and kind in ("video", "audio"):
+        detail = f"{path} is named as an image"
+        raise skipped_lib.SkipError(kind, detail) from None
+      raise
 
 
 def _digest(records: Sequence[_Record]) -> dict[str, str]:

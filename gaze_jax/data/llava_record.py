@@ -50,6 +50,22 @@ class Media:
   videos: tuple[str, ...] = ()
 
 
+def of_record(
+  record: json_records.Record,
+) -> tuple[samples.Sample, Media]:
+  """`read`, of a record of a file.
+
+  Raises:
+    SkipError: also where it could not be read as JSON.
+  """
+  if record.error:
+    raise skipped.SkipError("not JSON", record.error)
+  try:
+    return read(record.value)
+  except RecursionError:
+    raise skipped.SkipError("not JSON", "it is nested too deep") from None
+
+
 def read(record: Any) -> tuple[samples.Sample, Media]:
   """Reads a record.
 

@@ -1,9 +1,10 @@
 """Decodes the media of samples, and tells which no row can hold."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +27,26 @@ CheckFits = Callable[
 ]
 # A file, its bytes, or the files of its frames as bytes.
 Video = str | os.PathLike | bytes | Sequence[bytes]
+
+
+@contextlib.contextmanager
+def skipping(name: str = "") -> Iterator[None]:
+  """Within it what is wrong with an image or video is a `skipped.SkipError`.
+
+  Args:
+    name: of it, if its errors don't tell.
+  """
+  reasons = (
+    (images_lib.TooLargeError, "image too large"),
+    (images_lib.ImageError, "corrupt image"),
+    (video.VideoError, "corrupt video"),
+  )
+  try:
+    yield
+  except (images_lib.ImageError, video.VideoError) as error:
+    reason = next(why for kind, why in reasons if isinstance(error, kind))
+    detail = f"{name}: {error}" if name else str(error)
+    raise skipped.SkipError(reason, detail) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,27 +93,23 @@ class Reader:
     Raises:
       skipped.SkipError: one of them is broken.
     """
-    try:
+    with skipping():
       pictures = tuple(images_lib.decode(x, self.max_pixels) for x in images)
-    except images_lib.ImageError as error:
-      raise skipped.SkipError("corrupt image", str(error)) from None
-    clips = tuple(self._frames(one) for one in videos)
+      clips = tuple(self._frames(one) for one in videos)
     return dataclasses.replace(sample, images=pictures, videos=clips)
 
   def _frames(self, one: Video) -> tuple[np.ndarray, ...]:
+    if isinstance(one, bytes):
+      with video.as_file(one) as path:
+        return self._frames(path)
+    if isinstance(one, (str, os.PathLike)):
+      return tuple(video.read(one, self.frames, self.max_pixels))
+    # Frames that were taken before, at even times.
+    chosen = video.Sampling(self.frames.frames).choose(range(len(one)), 1.0)
     try:
-      if isinstance(one, bytes):
-        with video.as_file(one) as path:
-          return tuple(video.read(path, self.frames, self.max_pixels))
-      if isinstance(one, (str, os.PathLike)):
-        return tuple(video.read(one, self.frames, self.max_pixels))
-      # Frames that were taken before, at even times.
-      chosen = video.Sampling(self.frames.frames).choose(range(len(one)), 1.0)
       return tuple(images_lib.decode(one[i], self.max_pixels) for i in chosen)
-    except video.VideoError as error:
-      raise skipped.SkipError("corrupt video", str(error)) from None
     except images_lib.ImageError as error:
-      raise skipped.SkipError("corrupt video", f"a frame: {error}") from None
+      raise video.VideoError(f"a frame: {error}") from None
 
 
 def sampling(data: data_config.DataConfig) -> video.Sampling:

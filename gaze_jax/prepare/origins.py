@@ -48,17 +48,13 @@ class Entry:
   """A sample as it comes, or why there is none.
 
   Attributes:
-    place: its place in the data, for messages.
-    value: a record of LLaVA's format.
-    media: gives the bytes of an image or video by the name that `value` has;
+    record: in LLaVA's format.
+    media: gives the bytes of an image or video by the name that the record has;
       raises `skipped.SkipError`.
-    error: why it can't be read; "" if it can.
   """
 
-  place: str
-  value: Any
+  record: json_records.Record
   media: Callable[[str], bytes]
-  error: str = ""
 
 
 @runtime_checkable
@@ -172,7 +168,7 @@ class Json:
       return pathlib.Path(media_files.find(name, folder)).read_bytes()
 
     for one in part:
-      yield Entry(one.place, one.value, media, one.error)
+      yield Entry(one, media)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +243,7 @@ def _row_entry(place: str, row: dict[str, Any]) -> Entry:
       )
     return content
 
-  return Entry(place, value, media)
+  return Entry(json_records.Record(place, value), media)
 
 
 # Where the bytes of a file are: a file, and a range of it.
@@ -347,7 +343,6 @@ def _divided(name: str) -> tuple[str, str]:
 def _group_entry(group: _Group) -> Entry:
   place, files = group
   of = {kind: sorted(s for s in files if _medium(s) == kind) for kind in _KINDS}
-  names = [s for kind in _KINDS for s in of[kind]]
 
   def media(name: str) -> bytes:
     if name not in files:
@@ -359,27 +354,26 @@ def _group_entry(group: _Group) -> Entry:
   try:
     value = _group_value(files, of)
   except json_file.NotJsonError as error:
-    return Entry(place, None, media, str(error))
+    return Entry(json_records.Record(place, error=str(error)), media)
   if isinstance(value, dict):
     for kind in _KINDS:
       value = _named_by_suffix(value, kind, of[kind])
-  others = set(files) - set(names) - {".json", *_CAPTION}
-  if value is None:
-    listed = ", ".join(sorted(others) or sorted(files))
-    return Entry(place, None, media, f"no .json and no .txt beside {listed}")
-  return Entry(place, value, media)
+  return Entry(json_records.Record(place, value), media)
 
 
-def _group_value(
-  files: dict[str, _Range], of: dict[str, list[str]]
-) -> Any | None:
-  """The record of a sample, of its .json or its caption."""
+def _group_value(files: dict[str, _Range], of: dict[str, list[str]]) -> Any:
+  """The value of a sample's .json, or what its caption says.
+
+  Raises:
+    json_file.NotJsonError: it has neither, or the .json is none.
+  """
   if ".json" in files:
     text = json_file.decode(_bytes(files[".json"]))
     return json_file.parse(text, json_records.an_object)
   captions = [files[suffix] for suffix in _CAPTION if suffix in files]
   if not captions:
-    return None
+    beside = ", ".join(sorted(files))
+    raise json_file.NotJsonError(f"no .json and no .txt beside {beside}")
   marks = "".join(f"<{kind}>" * len(of[kind]) for kind in _KINDS)
   caption = json_file.decode(_bytes(captions[0])).strip()
   return dict(

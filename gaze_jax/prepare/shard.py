@@ -15,6 +15,7 @@ from PIL import Image
 
 from gaze_jax.data import images
 from gaze_jax.data import llava_record
+from gaze_jax.data import media
 from gaze_jax.data import record as record_lib
 from gaze_jax.data import record_index
 from gaze_jax.data import skipped
@@ -110,14 +111,14 @@ def write(
     try:
       for entry in origin.entries(part):
         try:
-          record, media = _record(entry, options)
+          record, shown = _record(entry, options)
         except skipped.SkipError as skip:
           why = skipped.one_line(str(skip))
-          left_out.append((entry.place, skip.reason, why))
+          left_out.append((entry.record.place, skip.reason, why))
           continue
         content = record_lib.serialize(record)
         writer.write(content)
-        index.add(record, media)
+        index.add(record, shown)
         written += len(content)
     finally:
       writer.close()
@@ -204,12 +205,7 @@ def _record(
   Raises:
     skipped.SkipError: it can't be used.
   """
-  if entry.error:
-    raise skipped.SkipError("not JSON", entry.error)
-  try:
-    sample, names = llava_record.read(entry.value)
-  except RecursionError:
-    raise skipped.SkipError("not JSON", "it is nested too deep") from None
+  sample, names = llava_record.of_record(entry.record)
   pictures, sizes = [], []
   for name in names.images:
     content, size = _picture(entry.media(name), name, options)
@@ -223,7 +219,7 @@ def _record(
     counts.append(len(its_frames))
     films.append(record_index.Medium(*dataclasses.astuple(facts)))
   record = record_lib.Record(
-    str(entry.value.get("id") or entry.place),
+    str(entry.record.value.get("id") or entry.record.place),
     sample,
     tuple(pictures),
     tuple(clips),
@@ -237,29 +233,22 @@ def _picture(
   content: bytes, name: str, options: Options
 ) -> tuple[bytes, tuple[int, int]]:
   """The file of an image, and its height and width."""
-  try:
+  with media.skipping(name):
     size = images.check(content, options.max_pixels)
-    if options.max_side and max(size) > options.max_side:
-      pixels = images.decode(content, options.max_pixels)
-      return _encoded(pixels, options, lossless=content[:2] != b"\xff\xd8")
-    return content, size
-  except images.TooLargeError as error:
-    raise skipped.SkipError("image too large", f"{name}: {error}") from None
-  except images.ImageError as error:
-    raise skipped.SkipError("corrupt image", f"{name}: {error}") from None
+    if not options.max_side or max(size) <= options.max_side:
+      return content, size
+    pixels = images.decode(content, options.max_pixels)
+  return _encoded(pixels, options, lossless=content[:2] != b"\xff\xd8")
 
 
 def _video(
   content: bytes, name: str, options: Options
 ) -> tuple[list[bytes], list[bytes], video.Facts]:
   """A video's clip, or its frames, and what it is."""
-  try:
-    with video.as_file(content) as path:
-      if not options.frames:
-        return [content], [], video.facts(path, options.max_pixels)
-      taken = video.read(path, options.frames, options.max_pixels)
-  except video.VideoError as error:
-    raise skipped.SkipError("corrupt video", f"{name}: {error}") from None
+  with media.skipping(name), video.as_file(content) as path:
+    if not options.frames:
+      return [content], [], video.facts(path, options.max_pixels)
+    taken = video.read(path, options.frames, options.max_pixels)
   encoded = [_encoded(frame, options) for frame in taken]
   _, (height, width) = encoded[0]
   facts = video.Facts(height, width, len(taken), 0)

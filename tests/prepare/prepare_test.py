@@ -430,4 +430,4 @@ def test_a_medium_that_is_not_in_the_table():
     "row 1", dict(image=dict(bytes=None, path="a.png"))
   )
   with pytest.raises(skipped.SkipError, match="no bytes in the table"):
-    entry.media(entry.value["image"][0])
+    entry.media(entry.record.value["image"][0])
