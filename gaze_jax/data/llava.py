@@ -167,8 +167,7 @@ class LlavaJson:
         self._reader.check(record.sample, sizes, frames)
       if pixels:
         return sample
-      frames = tuple(packing.without_pixels(clip) for clip in sample.videos)
-      self._texts[i] = dataclasses.replace(record.sample, videos=frames)
+      self._texts[i] = packing.without_pixels(sample)
       return self._texts[i]
 
     return self._skipped.first_usable(

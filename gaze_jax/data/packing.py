@@ -17,6 +17,7 @@ The trunk and a branch are together what the template writes for that question
 alone. Answers and what ends them are scored; nothing else is.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -131,9 +132,10 @@ def pictures(sample: samples.Sample) -> tuple[np.ndarray, ...]:
   return tuple(itertools.chain(*media))
 
 
-def without_pixels(frames: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-  """As many frames, of no pixels."""
-  return (np.zeros((0, 0, 3), np.uint8),) * len(frames)
+def without_pixels(sample: samples.Sample) -> samples.Sample:
+  """A sample without its images, and with as many frames, of no pixels."""
+  videos = tuple(samples.no_frames(len(frames)) for frames in sample.videos)
+  return dataclasses.replace(sample, images=(), videos=videos)
 
 
 def units_of(

@@ -143,6 +143,11 @@ class Prepared(stored.Stored):
     """What is stored."""
     return record_lib.parse(content)
 
+  def fetch(self, number: int) -> record_lib.Record:
+    """A record that a row can hold."""
+    self.check(number)
+    return self.stored(number)
+
   def check(self, number: int) -> None:
     """By the index: nothing of the sample itself is read."""
     record_index.check_fits(

@@ -7,6 +7,7 @@ decode every picture.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,40 +20,28 @@ from gaze_jax.data import samples
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """A sample with encoded media.
-
-  A video is a clip, or frames: `frame_counts` has an entry a video, and 0 for
-  one that is the next clip.
+  """A sample with encoded media, in the order of their marks.
 
   Attributes:
     id: its name in the data that it came from.
     sample: the conversation, without media.
-    images: files of pictures, in the order of their marks.
-    clips: files of videos.
-    frames: files of pictures, the frames of one video after the other.
-    frame_counts: frames of each video.
+    images: files of pictures.
+    videos: the file of each, or the files of its frames as pictures.
   """
 
   id: str
   sample: samples.Sample
   images: tuple[bytes, ...] = ()
-  clips: tuple[bytes, ...] = ()
-  frames: tuple[bytes, ...] = ()
-  frame_counts: tuple[int, ...] = ()
-
-  @property
-  def videos(self) -> list[bytes | tuple[bytes, ...]]:
-    """Each video, as a clip or as frames."""
-    clips, frames = iter(self.clips), iter(self.frames)
-    return [
-      tuple(next(frames) for _ in range(count)) if count else next(clips)
-      for count in self.frame_counts
-    ]
+  videos: tuple[bytes | tuple[bytes, ...], ...] = ()
 
 
 @functools.cache
 def features() -> Any:
-  """The `tfds.features.FeaturesDict` of a record; one level deep."""
+  """The `tfds.features.FeaturesDict` of a record.
+
+  It is one level deep. `frame_counts` has an entry a video: how many of the
+  `frames` it is, or 0 for the next of the `clips`.
+  """
   of = tfds.features
   return of.FeaturesDict(
     dict(
@@ -70,12 +59,14 @@ def features() -> Any:
 def serialize(record: Record) -> bytes:
   """The bytes of a record; the same for equal ones, in any process."""
   sample = record.sample
+  clips = [one for one in record.videos if isinstance(one, bytes)]
+  taken = [() if isinstance(one, bytes) else one for one in record.videos]
   example = dict(
     id=record.id,
     images=list(record.images),
-    clips=list(record.clips),
-    frames=list(record.frames),
-    frame_counts=list(record.frame_counts),
+    clips=clips,
+    frames=list(itertools.chain(*taken)),
+    frame_counts=list(map(len, taken)),
     system=[] if sample.system is None else [sample.system],
     turns=[dataclasses.asdict(turn) for turn in sample.conversation],
   )
@@ -90,6 +81,11 @@ def parse(data: bytes) -> Record:
   values = fields_of(data)
   texts = lambda name: [one.decode() for one in values[name]]
   pairs = zip(texts("turns/question"), texts("turns/answer"), strict=True)
+  clips, frames = iter(values["clips"]), iter(values["frames"])
+  videos = [
+    tuple(next(frames) for _ in range(count)) if count else next(clips)
+    for count in values["frame_counts"]
+  ]
   return Record(
     texts("id")[0],
     samples.Sample(
@@ -98,9 +94,7 @@ def parse(data: bytes) -> Record:
       system=next(iter(texts("system")), None),
     ),
     tuple(values["images"]),
-    tuple(values["clips"]),
-    tuple(values["frames"]),
-    tuple(values["frame_counts"]),
+    tuple(videos),
   )
 
 

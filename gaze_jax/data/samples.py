@@ -82,6 +82,11 @@ class Sample:
     return asked or ("chat",) * len(self.conversation)
 
 
+def no_frames(count: int) -> tuple[np.ndarray, ...]:
+  """So many frames of a video, of no pixels."""
+  return (np.zeros((0, 0, 3), np.uint8),) * count
+
+
 def generator(*key: int) -> np.random.Generator:
   """A random generator that is a pure function of a key of whole numbers."""
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -103,11 +103,5 @@ class Shards:
       f"{foreign.short(path)}: {what}{why}; {self._again}"
     )
 
-  def __getstate__(self) -> dict[str, Any]:
-    state = dict(self.__dict__)
-    del state["_open"]
-    return state
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
-    self._open = functools.lru_cache(_MOST_OPEN)(self._reader)
+  def __reduce__(self) -> tuple[Any, ...]:
+    return Shards, (self._shards, self._again)

@@ -1,7 +1,6 @@
 """Samples that are stored as records in shards."""
 
 import abc
-import dataclasses
 import importlib.metadata
 
 import numpy as np
@@ -18,9 +17,9 @@ class Stored(abc.ABC):
   """Samples of a set of shards (`samples.Source`).
 
   Nothing is read before it is needed, and what is held in memory is 12 bytes a
-  sample, ArrayRecord's own index. A sample that no row of the run can hold, or
-  whose media turn out to be broken, is replaced by the next good one, always
-  the same.
+  sample, ArrayRecord's own index, and a bit. A sample that no row of the run
+  can hold, or whose media turn out to be broken, is replaced by the next good
+  one, always the same.
 
   Args:
     name: of the data, for messages.
@@ -45,6 +44,7 @@ class Stored(abc.ABC):
   ):
     self.name, self.shards, self.reader = name, shards, reader
     shards.check()
+    self._good = bytearray(-(-len(shards) // 8))  # a bit each
     self._skipped = skipped_lib.Skipped(name, len(shards), max_skipped)
     self._left_out = np.zeros(0, np.int64)
     if fits_only:
@@ -60,8 +60,17 @@ class Stored(abc.ABC):
     """
 
   @abc.abstractmethod
+  def fetch(self, number: int) -> record_lib.Record:
+    """A record by its number among all, if a row can hold it.
+
+    Raises:
+      samples.DataError: it is none.
+      skipped.SkipError: it can't be used.
+    """
+
   def check(self, number: int) -> None:
     """Raises a `skipped.SkipError` for what no row can hold."""
+    self.fetch(number)
 
   @abc.abstractmethod
   def digest(self) -> str:
@@ -72,17 +81,11 @@ class Stored(abc.ABC):
 
   def sample(self, index: int, epoch: int = 0) -> samples.Sample:
     """The conversation with its media; the same in every epoch."""
-    if not 0 <= index < len(self):
-      raise IndexError(f"index {index} of {len(self)} samples")
-    return self._skipped.first_usable(
-      index, len(self), self._read, lambda i: self._called(self.number(i))
-    )
+    return self._resolve(index, pixels=True)
 
   def text(self, index: int, epoch: int = 0) -> samples.Sample:
-    """`sample` without pixels; it decodes them, to know that they are good."""
-    sample = self.sample(index)
-    videos = tuple(packing.without_pixels(clip) for clip in sample.videos)
-    return dataclasses.replace(sample, images=(), videos=videos)
+    """`sample` without pixels; decodes them once, to know they are good."""
+    return self._resolve(index, pixels=False)
 
   def canvas(self, index: int) -> tuple[np.ndarray, ...]:
     """The pictures, uint8 [h, w, 3] each; none for text alone."""
@@ -125,11 +128,23 @@ class Stored(abc.ABC):
         " data anew"
       ) from None
 
-  def _read(self, index: int) -> samples.Sample:
-    number = self.number(index)
-    self.check(number)
-    one = self.stored(number)
-    return self.reader.decode(one.sample, one.images, one.videos)
+  def _resolve(self, index: int, *, pixels: bool) -> samples.Sample:
+    if not 0 <= index < len(self):
+      raise IndexError(f"index {index} of {len(self)} samples")
+
+    def read(i: int) -> samples.Sample:
+      number = self.number(i)
+      byte, bit = divmod(number, 8)
+      is_good = self._good[byte] >> bit & 1
+      one = self.stored(number) if is_good else self.fetch(number)
+      if is_good and not pixels and not one.videos:  # their frames are counted
+        return one.sample
+      sample = self.reader.decode(one.sample, one.images, one.videos)
+      self._good[byte] |= 1 << bit
+      return sample if pixels else packing.without_pixels(sample)
+
+    name = lambda i: self._called(self.number(i))
+    return self._skipped.first_usable(index, len(self), read, name)
 
   def _find_left_out(self) -> np.ndarray:
     found = []

@@ -105,12 +105,13 @@ class Tfds(stored.Stored):
     sample = samples.Sample((), conversation=turns)
     return record_lib.Record(name, sample, pictures)
 
-  def check(self, number: int) -> None:
-    """By the text and the headers of the images."""
+  def fetch(self, number: int) -> record_lib.Record:
+    """A record that a row can hold, by its text and the headers of images."""
     one = self.stored(number)
     with media_lib.skipping():
       sizes = [images.check(x, self.reader.max_pixels) for x in one.images]
     self.reader.check(one.sample, sizes, [])
+    return one
 
   def digest(self) -> str:
     """A hash of what the data set tells of the shards, and of the options."""

@@ -94,7 +94,7 @@ class EmojiVideos:
 
   def text(self, index: int, epoch: int = 0) -> samples.Sample:
     """`sample` without pixels and masks: nothing is painted."""
-    none = (np.zeros((0, 0, 3), np.uint8),) * len(self._frames)
+    none = samples.no_frames(len(self._frames))
     asked = self._ask(self.clip(index), index, epoch)
     return samples.Sample((), asked, videos=(none,))
 

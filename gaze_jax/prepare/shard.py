@@ -211,20 +211,16 @@ def _record(
     content, size = _picture(entry.media(name), name, options)
     pictures.append(content)
     sizes.append(size)
-  clips, frames, counts, films = [], [], [], []
+  videos, films = [], []
   for name in names.videos:
-    clip, its_frames, facts = _video(entry.media(name), name, options)
-    clips += clip
-    frames += its_frames
-    counts.append(len(its_frames))
+    one, facts = _video(entry.media(name), name, options)
+    videos.append(one)
     films.append(record_index.Medium(*dataclasses.astuple(facts)))
   record = record_lib.Record(
     str(entry.record.value.get("id") or entry.record.place),
     sample,
     tuple(pictures),
-    tuple(clips),
-    tuple(frames),
-    tuple(counts),
+    tuple(videos),
   )
   return record, record_index.media(sample, sizes, films)
 
@@ -243,16 +239,16 @@ def _picture(
 
 def _video(
   content: bytes, name: str, options: Options
-) -> tuple[list[bytes], list[bytes], video.Facts]:
-  """A video's clip, or its frames, and what it is."""
+) -> tuple[bytes | tuple[bytes, ...], video.Facts]:
+  """A video as it is stored, and what it is."""
   with media.skipping(name), video.as_file(content) as path:
     if not options.frames:
-      return [content], [], video.facts(path, options.max_pixels)
+      return content, video.facts(path, options.max_pixels)
     taken = video.read(path, options.frames, options.max_pixels)
   encoded = [_encoded(frame, options) for frame in taken]
   _, (height, width) = encoded[0]
   facts = video.Facts(height, width, len(taken), 0)
-  return [], [frame for frame, _ in encoded], facts
+  return tuple(frame for frame, _ in encoded), facts
 
 
 def _encoded(

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax.data import images
 from gaze_jax.data import llava
 from gaze_jax.data import pipeline
 from gaze_jax.data import prepared
@@ -431,3 +433,85 @@ def test_a_medium_that_is_not_in_the_table():
   )
   with pytest.raises(skipped.SkipError, match="no bytes in the table"):
     entry.media(entry.record.value["image"][0])
+
+
+@pytest.fixture
+def films(tmp_path):
+  """A folder with a video of 6 frames, one of 2, and captions."""
+  folder = tmp_path / "films"
+  folder.mkdir()
+  for name, count in (("a", 6), ("b", 2)):
+    with av.open(str(folder / f"{name}.mkv"), "w") as out:
+      stream = out.add_stream("ffv1", rate=10)
+      stream.height, stream.width, stream.pix_fmt = 30, 40, "bgr0"
+      for i in range(count):
+        pixels = np.full((30, 40, 3), 20 * i, np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        out.mux(stream.encode(frame))
+      out.mux(stream.encode())
+    (folder / f"{name}.txt").write_text(f"It is {name}.")
+  return folder
+
+
+@pytest.mark.parametrize("frames, shown", [(0, [1, 3, 5]), (2, [1, 4])])
+def test_videos_are_stored_as_clips_or_as_frames(
+  films, tmp_path, frames, shown
+):
+  to = tmp_path / "data"
+  prepare(films, to, frames=frames)
+  one, other = (
+    record.parse(prepared.open_set(str(to)).shards()[i]) for i in (0, 1)
+  )
+  if frames:
+    assert [len(x) for x in (*one.videos, *other.videos)] == [2, 2]
+  else:
+    assert one.videos == ((films / "a.mkv").read_bytes(),)
+    assert other.videos == ((films / "b.mkv").read_bytes(),)
+  c = config(to, frames=3)
+  source = prepared.SOURCE.make(c, "train")
+  (clip,) = source.sample(0).videos
+  assert [round(f.mean() / 20) for f in clip] == shown
+  assert [len(source.text(i).videos[0]) for i in (0, 1)] == [len(shown), 2]
+  entry = source.entry(0)
+  medium = (30, 40, frames or 6, 0 if frames else 600, 0)
+  assert dataclasses.astuple(entry.media[0]) == medium
+  assert hashes(to)["skipped.jsonl"] == hashlib.sha256(b"").hexdigest()
+
+
+def test_a_broken_video_is_skipped(films, tmp_path):
+  whole = (films / "a.mkv").read_bytes()
+  (films / "a.mkv").write_bytes(whole[: len(whole) // 2])
+  for frames in (0, 2):
+    to = tmp_path / f"data{frames}"
+    prepare(films, to, frames=frames, max_skipped=0.5)
+    (line,) = (to / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "corrupt video"
+
+
+def test_pictures_are_decoded_once_to_know_that_they_are_good(
+  whole, monkeypatch
+):
+  source = prepared.SOURCE.make(config(whole), "train")
+  decode, seen = images.decode, []
+
+  def spy(*args):
+    seen.append(args)
+    return decode(*args)
+
+  monkeypatch.setattr(images, "decode", spy)
+  first = [source.text(i) for i in range(24)]
+  count = len(seen)
+  assert count == sum(i % 4 for i in range(24))
+  again = [source.text(i) for i in range(24)]
+  assert len(seen) == count
+  assert [s.conversation for s in again] == [s.conversation for s in first]
+  assert all(not s.images for s in first + again)
+  assert len(source.sample(3).images) == 3 and len(seen) == count + 3
+
+
+def test_a_picture_that_is_too_large_for_the_run_is_called_so(whole):
+  c = config(whole, max_pixels=1500, max_skipped=1.0)
+  source = prepared.SOURCE.make(c, "train")
+  for i in range(24):
+    source.text(i)
+  assert source.skipped.keys() == {"image too large"}
