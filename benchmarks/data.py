@@ -162,8 +162,7 @@ def packing(work: pathlib.Path, seconds: float) -> list[Row]:
     optimizer = optimizer_lib.make(c.train)
     state = state_lib.create(c, optimizer)
     step = step_lib.make(c, optimizer)
-    segments = c.data.row_samples if kind == "first_fit" else 1
-    shape = (c.train.batch_size, segments)[: 2 if segments > 1 else 1]
+    shape = c.train.batch_size, c.data.segments
     budget = jax.device_put(np.full(shape, c.model.gaze.top_k, np.int32))
     batches = pipeline.make_iterator(c)
     answers = slots = steps = 0

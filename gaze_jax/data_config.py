@@ -68,3 +68,8 @@ class DataConfig(SourceConfig):
   frames: fields.Count = 8
   fps: fields.NonNegative = 0.0
   workers: fields.Natural = 1  # grain worker processes; 0: in this process
+
+  @property
+  def segments(self) -> int:
+    """G, samples that a row may hold."""
+    return 1 if self.packing == "none" else self.row_samples

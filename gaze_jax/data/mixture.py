@@ -191,20 +191,14 @@ def packed_rows(
         " llava_json and prepared do"
       )
   shape, frames = row_lib.row_shape(config), media.sampling(config.data)
-  room = packed.Size(
-    shape.slots, shape.answer_slots, shape.units, shape.tiles or shape.units
-  )
   told: set[int] = set()
 
-  def size_of(index: int) -> packed.Size:
+  def size_of(index: int) -> row_lib.Size:
     entry = source.entry(index)
-    units = record_index.units(entry, config.model, frames)
-    taken = sum(unit.tokens + shape.context_tokens for unit in units)
-    tiles = sum(unit.tiles for unit in units)
-    size = packed.Size(entry.slots + taken, entry.answers, len(units), tiles)
+    size = record_index.size(entry, shape, config.model, frames)
     if entry.slots < 0:  # the chat template does not take it
-      size = packed.Size(shape.slots + 1, 0, 0, 0)
-    if not size.fits(room) and index not in told:
+      size = size._replace(slots=shape.slots + 1)
+    if not size.fits(shape.room) and index not in told:
       told.add(index)
       source.sample(index)  # counts it as skipped
     return size
@@ -212,11 +206,24 @@ def packed_rows(
   return packed.PackedRows(
     order_of(config, source),
     size_of,
-    room=room,
+    room=shape.room,
     most=config.data.row_samples,
     window=config.data.packing_window,
     seed=config.data.seed,
   )
+
+
+def rows_of(
+  config: config_lib.Config, source: samples.Source
+) -> order.Order | packed.PackedRows:
+  """What is in each row of a run: a sample, or several that share it.
+
+  Raises:
+    config_lib.ConfigError: as `packed_rows`.
+    samples.DataError: as `order_of`.
+  """
+  of = order_of if config.data.packing == "none" else packed_rows
+  return of(config, source)
 
 
 def samples_read(
@@ -225,8 +232,7 @@ def samples_read(
   """A function of steps done: the samples read of each source of a mixture."""
   if not isinstance(source, Mixture):
     return lambda done: {}
-  of = packed_rows if config.data.packing != "none" else order_of
-  counts = of(config, source).counts
+  counts = rows_of(config, source).counts
   names = [f"samples/{name}" for name in source.names]
 
   def read(done: int) -> dict[str, int]:

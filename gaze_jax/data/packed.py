@@ -8,12 +8,12 @@ microseconds a sample and reads no picture.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from gaze_jax.data import order as order_lib
 from gaze_jax.data import samples
+from gaze_jax.layout import row as row_lib
 
 _ROW_STREAM = 7
 # Windows whose rows are kept.
@@ -21,20 +21,9 @@ _KEPT = 4
 _EMPTY = 100  # windows without a row: there will be none
 
 
-class Size(NamedTuple):
-  """What a sample takes of a row, or what a row has room for."""
-
-  slots: int
-  answers: int
-  units: int
-  tiles: int
-
-  def fits(self, room: "Size") -> bool:
-    """Whether there is room for it."""
-    return all(a <= b for a, b in zip(self, room, strict=True))
-
-
-def first_fit(sizes: Sequence[Size], room: Size, most: int) -> list[list[int]]:
+def first_fit(
+  sizes: Sequence[row_lib.Size], room: row_lib.Size, most: int
+) -> list[list[int]]:
   """Rows of items: each goes to the first row with room, the longest first.
 
   Args:
@@ -46,7 +35,7 @@ def first_fit(sizes: Sequence[Size], room: Size, most: int) -> list[list[int]]:
     The items of each row, in their own order.
   """
   rows: list[list[int]] = []
-  left: list[Size] = []
+  left: list[row_lib.Size] = []
   by_length = sorted(range(len(sizes)), key=lambda i: -sizes[i].slots)
   for item in by_length:
     size = sizes[item]
@@ -62,7 +51,8 @@ def first_fit(sizes: Sequence[Size], room: Size, most: int) -> list[list[int]]:
       rows.append([])
       left.append(room)
     rows[row].append(item)
-    left[row] = Size(*(a - b for a, b in zip(left[row], size, strict=True)))
+    rest = (a - b for a, b in zip(left[row], size, strict=True))
+    left[row] = row_lib.Size(*rest)
   return [sorted(row) for row in rows]
 
 
@@ -81,9 +71,9 @@ class PackedRows:
   def __init__(
     self,
     order: order_lib.Order,
-    size_of: Callable[[int], Size],
+    size_of: Callable[[int], row_lib.Size],
     *,
-    room: Size,
+    room: row_lib.Size,
     most: int,
     window: int,
     seed: int,

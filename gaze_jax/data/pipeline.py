@@ -135,8 +135,7 @@ class Batcher:
       The batch, and int64 [B, G], the samples of each row's segments; -1 where
       there are none.
     """
-    most = self.config.data.row_samples
-    indices = np.full((len(rows), most), -1, np.int64)
+    indices = np.full((len(rows), self.config.data.segments), -1, np.int64)
     laid_out, pixels = [], []
     for row, chosen in enumerate(rows):
       read = [self._parts(index, epoch) for index, epoch in chosen]
@@ -230,12 +229,10 @@ def make_iterator(
   """
   source = source or mixture.training(config)
   held = range(config.train.batch_size) if held is None else held
-  is_packed = config.data.packing != "none"
-  of = mixture.packed_rows if is_packed else mixture.order_of
   batch_of_step = functools.partial(
     _train_batch,
     Batcher(config, source, features),
-    of(config, source),
+    mixture.rows_of(config, source),
     tuple(map(int, held)),
   )
   dataset = grain.MapDataset.range(start_step, _NO_END).map(batch_of_step)

@@ -131,6 +131,18 @@ def units(
   return out
 
 
+def size(
+  entry: Entry,
+  shape: row_lib.RowShape,
+  model: config_lib.ModelConfig,
+  frames: video.Sampling,
+) -> row_lib.Size:
+  """What a sample takes of a row; as for `check_fits`."""
+  its = units(entry, model, frames)
+  slots = entry.slots + sum(u.tokens + shape.context_tokens for u in its)
+  return row_lib.Size(slots, entry.answers, len(its), sum(u.tiles for u in its))
+
+
 def check_fits(
   entry: Entry,
   shape: row_lib.RowShape,
@@ -149,19 +161,13 @@ def check_fits(
     raise skipped.SkipError(
       "chat template", "the chat template of data.tokenizer does not take it"
     )
-  its = units(entry, model, frames)
-  slots = entry.slots + sum(u.tokens + shape.context_tokens for u in its)
-  if (
-    slots <= shape.slots
-    and len(its) <= shape.units
-    and entry.answers <= shape.answer_slots
-    and not shape.tiles  # whose rows have a limit of their own
-  ):
+  if size(entry, shape, model, frames).fits(shape.room):
     return
+  # For the words that say what there is too much of.
   read = max(entry.slots - entry.answers, 1)
   text = row_lib.Text([0] * read), row_lib.Text([0] * entry.answers, 0, 0)
   try:
-    row_lib.lay_out([*its, *text], shape)
+    row_lib.lay_out([*units(entry, model, frames), *text], shape)
   except row_lib.LayoutError as error:
     raise skipped.SkipError("too long", str(error)) from None
 

@@ -5,6 +5,7 @@ Pure numpy, on the host, for training rows and for requests alike.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,6 +67,19 @@ class Unit:
     return self.rows * self.columns + self.tail
 
 
+class Size(NamedTuple):
+  """What a sample takes of a row, or what a row has room for."""
+
+  slots: int
+  answers: int
+  units: int
+  tiles: int
+
+  def fits(self, room: "Size") -> bool:
+    """Whether there is room for it."""
+    return all(a <= b for a, b in zip(self, room, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class RowShape:
   """The static shape of a row.
@@ -95,6 +109,13 @@ class RowShape:
   tiles: int = 0
   largest_unit: int = 0
   taps: int = 1
+
+  @property
+  def room(self) -> Size:
+    """What its samples may take together."""
+    return Size(
+      self.slots, self.answer_slots, self.units, self.tiles or self.units
+    )
 
 
 def row_shape(config: config_lib.Config) -> RowShape:

@@ -205,8 +205,6 @@ def _on_mesh(
 ) -> Iterator[_Inputs]:
   """The inputs of each step from `first` on."""
   c, rows = config.train, shard.local_rows(mesh, config.train.batch_size)
-  is_packed = config.data.packing != "none"
-  segments = config.data.row_samples if is_packed else 1
   dense, final = budgets.of_config(config)
   for step in range(first, c.steps):
     element = next(batches)
@@ -216,7 +214,7 @@ def _on_mesh(
       dense=dense,
       final=final,
       train=c,
-      segments=segments,
+      segments=config.data.segments,
     )
     local = (element["batch"], k[rows], ids)
     arrays = shard.put_rows(local, rows, c.batch_size, mesh)

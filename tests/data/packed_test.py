@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from gaze_jax.data import order
 from gaze_jax.data import packed
 from gaze_jax.data import samples
+from gaze_jax.layout import row as row_lib
 
-ROOM = packed.Size(100, 10, 4, 4)
+ROOM = row_lib.Size(100, 10, 4, 4)
 
 
 def size(slots, answers=1, units=0, tiles=0):
-  return packed.Size(slots, answers, units, tiles)
+  return row_lib.Size(slots, answers, units, tiles)
 
 
 def test_first_fit_by_hand():
@@ -41,7 +42,7 @@ def test_all_that_a_row_has_room_for_counts(sizes, rows):
 
 
 SIZES = st.builds(
-  packed.Size, st.integers(1, 110), st.integers(0, 9), st.integers(0, 5),
+  row_lib.Size, st.integers(1, 110), st.integers(0, 9), st.integers(0, 5),
   st.integers(0, 5),
 )  # fmt: skip
 
@@ -75,7 +76,7 @@ def rows_of(lengths, *, parts=None, slots=1024, **options):
   return packed.PackedRows(
     order.Order(parts, shares, seed=given_["seed"]),
     lambda i: size(lengths[i]),
-    room=packed.Size(slots, 10**6, 9, 9),
+    room=row_lib.Size(slots, 10**6, 9, 9),
     **given_,
   )
 
