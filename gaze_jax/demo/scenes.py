@@ -120,17 +120,7 @@ def paint(what: Scene) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
   canvas = _background(what)
   owner = np.full(canvas.shape[:2], -1, np.int8)  # a number of `placed`
   for number, p in enumerate(what.placed):
-    sticker = emoji.sticker(p.code, p.size)
-    n = p.size + 2 * emoji.OUTLINE
-    x, y = p.x - emoji.OUTLINE, p.y - emoji.OUTLINE
-    below = canvas[y : y + n, x : x + n]
-    # Whole-number blending: 255 * 255 + 127 fits in 16 bits.
-    below[...] = (
-      sticker.rgb * sticker.alpha + below * (255 - sticker.alpha) + 127
-    ) // 255
-    part = owner[y : y + n, x : x + n]
-    part[sticker.covers] = -1
-    part[sticker.mask] = number
+    emoji.stick(canvas, owner, number, p.code, p.size, (p.x, p.y))
   things = [i for i, p in enumerate(what.placed) if p.thing >= 0]
   return canvas, tuple(owner == i for i in things)
 

