@@ -18,7 +18,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 # Any room may import these files of the top level.
 SHARED = {
   *("types", "config", "plugins", "errors", "schema", "fields"),
-  *("data_config", "fingerprint", "json_file", "foreign"),
+  *("data_config", "fingerprint", "json_file", "foreign", "whole_file"),
 }
 # A room, and the other rooms that it may import. Nobody imports demo: it is
 # found by name (gaze_jax/plugins.py).

@@ -26,6 +26,7 @@ import tqdm
 
 from gaze_jax import errors
 from gaze_jax import schema
+from gaze_jax import whole_file
 from gaze_jax.data import prepared
 from gaze_jax.data import record as record_lib
 from gaze_jax.data import record_index
@@ -85,6 +86,9 @@ def prepare(
     if _is_done(directory, identity):
       return f"{directory} is prepared already"
     with _locked(work, directory):
+      if _is_done(directory, identity):  # another process has ended since
+        shutil.rmtree(work)
+        return f"{directory} is prepared already"
       _check_plan(work, directory, identity)
       facts = _shards(origin, work, plan, workers)
       _check_skipped(facts, directory, max_skipped)
@@ -127,9 +131,8 @@ def add_index(directory: pathlib.Path, tokenizer: str) -> str:
     counts.append(record_index.count(record_lib.parse(records[i]).sample, by))
   path = directory / prepared.INDEX / record_index.text_file(by)
   try:
-    partial = path.with_suffix(".partial")
-    np.array(counts, record_index.TEXT).tofile(partial)
-    os.replace(partial, path)
+    with whole_file.replacing(path) as partial:
+      np.array(counts, record_index.TEXT).tofile(partial)
   except OSError as error:
     raise errors.GazeError(f"{path}: {errors.system_message(error)}") from None
   return f"{path}: {len(counts)} samples"
@@ -205,7 +208,7 @@ def _check_plan(
         f"{directory} was begun otherwise ({changed}); give the same flags, or"
         " remove it and start anew"
       )
-  shard_lib.write_text(path, json.dumps(identity))
+  whole_file.write(path, json.dumps(identity))
 
 
 def _shards(
@@ -287,7 +290,7 @@ def _write_skipped(
     json.dumps(dict(place=place, reason=reason, detail=detail))
     for place, reason, detail in left_out
   ]
-  shard_lib.write_text(path, "".join(f"{line}\n" for line in lines))
+  whole_file.write(path, "".join(f"{line}\n" for line in lines))
 
 
 def _finish(
@@ -319,7 +322,7 @@ def _finish(
   content = schema.stamp("data") | dict(
     name=plan.name, split=plan.split, shards=shards, identity=identity
   )
-  shard_lib.write_text(directory / prepared.META, json.dumps(content, indent=1))
+  whole_file.write(directory / prepared.META, json.dumps(content, indent=1))
 
 
 def _join_index(
@@ -328,15 +331,18 @@ def _join_index(
   """Joins the parts of the index; media are numbered through all shards."""
   parts = [shard_lib.files(work, i) for i in numbers]
   for kind, name in dict(media=record_index.MEDIA, text=text).items():
-    shard_lib.join((its[kind] for its in parts), index / name)
-  first, partial = 0, index / f"{record_index.RECORDS}.partial"
-  with open(partial, "wb") as out:
-    for its in parts:
-      rows = np.fromfile(its["records"], record_index.RECORD)
-      rows["first"] += first
-      first += int(rows["media"].sum())
-      rows.tofile(out)
-  os.replace(partial, index / record_index.RECORDS)
+    with whole_file.replacing(index / name) as partial:
+      with open(partial, "wb") as out:
+        for its in parts:
+          out.write(its[kind].read_bytes())
+  first = 0
+  with whole_file.replacing(index / record_index.RECORDS) as partial:
+    with open(partial, "wb") as out:
+      for its in parts:
+        rows = np.fromfile(its["records"], record_index.RECORD)
+        rows["first"] += first
+        first += int(rows["media"].sum())
+        rows.tofile(out)
 
 
 def _write_tfds_metadata(

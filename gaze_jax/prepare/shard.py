@@ -1,18 +1,19 @@
 """Writes a shard: records, what the index has of them, and what is skipped."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
-import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
+from gaze_jax import whole_file
 from gaze_jax.data import images
 from gaze_jax.data import llava_record
 from gaze_jax.data import media
@@ -103,28 +104,23 @@ def write(
   """
   its = files(folder, number)
   its["json"].unlink(missing_ok=True)
-  partial = its["array_record"].with_suffix(".partial")
   index = _Index(tokenizer_lib.Tokenizer.load(options.tokenizer))
   left_out, written = [], 0
-  try:
-    writer = _Writer(partial)
-    try:
-      for entry in origin.entries(part):
-        try:
-          record, shown = _record(entry, options)
-        except skipped.SkipError as skip:
-          why = skipped.one_line(str(skip))
-          left_out.append((entry.record.place, skip.reason, why))
-          continue
-        content = record_lib.serialize(record)
-        writer.write(content)
-        index.add(record, shown)
-        written += len(content)
-    finally:
-      writer.close()
-    os.replace(partial, its["array_record"])
-  finally:
-    partial.unlink(missing_ok=True)
+  with (
+    whole_file.replacing(its["array_record"]) as partial,
+    contextlib.closing(_Writer(partial)) as writer,
+  ):
+    for entry in origin.entries(part):
+      try:
+        record, shown = _record(entry, options)
+      except skipped.SkipError as skip:
+        why = skipped.one_line(str(skip))
+        left_out.append((entry.record.place, skip.reason, why))
+        continue
+      content = record_lib.serialize(record)
+      writer.write(content)
+      index.add(record, shown)
+      written += len(content)
   index.write(its)
   facts = Facts(
     records=len(index),
@@ -133,15 +129,8 @@ def write(
     sha256=_sha256(its["array_record"]),
     skipped=left_out,
   )
-  write_text(its["json"], json.dumps(dataclasses.asdict(facts)))
+  whole_file.write(its["json"], json.dumps(dataclasses.asdict(facts)))
   return facts
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
-  partial = path.with_name(f"{path.name}.partial")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, path)
 
 
 class _Writer:
@@ -269,12 +258,3 @@ def _encoded(
 def _sha256(path: pathlib.Path) -> str:
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def join(parts: Iterable[pathlib.Path], to: pathlib.Path) -> None:
-  """Files one after the other, as one that is there whole or not at all."""
-  partial = to.with_name(f"{to.name}.partial")
-  with open(partial, "wb") as out:
-    for part in parts:
-      out.write(part.read_bytes())
-  os.replace(partial, to)

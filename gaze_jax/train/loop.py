@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from jax.experimental import multihost_utils
 from gaze_jax import config as config_lib
 from gaze_jax import schema
 from gaze_jax import types
+from gaze_jax import whole_file
 from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.data import samples
@@ -262,6 +262,4 @@ def _print_changed_steps(
 def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """Writes `config.json`; a kill leaves the old one or the new one."""
   content = schema.stamp("run") | config_lib.to_dict(config)
-  partial = workdir / "config.json.partial"
-  partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-  os.replace(partial, workdir / "config.json")
+  whole_file.write(workdir / "config.json", json.dumps(content, indent=2))

@@ -16,6 +16,7 @@ import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import whole_file
 from gaze_jax.train import checkpoint
 from gaze_jax.train import flops
 from gaze_jax.train import wandb_run
@@ -232,6 +233,4 @@ def _drop_later(path: pathlib.Path, done: int) -> None:
         kept.append(line + "\n")
     except (json.JSONDecodeError, KeyError, TypeError):
       continue  # the torn last line of a killed run
-  whole = path.with_suffix(".partial")
-  whole.write_text("".join(kept), encoding="utf-8")
-  os.replace(whole, path)  # a kill leaves the old lines or the new ones
+  whole_file.write(path, "".join(kept))

@@ -5,7 +5,6 @@ The package is an option: nothing imports it unless a run asks for it.
 
 import importlib.util
 import json
-import os
 import pathlib
 import secrets
 from typing import Any
@@ -14,6 +13,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import json_file
 from gaze_jax import schema
+from gaze_jax import whole_file
 
 
 class WandbError(errors.GazeError):
@@ -83,8 +83,6 @@ def _identity(path: pathlib.Path) -> str:
     schema.read(content, path, "wandb")
     return content["id"]
   identity = secrets.token_hex(8)
-  partial = path.with_suffix(".partial")
   content = schema.stamp("wandb") | dict(id=identity)
-  partial.write_text(json.dumps(content), encoding="utf-8")
-  os.replace(partial, path)
+  whole_file.write(path, json.dumps(content))
   return identity

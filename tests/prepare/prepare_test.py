@@ -1,5 +1,6 @@
 """Preparing: every format to the same shards, killed and resumed, refused."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -256,6 +257,30 @@ def test_two_processes_into_one_directory(formats, tmp_path):
   )
   of_format(formats, "a.tar", to)
   assert len(prepared.open_set(str(to))) == 24
+
+
+@pytest.mark.parametrize("side", [0, 9])
+def test_another_process_that_ends_just_before(
+  formats, whole, tmp_path, monkeypatch, side
+):
+  to, locked = tmp_path / "data", job._locked
+
+  @contextlib.contextmanager
+  def late(work, directory):
+    with monkeypatch.context() as patch:
+      patch.setattr(job, "_locked", locked)
+      of_format(formats, "a.json", to)
+    with locked(work, directory):
+      yield
+
+  monkeypatch.setattr(job, "_locked", late)
+  if side:
+    with pytest.raises(errors.GazeError, match="another data set"):
+      of_format(formats, "a.json", to, max_side=side)
+  else:
+    assert of_format(formats, "a.json", to) == f"{to} is prepared already"
+  found = {k: v for k, v in hashes(to).items() if ".preparing" not in k}
+  assert found == hashes(whole)
 
 
 _LIMITED = """
