@@ -33,6 +33,7 @@ from gaze_jax.data import llava_record
 from gaze_jax.data import media as media_lib
 from gaze_jax.data import media_files
 from gaze_jax.data import packing
+from gaze_jax.data import paths
 from gaze_jax.data import record_index
 from gaze_jax.data import samples
 from gaze_jax.data import skipped as skipped_lib
@@ -177,11 +178,11 @@ class LlavaJson:
   def _checked(self, record: json_records.Record) -> _Record:
     sample, media = llava_record.of_record(record)
     found = [self._image(name) for name in media.images]
-    paths, sizes = zip(*found, strict=True) if found else ((), ())
+    files, sizes = zip(*found, strict=True) if found else ((), ())
     videos = tuple(media_files.find(x, self._folder) for x in media.videos)
     longest = [_FRAME] * self._reader.frames.frames
     self._reader.check(sample, sizes, [longest] * len(videos))
-    return _Record(_name_of(record), paths, sizes, videos, sample)
+    return _Record(_name_of(record), files, sizes, videos, sample)
 
   def _image(self, name: str) -> tuple[str, tiles.Size]:
     """Path of an image, and its height and width."""
@@ -221,22 +222,8 @@ def _digest(records: Sequence[_Record]) -> dict[str, str]:
 def _make(config: config_lib.Config, split: str) -> LlavaJson:
   """The source of `data.path` (train) or `data.eval_path` (new)."""
   data = config.data
-  paths = dict(train=data.path, new=data.eval_path)
-  if split not in paths:
-    raise config_lib.ConfigError(
-      f"llava_json has no split {split!r}; it has train and new"
-    )
-  if not data.path and split == "train":
-    raise config_lib.ConfigError(
-      "config: data.source = 'llava_json' needs data.path, the JSON file"
-    )
-  if not paths[split]:
-    raise config_lib.ConfigError(
-      "config: data.eval_path is empty: it names the JSON held out for"
-      " evaluation"
-    )
   return LlavaJson(
-    paths[split],
+    paths.of_split(config, split, "the JSON file"),
     image_folder=data.image_folder,
     max_skipped=data.max_skipped,
     reader=media_lib.reader(config),
@@ -253,8 +240,4 @@ def _name_of(record: json_records.Record) -> str:
   )
 
 
-def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
-  return {"new": config} if config.data.eval_path else {}
-
-
-SOURCE = plugins.SourceSpec(make=_make, splits=_splits)
+SOURCE = plugins.SourceSpec(make=_make, splits=paths.splits)

@@ -16,6 +16,7 @@ from gaze_jax import json_file
 from gaze_jax import plugins
 from gaze_jax import schema
 from gaze_jax.data import media as media_lib
+from gaze_jax.data import paths
 from gaze_jax.data import record as record_lib
 from gaze_jax.data import record_index
 from gaze_jax.data import samples
@@ -162,18 +163,8 @@ class Prepared(stored.Stored):
 
 def _make(config: config_lib.Config, split: str) -> Prepared:
   """The source of `data.path` (train) or `data.eval_path` (new)."""
-  paths = dict(train=config.data.path, new=config.data.eval_path)
-  if split not in paths:
-    raise config_lib.ConfigError(
-      f"prepared has no split {split!r}; it has train and new"
-    )
-  if not paths[split]:
-    field = "path" if split == "train" else "eval_path"
-    raise config_lib.ConfigError(
-      f"config: data.{field} is empty: it names a directory that"
-      " launch/prepare.py made"
-    )
-  data = open_set(paths[split])
+  what = "a directory that launch/prepare.py made"
+  data = open_set(paths.of_split(config, split, what))
   tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
   return Prepared(
     data,
@@ -186,8 +177,4 @@ def _make(config: config_lib.Config, split: str) -> Prepared:
   )
 
 
-def _splits(config: config_lib.Config) -> dict[str, config_lib.Config]:
-  return {"new": config} if config.data.eval_path else {}
-
-
-SOURCE = plugins.SourceSpec(make=_make, splits=_splits)
+SOURCE = plugins.SourceSpec(make=_make, splits=paths.splits)
