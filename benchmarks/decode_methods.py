@@ -69,7 +69,7 @@ def make(tokens: int, batch: int, dtype: str, q: int, h: int) -> Case:
       v=v,
       descriptors=descriptors(k, valid),
       valid=valid,
-      unit=jnp.zeros((batch, r), jnp.int32),
+      unit=jnp.zeros((batch, r, REGION), jnp.int32),
     )
 
   return Case(

@@ -137,7 +137,7 @@ def make(config: config_lib.DecoderConfig, tokens: int, batch: int) -> Case:
     v=v,
     descriptors=jax.jit(lambda k: jax.lax.map(describe, k))(k),
     valid=valid,
-    unit=jnp.where(valid.any(-1), 0, -1),
+    unit=jnp.where(valid, 0, -1),
   )
   new = jnp.arange(batch, dtype=jnp.int32)[:, None] + 7
   return Case(config, tokens, visual, new)

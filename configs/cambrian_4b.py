@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
           remat="full",
           dtype="bfloat16",
         ),
-        gaze=dict(region=(6, 6), context_tokens=4, top_k=4),
+        gaze=dict(region=(6, 6, 1), context_tokens=4, top_k=4),
       ),
       data=dict(
         sequence_length=2048,

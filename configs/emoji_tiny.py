@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
           embedding_scale=128**0.5,
           scan=False,
         ),
-        gaze=dict(region=(3, 3), top_k=3, context_tokens=4),
+        gaze=dict(region=(3, 3, 1), top_k=3, context_tokens=4),
       ),
       data=dict(
         source="emoji_scenes",

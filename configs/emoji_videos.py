@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   config = emoji_tiny.get_config()
   config.model.vision.image_size = 112
-  config.model.gaze = ConfigDict(dict(region=(4, 4), top_k=4, context_tokens=1))
+  config.model.gaze = ConfigDict(
+    dict(region=(4, 4, 1), top_k=4, context_tokens=1)
+  )
   config.data = ConfigDict(
     dict(
       source="emoji_videos",

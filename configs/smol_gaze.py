@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
           context_std=0.135,
         ),
         decoder=_DECODER,
-        gaze=dict(region=(3, 3), top_k=4, context_tokens=4),
+        gaze=dict(region=(3, 3, 1), top_k=4, context_tokens=4),
       ),
       data=dict(
         source="emoji_scenes",

@@ -8,6 +8,7 @@ sense, and raises a `ConfigError` for the first that does not.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -216,7 +217,8 @@ class GazeConfig:
   Defaults are the paper's.
   """
 
-  region: tuple[fields.Count, fields.Count] = (6, 6)  # tokens: rows, columns
+  # Tokens: rows, columns, and frames of a video.
+  region: tuple[fields.Count, fields.Count, fields.Count] = (6, 6, 1)
   context_tokens: fields.Natural = 4
   # Who chooses: each query head, or a KV group or all heads by summed scores.
   granularity: Literal["query_head", "kv_group", "layer"] = "query_head"
@@ -254,7 +256,7 @@ class GazeConfig:
     g, learns = "model.gaze", self.gradient != "none"
     _require(
       self.descriptor != "submean"
-      or 2 <= self.sub_cells <= self.region[0] * self.region[1],
+      or 2 <= self.sub_cells <= math.prod(self.region),
       f"{g}.sub_cells = {self.sub_cells} must be 2 to the tokens of a region"
       " with descriptor = 'submean'",
     )
@@ -537,7 +539,8 @@ def of_saved(raw: Mapping[str, Any]) -> Config:
   """The checked config that a file written here holds, of any schema.
 
   Before schema 2 of a run, and 3 of a checkpoint and a model, the options of
-  EmojiScenes stood among the fields of every source.
+  EmojiScenes stood among the fields of every source. Before 3 and 4, a region
+  was rows and columns of one frame.
   """
   raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
   data, evaluation = raw.get("data"), raw.get("eval")
@@ -549,7 +552,18 @@ def of_saved(raw: Mapping[str, Any]) -> Config:
       old = name.replace("samples", "canvases")
       if old in evaluation:
         evaluation[name] = evaluation.pop(old)
+  model = raw.get("model")
+  if isinstance(model, Mapping) and isinstance(model.get("gaze"), Mapping):
+    raw["model"] = dict(model, gaze=of_saved_gaze(model["gaze"]))
   return from_config_dict(raw)
+
+
+def of_saved_gaze(raw: Mapping[str, Any]) -> dict[str, Any]:
+  """The section `model.gaze` of such a file, as it is written today."""
+  region = raw.get("region")
+  if isinstance(region, (list, tuple)) and len(region) == 2:
+    return dict(raw, region=(*region, 1))
+  return dict(raw)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -36,20 +36,22 @@ class Format:
 
 
 FORMATS = {
-  "run": Format(2),  # config.json of a workdir (train/loop.py)
+  # config.json of a workdir (train/loop.py). Up to 2 as `config.of_saved` says.
+  "run": Format(3),
   # manifest.json (train/manifest.py). 1 has the number of samples alone of what
-  # the run reads; up to 2 as `config.of_saved` says.
-  "checkpoint": Format(3),
+  # the run reads; up to 3 as `config.of_saved` says.
+  "checkpoint": Format(4),
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
-  # context tokens of a model without any; up to 2 as `config.of_saved` says.
-  "model": Format(3),
+  # context tokens of a model without any; up to 3 as `config.of_saved` says.
+  "model": Format(4),
   "data": Format(1),  # gaze_data.json (data/prepared.py)
   "wandb": Format(1),  # wandb.json of a workdir (train/wandb_run.py)
-  # Our options in a config.json of transformers (weights/hf.py).
-  "gaze": Format(1),
+  # Our options in a config.json of transformers (weights/hf.py). 1 likewise.
+  "gaze": Format(2),
   # context.json (api/saved_context.py). 1 knew its model by every option that
-  # there was, so that a new one made it another model's; 2 had no conversation.
-  "context": Format(3, oldest=3, again="Read the images again"),
+  # there was, so that a new one made it another model's; 2 had no conversation;
+  # 3 no regions of several frames.
+  "context": Format(4, oldest=4, again="Read the images again"),
 }
 
 

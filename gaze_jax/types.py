@@ -134,7 +134,9 @@ class Plan:
     region_slots: int32 [B, R, L].
     segment: int32 [B, R], the segment of each region; -1 where there is none.
     end: int32 [B, R], the slot after a region's last token; 0 likewise.
-    unit: int32 [B, R], the unit of each region; -1 likewise.
+    unit: int32 [B, R], the first unit of each region; -1 likewise. A region
+      has others only where it spans frames.
+    opens: int32 [B, R], the units whose first region this is.
     routed: bool [B, S], the slots whose queries choose regions.
     source: int32 [B, S], the slot whose query chooses for each slot; None when
       every query chooses for itself.
@@ -149,6 +151,7 @@ class Plan:
   segment: Leaf
   end: Leaf
   unit: Leaf
+  opens: Leaf
   routed: Leaf
   source: Leaf
   order: Leaf
@@ -224,8 +227,8 @@ class VisualCache:
       `regions.descriptors`.
     valid: bool [B, R, L], False where a page is padded, which is its end; one
       for all layers.
-    unit: int32 [B, R], the unit of each region, -1 where there is none; one
-      for all layers.
+    unit: int32 [B, R, L], the unit of each token, -1 where a page is padded;
+      one for all layers.
   """
 
   k: Leaf

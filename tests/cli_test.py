@@ -97,7 +97,7 @@ def test_config_and_overrides(command, tiny_config_file, tiny_config):
     read,
     f"--config={tiny_config_file}",
     "--config.train.steps=3",
-    "--config.model.gaze.region=(3, 1)",
+    "--config.model.gaze.region=(3, 1, 1)",
     "--config.model.gaze.context_tokens=0",
     "--config.data.path=a/b",
     config=True,
@@ -105,7 +105,7 @@ def test_config_and_overrides(command, tiny_config_file, tiny_config):
   assert (code, text) == (0, "")
   expected = tiny_config(
     train__steps=3,
-    model__gaze__region=(3, 1),
+    model__gaze__region=(3, 1, 1),
     model__gaze__context_tokens=0,
     data__path="a/b",
   )
@@ -145,7 +145,7 @@ def test_another_source_has_options_of_its_own(command, tiny_config_file):
     (["--config={file}", "-config.train.step=3"], "mean 'train.steps'?"),
     (["--config={file}", "--config.train.steps=x"], "train.steps=x: invalid"),
     (["--config={file}", "--config.train.steps=0"], "steps = 0 is below 1"),
-    (["--config={file}", "--config.model.gaze.region=3"], "2 entries"),
+    (["--config={file}", "--config.model.gaze.region=3"], "3 entries"),
   ],
 )
 def test_config_errors(command, tiny_config_file, argv, says):
@@ -194,8 +194,8 @@ def test_the_json_of_a_run_or_a_converted_model_is_a_config(tmp_path):
   for text, says in (
     ("{", "not JSON"),
     ("[1]", "an object is needed, got list"),
-    ('{"schema": 3, "train": {}}', "schema 3 by a newer gaze_jax"),
-    ('{"schema": 4, "config": {}}', "schema 4 by a newer gaze_jax"),
+    ('{"schema": 4, "train": {}}', "schema 4 by a newer gaze_jax"),
+    ('{"schema": 5, "config": {}}', "schema 5 by a newer gaze_jax"),
   ):
     file.write_text(text)
     with pytest.raises(errors.GazeError, match=says):

@@ -36,11 +36,11 @@ def test_nothing_said_is_the_default():
 
 def test_what_is_said_is_read():
   config = read(
-    model=dict(gaze=dict(region=[3, 4], top_k=2)),
+    model=dict(gaze=dict(region=[3, 4, 2], top_k=2)),
     train=dict(k_schedule=dict(kind="random"), learning_rate=1),
     eval=dict(budgets=[1, 2]),
   )
-  assert config.model.gaze.region == (3, 4) and config.model.gaze.top_k == 2
+  assert config.model.gaze.region == (3, 4, 2) and config.model.gaze.top_k == 2
   assert config.train.k_schedule.kind == "random"
   assert config.train.learning_rate == 1.0
   assert isinstance(config.train.learning_rate, float)
@@ -54,7 +54,7 @@ def test_a_config_dict_is_read_too():
 
 
 def test_there_and_back():
-  config = read(model=dict(gaze=dict(region=(2, 2))), data=dict(samples=3))
+  config = read(model=dict(gaze=dict(region=(2, 2, 1))), data=dict(samples=3))
   assert config_lib.from_config_dict(config_lib.to_dict(config)) == config
 
 
@@ -80,8 +80,8 @@ def test_there_and_back():
     ("train.learning_rate", False, "must be float, got False"),
     ("model.vision.frozen", 1, "model.vision.frozen must be bool, got 1"),
     ("model.gaze.region", 3, "model.gaze.region must be a list, got 3"),
-    ("model.gaze.region", (3, 3, 3), "must have 2 entries, got (3, 3, 3)"),
-    ("model.gaze.region", (3, "4"), "model.gaze.region[1] must be int"),
+    ("model.gaze.region", (3, 3), "must have 3 entries, got (3, 3)"),
+    ("model.gaze.region", (3, "4", 1), "model.gaze.region[1] must be int"),
     ("train.optimizer", "sgd", "'sgd' is not one of 'adamw', 'muon'"),
     ("train.steps", 0, "train.steps = 0 is below 1"),
     ("train.save_every", 0, "train.save_every = 0 is below 1"),
@@ -107,7 +107,7 @@ def test_there_and_back():
     ("model.vision.hidden_state", -14, "does not exist in a tower"),
     ("model.decoder.kv_heads", 3, "query_heads = 4 is not a multiple of"),
     ("model.decoder.head_dim", 7, "head_dim = 7 must be even"),
-    ("model.gaze.region", (0, 2), "model.gaze.region[0] = 0 is below 1"),
+    ("model.gaze.region", (0, 2, 1), "model.gaze.region[0] = 0 is below 1"),
     ("model.gaze.context_tokens", -1, "context_tokens = -1 is below 0"),
     ("model.gaze.top_k", -1, "model.gaze.top_k = -1 is below 0"),
     ("model.gaze.ratio", 0.0, "model.gaze.ratio = 0.0 is not above 0"),
@@ -262,7 +262,7 @@ def test_every_recipe_is_one_of_its_model_and_stage():
 
 def test_the_papers_numbers_are_the_defaults():
   gaze = config_lib.GazeConfig()
-  assert gaze.region == (6, 6) and gaze.context_tokens == 4
+  assert gaze.region == (6, 6, 1) and gaze.context_tokens == 4
   assert (gaze.granularity, gaze.descriptor) == ("query_head", "mean")
   assert (gaze.budget, gaze.refresh) == ("fixed", "token")
   assert (gaze.gradient, gaze.dense_layers) == ("none", ())
@@ -333,10 +333,21 @@ def test_a_config_saved_before_sources_had_options_is_read():
   assert config_lib.of_saved({}) == config_lib.Config()
 
 
+def test_a_region_saved_before_it_had_frames_is_of_one_frame():
+  old = config_lib.to_dict(config_lib.Config())
+  old["model"]["gaze"]["region"] = [2, 3]
+  assert config_lib.of_saved(old).model.gaze.region == (2, 3, 1)
+  with pytest.raises(config_lib.ConfigError, match="3 entries"):
+    config_lib.from_config_dict(old)
+
+
 @pytest.mark.parametrize(
   "broken",
   [
     dict(data=3),
+    dict(model=3),
+    dict(model=dict(gaze=3)),
+    dict(model=dict(gaze=dict(region=[3]))),
     dict(eval=3),
     dict(eval=dict(canvases="x")),
     dict(train=dict(batch_size=3, accumulation=2)),

@@ -85,7 +85,7 @@ def small_shape():
     regions=12,
     region_length=9,
     answer_slots=12,
-    region=(3, 3),
+    region=(3, 3, 1),
     context_tokens=2,
   )
 
@@ -106,7 +106,7 @@ def tiny_settings():
       decoder=dict(
         width=32, depth=2, query_heads=4, kv_heads=2, head_dim=8, mlp_dim=64
       ),
-      gaze=dict(region=(2, 2), top_k=2, context_tokens=2),
+      gaze=dict(region=(2, 2, 1), top_k=2, context_tokens=2),
     ),
     data=dict(
       source="emoji_scenes",

@@ -194,12 +194,13 @@ def _laid_out(
   pixels = units.join([one.pixels for one, _ in seen], config.model)
   prompt = prompts.Prompt(tuple(parts), pixels)
   batch = prompts.batch([prompt], config.model)
-  counts = context_lib.extended(context, batch).regions_per_unit
-  starts = np.cumsum([0, *counts])[context.unit_count :]
   views = [view for _, shown in seen for view in shown]
-  numbered = [
-    words.View(v.picture, np.where(v.regions < 0, -1, v.regions + start))
-    for v, start in zip(views, starts, strict=False)
-  ]
+  layout, before = batch.layout, len(context.sizes)
+  unit = np.where(layout.region[0] >= 0, layout.unit[0], -1)
+  numbered = []
+  for i, view in enumerate(views):
+    first = before + layout.region[0][unit == i].min()
+    regions = np.where(view.regions < 0, -1, view.regions + first)
+    numbered.append(words.View(view.picture, regions))
   views = (*context.views, *numbered)
   return dataclasses.replace(context, views=views, talk=talk), batch

@@ -235,7 +235,7 @@ class Model:
       context, batch, room=request.max_tokens, limits=self.limits
     )
     self._check_fits(after, request.max_tokens)
-    budget = request.budget(self.config, after.regions_per_unit)
+    budget = request.budget(self.config, after.units)
     prompt = reading.Prompt(context, batch, budget)
     return scheduler.Job(prompt, after, request.max_tokens, sampled)
 

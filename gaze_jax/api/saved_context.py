@@ -153,8 +153,11 @@ def _arrays(context: context_lib.Context) -> dict[str, Any]:
   """The first row of its cache, of which all are equal, on the host."""
   cache = shard.to_host(context_lib.one_row(context.cache, 0))
   visual = cache.visual
+  unit = np.where(visual.valid, visual.unit, -1).astype(np.float32)
   out = dict(
-    visual=dict(k=visual.k, v=visual.v, descriptors=visual.descriptors),
+    visual=dict(
+      k=visual.k, v=visual.v, descriptors=visual.descriptors, unit=unit
+    ),
     linear=dict(k=cache.k, v=cache.v),
   )
   if cache.choice is not None:
@@ -164,18 +167,11 @@ def _arrays(context: context_lib.Context) -> dict[str, Any]:
 
 def _cache(arrays: dict[str, Any], counts: dict[str, Any]) -> Any:
   visual, linear = arrays["visual"], arrays["linear"]
-  parts = visual["k"].shape
-  regions, sizes = parts[3], counts["sizes"]
-  length = parts[4] if len(parts) == 6 else parts[4] * parts[5]
-  filled = context_lib.as_numpy(sizes, regions)
-  unit = np.full((1, regions), -1, np.int32)
-  unit[0, : len(sizes)] = counts["units"]
+  unit = visual["unit"].astype(jnp.int32)
   choice = arrays.get("frozen")
   return types.DecodeCache(
     visual=types.VisualCache(
-      **visual,
-      valid=jnp.asarray(np.arange(length) < filled[None, :, None]),
-      unit=jnp.asarray(unit),
+      **(visual | dict(unit=unit, valid=unit >= 0)),
     ),
     k=linear["k"],
     v=linear["v"],

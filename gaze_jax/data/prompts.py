@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.data import units
-from gaze_jax.layout import grid as grid_lib
 from gaze_jax.layout import row as row_lib
 from gaze_jax.layout import tiles
 
@@ -69,14 +68,8 @@ def shape_of(
     sum(len(t.ids) for t in ts) + sum(u.tokens + context for u in us)
     for ts, us in zip(texts, grids, strict=True)
   ]
-  regions = [
-    sum(grid_lib.region_count(u.rows, u.columns, region) for u in us)
-    for us in grids
-  ]
-  region_lengths = [
-    grid_lib.largest_region(u.rows, u.columns, u.tail, region)
-    for u in itertools.chain(*grids)
-  ]
+  regions = [sum(u.completes(region) for u in us) for us in grids]
+  region_lengths = [u.largest_region(region) for u in itertools.chain(*grids)]
   up = lambda n, step: -(-n // step) * step
   return row_lib.RowShape(
     slots=up(max(slots), _SLOTS),

@@ -127,10 +127,15 @@ def of_frames(
   sizes: Sequence[tiles.Size], model: config_lib.ModelConfig
 ) -> tuple[row_lib.Unit, ...]:
   """The units of a video's frames, as in `of_video`."""
+  side, count = model.vision.grid, len(sizes)
   if model.tiling.kind == "none":
-    return tuple(itertools.chain(*of_sizes(sizes, model)))
-  side, last = model.vision.grid, len(sizes) - 1
-  return tuple(anyres.frame_unit(side, last=i == last) for i in range(last + 1))
+    units = itertools.chain(*of_sizes(sizes, model))
+  else:
+    units = (anyres.frame_unit(side, last=i + 1 == count) for i in range(count))
+  return tuple(
+    dataclasses.replace(unit, frame=i, frames=count)
+    for i, unit in enumerate(units)
+  )
 
 
 def join(pixels: Sequence[Pixels], model: config_lib.ModelConfig) -> Pixels:

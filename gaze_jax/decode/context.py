@@ -47,7 +47,8 @@ class Context:
     length: slots of text and context in it.
     position: RoPE position of the next token.
     sizes: visual tokens of each region.
-    units: the unit of each region.
+    units: regions that each unit completes: all of its own, but where regions
+      span frames, 0 or those of several.
     pending: tokens that were generated and not read yet.
     ids: what was read, in order: ids of text, and UNIT for each unit.
     views: what each unit shows (`view/words.py`), kept here for who asks.
@@ -72,12 +73,7 @@ class Context:
   @property
   def unit_count(self) -> int:
     """Images, tiles and frames."""
-    return self.units[-1] + 1 if self.units else 0
-
-  @property
-  def regions_per_unit(self) -> tuple[int, ...]:
-    """How many regions each unit has."""
-    return tuple(np.bincount(np.array(self.units, int)).tolist())
+    return len(self.units)
 
   @property
   def visual_tokens(self) -> int:
@@ -234,17 +230,17 @@ def _more_pages(visual: types.VisualCache, room: int) -> types.VisualCache:
     v=_pad(visual.v, 3, room),
     descriptors=d,
     valid=_pad(visual.valid, 1, room),
-    unit=jnp.pad(visual.unit, ((0, 0), (0, room)), constant_values=-1),
+    unit=_pad(visual.unit, 1, room, fill=-1),
   )
 
 
-def _pad(x: jax.Array, axis: int, room: int) -> jax.Array:
-  """Zeros behind an axis; a copy even if there are none."""
+def _pad(x: jax.Array, axis: int, room: int, fill: int = 0) -> jax.Array:
+  """`fill` behind an axis; a copy even if there is no room."""
   if not room:
     return jnp.copy(x)
   width = [(0, 0)] * x.ndim
   width[axis] = (0, room)
-  return jnp.pad(x, width)
+  return jnp.pad(x, width, constant_values=fill)
 
 
 def current_cache(context: Context) -> types.DecodeCache:
@@ -277,14 +273,14 @@ def extended(context: Context, batch: types.Batch) -> Context:
   begins = (unit >= 0) & (unit != np.append(-1, unit[:-1]))
   items = np.where(text, tokens, UNIT)[text | begins]
   linear = filled & (role != types.Role.VISUAL)
-  new_units = unit[pages[:, 0]] + context.unit_count
+  completed = np.bincount(unit[pages.max(1)], minlength=unit.max() + 1)
   pending = len(context.pending)
   return dataclasses.replace(
     context,
     length=context.length + pending + int(linear.sum()),
     position=context.position + pending + int(filled.sum()),
     sizes=(*context.sizes, *map(int, (pages >= 0).sum(1))),
-    units=(*context.units, *map(int, new_units)),
+    units=(*context.units, *map(int, completed)),
     pending=(),
     ids=(*context.ids, *context.pending, *items.tolist()),
   )

@@ -47,19 +47,19 @@ def on_target(
   """Regions that show a thing.
 
   Args:
-    mask: bool [height, width], pixels of the thing.
-    regions: int [rows, columns], region of each visual token.
+    mask: bool [frames, height, width], pixels of the thing.
+    regions: int [rows, columns], region of each visual token, in all frames.
     threshold: share of a region's pixels that must be of the thing.
 
   Returns:
     bool [R].
   """
-  height, width = mask.shape
+  _, height, width = mask.shape
   rows, columns = regions.shape
   y = np.arange(height) * rows // height
   x = np.arange(width) * columns // width
   ids = regions[y][:, x].ravel()
-  covered = np.bincount(ids, weights=mask.ravel().astype(float))
+  covered = np.bincount(ids, weights=mask.mean(axis=0).ravel())
   return covered / np.bincount(ids) >= threshold
 
 

@@ -299,8 +299,8 @@ def _add_routing(
   score: Score,
 ) -> None:
   """Compares the regions read for the first answer token with the masks."""
-  grid = config.model.vision.grid
-  regions = grid_lib.region_map(grid, grid, config.model.gaze.region)
+  grid, region = config.model.vision.grid, config.model.gaze.region
+  regions = grid_lib.region_map(grid, grid, region)
   for row, sample in enumerate(batch.samples):
     things = source.sample(int(batch.indices[row])).things
     for number, question in enumerate(sample.questions):
@@ -308,8 +308,15 @@ def _add_routing(
         continue
       mask = things[question.about[0]].mask
       frames = mask if mask.ndim == 3 else mask[None]
+      together = [
+        grid_lib.frames_together(i, len(frames), region)
+        for i in range(len(frames))
+      ]
       target = np.concatenate(
-        [metrics.on_target(frame, regions, ON_TARGET) for frame in frames]
+        [
+          metrics.on_target(frames[part], regions, ON_TARGET)
+          for part in map(np.array, dict.fromkeys(together))
+        ]
       )
       slot = np.flatnonzero(batch.batch.answer_of[row] == number)[0]
       picked = chosen[:, row, slot, :, : len(target)]

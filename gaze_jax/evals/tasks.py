@@ -77,7 +77,7 @@ def budget(
     return np.full(len(batch.indices), condition.top_k, np.int32)
   out, region = np.zeros(len(batch.indices), np.int32), config.model.gaze.region
   for row, units in enumerate(batch.units):
-    counts = [grid.region_count(u.rows, u.columns, region) for u in units]
+    counts = [unit.completes(region) for unit in units]
     out[row] = budgets.of_share(config.model.gaze, condition.share, counts)
   return out
 
@@ -101,14 +101,15 @@ def override(
     return np.stack([draw(i) for i in batch.indices]).astype(np.float32)
   nearness = np.zeros((b, heads, r), np.float32)
   for row, units in enumerate(batch.units):
-    near = [_nearness(unit, model.gaze.region) for unit in units]
+    region = model.gaze.region
+    near = [_nearness(u, region) for u in units if u.completes(region)]
     if near:
       joined = np.concatenate(near)
       nearness[row, :, : len(joined)] = joined
   return nearness
 
 
-def _nearness(unit: row_lib.Unit, region: tuple[int, int]) -> np.ndarray:
+def _nearness(unit: row_lib.Unit, region: grid.Region) -> np.ndarray:
   """How near each region of a unit is to its middle, float [R]; 0 is there."""
   regions = grid.region_map(unit.rows, unit.columns, region)
   ids, tokens = regions.ravel(), np.bincount(regions.ravel())

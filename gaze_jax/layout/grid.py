@@ -1,5 +1,7 @@
 """Regions of a grid of visual tokens. See docs/method.md, section 3."""
 
+import math
+
 import numpy as np
 
 
@@ -15,7 +17,24 @@ def balanced_edges(length: int, size: int) -> np.ndarray:
   return np.arange(parts + 1) * length // parts
 
 
-def region_map(rows: int, columns: int, region: tuple[int, int]) -> np.ndarray:
+# Of a full region, in tokens: rows, columns, frames.
+Region = tuple[int, int, int]
+
+
+def frames_together(frame: int, frames: int, region: Region) -> range:
+  """The frames of a video that share regions with one of them.
+
+  Args:
+    frame: its number.
+    frames: how many the video has.
+    region: of a full region.
+  """
+  edges = balanced_edges(frames, region[2])
+  part = int(np.searchsorted(edges, frame, side="right"))
+  return range(int(edges[part - 1]), int(edges[part]))
+
+
+def region_map(rows: int, columns: int, region: Region) -> np.ndarray:
   """Region number of each token of a grid, int32 `[rows, columns]`.
 
   Regions are numbered in raster order, as the tokens are.
@@ -27,15 +46,17 @@ def region_map(rows: int, columns: int, region: tuple[int, int]) -> np.ndarray:
   return (i[:, None] * (len(across) - 1) + j[None, :]).astype(np.int32)
 
 
-def region_count(rows: int, columns: int, region: tuple[int, int]) -> int:
+def region_count(rows: int, columns: int, region: Region) -> int:
   """How many regions a grid has."""
   return -(-rows // region[0]) * -(-columns // region[1])
 
 
 def largest_region(
-  rows: int, columns: int, tail: int, region: tuple[int, int]
+  rows: int, columns: int, tail: int, region: Region, frames: int = 1
 ) -> int:
-  """Tokens of a unit's largest region: its last one, to which `tail` adds."""
-  sides = zip((rows, columns), region, strict=True)
-  height, width = (-(-n // -(-n // most)) for n, most in sides)
-  return height * width + tail
+  """Tokens of the largest region of `frames` frames of one grid.
+
+  It is the last one of them, to which the `tail` of the last frame adds.
+  """
+  sides = zip((rows, columns, frames), region, strict=True)
+  return math.prod(-(-n // -(-n // most)) for n, most in sides) + tail

@@ -48,6 +48,9 @@ class Unit:
     rows: of its grid.
     columns: of its grid.
     tail: tokens after the grid, which belong to its last region.
+    frame: its number in its video.
+    frames: how many units its video has, which follow each other; 1 for an
+      image.
     tiles: tiles of `Batch.images` that it is made of.
     feed: int [tokens], or [tokens, 4] with `blend`: numbers into the projected
       tokens of its tiles, or NEWLINE; None for its tile's own.
@@ -57,6 +60,8 @@ class Unit:
   rows: int
   columns: int
   tail: int = 0
+  frame: int = 0
+  frames: int = 1
   tiles: int = 1
   feed: np.ndarray | None = dataclasses.field(default=None, compare=False)
   blend: np.ndarray | None = dataclasses.field(default=None, compare=False)
@@ -65,6 +70,18 @@ class Unit:
   def tokens(self) -> int:
     """Visual tokens."""
     return self.rows * self.columns + self.tail
+
+  def completes(self, region: grid.Region) -> int:
+    """How many regions are complete with it: none if another frame follows."""
+    together = grid.frames_together(self.frame, self.frames, region)
+    last = self.frame == together[-1]
+    return grid.region_count(self.rows, self.columns, region) if last else 0
+
+  def largest_region(self, region: grid.Region) -> int:
+    """Tokens of its largest region, with those of other frames."""
+    return grid.largest_region(
+      self.rows, self.columns, self.tail, region, self.frames
+    )
 
 
 class Size(NamedTuple):
@@ -91,7 +108,7 @@ class RowShape:
     regions: R, regions of a row.
     region_length: L, tokens of the largest region.
     answer_slots: A, scored tokens of a row.
-    region: rows and columns of a full region, in tokens.
+    region: rows, columns and frames of a full region, in tokens.
     context_tokens: C, context tokens of a unit.
     tiles: tiles of a row; 0 for one a unit.
     largest_unit: visual tokens of the largest unit; 0 for T.
@@ -104,7 +121,7 @@ class RowShape:
   regions: int
   region_length: int
   answer_slots: int
-  region: tuple[int, int]
+  region: grid.Region
   context_tokens: int
   tiles: int = 0
   largest_unit: int = 0
@@ -229,6 +246,7 @@ class _Row:
     self.answers = self.questions = 0
     self.segment, self.first_question = -1, 0
     self.branch = self.trunk_end = self.position = 0
+    self.first_region, self.grid = 0, (0, 0)  # of the video that goes on
 
   def begin(self) -> None:
     """Begins a segment."""
@@ -254,7 +272,7 @@ class _Row:
     self._fill(n, tokens=text.ids, role=types.Role.TEXT)
 
   def add_unit(self, unit: Unit) -> None:
-    shape, first = self.shape, self.regions
+    shape = self.shape
     if self.branch:
       raise LayoutError("a trunk part follows a branch")
     if self.units == shape.units:
@@ -271,15 +289,11 @@ class _Row:
       )
     regions = grid.region_map(unit.rows, unit.columns, shape.region).ravel()
     regions = np.append(regions, np.repeat(regions[-1], unit.tail))
-    numbers = range(regions[-1] + 1)
-    self._add_regions(
-      [self.slots + np.flatnonzero(regions == number) for number in numbers]
-    )
     self._fill(
       unit.tokens,
       role=types.Role.VISUAL,
       unit=self.units,
-      region=first + regions,
+      region=self._add_to_regions(unit, regions),
       **self._feed(unit),
     )
     context = np.arange(shape.context_tokens)
@@ -323,18 +337,39 @@ class _Row:
       answer_of=self.answer_of,
     )
 
-  def _add_regions(self, regions: Sequence[np.ndarray]) -> None:
-    """Lists the slots of each region."""
+  def _add_to_regions(self, unit: Unit, regions: np.ndarray) -> np.ndarray:
+    """Lists the slots of a unit in their regions: new ones, or a video's.
+
+    Args:
+      unit: that comes next.
+      regions: int [tokens], numbered within the unit.
+
+    Returns:
+      int [tokens], numbered within the row.
+    """
     most, length = self.region_slots.shape
-    if self.regions + len(regions) > most:
+    count = regions[-1] + 1
+    together = grid.frames_together(unit.frame, unit.frames, self.shape.region)
+    if unit.frame == together[0]:
+      self.first_region, self.grid = self.regions, (unit.rows, unit.columns)
+      self.regions += count
+    if self.regions > most:
       raise LayoutError(f"more than {most} regions in one row")
-    for slots in regions:
-      if len(slots) > length:
-        raise LayoutError(
-          f"a region of {len(slots)} tokens, the row takes {length}"
-        )
-      self.region_slots[self.regions, : len(slots)] = slots
-      self.regions += 1
+    if self.grid != (unit.rows, unit.columns):
+      raise LayoutError(
+        f"frames of {self.grid[0]} x {self.grid[1]} and of {unit.rows} x"
+        f" {unit.columns} visual tokens in one video, whose regions span"
+        f" {self.shape.region[2]} frames (model.gaze.region); give frames of"
+        " one size"
+      )
+    for number in range(count):
+      page = self.region_slots[self.first_region + number]
+      slots = self.slots + np.flatnonzero(regions == number)
+      start = int((page >= 0).sum())
+      if (stop := start + len(slots)) > length:
+        raise LayoutError(f"a region of {stop} tokens, the row takes {length}")
+      page[start:stop] = slots
+    return self.first_region + regions
 
   def _add_answers(self, slots: np.ndarray, question: int) -> None:
     """Lists the slots whose logits are scored, and for which question."""

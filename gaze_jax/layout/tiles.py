@@ -111,9 +111,16 @@ def largest_unit(model: config_lib.ModelConfig) -> int:
 
 def largest_region(model: config_lib.ModelConfig) -> int:
   """Tokens of the largest region that this model may have."""
-  region = model.gaze.region
+  region, side = model.gaze.region, model.vision.grid
+  largest = lambda size, frames: grid_lib.largest_region(*size, region, frames)
+  grids = unit_grids(model)
+  frames = grids
+  if model.tiling.kind != "none":  # a frame is pooled; see `anyres.frame_unit`
+    half = -(-side // 2)
+    frames = frozenset([(half, half, 1)])
   return max(
-    grid_lib.largest_region(*size, region) for size in unit_grids(model)
+    *(largest(size, 1) for size in grids),
+    *(largest(size, region[2]) for size in frames),
   )
 
 

@@ -266,7 +266,7 @@ def empty(
       (n, batch, h, regions_lib.parts(g) * regions, d), jnp.float32
     ),
     valid=jnp.zeros((batch, regions, length), bool),
-    unit=jnp.full((batch, regions), -1, jnp.int32),
+    unit=jnp.full((batch, regions, length), -1, jnp.int32),
   )
 
 

@@ -135,9 +135,35 @@ def of_first_token(
   region_slots: types.Int[types.Array, "B R L"],
 ) -> types.Int[types.Array, "B R"]:
   """int32 [B, R], x at each region's first slot; -1 if the region is empty."""
-  first = region_slots[..., 0]
-  found = jnp.take_along_axis(x, jnp.maximum(first, 0), axis=1)
-  return jnp.where(first >= 0, found, -1)
+  return _at(x, region_slots[..., 0])
+
+
+def of_last_token(
+  x: types.Int[types.Array, "B S"],
+  region_slots: types.Int[types.Array, "B R L"],
+) -> types.Int[types.Array, "B R"]:
+  """int32 [B, R], x at each region's last slot; -1 if the region is empty."""
+  return _at(x, region_slots.max(axis=-1))
+
+
+def _at(x: types.Array, slots: types.Array) -> types.Array:
+  found = jnp.take_along_axis(x, jnp.maximum(slots, 0), axis=1)
+  return jnp.where(slots >= 0, found, -1)
+
+
+def opened(
+  first: types.Int[types.Array, "B R"], last: types.Int[types.Array, "B R"]
+) -> types.Int[types.Array, "B R"]:
+  """int32 [B, R], how many units begin with each region.
+
+  Regions of the same units follow each other; the first of them opens all.
+
+  Args:
+    first: int32 [B, R], the first unit of each region, -1 if it is empty.
+    last: int32 [B, R], its last unit, likewise.
+  """
+  new = (jnp.diff(first, axis=1, prepend=-1) != 0) & (first >= 0)
+  return jnp.where(new, last - first + 1, 0)
 
 
 def places(

@@ -61,12 +61,15 @@ def plan(
   # TEXT and CONTEXT first, in reading order.
   read = (layout.role == types.Role.TEXT) | (layout.role == types.Role.CONTEXT)
   order = jnp.argsort(~read, axis=1, stable=True)
+  unit = regions.of_first_token(layout.unit, region_slots)
+  last_unit = regions.of_last_token(layout.unit, region_slots)
   return types.Plan(
     layout=layout,
     region_slots=region_slots,
     segment=regions.of_first_token(layout.segment, region_slots),
     end=regions.ends(region_slots),
-    unit=regions.of_first_token(layout.unit, region_slots),
+    unit=unit,
+    opens=regions.opened(unit, last_unit),
     routed=routed,
     source=source,
     order=order,
@@ -186,7 +189,7 @@ def choosing(plan_: types.Plan) -> types.Bool[types.Array, "B S"]:
 def allowed(
   budget: types.Int[types.Array, "B ..."],
   available_: types.Bool[types.Array, "B X R"],
-  unit: types.Int[types.Array, "B R"],
+  opens: types.Int[types.Array, "B R"],
   config: config_lib.GazeConfig,
   *,
   dense: bool | types.Bool[types.Array, ""] = False,
@@ -198,7 +201,8 @@ def allowed(
       unit in sight for "per_unit", thousandths of the regions in sight for
       "ratio".
     available_: bool [B, X, R], the regions in sight.
-    unit: int32 [B, R], the unit of each region.
+    opens: int32 [B, R] of `regions.opened`, the units that begin with each
+      region.
     config: for `budget`.
     dense: True where the layer reads every region.
   """
@@ -210,8 +214,7 @@ def allowed(
   if config.budget == "ratio":
     k = -(-count * k // parts)
   elif config.budget == "per_unit":
-    first = jnp.diff(unit, axis=1, prepend=-1) != 0
-    k *= (available_ & first[:, None]).sum(axis=-1, dtype=jnp.int32)
+    k *= (available_ * opens[:, None]).sum(axis=-1, dtype=jnp.int32)
   return jnp.minimum(jnp.where(dense, count, k), count)
 
 

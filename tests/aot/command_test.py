@@ -22,7 +22,7 @@ def get_config():
                   frozen=True),
       decoder=dict(vocab_size=256, width=64, depth={DEPTH}, query_heads=2,
                    kv_heads=2, head_dim=32, mlp_dim=128, remat="full"),
-      gaze=dict(region=(1, 2), context_tokens=0, implementation="masked",
+      gaze=dict(region=(1, 2, 1), context_tokens=0, implementation="masked",
                 decode_implementation="masked")),
     data=dict(source="llava_json", sequence_length=64),
     train=dict(batch_size=8),

@@ -49,7 +49,7 @@ CONFIG = dict(
       mlp_dim=64,
       dtype="bfloat16",
     ),
-    gaze=dict(region=(1, 2), context_tokens=2, top_k=1),
+    gaze=dict(region=(1, 2, 1), context_tokens=2, top_k=1),
   ),
 )
 

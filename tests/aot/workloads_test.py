@@ -29,7 +29,7 @@ MODEL = dict(
     mlp_dim=64,
     dtype="bfloat16",
   ),
-  gaze=dict(region=(6, 6), context_tokens=4),
+  gaze=dict(region=(6, 6, 1), context_tokens=4),
 )
 CONFIG = config_lib.from_config_dict(
   dict(model=MODEL, data=dict(sequence_length=512))

@@ -62,7 +62,7 @@ class Format:
     last = max(i for i, x in enumerate(flat) if isinstance(x, messages.Place))
     items = flat[: last + 1]
     ids = [x if isinstance(x, int) else context_lib.UNIT for x in items]
-    return self._context(talk, ids, sizes=(9,) * 4, units=(0, 0, 1, 1))
+    return self._context(talk, ids, sizes=(9,) * 4, units=(2, 2))
 
   def said(self, text, *, ended=False, talk=(), ids=None):
     """A context in which a question was answered by a text.
@@ -263,11 +263,11 @@ def test_views_have_the_numbers_of_their_row(ours):
   request = api.Request(Q, images=[shade(1), shade(2)])
   parts = ours.model.config, ours.tokenizer
   got, batch = conversation.next_turn(request, *parts)
-  assert context_lib.extended(got, batch).regions_per_unit == (9, 9)
+  assert context_lib.extended(got, batch).units == (9, 9)
   first, second = (np.unique(v.regions).tolist() for v in got.views)
   assert first == list(range(9)) and second == list(range(9, 18))
   none, batch = conversation.next_turn(api.Request(Q), *parts)
-  assert context_lib.extended(none, batch).regions_per_unit == ()
+  assert context_lib.extended(none, batch).units == ()
   assert none.views == ()
 
 

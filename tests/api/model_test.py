@@ -288,10 +288,30 @@ def test_a_video_is_its_frames(model, picture):
   assert ours.generate(Q, seen, **FEW).tokens == video.tokens
 
 
+def test_a_video_whose_regions_span_frames(model, picture):
+  """Frames 0; 1 and 2; then of a later picture, on and on."""
+  ours = model(region=(2, 2, 2), budget="per_unit", top_k=1)
+  frames = [picture(i) for i in range(3)]
+  reply = ours.generate(Q, videos=[frames], trace=True, **FEW)
+  context = reply.context
+  assert context.units == (9, 0, 9) and context.visual_tokens == 3 * 25
+  assert context.sizes[9:] == tuple(2 * n for n in context.sizes[:9])
+  first = [int(v.regions.min()) for v in context.views]
+  assert first == [0, 9, 9]
+  assert {s.chosen.sum(-1).max() for s in reply.steps} == {3}
+  assert "<html" in reply.page(reply.accounting()) and reply.picture().width
+  again = ours.generate(Q, context, images=[picture(7)], **FEW).context
+  assert again.units == (9, 0, 9, 9) and again.views[3].regions.min() == 18
+  # All read, it is what regions of one frame read.
+  of = lambda m: m.generate(Q, videos=[frames], share=1.0, **FEW).tokens
+  assert of(ours) == of(model())
+
+
 @pytest.mark.nightly
-def test_a_context_comes_back_from_disk(model, picture, tmp_path):
-  ours = model()
-  seen = ours.encode_image(picture(0), picture(1))
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_context_comes_back_from_disk(model, picture, tmp_path, frames):
+  ours = model(region=(2, 2, frames), budget="per_unit")
+  seen = ours.encode_video([picture(0), picture(1)])
   api.save_context(seen, ours, tmp_path / "kept")
   back = api.load_context(tmp_path / "kept", ours)
   jax.tree.map(np.testing.assert_array_equal, back.cache, seen.cache)
@@ -346,9 +366,9 @@ def test_contexts_that_can_not_be_used_are_refused(model, picture, tmp_path):
     api.load_context(tmp_path, ours)
   about = (kept / "context.json").read_text()
   for old, new, says in (
-    ('"schema": 3', '"version": 1', "schema 1 by an older.*Read the images"),
-    ('"schema": 3', '"schema": 4', "schema 4 by a newer.*Update gaze_jax"),
-    ('"schema": 3', '"schema": null', "schema = None is no version"),
+    ('"schema": 4', '"version": 1', "schema 1 by an older.*Read the images"),
+    ('"schema": 4', '"schema": 5', "schema 5 by a newer.*Update gaze_jax"),
+    ('"schema": 4', '"schema": null', "schema = None is no version"),
     ('"views"', '"seen"', "has no views; read the images again"),
   ):
     assert old in about

@@ -244,11 +244,14 @@ def test_images_become_units():
   for seen in units.of_images([one, picture((28, 28))], SMALL):
     assert seen.units == (row_lib.Unit(2, 2, tail=1),)
   seen = units.of_video([one] * 3, SMALL)
-  frame = row_lib.Unit(1, 1)
-  assert seen.units == (frame, frame, row_lib.Unit(1, 1, tail=1))
+  assert seen.units == tuple(
+    row_lib.Unit(1, 1, tail=int(i == 2), frame=i, frames=3) for i in range(3)
+  )
   plain = config_lib.ModelConfig(vision=SMALL.vision)
   assert [s.units for s in units.of_images([one] * 2, plain)] == [(square,)] * 2
-  assert units.of_video([one] * 2, plain).units == (square, square)
+  assert units.of_video([one] * 2, plain).units == tuple(
+    row_lib.Unit(2, 2, frame=i, frames=2) for i in range(2)
+  )
   # What is one thin line has no grid.
   (seen,) = units.of_images([picture((1, 300))], SMALL)
   assert seen.pixels.shape[0] == sum(u.tiles for u in seen.units)

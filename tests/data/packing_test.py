@@ -23,7 +23,7 @@ SHAPE = row_lib.RowShape(
   regions=2,
   region_length=2,
   answer_slots=8,
-  region=(1, 2),
+  region=(1, 2, 1),
   context_tokens=1,
 )
 IMAGE = np.zeros((4, 8, 3), np.uint8)

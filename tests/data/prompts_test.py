@@ -18,7 +18,7 @@ BOS, IMAGE, VIDEO, START, SEE, THIS, AND = range(len(WORDS))
 MODEL = config_lib.ModelConfig(
   vision=config_lib.VisionConfig(image_size=28, patch_size=14),
   tiling=config_lib.TilingConfig(kind="anyres", pinpoints=((28, 28), (28, 56))),
-  gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=1),
+  gaze=config_lib.GazeConfig(region=(2, 2, 1), context_tokens=1),
 )
 
 
@@ -47,8 +47,8 @@ def test_parts_and_pixels_are_in_reading_order():
   )
   assert prompt.parts == (
     row_lib.Text([BOS, SEE]),
-    row_lib.Unit(1, 1),
-    row_lib.Unit(1, 1, tail=1),
+    row_lib.Unit(1, 1, frame=0, frames=2),
+    row_lib.Unit(1, 1, tail=1, frame=1, frames=2),
     row_lib.Text([AND]),
     row_lib.Unit(2, 2),
     row_lib.Unit(2, 5, tiles=2),
@@ -104,4 +104,6 @@ def test_naflex_pictures_bring_their_grids():
     batch.images.grid, [[[2, 6], [3, 3]], [[0, 0], [0, 0]]]
   )
   video = raw_prompts.make("<video>", tokenizer, model, videos=[[wide, wide]])
-  assert video.parts[1:] == (row_lib.Unit(2, 6),) * 2
+  assert video.parts[1:] == tuple(
+    row_lib.Unit(2, 6, frame=i, frames=2) for i in range(2)
+  )

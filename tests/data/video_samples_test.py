@@ -21,6 +21,7 @@ from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.data import units
 from gaze_jax.data import video
 from gaze_jax.layout import row as row_lib
+from gaze_jax.layout import tiles
 
 SIZE = (40, 56)
 QUESTIONS = ("<video>\nWhat moves?", "Like <image>, or like <video>?")
@@ -112,6 +113,34 @@ def test_a_row_is_that_of_its_request(folder, kind):
   first = batch.answer_slots[0][batch.answer_of[0] == 0]
   assert np.flatnonzero(unit == 2).max() < first.min()
   assert first.max() < np.flatnonzero(unit == 3).min()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_regions_of_several_frames_are_those_of_the_request(folder, kind):
+  """Of 3 frames parts of 1 and 2; and there is room for any number of them."""
+  model = dict(MODELS[kind], gaze=dict(region=(2, 2, 2)))
+  c = config(folder, row("long.mkv"), model=model)
+  batcher = pipeline.Batcher(c, llava.SOURCE.make(c, "train"))
+  layout = batcher.batch([(0, 0)], rows=1).batch.layout
+  request = api.Request(
+    QUESTIONS[0], videos=[str(folder / "long.mkv")], frames=3
+  )
+  _, asked = conversation.next_turn(request, c, batcher.tokenizer)
+  visual = lambda layout, x: x[0][layout.role[0] == types.Role.VISUAL]
+  unit, region = (visual(layout, x) for x in (layout.unit, layout.region))
+  np.testing.assert_array_equal(
+    region, visual(asked.layout, asked.layout.region)
+  )
+  one, two, three = (set(region[unit == i].tolist()) for i in range(3))
+  assert two == three and not one & two
+  largest = [
+    max(
+      u.largest_region((2, 2, 2)) for u in units.of_frames([SIZE] * n, c.model)
+    )
+    for n in range(1, 6)
+  ]
+  assert max(largest) <= tiles.largest_region(c.model)
+  assert kind == "anyres" or max(largest) == tiles.largest_region(c.model) == 8
 
 
 def jax_leaves(pixels):

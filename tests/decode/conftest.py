@@ -59,7 +59,7 @@ _SHAPE = row_lib.RowShape(
   regions=36,
   region_length=4,
   answer_slots=16,
-  region=(2, 2),
+  region=(2, 2, 1),
   context_tokens=2,
 )
 

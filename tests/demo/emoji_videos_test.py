@@ -37,7 +37,7 @@ def config(**changes):
     dict(
       model=dict(
         vision=dict(image_size=SIZE, patch_size=14),
-        gaze=dict(context_tokens=1, region=[4, 4]),
+        gaze=dict(context_tokens=1, region=[4, 4, 1]),
       ),
       data=data | changes,
       train=dict(batch_size=2),
@@ -215,6 +215,7 @@ def test_a_run_is_trained_and_scored(tiny_config, tmp_path):
     data__sequence_length=600,
     data__answer_slots=40,
     model__vision__image_size=84,
+    model__gaze__region=(2, 2, 3),
     eval__samples=3,
   )
   loop.train(c, tmp_path)

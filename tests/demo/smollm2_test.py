@@ -212,7 +212,7 @@ def row_of(ours, question):
     regions=1,
     region_length=1,
     answer_slots=1,
-    region=(1, 1),
+    region=(1, 1, 1),
     context_tokens=0,
   )
   return row_lib.make_batch([row_lib.lay_out(parts, shape)], None)

@@ -47,7 +47,7 @@ def test_on_target_by_hand():
   mask = np.zeros((4, 4), bool)
   mask[0, 0] = mask[2:, 2:] = True
   regions = np.array([[0, 1], [2, 3]])
-  covered = lambda t: metrics.on_target(mask, regions, t).tolist()
+  covered = lambda t: metrics.on_target(mask[None], regions, t).tolist()
   assert covered(0.25) == [True, False, False, True]
   assert covered(0.26) == [False, False, False, True]
 
@@ -57,8 +57,19 @@ def test_on_target_of_uneven_regions():
   regions = np.array([[0, 1, 1]] * 3)
   mask = np.zeros((6, 6), bool)
   mask[:, :3] = True  # all of region 0, a quarter of region 1
-  assert metrics.on_target(mask, regions, 0.25).tolist() == [True, True]
-  assert metrics.on_target(mask, regions, 0.3).tolist() == [True, False]
+  assert metrics.on_target(mask[None], regions, 0.25).tolist() == [True, True]
+  assert metrics.on_target(mask[None], regions, 0.3).tolist() == [True, False]
+
+
+def test_on_target_of_two_frames():
+  """All of region 0 in one frame is half of it; a quarter of 1 an eighth."""
+  regions = np.array([[0, 1, 1]] * 3)
+  mask = np.zeros((2, 6, 6), bool)
+  mask[1, :, :3] = True
+  on_target = lambda t: metrics.on_target(mask, regions, t).tolist()
+  assert on_target(0.125) == [True, True]
+  assert on_target(0.5) == [True, False]
+  assert on_target(0.51) == [False, False]
 
 
 def test_routing_accuracy_by_hand():

@@ -81,6 +81,30 @@ def preference(choice, batch, config, indices=(3, -1), units=UNITS):
   return tasks.override(condition, one, config.model)
 
 
+def _video(frames):
+  unit = lambda i: row_lib.Unit(5, 5, frame=i, frames=frames)
+  return tuple(map(unit, range(frames)))
+
+
+@pytest.mark.parametrize("unit, half", [("fixed", 9), ("per_unit", 5)])
+def test_a_share_of_regions_of_two_frames(tiny_config, batch, unit, half):
+  """Of 3 frames 2 x 9 regions; after the first, 9 are in sight of one frame."""
+  gaze = dict(model__gaze__budget=unit, model__gaze__region=(2, 2, 2))
+  config = tiny_config(data__max_units=3, **gaze)
+  one = pipeline.EvalBatch(batch, np.array([3, -1]), (), (_video(3), ()))
+  k = tasks.budget(tasks.Condition("x", share=0.5), one, config)
+  assert k.tolist() == [half, 0]
+
+
+def test_centre_regions_of_two_frames(tiny_config, batch):
+  units = (_video(2), ())
+  config = tiny_config(model__gaze__region=(2, 2, 2))
+  np.testing.assert_array_equal(
+    preference("centre", batch, config, units=units),
+    preference("centre", batch, config),
+  )
+
+
 def test_scores_are_not_overridden(batch, tiny_config):
   assert preference("scores", batch, tiny_config()) is None
 

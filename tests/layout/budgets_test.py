@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gaze_jax import config as config_lib
 from gaze_jax.data import units
 from gaze_jax.layout import budgets
-from gaze_jax.layout import grid
 from gaze_jax.layout import row as row_lib
 from gaze_jax.ops import routing
 
@@ -28,9 +27,10 @@ def read(kind, k, regions):
   unit = np.full(256, -1, np.int32)
   unit[: sum(regions)] = np.repeat(np.arange(len(regions)), regions)
   open_ = (unit >= 0) & (unit <= np.arange(6)[:, None])
+  opens = (np.diff(unit, prepend=-1) > 0).astype(np.int32)
   gaze = config_lib.GazeConfig(budget=kind)
   got = _allowed(
-    np.array([[k]], np.int32), open_[None], unit[None], config=gaze
+    np.array([[k]], np.int32), open_[None], opens[None], config=gaze
   )
   return np.asarray(got)[0], open_.sum(-1)
 
@@ -104,7 +104,7 @@ SIZES = (10, 28, 45, 77, 200)
 @pytest.mark.parametrize("kind", ["none", "anyres", "naflex"])
 def test_training_asks_for_all_that_any_row_holds(kind, budget):
   """Of every picture, the dense budget of a run reads every region."""
-  gaze = dict(region=(2, 3), budget=budget, top_k=1000, ratio=1.0)
+  gaze = dict(region=(2, 3, 1), budget=budget, top_k=1000, ratio=1.0)
   config = _config(kind, 4, gaze)
   dense, trained = budgets.of_config(config)
   assert trained == dense
@@ -114,7 +114,7 @@ def test_training_asks_for_all_that_any_row_holds(kind, budget):
     several = units.of_sizes([size] * 3, config.model)
     rows = [alone, alone * (4 // len(alone)), sum(several, ())]
     for row in rows:
-      regions = [grid.region_count(u.rows, u.columns, (2, 3)) for u in row]
+      regions = [u.completes((2, 3, 1)) for u in row]
       needed = max(needed, budgets.dense(config.model.gaze, regions))
       got, want = read(budget, dense, regions)
       np.testing.assert_array_equal(got, want)

@@ -20,7 +20,7 @@ def shape(**changes):
     regions=4,
     region_length=4,
     answer_slots=4,
-    region=(2, 2),
+    region=(2, 2, 1),
     context_tokens=1,
   )
   return row_lib.RowShape(**(values | changes))
@@ -74,6 +74,65 @@ def test_a_second_image_continues_units_regions_and_feed():
   np.testing.assert_array_equal(
     row["region_slots"][:2], [[0, 1, -1, -1], [4, 5, 6, 7]]
   )
+
+
+def _video(rows, columns, frames, **last):
+  return [
+    row_lib.Unit(
+      rows, columns, frame=i, frames=frames, **(last if i + 1 == frames else {})
+    )
+    for i in range(frames)
+  ]
+
+
+def test_regions_of_two_frames_by_hand():
+  """Three frames are parts of 1 and 2; the picture behind is alone."""
+  row = row_lib.lay_out(
+    [*_video(1, 3, 3, tail=1), row_lib.Text([3]), row_lib.Unit(1, 2)],
+    shape(slots=18, units=4, regions=6, region_length=5, region=(1, 2, 2)),
+  )
+  used = dict(
+    role=[V, V, V, C, V, V, V, C, V, V, V, V, C, T, V, V, C],
+    unit=[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, -1, 3, 3, 3],
+    region=[0, 1, 1, -1, 2, 3, 3, -1, 2, 3, 3, 3, -1, -1, 4, 4, -1],
+  )
+  for name, values in used.items():
+    np.testing.assert_array_equal(row[name][:17], values, name)
+  np.testing.assert_array_equal(
+    row["region_slots"],
+    [
+      [0, -1, -1, -1, -1],
+      [1, 2, -1, -1, -1],
+      [4, 8, -1, -1, -1],
+      [5, 6, 9, 10, 11],
+      [14, 15, -1, -1, -1],
+      [-1] * 5,
+    ],
+  )
+
+
+def test_two_videos_share_no_region():
+  """Each of 3 frames: one region of two frames and one of one, twice."""
+  video = _video(1, 1, 3)
+  row = row_lib.lay_out(
+    [*video, *video],
+    shape(units=6, regions=4, region=(1, 1, 2), context_tokens=0),
+  )
+  np.testing.assert_array_equal(row["region"][:6], [0, 1, 1, 2, 3, 3])
+
+
+def test_what_a_unit_completes():
+  region = (2, 2, 2)
+  assert [u.completes(region) for u in _video(3, 3, 3)] == [4, 0, 4]
+  assert row_lib.Unit(3, 3).completes(region) == 4
+
+
+def test_frames_of_two_sizes_share_no_region():
+  frames = _video(1, 2, 2)
+  frames[1] = row_lib.Unit(2, 2, frame=1, frames=2)
+  with pytest.raises(row_lib.LayoutError, match=r"1 x 2 and of 2 x 2.*region"):
+    row_lib.lay_out(frames, shape(region=(2, 2, 2), region_length=8))
+  row_lib.lay_out(frames, shape())
 
 
 def test_text_only_row_has_no_region():
@@ -157,7 +216,7 @@ N = row_lib.NEWLINE
 def test_a_newline_after_an_image_is_in_its_last_region():
   row = row_lib.lay_out(
     [row_lib.Text([3]), row_lib.Unit(2, 2, tail=1), row_lib.Unit(1, 1, tail=2)],
-    shape(region=(1, 2), unit_tokens=6),
+    shape(region=(1, 2, 1), unit_tokens=6),
   )
   used = dict(
     role=[T, V, V, V, V, V, C, V, V, V, C],
@@ -270,7 +329,7 @@ def test_row_shape_of_a_tiled_model_has_room_for_all_that_occurs():
 
 def test_row_shape_of_naflex_has_room_for_a_line():
   vision = config_lib.VisionConfig(max_patches=30)
-  gaze = config_lib.GazeConfig(region=(3, 3))
+  gaze = config_lib.GazeConfig(region=(3, 3, 1))
   config = config_lib.Config(
     model=config_lib.ModelConfig(vision=vision, gaze=gaze)
   )

@@ -39,7 +39,7 @@ CONFIG = config_lib.ModelConfig(
     mlp_dim=48,
     embedding_std=1.0,  # tokens that differ
   ),
-  gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=3, top_k=2),
+  gaze=config_lib.GazeConfig(region=(2, 2, 1), context_tokens=3, top_k=2),
 )
 SHAPE = row_lib.RowShape(
   slots=64,
@@ -48,7 +48,7 @@ SHAPE = row_lib.RowShape(
   regions=12,
   region_length=4,
   answer_slots=5,
-  region=(2, 2),
+  region=(2, 2, 1),
   context_tokens=3,
 )
 # Rows of other lengths and grids; the last has no image.
@@ -170,6 +170,101 @@ def test_answers_go_on_as_in_the_parallel_form(params, config):
   assert said.tolist() == [2, 1, 2]
 
 
+def _take_segments(monkeypatch):
+  """Units by segments, with the oracle in the kernel's place; its calls."""
+  monkeypatch.setattr(backends, "ATTEND_SEGMENTS", (attend_segments,))
+  monkeypatch.setattr(
+    attend_segments, "supported", lambda **_: None, raising=False
+  )
+  called = []
+  plain = attend_segments.attend_segments
+  monkeypatch.setattr(
+    attend_segments,
+    "attend_segments",
+    lambda *args, **kwargs: called.append(1) or plain(*args, **kwargs),
+  )
+  # Blocks that overlap.
+  monkeypatch.setattr(prompt_units, "_SEGMENTED", (256, 5))
+  jax.clear_caches()
+  return called
+
+
+def _video_rows(frames):
+  """Five frames beside a picture, and one of a single frame."""
+  video = lambda n: [row_lib.Unit(2, 3, frame=i, frames=n) for i in range(n)]
+  shape = dataclasses.replace(
+    SHAPE,
+    slots=72,
+    units=6,
+    region=(2, 2, frames),
+    region_length=4 * frames,
+    tiles=6,
+  )
+  rows = [
+    [row_lib.Text([1]), *video(5), row_lib.Unit(3, 3), row_lib.Text([3, 4])],
+    [row_lib.Text([6]), *video(1), row_lib.Text([7])],
+  ]
+  pixels = np.random.default_rng(0).normal(size=(2, 6, 70, 70, 3))
+
+  def batch(tails):
+    laid = [
+      row_lib.lay_out([*row, *tail], shape)
+      for row, tail in zip(rows, tails, strict=True)
+    ]
+    return row_lib.make_batch(laid, pixels.astype(np.float32))
+
+  return batch
+
+
+# The first cut is within the second frame, the next within its context tokens'
+# unit; the third in the last frame, before its last token.
+VIDEO_PIECES = [
+  (True, [(0, 1), (0, 1)]),
+  (False, [(1, 13), (1, 1)]),
+  (False, [(13, 28), (1, 1)]),
+  (False, [(28, 42), (1, 4)]),
+  (False, [(42, 58), (4, 10)]),
+  (True, [(58, 60), (10, 11)]),
+]
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("by_segments", [False, True])
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize(
+  "options", [dict(budget="per_unit"), dict(visual_attention="own_unit")]
+)
+def test_a_chunk_may_end_inside_a_region_of_several_frames(
+  params, monkeypatch, options, frames, by_segments
+):
+  gaze = dataclasses.replace(CONFIG.gaze, region=(2, 2, frames), **options)
+  config = dataclasses.replace(CONFIG, gaze=gaze)
+  batch = _video_rows(frames)
+  budget = np.array([1, 1], np.int32)
+  answers = [[row_lib.Text([20, 21], question=0)]] * 2
+  want = _apply(params, config, batch(answers), budget)
+  if by_segments:
+    _take_segments(monkeypatch)
+  cache, first, traced = read_rows.read(
+    params,
+    config,
+    batch([[], []]),
+    budget,
+    pieces=VIDEO_PIECES,
+    capacity=32,
+  )
+  _, logits, _ = _extend(
+    params, config, cache, np.full((2, 1), 20, np.int32), budget
+  )
+  if by_segments:
+    jax.clear_caches()
+  compare.close(first, want.logits[:, 0])
+  compare.close(logits[:, 0], want.logits[:, 1])
+  np.testing.assert_array_equal(traced.chosen[:, :, 0], want.chosen[:, :, 0])
+  if options.get("budget") == "per_unit":  # frames count, and the picture
+    assert traced.chosen[:, :, 0].sum(-1).max((0, 2)).tolist() == [6, 1]
+
+
 def test_several_tokens_at_once_and_some_of_them_padding(params):
   whole = [
     [*parts, row_lib.Text(answer, question=0)]
@@ -239,21 +334,7 @@ def test_units_by_segments_are_units_under_a_mask(
   config = dataclasses.replace(CONFIG, gaze=gaze)
   batch = batch_of(ROWS)
   want, logits, _ = read(params, config, batch)
-  monkeypatch.setattr(backends, "ATTEND_SEGMENTS", (attend_segments,))
-  monkeypatch.setattr(
-    attend_segments, "supported", lambda **_: None, raising=False
-  )
-  called = []
-  plain = attend_segments.attend_segments
-  monkeypatch.setattr(
-    attend_segments,
-    "attend_segments",
-    lambda *args, **kwargs: called.append(1) or plain(*args, **kwargs),
-  )
-  monkeypatch.setattr(
-    prompt_units, "_SEGMENTED", (256, 5)
-  )  # blocks that overlap
-  jax.clear_caches()
+  called = _take_segments(monkeypatch)
   got, last, _ = read(params, config, batch)
   assert called
   compare.close(last, logits)

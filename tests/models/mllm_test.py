@@ -39,7 +39,7 @@ CONFIG = config_lib.ModelConfig(
     mlp_dim=48,
     embedding_std=1.0,  # tokens that differ
   ),
-  gaze=config_lib.GazeConfig(region=(2, 2), context_tokens=3, top_k=2),
+  gaze=config_lib.GazeConfig(region=(2, 2, 1), context_tokens=3, top_k=2),
 )
 SHAPE = row_lib.RowShape(
   slots=96,
@@ -48,7 +48,7 @@ SHAPE = row_lib.RowShape(
   regions=27,
   region_length=4,
   answer_slots=8,
-  region=(2, 2),
+  region=(2, 2, 1),
   context_tokens=3,
 )
 # Prompts of every mix; each is asked to go on with ANSWER.
@@ -403,7 +403,7 @@ def test_visual_slots_hold_blends_and_newlines():
     regions=2,
     region_length=4,
     answer_slots=1,
-    region=(2, 2),
+    region=(2, 2, 1),
     context_tokens=0,
     tiles=3,
     taps=4,

@@ -17,7 +17,7 @@ CONFIG = config_lib.ModelConfig(
   decoder=config_lib.DecoderConfig(
     vocab_size=32, width=16, depth=2, head_dim=4, mlp_dim=16
   ),
-  gaze=config_lib.GazeConfig(region=(1, 1), context_tokens=2, top_k=2),
+  gaze=config_lib.GazeConfig(region=(1, 1, 1), context_tokens=2, top_k=2),
 )
 SHAPE = row_lib.RowShape(
   slots=16,
@@ -26,7 +26,7 @@ SHAPE = row_lib.RowShape(
   regions=4,
   region_length=1,
   answer_slots=4,
-  region=(1, 1),
+  region=(1, 1, 1),
   context_tokens=2,
 )
 

@@ -26,11 +26,11 @@ def _score(query, descriptors, config):
   return (descriptors @ query).max()
 
 
-def _budget(k, ready, unit_of, config):
+def _budget(k, ready, units_of, config):
   if config.budget == "ratio":
     return int(np.ceil(len(ready) * k / 1000))
   if config.budget == "per_unit":
-    return k * len({unit_of[g] for g in ready})
+    return k * len({unit for g in ready for unit in units_of[g]})
   return k
 
 
@@ -83,8 +83,8 @@ class _Row:
       )
       for g in ready
     }
-    unit_of = {g: self.unit[self.pages[g][0]] for g in ready}
-    count = _budget(self.budget, ready, unit_of, config)
+    units_of = {g: self.unit[self.pages[g]].tolist() for g in ready}
+    count = _budget(self.budget, ready, units_of, config)
     return sorted(ready, key=lambda g: (-score[g], g))[:count]
 
   def sees(self, i, j, read):

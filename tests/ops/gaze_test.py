@@ -238,6 +238,72 @@ def test_options_equal_a_plain_loop(
   assert np.abs(want - without).max() > 1e-2  # the option does something
 
 
+# A video of 5 frames beside a picture, and one of 3 alone: 27 slots of a unit.
+VIDEO = lambda rows, columns, frames: [
+  row_lib.Unit(rows, columns, frame=i, frames=frames) for i in range(frames)
+]
+VIDEOS = (
+  (
+    row_lib.Text([1]),
+    *VIDEO(2, 3, 5),
+    row_lib.Text([2, 3]),
+    row_lib.Unit(3, 4),
+    row_lib.Text([4, 5]),
+  ),
+  (row_lib.Unit(1, 1), *VIDEO(3, 2, 3), row_lib.Text([6, 7])),
+  TEXT_ONLY,
+)
+
+
+def _spanning(shape, frames):
+  return dataclasses.replace(
+    shape, slots=72, units=6, region=(2, 2, frames), region_length=4 * frames
+  )
+
+
+@pytest.mark.few(6)
+@pytest.mark.parametrize("form", ["masked", "chunked", slow_pallas])
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize(
+  "options, k",
+  [
+    ({}, 2),
+    (dict(budget="per_unit", descriptor="submean"), 1),
+    (dict(visual_attention="own_unit", descriptor="minmax"), 1),
+  ],
+  ids=str,
+)
+def test_regions_of_several_frames_equal_a_plain_loop(
+  heads, plain, small_shape, form, frames, options, k
+):
+  shape = _spanning(small_shape, frames)
+  batch, options = _batch(shape, *VIDEOS), dict(options, region=shape.region)
+  h = heads(len(VIDEOS), shape.slots)
+  got = _run(h, batch, k, form, **options)
+  compare.close(got.out, plain(h, batch, k, _config(form, **options)))
+  # Of 5 frames of 2 x 2 tokens and the picture: parts of 2 and 3, or 1, 2, 2.
+  most = 2 * (2 if frames == 3 else 3) + 4
+  read = _run(h, batch, 99, form, **options).members[0].sum(-1).max()
+  assert read == most
+
+
+@pytest.mark.parametrize("form", ["gather", slow_pallas])
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize("budget", ["per_unit", "fixed"])
+def test_decode_knows_regions_of_several_frames(
+  heads, small_shape, form, frames, budget
+):
+  shape = _spanning(small_shape, frames)
+  options = dict(region=shape.region, budget=budget)
+  for sample in VIDEOS:
+    batch, h = _batch(shape, sample), heads(1, shape.slots)
+    used = int((batch.layout.role[0] != types.Role.PAD).sum())
+    want = _run(h, batch, 1, "masked", **options)
+    got = _decode(h, batch, 2, 1, form, **options)
+    compare.close(got.out, want.out[:, used - 2 : used])
+    np.testing.assert_array_equal(got.members, want.members[:, used - 2 : used])
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_all_regions_without_context_is_dense_attention(
   heads, small_shape, form
@@ -681,7 +747,7 @@ def _by_hand():
     regions=2,
     region_length=1,
     answer_slots=1,
-    region=(1, 1),
+    region=(1, 1, 1),
     context_tokens=0,
   )
   batch = _batch(shape, [row_lib.Unit(1, 2), row_lib.Text([1])])

@@ -12,7 +12,7 @@ SHAPE = row_lib.RowShape(
   regions=2,
   region_length=2,
   answer_slots=4,
-  region=(1, 2),
+  region=(1, 2, 1),
   context_tokens=1,
 )
 

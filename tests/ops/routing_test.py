@@ -6,6 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gaze_jax import config as config_lib
+from gaze_jax.ops import regions
 from gaze_jax.ops import routing
 
 CONFIG = config_lib.GazeConfig()
@@ -155,14 +156,22 @@ def test_submean_takes_the_best_part():
 def test_how_many_by_hand(config, k, want):
   """Units 0 0 1 and no fourth region; queries that see 3, 1 and 0 of them."""
   open_ = np.array([[[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]], bool)
-  unit = np.array([[0, 0, 1, -1]])
+  opens = np.array([[1, 0, 1, 0]])
   budget = np.array([[k]], np.int32)
   config = config_lib.GazeConfig(**config)
   allowed = lambda dense: routing.allowed(
-    budget, open_, unit, config, dense=dense
+    budget, open_, opens, config, dense=dense
   )
   np.testing.assert_array_equal(allowed(False)[0], want)
   np.testing.assert_array_equal(allowed(np.array(True))[0], [3, 1, 0])
+
+
+def test_frames_that_regions_open_by_hand():
+  """Units 0; 1 and 2 together in two regions; 3; then nothing."""
+  first, last = np.array([[0, 0, 1, 1, 3, -1]]), np.array([[0, 0, 2, 2, 3, -1]])
+  np.testing.assert_array_equal(
+    regions.opened(first, last), [[1, 0, 2, 0, 1, 0]]
+  )
 
 
 def test_visits_are_the_union_with_a_bit_for_each_row():

@@ -86,7 +86,7 @@ def test_another_config_is_refused_with_the_difference(saved):
     CONFIG,
     train=dataclasses.replace(CONFIG.train, learning_rate=0.5, seed=7),
     model=dataclasses.replace(
-      CONFIG.model, gaze=config_lib.GazeConfig(region=(3, 3))
+      CONFIG.model, gaze=config_lib.GazeConfig(region=(3, 3, 1))
     ),
   )
   with pytest.raises(checkpoint.CheckpointError) as error:

@@ -29,7 +29,7 @@ def wide(tiny_config):
     model__decoder__mlp_dim=1024,
     model__decoder__head_dim=64,
     model__decoder__scan=False,
-    model__gaze__region=(5, 5),
+    model__gaze__region=(5, 5, 1),
     model__gaze__implementation="masked",
     train__features="none",
     train__batch_size=2,

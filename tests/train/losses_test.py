@@ -15,7 +15,7 @@ SHAPE = row_lib.RowShape(
   regions=1,
   region_length=1,
   answer_slots=3,
-  region=(1, 1),
+  region=(1, 1, 1),
   context_tokens=0,
 )
 

@@ -76,7 +76,7 @@ def config(request, folder):
   decoder = dict(width=32, depth=2, query_heads=4, kv_heads=2, head_dim=8)
   decoder |= dict(mlp_dim=48, qk_norm=False, qkv_bias=True, tied=False)
   model = dict(vision=vision, decoder=decoder)
-  model["gaze"] = dict(region=(2, 3), context_tokens=1, top_k=3)
+  model["gaze"] = dict(region=(2, 3, 1), context_tokens=1, top_k=3)
   if request.param == "anyres":
     sides = (28, 56, 84)
     pinpoints = [[i, j] for i in sides for j in sides]

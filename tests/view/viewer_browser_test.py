@@ -53,7 +53,7 @@ def made(frames, seed=0, budget=3):
   """Views of a gradient, and words whose heads read `budget` regions each."""
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[:96, :96].astype(np.uint8)
-  one = grid.region_map(12, 12, (3, 3))
+  one = grid.region_map(12, 12, (3, 3, 1))
   views = [
     words_lib.View(
       np.stack([2 * x, 2 * y, np.full_like(x, 40 + 5 * i)], -1),

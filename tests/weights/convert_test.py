@@ -316,7 +316,7 @@ def joined():
     model = config_lib.ModelConfig(
       vision=vision,
       decoder=decoder,
-      gaze=config_lib.GazeConfig(region=(2, 2), **gaze),
+      gaze=config_lib.GazeConfig(region=(2, 2, 1), **gaze),
     )
     return model
 
@@ -495,7 +495,9 @@ def test_a_budget_of_its_own_goes_there_and_back(saved, tmp_path):
   checkpoints.to_ours(saved("llava"), tmp_path / "ours")
   stored = store.open_stored(tmp_path / "ours")
   model = stored.config.model
-  gaze = dataclasses.replace(model.gaze, budget="fixed", top_k=3, region=(2, 2))
+  gaze = dataclasses.replace(
+    model.gaze, budget="fixed", top_k=3, region=(2, 2, 1)
+  )
   assert gaze.context_tokens == 0
   config = hf.config_for(dataclasses.replace(model, gaze=gaze))
   sparse = dataclasses.replace(stored, config=config)
@@ -505,10 +507,14 @@ def test_a_budget_of_its_own_goes_there_and_back(saved, tmp_path):
   assert again.model.gaze == gaze and "context" not in params["projector"]
   file = tmp_path / "back" / "config.json"
   raw = json.loads(file.read_text())
-  assert raw[hf.GAZE_KEY]["schema"] == 1
-  raw[hf.GAZE_KEY]["schema"] = 2
+  assert raw[hf.GAZE_KEY]["schema"] == 2
+  # Schema 1 had regions of one frame.
+  raw[hf.GAZE_KEY] |= dict(schema=1, region=[2, 2])
   file.write_text(json.dumps(raw))
-  with pytest.raises(errors_lib.GazeError, match="gaze: written as schema 2"):
+  assert load.load(tmp_path / "back")[0].model.gaze == gaze
+  raw[hf.GAZE_KEY]["schema"] = 3
+  file.write_text(json.dumps(raw))
+  with pytest.raises(errors_lib.GazeError, match="gaze: written as schema 3"):
     load.load(tmp_path / "back")
 
 
@@ -540,7 +546,7 @@ def test_what_was_converted_before_there_were_schemas_is_read(saved, tmp_path):
 @pytest.mark.parametrize(
   "changes, says",
   [
-    (dict(schema=4), "schema 4 by a newer gaze_jax; this one reads up to 3"),
+    (dict(schema=5), "schema 5 by a newer gaze_jax; this one reads up to 4"),
     (dict(schema="2"), "schema = '2' is no version"),
     (dict(schema=True), "schema = True is no version"),
     (dict(schema=0), "schema = 0 is no version"),

@@ -55,7 +55,7 @@ SHAPE = row_lib.RowShape(
   regions=16,
   region_length=36,
   answer_slots=32,
-  region=(6, 6),
+  region=(6, 6, 1),
   context_tokens=0,
   tiles=10,
   largest_unit=156,
@@ -369,7 +369,7 @@ def test_defaults_are_those_of_transformers(clip_llava):
 
 
 def gaze_config(pair: Pair, **gaze):
-  changed = dataclasses.replace(pair.config.gaze, region=(3, 3), **gaze)
+  changed = dataclasses.replace(pair.config.gaze, region=(3, 3, 1), **gaze)
   return dataclasses.replace(pair.config, gaze=changed)
 
 

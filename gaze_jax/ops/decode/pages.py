@@ -12,6 +12,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import types
 from gaze_jax.kernels import attention
 from gaze_jax.ops import chunks
+from gaze_jax.ops import regions
 from gaze_jax.ops import routing
 from gaze_jax.ops.decode import cache
 
@@ -189,8 +190,11 @@ def _chosen(lookup: Lookup, form: ModuleType | None) -> Looked:
 
 
 def _allowed(lookup: Lookup) -> types.Array:
-  budget = lookup.budget[:, None]
-  return routing.allowed(budget, lookup.open, lookup.visual.unit, lookup.config)
+  unit = lookup.visual.unit
+  opens = regions.opened(unit[..., 0], unit.max(axis=-1))
+  return routing.allowed(
+    lookup.budget[:, None], lookup.open, opens, lookup.config
+  )
 
 
 def _scores(lookup: Lookup) -> types.Array:

@@ -108,16 +108,15 @@ def _under_a_mask(
   """Attention to pages, to text and context, and to the chunk itself."""
   visual, query = lookup.visual, lookup.query
   own_unit = lookup.config.visual_attention == "own_unit"
-  seen = layout.unit[:, :, None] == visual.unit[:, None]  # [B, X, R]
-  if not own_unit:
-    seen |= (layout.role == types.Role.VISUAL)[:, :, None]
-  seen &= visual.valid.any(-1)[:, None]
+  far = (layout.role == types.Role.VISUAL) & (not own_unit)  # sees all units
+  seen = far.any(1, keepdims=True) & visual.valid.any(-1)
+  seen |= _of_units(layout.unit, visual)
 
-  def look(some: pages.Lookup, fresh: types.Array, start: types.Array):
-    mask = fresh & some.visual.valid[:, None]
-    of_block = jax.lax.dynamic_slice_in_dim(seen, start, len(fresh), 2)
-    mask &= of_block[..., None]
-    mask = mask.reshape(*seen.shape[:2], -1)[:, None]
+  def look(some: pages.Lookup, fresh: types.Array):
+    mask = layout.unit[..., None, None] == some.visual.unit[:, None]
+    mask |= far[..., None, None]
+    mask &= fresh & some.visual.valid[:, None]
+    mask = mask.reshape(*layout.unit.shape, -1)[:, None]
     k, v = (pages.in_order(some, x) for x in (some.visual.k, some.visual.v))
     return attention.attend(query, k, v, mask)
 
@@ -127,7 +126,17 @@ def _under_a_mask(
   *text, filled = text
   is_visual = (layout.role == types.Role.VISUAL)[:, :, None]
   line = attention.attend(query, *text, (filled[:, None] & is_visual)[:, None])
-  return _before(lookup, seen.any(1), look, _MASKED[1]), line, itself
+  return _before(lookup, seen, look, _MASKED[1]), line, itself
+
+
+def _of_units(
+  unit: types.Int[types.Array, "B X"], visual: types.VisualCache
+) -> types.Bool[types.Array, "B R"]:
+  """The pages that hold a token of any of these units, which are 0 or more."""
+  first, last = visual.unit[..., 0], visual.unit.max(axis=-1)
+  unit = unit[:, :, None]
+  inside = (first[:, None] <= unit) & (unit <= last[:, None]) & (unit >= 0)
+  return inside.any(axis=1) & visual.valid.any(axis=-1)
 
 
 def _by_segments(
@@ -154,39 +163,31 @@ def _by_segments(
   one = lambda mask, other: jnp.where(mask, 0, other)  # the segment of all
   wide = one(all_, _NO_QUERY)
 
-  def look(queries, unit_of_page):
-    def of(some: pages.Lookup, fresh: types.Array, start: types.Array):
-      size, l = some.visual.valid.shape[1:]
-      unit = jax.lax.dynamic_slice_in_dim(unit_of_page, start, size, 1)
+  def before(seen, queries, segment):
+    def look(some: pages.Lookup, fresh: types.Array):
+      size, l = some.visual.unit.shape[1:]
       there = fresh & some.visual.valid
-      ids = jnp.where(there, unit[..., None], _NO_KEY).reshape(-1, size * l)
+      ids = jnp.where(there, segment(some.visual.unit), _NO_KEY)
+      ids = ids.reshape(-1, size * l)
       k, v = (pages.in_order(some, x) for x in (some.visual.k, some.visual.v))
       return attend_(k, v, queries, ids, causal=False)
 
-    return of
+    return _before(lookup, seen, look, _SEGMENTED[1])
 
-  valid = visual.valid.any(-1)
-  mine = (units[:, :, None] == visual.unit[:, None]).any(1) & valid
-  before = attention.merge(
-    _before(
-      lookup,
-      valid & all_.any(1, keepdims=True),
-      look(wide, one(valid, -1)),
-      _SEGMENTED[1],
-    ),
-    _before(lookup, mine, look(units, visual.unit), _SEGMENTED[1]),
-  )
+  any_ = visual.valid.any(-1) & all_.any(1, keepdims=True)
   inside = lambda queries, keys: attend_(key, value, queries, keys, causal=True)
   *text, there = text
   looking = one(is_visual, _NO_QUERY)
   parts = [
+    before(any_, wide, jnp.zeros_like),
+    before(_of_units(units, visual), units, lambda unit: unit),
     attend_(*text, looking, one(there, _NO_KEY), causal=False),
     inside(wide, one(filled, _NO_KEY)),
     inside(units, jnp.where(filled, layout.unit, _NO_KEY)),
   ]
   if own_unit:  # and the context tokens of the units before its own
     parts.append(inside(looking, one(is_context, _NO_KEY)))
-  return before, *parts
+  return tuple(parts)
 
 
 def _before(
@@ -203,8 +204,8 @@ def _before(
   Args:
     lookup: of all pages.
     seen: the pages that any slot sees.
-    look: attention to some pages; given their `Lookup`, which of them are not
-      of the block before, bool [size, 1], and the number of the first.
+    look: attention to some pages; given their `Lookup`, and which of them are
+      not of the block before, bool [size, 1].
     most: pages at a time.
   """
   query, r = lookup.query, seen.shape[1]
@@ -215,7 +216,7 @@ def _before(
     start = jnp.minimum(i * size, r - size)
     fresh = start + jnp.arange(size) >= i * size
     some = pages.part(lookup, start, size)
-    return attention.merge(state, look(some, fresh[:, None], start))
+    return attention.merge(state, look(some, fresh[:, None]))
 
   nothing = types.Attended(
     out=jnp.zeros(query.shape, jnp.float32),
@@ -247,12 +248,14 @@ def grow(
     chunk: `Chunk` of [B, X].
     config: static.
   """
-  (b, r, l), d = visual.valid.shape, key.shape[-1]
+  (b, r, l), d = visual.unit.shape, key.shape[-1]
   is_visual = chunk.layout.role == types.Role.VISUAL
   region = jnp.where(is_visual, chunk.layout.region, r)  # r is dropped
   rows = jnp.arange(b)[:, None]
   valid = visual.valid.at[rows, region, chunk.index].set(True, mode="drop")
-  unit = visual.unit.at[rows, region].set(chunk.layout.unit, mode="drop")
+  unit = visual.unit.at[rows, region, chunk.index].set(
+    chunk.layout.unit, mode="drop"
+  )
   k = cache_ops.put_pages(visual.k, key, chunk)
   describe = lambda page: regions.of_pages(
     cache_ops.plain(page, l, d), valid, config

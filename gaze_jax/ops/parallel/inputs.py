@@ -201,5 +201,5 @@ def choose(inputs: Inputs, slots: Slots) -> Choice:
   if budget.shape[1] > 1:
     segment = jnp.maximum(take(plan.layout.segment, slots), 0)
     budget = jnp.take_along_axis(budget, segment, axis=1)
-  k = routing.allowed(budget, open_, plan.unit, config, dense=inputs.dense)
+  k = routing.allowed(budget, open_, plan.opens, config, dense=inputs.dense)
   return Choice(score, open_, routing.members(score, open_, k))

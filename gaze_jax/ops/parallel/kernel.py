@@ -37,6 +37,7 @@ def attend(
     chunk: text and context queries that look at each other at a time.
     unit_span: visual and context tokens of the largest unit.
   """
+  spans = inputs.config.region[2] > 1  # a page may be of several units
   slots = inputs.plan.region_slots
   # The kernel would copy pages of another length.
   room = form.page_length(slots.shape[2]) - slots.shape[2]
@@ -54,14 +55,19 @@ def attend(
     _pages(inputs.key, plan),
     _pages(inputs.value, plan),
     (plan.region_slots >= 0).sum(-1, dtype=jnp.int32),
-    _read(inputs, choice, plan.order),
+    _read(inputs, choice, plan.order, by_pages=not spans),
   )
   near = _among_themselves(query, key, value, plan, chunk)
   text = attention.merge(looked, near).out
   text = inputs_lib.permute(text, plan.rank, plan.order)
-  visual = (plan.layout.role == types.Role.VISUAL)[..., None, None]
+  is_ = lambda role: (plan.layout.role == role)[..., None, None]
+  visual = _visual(inputs, chunk, unit_span)
+  out = jnp.where(is_(types.Role.VISUAL), visual, text)
+  if spans:
+    own = chunked.own_unit(inputs, chunk, unit_span)
+    out = jnp.where(is_(types.Role.CONTEXT), own, out)
   return inputs_lib.Result(
-    out=jnp.where(visual, _visual(inputs, chunk, unit_span), text),
+    out=out,
     members=inputs_lib.take(choice.members, plan.rank),
     loss=inputs_lib.no_loss(inputs),
   )
@@ -125,12 +131,17 @@ def _in_slabs(form: ModuleType, query, k, v, length, members) -> types.Attended:
 
 
 def _read(
-  inputs: inputs_lib.Inputs, choice: inputs_lib.Choice, slots: types.Array
+  inputs: inputs_lib.Inputs,
+  choice: inputs_lib.Choice,
+  slots: types.Array,
+  *,
+  by_pages: bool,
 ) -> types.Array:
   """bool [B, X, Q, R], the regions read by queries of any kind.
 
   TEXT reads what it chose, or everything in sight if it is not routed;
-  CONTEXT reads its own unit; VISUAL and PAD read nothing here.
+  CONTEXT reads its own unit where the pages are of one unit (`by_pages`), else
+  nothing here; VISUAL and PAD read nothing here.
   """
   plan = inputs.plan
   role, unit = inputs_lib.take(plan.layout.role, slots), plan.layout.unit
@@ -138,9 +149,10 @@ def _read(
     inputs_lib.take(plan.layout.segment, slots), slots, plan.segment, plan.end
   )
   free = (role == types.Role.TEXT) & ~inputs_lib.take(plan.routed, slots)
-  own = inputs_lib.take(unit, slots)[:, :, None] == plan.unit[:, None]
-  context = (role == types.Role.CONTEXT)[..., None] & own
-  whole = (sight & free[..., None]) | context
+  whole = sight & free[..., None]
+  if by_pages:
+    own = inputs_lib.take(unit, slots)[:, :, None] == plan.unit[:, None]
+    whole |= (role == types.Role.CONTEXT)[..., None] & own
   chosen = routing.per_head(choice.members, inputs.query.shape[2])
   return chosen | whole[:, :, None]
 

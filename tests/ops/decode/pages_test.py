@@ -30,12 +30,13 @@ def _step(b, r, regions, budget, layers=1, x=1, **options):
   filled[:, 0] -= 1
   # Few values, so that scores tie.
   descriptors = jnp.round(draw(layers, b, H, r, D))
+  valid = jnp.arange(L) < filled[..., None]
   visual = types.VisualCache(
     k=draw(layers, b, H, r, L, D),
     v=draw(layers, b, H, r, L, D),
     descriptors=descriptors,
-    valid=jnp.arange(L) < filled[..., None],
-    unit=jnp.where(filled > 0, 0, -1),
+    valid=valid,
+    unit=jnp.where(valid, 0, -1),
   )
   return pages.Lookup(
     query=jnp.round(draw(b, x, Q, D)),
@@ -73,9 +74,8 @@ def test_a_choice_of_few_and_of_many(granularity, budget):
   score = routing.scores(
     lookup.query, lookup.visual.descriptors[0], lookup.config
   )
-  k = routing.allowed(
-    lookup.budget[:, None], lookup.open, lookup.visual.unit, lookup.config
-  )
+  opens = np.zeros((2, 128), np.int32)  # of no account with a fixed budget
+  k = routing.allowed(lookup.budget[:, None], lookup.open, opens, lookup.config)
   want = routing.members(score, lookup.open, k)
   np.testing.assert_array_equal(got[1], routing.per_head(want, Q))
   assert (got[1].sum(-1) == np.minimum(budget, (128, 100))[:, None, None]).all()

@@ -24,7 +24,7 @@ SHAPE = row_lib.RowShape(
   regions=8,
   region_length=4,
   answer_slots=1,
-  region=(2, 2),
+  region=(2, 2, 1),
   context_tokens=2,
 )
 # t t | v x 9, c c | t | v x 6, c c | v v, c c | t
@@ -75,7 +75,7 @@ def empty_cache():
     v=pages,
     descriptors=jnp.zeros((1, 2, 2, 8, 8)),
     valid=jnp.zeros((2, 8, 4), bool),
-    unit=jnp.full((2, 8), -1, jnp.int32),
+    unit=jnp.full((2, 8, 4), -1, jnp.int32),
   )
   nothing = jnp.zeros(2, jnp.int32)
   return types.DecodeCache(visual, linear, linear, nothing, nothing, None)
@@ -150,7 +150,8 @@ def check_grown(cache, batch, h, config):
   visual, slots = cache.visual, batch.region_slots
   there = slots[0] >= 0
   np.testing.assert_array_equal(visual.valid[0], there)
-  assert visual.unit[0].tolist() == [0, 0, 0, 0, 1, 1, 2, -1]
+  unit = np.where(there, np.array([0, 0, 0, 0, 1, 1, 2, -1])[:, None], -1)
+  np.testing.assert_array_equal(visual.unit[0], unit)
   for got, x in ((visual.k, h.k), (visual.v, h.v)):
     pages = regions.pages(jnp.asarray(x[:1]), slots)
     np.testing.assert_array_equal(got[0, :1], pages)

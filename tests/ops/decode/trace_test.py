@@ -48,7 +48,7 @@ def case():
     v=keys,
     descriptors=regions.of_pages(keys, valid, CONFIG),
     valid=valid,
-    unit=np.where(SIZES > 0, 0, -1),
+    unit=np.where(valid, 0, -1),
   )
   lookup = pages.Lookup(query, visual, None, np.ones(B, np.int32), CONFIG)
   return Case(lookup, query, keys, draw(B, X, Q, 3))
