@@ -1,7 +1,9 @@
 """Packed rows: each sample as if it were alone, and runs that train on them."""
 
 import dataclasses
+import functools
 import json
+import types
 
 import av
 import jax
@@ -78,7 +80,7 @@ def settings(folder, kind, implementation="chunked", **data):
     width=32, depth=2, query_heads=4, kv_heads=2, head_dim=8, mlp_dim=64
   )
   gaze = dict(
-    region=[2, 2], context_tokens=2, implementation=implementation, chunk=128
+    region=[2, 2, 2], context_tokens=2, implementation=implementation, chunk=280
   )
   return dict(
     model=KINDS[kind] | dict(decoder=decoder, gaze=gaze),
@@ -115,15 +117,19 @@ def test_each_sample_is_as_if_alone(folder, kind, implementation):
   params = jax.tree.map(draw, params)
 
   @jax.jit
-  @jax.value_and_grad
-  def loss(params, batch, k):
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def run(params, batch, k):
     target, scored = losses.targets(batch)
     out = mllm.apply(params, c.model, batch, k)
-    return losses.next_token(out.logits, target, scored)
+    loss = losses.next_token(out.logits, target, scored)
+    return loss, (out.logits, out.usage, loss)
 
-  run = jax.jit(lambda *args: mllm.apply(args[0], c.model, *args[1:]))
-  of_row = run(params, together, np.append(budget, 9)[None])
-  alone = run(params, apart, budget)
+  of = lambda out: types.SimpleNamespace(
+    **dict(zip(("logits", "usage", "loss"), out[0][1], strict=True)),
+    gradient=out[1],
+  )
+  of_row = of(run(params, together, np.append(budget, 9)[None]))
+  alone = of(run(params, apart, budget))
   got = np.asarray(of_row.logits)[0]
   want = [
     np.asarray(alone.logits)[i][: (apart.answer_slots[i] >= 0).sum()]
@@ -132,15 +138,12 @@ def test_each_sample_is_as_if_alone(folder, kind, implementation):
   compare.close(got[: sum(map(len, want))], np.concatenate(want))
   for name in ("chosen", "unique", "visible", "context"):
     compare.close(getattr(of_row.usage, name), getattr(alone.usage, name))
-  one = loss(params, together, np.append(budget, 9)[None])
-  other = loss(params, apart, budget)
-  compare.close(one[0], other[0])
-  flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
-  compare.close(flat(one[1]), flat(other[1]))
+  compare.close(of_row.loss, alone.loss)
+  compare.close(compare.joined(of_row.gradient), compare.joined(alone.gradient))
   # Another K of a segment changes that one alone.
   changed = np.append(budget, 9)[None].copy()
   changed[0, 2] = 1
-  moved = np.asarray(run(params, together, changed).logits)[0]
+  moved = np.asarray(of(run(params, together, changed)).logits)[0]
   differs = (moved != got).any(-1)[: sum(map(len, want))]
   edges = np.cumsum([0, *map(len, want)])
   assert differs[edges[2] : edges[3]].any()
