@@ -490,6 +490,7 @@ class Config:
     _check_rows(self.data, self.model)
     self.train.validate(self.model)
     self.parallel.validate()
+    _check_pool(self.data, self.train)
 
 
 def _check_rows(data: data_config.DataConfig, model: ModelConfig) -> None:
@@ -510,6 +511,21 @@ def _check_rows(data: data_config.DataConfig, model: ModelConfig) -> None:
     model.decoder.weights in ("random", data.tokenizer),
     f"model.decoder.weights = {model.decoder.weights!r} knows the ids of one"
     f" tokenizer; set data.tokenizer = {model.decoder.weights!r}",
+  )
+
+
+def _check_pool(data: data_config.DataConfig, train: TrainConfig) -> None:
+  """Checks the pool of pictures for the rows of a step."""
+  _require(
+    data.packing != "none" or (data.pool_rows == 1 and not data.pool_tiles),
+    "data.pool_rows and data.pool_tiles are of packed rows; set data.packing ="
+    " 'first_fit'",
+  )
+  rows = train.batch_size // train.accumulation
+  _require(
+    rows % data.pool_rows == 0,
+    f"data.pool_rows = {data.pool_rows} does not divide the {rows} rows of a"
+    " micro-batch (train.batch_size / train.accumulation)",
   )
 
 

@@ -61,6 +61,11 @@ class DataConfig(SourceConfig):
   packing: Literal["none", "first_fit"] = "none"
   row_samples: fields.Count = 16
   packing_window: fields.Count = 256
+  # Packed rows that share a pool of pictures: those that a device has of a
+  # micro-batch, or fewer. It has room for so many squares of pixels; 0: for all
+  # that its rows may hold, so that most of it is blank.
+  pool_rows: fields.Count = 1
+  pool_tiles: fields.Natural = 0
   # A larger image is refused before decoding.
   max_pixels: fields.Count = 50_000_000
   # Of a video, evenly spaced in time: so many, or with fps so many a second and

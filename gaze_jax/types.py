@@ -100,13 +100,15 @@ class Batch:
   Attributes:
     tokens: int32 [B, S], token ids on TEXT slots, 0 elsewhere.
     layout: `Layout` of [B, S].
-    feed: int32 [B, S]; on VISUAL slots the index into the row's visual tokens
-      flattened to [M * T], or -1 for the learned newline; on CONTEXT slots the
-      context token's number; 0 elsewhere. [B, S, 4] where tokens are blended.
+    feed: int32 [B, S]; on VISUAL slots the index into the visual tokens of the
+      row's pool, flattened to [M * T], or -1 for the learned newline; on
+      CONTEXT slots the context token's number; 0 elsewhere. [B, S, 4] where
+      tokens are blended.
     region_slots: int32 [B, R, L], the slot of each token of each region; -1
       where padded.
-    images: float32 [B, M, height, width, 3] normalised pixels, `Patches` of
-      [B, M], or float [B, M, T, F] cached features of a frozen tower.
+    images: float32 [P, M, height, width, 3] normalised pixels, `Patches` of
+      [P, M], or float [P, M, T, F] cached features of a frozen tower. Each of
+      the P pools is of B / P rows that follow each other; mostly of one.
     answer_slots: int32 [B, A], the slots whose *next* token is scored; -1
       where padded.
     answer_of: int32 [B, A], which question of the row it belongs to; -1 where

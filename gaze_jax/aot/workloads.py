@@ -85,7 +85,8 @@ def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Workload:
   rows = config.train.batch_size
   if config.train.features == "cached":
     frozen.pop("vision", None)
-  batch, budget = _batch(config, rows, mesh), _budget(rows, mesh)
+  pools = rows // config.data.pool_rows, row_lib.pool_tiles(config)
+  batch, budget = _batch(config, rows, mesh, pools), _budget(rows, mesh)
   return Workload(
     name="train",
     command="launch/train.py",
@@ -116,7 +117,8 @@ def evaluate(
   params = weights(config.model, mesh)
   if config.train.features == "cached":
     del params["vision"]
-  batch, budget = _batch(config, rows, mesh), _budget(rows, mesh)
+  pools = rows, row_lib.row_shape(config).room.tiles
+  batch, budget = _batch(config, rows, mesh, pools), _budget(rows, mesh)
   ids = jax.ShapeDtypeStruct((ends,), jnp.int32)
   return Workload(
     name="eval",
@@ -141,23 +143,29 @@ def serving(model: config_lib.ModelConfig, devices: Any) -> jax.sharding.Mesh:
 
 
 def _batch(
-  config: config_lib.Config, rows: int, mesh: jax.sharding.Mesh
+  config: config_lib.Config,
+  rows: int,
+  mesh: jax.sharding.Mesh,
+  pools: tuple[int, int],
 ) -> types.Batch:
-  """A `Batch` as the data pipeline makes it."""
+  """A `Batch` as the data pipeline makes it; `pools`: how many, of M tiles."""
   shape = row_lib.row_shape(config)
   one = row_lib.make_batch([row_lib.lay_out([], shape)], None)
   v = config.model.vision
-  images = jax.eval_shape(
-    lambda: vision.blank(v, 1, shape.tiles or shape.units)
-  )
+  count, tiles = pools
+  images = jax.eval_shape(lambda: vision.blank(v, 1, tiles))
   if config.train.features == "cached":
-    size = (1, config.data.max_units, v.tokens, v.width)
+    size = (1, tiles, v.tokens, v.width)
     images = jax.ShapeDtypeStruct(size, jnp.dtype(config.train.features_dtype))
   place = shard.batch_sharding(mesh)
-  many = lambda x: jax.ShapeDtypeStruct(
-    (rows, *x.shape[1:]), x.dtype, sharding=place
-  )
-  return jax.tree.map(many, dataclasses.replace(one, images=images))
+
+  def many(tree: types.Leaf, n: int) -> types.Leaf:
+    of = lambda x: jax.ShapeDtypeStruct(
+      (n, *x.shape[1:]), x.dtype, sharding=place
+    )
+    return jax.tree.map(of, tree)
+
+  return dataclasses.replace(many(one, rows), images=many(images, count))
 
 
 def _budget(rows: int, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:

@@ -210,6 +210,8 @@ def packed_rows(
     most=config.data.row_samples,
     window=config.data.packing_window,
     seed=config.data.seed,
+    pool_rows=config.data.pool_rows,
+    pool_tiles=row_lib.pool_tiles(config),
   )
 
 

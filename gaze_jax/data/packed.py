@@ -1,8 +1,9 @@
 """Which samples share a row: packing by the index alone.
 
 The samples of a run come in its order (data/order.py), and each window of them
-is packed by first fit, the longest first. Rows of a window stand in a random
-order. What a row holds is a pure function of the config and its number: to
+is packed by first fit, the longest first. Rows that share a pool of pictures
+are chosen so that theirs fit, and such groups stand in a random order within
+the window. What a row holds is a pure function of the config and its number: to
 start at a row, the windows before it are packed again, which takes some
 microseconds a sample and reads no picture.
 """
@@ -56,8 +57,40 @@ def first_fit(
   return [sorted(row) for row in rows]
 
 
+def pooled(
+  tiles: Sequence[int], rows: int, room: int
+) -> list[list[int | None]]:
+  """Groups of rows whose pictures fit a pool: the fullest rows first.
+
+  Each goes to the group with the most room left, and to a new one where none
+  has enough.
+
+  Args:
+    tiles: of each row; not more than `room`.
+    rows: of a group.
+    room: tiles of a pool.
+
+  Returns:
+    The rows of each group, with None for an empty one behind them.
+  """
+  groups: list[list[int | None]] = [[] for _ in range(-(-len(tiles) // rows))]
+  left = [room] * len(groups)
+  for row in sorted(range(len(tiles)), key=lambda i: -tiles[i]):
+    open_ = [g for g in range(len(groups)) if len(groups[g]) < rows]
+    best = max(open_, key=lambda g: left[g], default=-1)
+    if best < 0 or left[best] < tiles[row]:
+      best = len(groups)
+      groups.append([])
+      left.append(room)
+    groups[best].append(row)
+    left[best] -= tiles[row]
+  return [group + [None] * (rows - len(group)) for group in groups]
+
+
 class PackedRows:
   """The samples of each row of a run.
+
+  Rows are numbered by pools: those of a pool follow each other.
 
   Args:
     order: of its samples.
@@ -66,6 +99,8 @@ class PackedRows:
     most: samples of a row.
     window: samples that are packed together.
     seed: of the order of rows.
+    pool_rows: rows that share a pool of pictures.
+    pool_tiles: tiles of a pool.
   """
 
   def __init__(
@@ -77,14 +112,18 @@ class PackedRows:
     most: int,
     window: int,
     seed: int,
+    pool_rows: int = 1,
+    pool_tiles: int = 0,
   ):
     self._order, self._size_of, self._seed = order, size_of, seed
     self._room, self._most, self._window = room, most, window
+    self._pool_rows = pool_rows
+    self._pool_tiles = pool_tiles or pool_rows * room.tiles
     self._ends: list[int] = []  # rows up to the end of each window
     self._kept: dict[int, list[list[int]]] = {}  # numbers of the run, by window
 
   def at(self, row: int) -> list[tuple[int, int]]:
-    """The samples of a row and the epoch of each, in order."""
+    """The samples of a row and the epoch of each, in order; it may be empty."""
     window, own = self._find(row)
     numbers = self._rows_of(window)[own]
     indices, epochs = self._order.at(np.array(numbers, np.int64))
@@ -128,6 +167,12 @@ class PackedRows:
     rows = first_fit(sizes, self._room, self._most)
     if not rows:
       return []
+    tiles = [sum(sizes[item].tiles for item in row) for row in rows]
+    groups = pooled(tiles, self._pool_rows, self._pool_tiles)
     key = (_ROW_STREAM, self._seed, window)
-    mixed = order_lib.permuted(np.arange(len(rows)), len(rows), key)
-    return [[first + item for item in rows[r]] for r in mixed.tolist()]
+    mixed = order_lib.permuted(np.arange(len(groups)), len(groups), key)
+    chosen = [row for g in mixed.tolist() for row in groups[g]]
+    return [
+      [first + item for item in rows[r]] if r is not None else []
+      for r in chosen
+    ]

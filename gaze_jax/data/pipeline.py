@@ -125,27 +125,42 @@ class Batcher:
     )
 
   def packed(
-    self, rows: list[list[tuple[int, int]]]
+    self,
+    rows: list[list[tuple[int, int]]],
+    places: Sequence[int] | None = None,
   ) -> tuple[types.Batch, np.ndarray]:
     """Rows of several (index, epoch) pairs each.
 
     A sample that stands in for a broken one, and has no room, is left out.
+
+    Args:
+      rows: those of a pool of pictures follow each other.
+      places: of the batch's rows among these; in the same order by default.
 
     Returns:
       The batch, and int64 [B, G], the samples of each row's segments; -1 where
       there are none.
     """
     indices = np.full((len(rows), self.config.data.segments), -1, np.int64)
-    laid_out, pixels = [], []
+    room, pool_rows = (
+      row_lib.pool_tiles(self.config),
+      self.config.data.pool_rows,
+    )
+    laid_out, pools = [], []
     for row, chosen in enumerate(rows):
+      if row % pool_rows == 0:
+        pools.append(_Pool(room))
       read = [self._parts(index, epoch) for index, epoch in chosen]
-      row_of, kept = _lay_out_what_fits([p for p, _ in read], self.shape)
+      row_of, kept = _lay_out_what_fits(
+        [p for p, _ in read], self.shape, pools[-1]
+      )
       laid_out.append(row_of)
-      its = [read[i][1] for i in kept]
-      pixels.append(self._joined(its))
+      pools[-1].pixels += [read[i][1] for i in kept]
       indices[row, : len(kept)] = [chosen[i][0] for i in kept]
-    stacked = units_lib.stack(pixels, self.shape.tiles or self.shape.units)
-    return row_lib.make_batch(laid_out, stacked), indices
+    images = units_lib.stack([self._joined(p.pixels) for p in pools], room)
+    places = list(range(len(rows))) if places is None else places
+    batch = row_lib.make_batch([laid_out[i] for i in places], images)
+    return batch, indices[places]
 
   def _parts(
     self, index: int, epoch: int
@@ -267,22 +282,51 @@ def _in_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
   return dataset.mp_prefetch(options, worker_init_fn=_start_worker)
 
 
+@dataclasses.dataclass
+class _Pool:
+  """The pictures that rows share, as they are filled.
+
+  Attributes:
+    room: tiles that there may be.
+    tiles: tiles that there are.
+    pixels: of the samples so far, or their features.
+  """
+
+  room: int
+  tiles: int = 0
+  pixels: list[units_lib.Pixels] = dataclasses.field(default_factory=list)
+
+
 def _lay_out_what_fits(
-  samples_: Sequence[Sequence[packing.Part]], shape: row_lib.RowShape
+  samples_: Sequence[Sequence[packing.Part]],
+  shape: row_lib.RowShape,
+  pool: _Pool,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
-  """A row of samples, and which of them it holds."""
+  """A row of samples, and which of them it holds; their tiles are counted."""
+  left = pool.room - pool.tiles
+  shape = dataclasses.replace(
+    shape, units=min(shape.units, left), tiles=min(shape.room.tiles, left)
+  )
+
+  def lay_out(numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    chosen = [samples_[i] for i in numbers]
+    return row_lib.lay_out_together(chosen, shape, pool.tiles)
+
   kept = list(range(len(samples_)))
   try:
-    return row_lib.lay_out_together(samples_, shape), kept
+    row = lay_out(kept)
   except row_lib.LayoutError:
     kept = []
-  for i in range(len(samples_)):
-    try:
-      row_lib.lay_out_together([samples_[j] for j in (*kept, i)], shape)
-    except row_lib.LayoutError:
-      continue
-    kept.append(i)
-  return row_lib.lay_out_together([samples_[i] for i in kept], shape), kept
+    for i in range(len(samples_)):
+      try:
+        lay_out([*kept, i])
+      except row_lib.LayoutError:
+        continue
+      kept.append(i)
+    row = lay_out(kept)
+  parts = [part for i in kept for part in samples_[i]]
+  pool.tiles += sum(p.tiles for p in parts if isinstance(p, row_lib.Unit))
+  return row, kept
 
 
 def _train_batch(
@@ -292,15 +336,28 @@ def _train_batch(
   step: int,
 ) -> dict[str, Any]:
   """The held rows of a step's batch; worker processes run this."""
-  numbers = step * batcher.config.train.batch_size + np.array(held)
+  first = step * batcher.config.train.batch_size
   if isinstance(order, packed_lib.PackedRows):
-    rows = [order.at(number) for number in numbers.tolist()]
-    batch, indices = batcher.packed(rows)
+    numbers = first + _by_pools(np.array(held), batcher.config)
+    rows = [order.at(number) for number in np.sort(numbers).tolist()]
+    places = np.argsort(np.argsort(numbers))
+    batch, indices = batcher.packed(rows, places.tolist())
     return dict(batch=batch, indices=indices)
-  indices, epochs = order.at(numbers)
+  indices, epochs = order.at(first + np.array(held))
   chosen = list(zip(indices.tolist(), epochs.tolist(), strict=True))
   made = batcher.batch(chosen, rows=len(chosen))
   return dict(batch=made.batch, indices=made.indices)
+
+
+def _by_pools(rows: np.ndarray, config: config_lib.Config) -> np.ndarray:
+  """Rows of a step's batch, numbered so that those of a pool follow each other.
+
+  Micro-batch a of n is rows a, a + n, ... (train/step.py), and so of pools.
+  """
+  n, size = config.train.accumulation, config.data.pool_rows
+  micro, place = rows % n, rows // n
+  pool = micro + n * (place // size)
+  return pool * size + place % size
 
 
 def eval_batches(

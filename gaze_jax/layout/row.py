@@ -110,7 +110,7 @@ class RowShape:
     answer_slots: A, scored tokens of a row.
     region: rows, columns and frames of a full region, in tokens.
     context_tokens: C, context tokens of a unit.
-    tiles: tiles of a row; 0 for one a unit.
+    tiles: tiles of a row at most; 0 for one a unit.
     largest_unit: visual tokens of the largest unit; 0 for T.
     taps: projected tokens that a visual token is blended from, 1 or 4.
   """
@@ -138,6 +138,9 @@ class RowShape:
 def row_shape(config: config_lib.Config) -> RowShape:
   """The shape of every row of a run: room for all that may occur."""
   model, data = config.model, config.data
+  most = tiles.row_tiles(model, data.max_units)
+  if data.pool_tiles:
+    most = min(most or data.max_units, data.pool_tiles)
   return RowShape(
     slots=data.sequence_length,
     units=data.max_units,
@@ -148,9 +151,15 @@ def row_shape(config: config_lib.Config) -> RowShape:
     taps=1 if model.tiling.kind == "none" else 4,
     regions=sum(tiles.unit_regions(model, data.max_units)),
     region_length=tiles.largest_region(model),
-    tiles=tiles.row_tiles(model, data.max_units),
+    tiles=most,
     largest_unit=tiles.largest_unit(model),
   )
+
+
+def pool_tiles(config: config_lib.Config) -> int:
+  """Tiles of a pool of pictures, which `data.pool_rows` training rows share."""
+  room = row_shape(config).room.tiles
+  return config.data.pool_tiles or config.data.pool_rows * room
 
 
 def lay_out(
@@ -178,7 +187,9 @@ def lay_out(
 
 
 def lay_out_together(
-  samples: Sequence[Sequence[Text | Unit]], shape: RowShape
+  samples: Sequence[Sequence[Text | Unit]],
+  shape: RowShape,
+  first_tile: int = 0,
 ) -> dict[str, np.ndarray]:
   """Lays several samples out as one row; they never see each other.
 
@@ -188,6 +199,7 @@ def lay_out_together(
   Args:
     samples: the parts of each, as for `lay_out`.
     shape: the static shape to fill.
+    first_tile: tiles that stand before this row's in the pool that it shares.
 
   Returns:
     As `lay_out`.
@@ -195,7 +207,7 @@ def lay_out_together(
   Raises:
     LayoutError: they do not fit `shape` together, or as for `lay_out`.
   """
-  row = _Row(shape)
+  row = _Row(shape, first_tile)
   for parts in samples:
     row.begin()
     for part in parts:
@@ -228,8 +240,8 @@ class _Row:
   count what it holds so far.
   """
 
-  def __init__(self, shape: RowShape):
-    self.shape = shape
+  def __init__(self, shape: RowShape, first_tile: int = 0):
+    self.shape, self.first_tile = shape, first_tile
     self.arrays = {
       k: np.full(shape.slots, v, np.int32) for k, v in _EMPTY_SLOT.items()
     }
@@ -318,7 +330,7 @@ class _Row:
         f"an image that feeds on token {most} of {unit.tiles} tiles of"
         f" {tile_tokens}"
       )
-    first = self.tiles * tile_tokens
+    first = (self.first_tile + self.tiles) * tile_tokens
     feed = np.where(feed == NEWLINE, NEWLINE, feed + first)
     if taps == 1:
       if unit.blend is not None:

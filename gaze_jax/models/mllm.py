@@ -219,14 +219,16 @@ def router_terms(
 def _gather(
   visual: types.Array, newline: types.Array | None, batch: types.Batch
 ) -> types.Array:
-  """[B, S, E], what VISUAL slots hold, from projected tokens [B, M * T, E]."""
+  """[B, S, E], what VISUAL slots hold, from projected tokens [P, M * T, E]."""
+  pools, _, width = visual.shape
 
   def take(feed: types.Array) -> types.Array:
-    feed = feed[..., None]
+    of_pool = jnp.maximum(feed, 0).reshape(pools, -1, 1)
+    taken = jnp.take_along_axis(visual, of_pool, axis=1)
+    taken = taken.reshape(*feed.shape, width)
     if newline is None:
-      return jnp.take_along_axis(visual, feed, axis=1)
-    taken = jnp.take_along_axis(visual, jnp.maximum(feed, 0), axis=1)
-    return jnp.where(feed == row_lib.NEWLINE, newline, taken)
+      return taken
+    return jnp.where(feed[..., None] == row_lib.NEWLINE, newline, taken)
 
   if batch.blend is None:
     return take(batch.feed)

@@ -255,6 +255,9 @@ def _fields_of_run(
   name = "train.batch_size"
   if train.accumulation > 1:
     name += f" / train.accumulation = {train.batch_size} / {train.accumulation}"
+  if config.data.pool_rows > 1:
+    rows //= config.data.pool_rows
+    name += f" / data.pool_rows = {config.data.pool_rows}"
   yield name, rows, "batch"
 
 

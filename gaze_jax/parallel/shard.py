@@ -173,7 +173,8 @@ def put_rows(
   """A global batch on the devices, from the rows that this process has.
 
   Args:
-    batch: tree of arrays [len(held), ...] on the host.
+    batch: tree of arrays on the host, [len(held), ...], or of as many runs of
+      rows as all have a part of, [len(held) / n, ...].
     held: from `local_rows`.
     rows: B, of all processes together.
     mesh: the mesh.
@@ -181,10 +182,15 @@ def put_rows(
   sharding = batch_sharding(mesh)
 
   def put_one(x: np.ndarray) -> jax.Array:
-    def part(index):
-      return x[np.searchsorted(held, np.arange(rows)[index[0]])]
+    n = len(held) // len(x)
+    runs, own = np.arange(rows // n), held[::n] // n
 
-    return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+    def part(index):
+      return x[np.searchsorted(own, runs[index[0]])]
+
+    return jax.make_array_from_callback(
+      (len(runs), *x.shape[1:]), sharding, part
+    )
 
   return jax.tree.map(put_one, batch)
 

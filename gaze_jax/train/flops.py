@@ -100,29 +100,31 @@ def _product(
   tied = path == "decoder.embedding" and config.model.decoder.tied
   if path.rsplit(".", 1)[-1] not in ("weight", "kernel") and not tied:
     return 0.0
+  rows = config.train.batch_size
   if tied or path.startswith("decoder.head"):
     slots, path = data.answer_slots, "decoder.head"
   elif path.startswith("decoder."):
     slots = data.sequence_length
   else:
-    slots = _pictures(config) * config.model.vision.tokens
+    slots = config.model.vision.tokens
     if path.startswith("vision.blocks"):
-      slots += _pictures(config) * config.model.vision.class_token
+      slots += config.model.vision.class_token
+    rows = _pictures(config)
   passes = 1 + trains + _sees_gradient(path, stages)
-  return 2.0 * config.train.batch_size * slots * math.prod(shape) * passes
+  return 2.0 * rows * slots * math.prod(shape) * passes
 
 
 def _pairs(config: config_lib.Config) -> int:
   """Pairs of tokens that a block of the tower looks at, in a step."""
   vision = config.model.vision
   tokens = vision.tokens + vision.class_token
-  return config.train.batch_size * _pictures(config) * tokens**2
+  return _pictures(config) * tokens**2
 
 
 def _pictures(config: config_lib.Config) -> int:
-  """Pictures that the tower is given for a row, blank ones too."""
-  shape = row_lib.row_shape(config)
-  return shape.tiles or shape.units
+  """Pictures that the tower is given in a step, blank ones too."""
+  pools = config.train.batch_size // config.data.pool_rows
+  return pools * row_lib.pool_tiles(config)
 
 
 def _passes(path: str, stages: set[int]) -> int:

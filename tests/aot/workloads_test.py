@@ -89,7 +89,7 @@ def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
   held = workload.bytes_by_part()
   pages = 2 * 2 * 2 * 32 * 36 * 128 * 2
   descriptors = 4 * 2 * 2 * 32 * 128
-  of_all = 32 * 36 + 4 * 32
+  of_all = 32 * 36 + 4 * 32 * 36
   text = 2 * 2 * 2 * 1024 * 128 * 2 + 2 * 4
   # Beside the pool there is a row that is being read.
   assert held["cache"] == 6 * (pages + descriptors + of_all + text)

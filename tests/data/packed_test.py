@@ -81,6 +81,56 @@ def rows_of(lengths, *, parts=None, slots=1024, **options):
   )
 
 
+def test_pools_by_hand():
+  # The fullest first, each where most room is left: 4, 3 and 2 apart, 1 beside
+  # 2, and 0 beside 3.
+  assert packed.pooled([1, 4, 0, 3, 2], 2, 6) == [[1, None], [3, 2], [4, 0]]
+  # Of three that fill a pool each, two can't share one of two rows.
+  assert packed.pooled([6, 6, 6], 2, 6) == [[0, None], [1, None], [2, None]]
+  assert packed.pooled([5, 1, 2], 1, 5) == [[0], [2], [1]]
+  assert packed.pooled([], 3, 5) == []
+
+
+@given(
+  st.lists(st.integers(0, 9), max_size=40),
+  st.integers(1, 5),
+  st.integers(9, 30),
+)
+@settings(max_examples=80, deadline=None)
+def test_no_pool_holds_too_much_and_each_row_has_one(tiles, rows, room):
+  groups = packed.pooled(tiles, rows, room)
+  for group in groups:
+    assert len(group) == rows and group[0] is not None
+    assert sum(tiles[r] for r in group if r is not None) <= room
+  placed = [r for group in groups for r in group if r is not None]
+  assert sorted(placed) == list(range(len(tiles)))
+  most = -(-sum(tiles) // max(room - 8, 1)) + -(-len(tiles) // rows)
+  assert len(groups) <= most
+
+
+def test_rows_of_a_run_share_pools():
+  rng = np.random.default_rng(0)
+  sizes = [
+    size(int(n), 0, 1, int(n) // 150) for n in rng.integers(60, 900, 400)
+  ]
+  rows = packed.PackedRows(
+    order.Order([400], [fractions.Fraction(1)], seed=0),
+    lambda i: sizes[i],
+    room=row_lib.Size(1024, 10**6, 9, 6),
+    most=16,
+    window=100,
+    seed=0,
+    pool_rows=4,
+    pool_tiles=22,
+  )
+  held = [rows.at(r) for r in range(4 * 50)]
+  for start in range(0, len(held), 4):
+    group = [sizes[i].tiles for row in held[start : start + 4] for i, _ in row]
+    assert sum(group) <= 22
+  assert np.mean([bool(row) for row in held]) > 0.95
+  assert max(sum(sizes[i].tiles for i, _ in row) for row in held) > 5
+
+
 def test_rows_are_filled():
   lengths = mix(5000, 1024)
   rows = rows_of(lengths)

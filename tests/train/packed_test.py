@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import json
+import pathlib
+import subprocess
+import sys
 import types
 
 import av
@@ -14,15 +17,18 @@ from PIL import Image
 
 import compare
 from gaze_jax import config as config_lib
+from gaze_jax import errors
 from gaze_jax.data import llava
 from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.demo import emoji_scenes
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
+from gaze_jax.parallel import rules
 from gaze_jax.train import loop
 from gaze_jax.train import losses
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 SIZES = dict(a=(40, 60), b=(70, 30), c=(33, 33))
 # Images, videos, questions and answers of each sample.
 SAMPLES = [
@@ -168,6 +174,111 @@ def test_rows_of_a_run(folder):
     assert held.min() >= 1 and held.max() > 1
     segments = one["batch"].layout.segment.max(axis=1) + 1
     np.testing.assert_array_equal(segments, held)
+
+
+def pooled(folder, kind, rows, tiles, **train):
+  """16 rows of which 2 micro-batches are made, and pools of so many."""
+  raw = settings(folder, kind, pool_rows=rows, pool_tiles=tiles)
+  raw["train"] = dict(batch_size=16, accumulation=2) | train
+  return config_lib.from_config_dict(raw)
+
+
+def test_rows_of_micro_batches_share_pools(folder):
+  """Of micro-batch 0 the even rows, two by two, then those of 1; again."""
+  c = pooled(folder, "plain", 2, 9)
+  places = pipeline._by_pools(np.arange(16), c)
+  assert places.tolist() == [0, 2, 1, 3, 4, 6, 5, 7, *range(8, 16)][:8] + [
+    8, 10, 9, 11, 12, 14, 13, 15,
+  ]  # fmt: skip
+  batches = pipeline.make_iterator(c)
+  whole = next(batches)
+  batches.close()
+  assert whole["batch"].images.shape[:2] == (8, 9)
+  # Rows 4 to 7, and 12 to 15, as another process would hold them.
+  held = [4, 5, 6, 7, 12, 13, 14, 15]
+  part = pipeline.make_iterator(c, held=held)
+  own = next(part)
+  part.close()
+  np.testing.assert_array_equal(own["indices"], whole["indices"][held])
+  np.testing.assert_array_equal(
+    own["batch"].images, whole["batch"].images[[2, 3, 6, 7]]
+  )
+  np.testing.assert_array_equal(own["batch"].feed, whole["batch"].feed[held])
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_pool_are_as_if_they_had_their_own(folder, kind):
+  """What a slot holds, whose pictures stand behind those of other rows."""
+  chosen = [[(0, 0), (1, 0)], [(2, 0)], [(1, 1)], [(3, 0), (4, 0)]]
+  room = 24 if kind == "anyres" else 7
+  embedded = []
+  for rows, tiles in ((1, 0), (4, room)):
+    c = pooled(folder, kind, rows, tiles)
+    batcher = pipeline.Batcher(c, llava.SOURCE.make(c, "train"))
+    batch, indices = batcher.packed(chosen)
+    assert (indices >= 0).sum(axis=1).tolist() == [2, 1, 1, 2]
+    assert jax.tree.leaves(batch.images)[0].shape[0] == 4 // rows
+    params = nn.meta.unbox(mllm.init(c.model, jax.random.key(0)))
+    embedded.append(
+      jax.jit(mllm.embed, static_argnums=1)(params, c.model, batch)
+    )
+  compare.close(*embedded)
+
+
+def test_a_pool_that_is_full_takes_no_more(folder):
+  """A stand-in with more pictures than were counted on is left out."""
+  c = pooled(folder, "plain", 2, 3)
+  batcher = pipeline.Batcher(c, llava.SOURCE.make(c, "train"))
+  _, indices = batcher.packed([[(2, 0), (0, 0)], [(4, 0), (1, 0)]])
+  assert indices[:, :2].tolist() == [[2, 0], [1, -1]]
+
+
+@pytest.mark.parametrize(
+  "changes, says",
+  [
+    (dict(rows=3), "pool_rows = 3 does not divide the 8 rows of a micro-batch"),
+    (dict(kind="none"), "are of packed rows; set data.packing = 'first_fit'"),
+  ],
+)
+def test_pools_that_can_not_be(folder, changes, says):
+  raw = settings(folder, "plain", pool_rows=changes.get("rows", 2))
+  raw["data"]["packing"] = changes.get("kind", "first_fit")
+  raw["train"] = dict(batch_size=16, accumulation=2)
+  with pytest.raises(config_lib.ConfigError, match=says):
+    config_lib.from_config_dict(raw)
+
+
+@pytest.mark.nightly
+def test_pools_on_eight_devices(folder, tmp_path):
+  """Rows of 4 shards, each with 2 of a micro-batch; and of two processes."""
+  c = pooled(folder, "plain", 2, 9, steps=3, log_every=1, save_every=3)
+  file = tmp_path / "config.json"
+  file.write_text(json.dumps(config_lib.to_dict(c)))
+
+  def run(name, processes, devices, **mesh):
+    command = [
+      *(sys.executable, "launch/local.py"),
+      *(f"--processes={processes}", f"--devices={devices}", "--"),
+      *(sys.executable, "launch/train.py", f"--config={file}"),
+      f"--workdir={tmp_path / name}",
+      *(f"--config.parallel.{axis}={n}" for axis, n in mesh.items()),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  alone = run("alone", 1, 1)
+  for name, *where in (("eight", 1, 8), ("both", 2, 4)):
+    rows = run(name, *where, data=2, fsdp=2, tensor=2)
+    for key in ("loss", "grad_norm", "visual_kv_fraction"):
+      of = lambda rows, key=key: np.array([row[key] for row in rows])
+      compare.close(of(rows), of(alone))
+    assert [r["sample_ids"] for r in rows] == [r["sample_ids"] for r in alone]
+  more = pooled(folder, "plain", 4, 9)
+  with pytest.raises(errors.GazeError, match="data.pool_rows = 4"):
+    rules.check(more, dict(data=2, fsdp=2, sequence=1, tensor=2))
 
 
 def test_a_sample_without_room_is_left_out(folder):
