@@ -9,9 +9,9 @@ open       From a started process, its imports done, to the first batch of a
            seconds, and what the process grows by. The shards are one file.
 pictures   Pictures a second that one worker process, and two, hand to the
            trainer, from JPEGs of 640 x 480: read, decoded, resized to 336 each,
-           normalised, with the tokens of a question, in batches of 8. Beside it
-           the bound: as many processes that decode and resize the same files
-           with Pillow, and nothing else.
+           with the tokens of a question, in batches of 8. Beside it the bound:
+           as many processes that decode and resize the same files with Pillow,
+           and nothing else.
 packing    Training on texts, 70 % of which take 1/16 to 1/3 of a row of 1,024
            slots and 30 % from there to all of it, half of each the answer:
            answer tokens a second with packed rows and with one sample a row,

@@ -83,8 +83,9 @@ class Patches:
   """Pictures of any aspect, as patches (SigLIP2 NaFlex).
 
   Attributes:
-    pixels: float32 [..., T, side * side * 3], normalised; patches row-major,
-      each flattened as (row, column, channel). 0 past the unit's grid.
+    pixels: uint8 [..., T, side * side * 3], or float32 that is normalised;
+      patches row-major, each flattened as (row, column, channel). 0 past the
+      unit's grid.
     grid: int32 [..., 2], rows and columns of patches, at most T of them; 0
       where there is no unit.
   """
@@ -106,9 +107,10 @@ class Batch:
       tokens are blended.
     region_slots: int32 [B, R, L], the slot of each token of each region; -1
       where padded.
-    images: float32 [P, M, height, width, 3] normalised pixels, `Patches` of
-      [P, M], or float [P, M, T, F] cached features of a frozen tower. Each of
-      the P pools is of B / P rows that follow each other; mostly of one.
+    images: uint8 [P, M, height, width, 3] (or float32 that is normalised),
+      `Patches` of [P, M], or float [P, M, T, F] cached features of a frozen
+      tower. Each of the P pools is of B / P rows that follow each other; mostly
+      of one.
     answer_slots: int32 [B, A], the slots whose *next* token is scored; -1
       where padded.
     answer_of: int32 [B, A], which question of the row it belongs to; -1 where

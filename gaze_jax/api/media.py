@@ -110,8 +110,7 @@ def _views(
     zip(pictures, seen.units, strict=True)
   ):
     if vision.resize == "crop" or (tiled and not whole):
-      square = seen.pixels[number] * np.array(vision.std) + vision.mean
-      picture = (255 * square).round().clip(0, 255).astype(np.uint8)
+      picture = seen.pixels[number]
     regions = grid.region_map(unit.rows, unit.columns, model.gaze.region)
     if unit.feed is not None:  # newlines end the rows of tiles
       first = unit.feed.reshape(unit.tokens, -1)[: regions.size, 0]

@@ -21,7 +21,7 @@ def squares(image: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
     model: with AnyRes tiling.
 
   Returns:
-    float32 [1 + n, image_size, image_size, 3]: the whole image as one square,
+    uint8 [1 + n, image_size, image_size, 3]: the whole image as one square,
     then the n squares of the grid in raster order, padded with black.
   """
   size = model.vision.image_size
@@ -49,7 +49,7 @@ def padded_square(
     model: the model.
 
   Returns:
-    float32 [1, image_size, image_size, 3].
+    uint8 [1, image_size, image_size, 3].
   """
   vision, (height, width) = model.vision, image.shape[:2]
   side = max(height, width)

@@ -120,21 +120,19 @@ def check(
 def preprocess(
   image: np.ndarray, vision: config_lib.VisionConfig
 ) -> np.ndarray:
-  """Fits uint8 [h, w, 3] to the encoder's square and normalises it.
+  """Fits uint8 [h, w, 3] to the encoder's square; the tower normalises it.
 
   With `vision.resize` = "square" the aspect ratio is not kept (docs/method.md,
   section 1). With "crop" the shorter side is fitted and the middle of the
   longer one is kept (CLIP). What has the right size already is not resampled.
 
   Returns:
-    float32 [image_size, image_size, 3].
+    uint8 [image_size, image_size, 3].
   """
   side = vision.image_size
   if vision.resize == "square":
-    image = resize(image, side, side, vision.resample)
-  else:
-    image = _crop(image, vision)
-  return normalise(image, vision)
+    return resize(image, side, side, vision.resample)
+  return _crop(image, vision)
 
 
 def resize(
@@ -160,18 +158,6 @@ def resize(
     (width, height), kernel, box, reducing_gap=_REDUCING_GAP
   )
   return np.asarray(resized)
-
-
-def normalise(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:
-  """uint8 [..., 3] to float32 by the encoder's mean and std."""
-  mean = np.asarray(vision.mean, np.float32) * 255
-  scale = 1 / (np.asarray(vision.std, np.float32) * 255)
-  # By rows of all columns and channels: numpy is slow over a last axis of 3.
-  width = image.shape[-2]
-  rows = image.reshape(*image.shape[:-2], width * 3).astype(np.float32)
-  rows -= np.tile(mean, width)
-  rows *= np.tile(scale, width)
-  return rows.reshape(image.shape)
 
 
 def _crop(image: np.ndarray, vision: config_lib.VisionConfig) -> np.ndarray:

@@ -47,21 +47,19 @@ def grid(
 def preprocess(
   image: np.ndarray, vision: config_lib.VisionConfig
 ) -> types.Patches:
-  """Resizes an image to whole patches, normalises it and splits it.
+  """Resizes an image to whole patches and splits it.
 
   Args:
     image: uint8 [height, width, 3].
     vision: the tower; T is its `max_patches`.
 
   Returns:
-    numpy `Patches`: float32 [T, side * side * 3], 0 past the grid, and int32
-    [2].
+    numpy `Patches`: uint8 [T, side * side * 3], 0 past the grid, and int32 [2].
   """
   side, limit = vision.patch_size, vision.max_patches
   rows, columns = grid(*image.shape[:2], side, limit)
   image = images.resize(image, rows * side, columns * side, vision.resample)
-  pixels = images.normalise(image, vision)
-  pixels = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
-  out = np.zeros((limit, side * side * 3), np.float32)
+  pixels = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+  out = np.zeros((limit, side * side * 3), np.uint8)
   out[: rows * columns] = pixels.reshape(rows * columns, -1)
   return types.Patches(out, np.array([rows, columns], np.int32))

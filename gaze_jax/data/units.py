@@ -14,7 +14,7 @@ from gaze_jax.data import naflex
 from gaze_jax.layout import row as row_lib
 from gaze_jax.layout import tiles
 
-# float32 [tiles, image_size, image_size, 3], or `Patches` of [tiles].
+# uint8 [tiles, image_size, image_size, 3], or `Patches` of [tiles].
 Pixels = np.ndarray | types.Patches
 
 
@@ -143,11 +143,11 @@ def join(pixels: Sequence[Pixels], model: config_lib.ModelConfig) -> Pixels:
   if len(pixels) == 1:
     return pixels[0]
   size, limit = model.vision.image_size, model.vision.max_patches
-  none: Pixels = np.zeros((0, size, size, 3), np.float32)
+  none: Pixels = np.zeros((0, size, size, 3), np.uint8)
   if limit:
     numbers = 3 * model.vision.patch_size**2
     none = types.Patches(
-      np.zeros((0, limit, numbers), np.float32), np.zeros((0, 2), np.int32)
+      np.zeros((0, limit, numbers), np.uint8), np.zeros((0, 2), np.int32)
     )
   return _map(lambda *parts: np.concatenate(parts), none, *pixels)
 

@@ -21,6 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import types
@@ -50,6 +51,21 @@ def to_patches(images: Array, patch: int) -> Array:
   images = images[:, : rows * patch, : columns * patch]
   x = images.reshape(units, rows, patch, columns, patch, channels)
   return x.swapaxes(2, 3).reshape(units, rows * columns, -1)
+
+
+def normalise(pixels: Array, config: config_lib.VisionConfig) -> Array:
+  """float32 pixels by the tower's mean and std; float ones are so already.
+
+  Args:
+    pixels: uint8 or float [..., n * 3], channels of n pixels.
+    config: of the tower.
+  """
+  if pixels.dtype != jnp.uint8:
+    return pixels
+  n = pixels.shape[-1] // 3
+  mean = np.asarray(config.mean, np.float32) * 255
+  scale = 1 / (np.asarray(config.std, np.float32) * 255)
+  return (pixels.astype(jnp.float32) - np.tile(mean, n)) * np.tile(scale, n)
 
 
 def activate(x: Array, kind: str) -> Array:
@@ -192,9 +208,10 @@ class ViT(nn.Module):
     """Encodes pictures.
 
     Args:
-      images: float32 [B', height, width, 3], normalised with the config's
-        mean and std; of any size of whole patches (the positions follow), or
-        of `image_size`. With `max_patches`, `Patches` of [B', T, P * P * 3].
+      images: uint8 [B', height, width, 3], or float32 that is normalised with
+        the config's mean and std; of any size of whole patches (the positions
+        follow), or of `image_size`. With `max_patches`, `Patches` of
+        [B', T, P * P * 3].
 
     Returns:
       float32 [B', T, F], row-major patches, without the class token. Past the
@@ -244,13 +261,13 @@ class ViT(nn.Module):
     )
     if isinstance(images, types.Patches):
       patches = images.pixels.shape[1]
-      x = project(images.pixels)
+      x = project(normalise(images.pixels, c))
       x += positions_lib.resize_each(table, images.grid, patches)
       # A unit that is not there keeps one patch: a softmax of none is NaN.
       filled = jnp.maximum(images.grid.prod(axis=-1, keepdims=True), 1)
       return x, jnp.arange(patches) < filled
     rows, columns = (n // c.patch_size for n in images.shape[1:3])
-    x = project(to_patches(images, c.patch_size))
+    x = project(normalise(to_patches(images, c.patch_size), c))
     if not c.class_token:
       return x + positions_lib.resize(table, rows, columns), None
     x += positions_lib.resize(table[1:], rows, columns)
@@ -270,10 +287,11 @@ def blank(
     *units: leading axes.
   """
   if not config.max_patches:
-    return jnp.zeros((*units, config.image_size, config.image_size, 3))
+    side = config.image_size
+    return jnp.zeros((*units, side, side, 3), jnp.uint8)
   pixels = config.patch_size**2 * 3
   return types.Patches(
-    pixels=jnp.zeros((*units, config.max_patches, pixels)),
+    pixels=jnp.zeros((*units, config.max_patches, pixels), jnp.uint8),
     grid=jnp.ones((*units, 2), jnp.int32),
   )
 

@@ -205,7 +205,8 @@ def _whole(
   prompt = prompts.Prompt((before, *seen.units, said), seen.pixels)
   got = logits(params | {"projector": projector}, config, prompt)
   marks = [model.config.image_token_index] * sum(u.tokens for u in seen.units)
-  pixels = seen.pixels.transpose(0, 3, 1, 2)
+  pixels = np.asarray(vision.normalise(seen.pixels, config.vision))
+  pixels = pixels.transpose(0, 3, 1, 2)
   inputs = dict(input_ids=np.array([text[:4] + marks + text[4:]]))
   if config.tiling.kind == "anyres":
     sizes = np.array([picture.shape[:2]])

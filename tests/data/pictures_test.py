@@ -461,7 +461,8 @@ def test_memory_is_bounded_whatever_the_aspect(kind, size):
   image = np.full((*size, 3), 77, np.uint8)
   with memory(0.5):
     out = FITS[kind](image)
-  assert np.isfinite(getattr(out, "pixels", out)).all()
+  pixels = getattr(out, "pixels", out)
+  assert pixels.dtype == np.uint8 and (pixels == 77).any()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "I;16"])
@@ -486,10 +487,8 @@ def test_a_picture_cut_before_it_is_scaled_is_the_same(
     resize="crop",
     shorter_side=shorter,
     resample=resample,
-    mean=(0.0,) * 3,
-    std=(1 / 255,) * 3,
   )
-  want = images.preprocess(image, vision)
+  want = images.preprocess(image, vision).astype(int)
   monkeypatch.setattr(images, "MOST_PIXELS", 10)
   got = images.preprocess(image, vision)
-  np.testing.assert_allclose(got, want, atol=1.01)
+  np.testing.assert_allclose(got, want, atol=1)

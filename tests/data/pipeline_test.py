@@ -51,7 +51,7 @@ def test_a_batch_has_the_promised_shapes():
   batch = one["batch"]
   assert isinstance(batch, types.Batch)
   assert batch.images.shape == (4, 1, 56, 56, 3)
-  assert batch.images.dtype == np.float32
+  assert batch.images.dtype == np.uint8
   assert batch.tokens.shape == (4, 256) and batch.tokens.dtype == np.int32
   assert one["indices"].dtype == np.int64 and one["indices"].shape == (4,)
   for row in batch.answer_of:

@@ -53,7 +53,7 @@ def test_parts_and_pixels_are_in_reading_order():
     row_lib.Unit(2, 2),
     row_lib.Unit(2, 5, tiles=2),
   )
-  dark = [tile.mean() < 0 for tile in prompt.pixels]
+  dark = [tile.mean() < 128 for tile in prompt.pixels]
   assert dark == [True, True, False, False, False]
 
 
