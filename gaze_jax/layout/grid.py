@@ -1,5 +1,6 @@
 """Regions of a grid of visual tokens. See docs/method.md, section 3."""
 
+import functools
 import math
 
 import numpy as np
@@ -44,6 +45,21 @@ def region_map(rows: int, columns: int, region: Region) -> np.ndarray:
   i = np.searchsorted(down, np.arange(rows), side="right") - 1
   j = np.searchsorted(across, np.arange(columns), side="right") - 1
   return (i[:, None] * (len(across) - 1) + j[None, :]).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=4096)
+def region_tokens(
+  rows: int, columns: int, tail: int, region: Region
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+  """`region_map` of a grid and a tail after it, both ways; not to be changed.
+
+  Returns:
+    int32 [tokens], the region of each token, and the tokens of each region.
+  """
+  of_token = region_map(rows, columns, region).ravel()
+  of_token = np.append(of_token, np.repeat(of_token[-1], tail))
+  count = region_count(rows, columns, region)
+  return of_token, tuple(np.flatnonzero(of_token == r) for r in range(count))
 
 
 def region_count(rows: int, columns: int, region: Region) -> int:

@@ -252,6 +252,7 @@ class _Row:
     self.region_slots = np.full(
       (shape.regions, shape.region_length), -1, np.int32
     )
+    self.region_sizes = [0] * shape.regions  # tokens so far
     self.answer_slots = np.full(shape.answer_slots, -1, np.int32)
     self.answer_of = np.full(shape.answer_slots, -1, np.int32)
     self.slots = self.units = self.tiles = self.regions = 0
@@ -299,13 +300,11 @@ class _Row:
       raise LayoutError(
         f"an image of {unit.tokens} visual tokens, the row takes {limit}"
       )
-    regions = grid.region_map(unit.rows, unit.columns, shape.region).ravel()
-    regions = np.append(regions, np.repeat(regions[-1], unit.tail))
     self._fill(
       unit.tokens,
       role=types.Role.VISUAL,
       unit=self.units,
-      region=self._add_to_regions(unit, regions),
+      region=self._add_to_regions(unit),
       **self._feed(unit),
     )
     context = np.arange(shape.context_tokens)
@@ -349,22 +348,23 @@ class _Row:
       answer_of=self.answer_of,
     )
 
-  def _add_to_regions(self, unit: Unit, regions: np.ndarray) -> np.ndarray:
+  def _add_to_regions(self, unit: Unit) -> np.ndarray:
     """Lists the slots of a unit in their regions: new ones, or a video's.
 
     Args:
       unit: that comes next.
-      regions: int [tokens], numbered within the unit.
 
     Returns:
-      int [tokens], numbered within the row.
+      int [tokens], the region of each, numbered within the row.
     """
     most, length = self.region_slots.shape
-    count = regions[-1] + 1
+    regions, tokens = grid.region_tokens(
+      unit.rows, unit.columns, unit.tail, self.shape.region
+    )
     together = grid.frames_together(unit.frame, unit.frames, self.shape.region)
     if unit.frame == together[0]:
       self.first_region, self.grid = self.regions, (unit.rows, unit.columns)
-      self.regions += count
+      self.regions += len(tokens)
     if self.regions > most:
       raise LayoutError(f"more than {most} regions in one row")
     if self.grid != (unit.rows, unit.columns):
@@ -374,13 +374,12 @@ class _Row:
         f" {self.shape.region[2]} frames (model.gaze.region); give frames of"
         " one size"
       )
-    for number in range(count):
-      page = self.region_slots[self.first_region + number]
-      slots = self.slots + np.flatnonzero(regions == number)
-      start = int((page >= 0).sum())
-      if (stop := start + len(slots)) > length:
+    for number, own in enumerate(tokens, self.first_region):
+      start = self.region_sizes[number]
+      if (stop := start + len(own)) > length:
         raise LayoutError(f"a region of {stop} tokens, the row takes {length}")
-      page[start:stop] = slots
+      self.region_slots[number, start:stop] = self.slots + own
+      self.region_sizes[number] = stop
     return self.first_region + regions
 
   def _add_answers(self, slots: np.ndarray, question: int) -> None:
