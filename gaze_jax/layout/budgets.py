@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import types
 from gaze_jax.layout import tiles
 
 RATIO_PARTS = 1000
@@ -48,6 +49,33 @@ def of_count(
   if gaze.budget != "ratio" or not k:
     return k
   return min(max(k * RATIO_PARTS // max(sum(regions), 1), 1), RATIO_PARTS)
+
+
+def of_segments(
+  gaze: config_lib.GazeConfig, batch: types.Batch, segments: int
+) -> np.ndarray:
+  """The budget that reads every region of each sample of packed rows.
+
+  Args:
+    gaze: for `budget`.
+    batch: `Batch` of [B], in numpy.
+    segments: G, samples that a row may hold.
+
+  Returns:
+    int32 [B, G], 0 for what has no region.
+  """
+  out = np.zeros((len(batch.tokens), segments), np.int32)
+  last = batch.region_slots.max(axis=-1)  # of each region
+  for row, slots in enumerate(last):
+    slots = slots[slots >= 0]
+    segment, unit = (
+      x[row][slots] for x in (batch.layout.segment, batch.layout.unit)
+    )
+    for number in np.unique(segment):
+      units = unit[segment == number]
+      regions = np.bincount(units - units.min())
+      out[row, number] = dense(gaze, regions.tolist())
+  return out
 
 
 def of_config(config: config_lib.Config) -> tuple[int, int]:

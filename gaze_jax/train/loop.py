@@ -209,13 +209,12 @@ def _on_mesh(
   for step in range(first, c.steps):
     element = next(batches)
     ids = element["indices"].astype(np.uint32)
-    k = schedule.budget(
-      *(step, c.batch_size),
-      dense=dense,
-      final=final,
-      train=c,
-      segments=config.data.segments,
-    )
+    if config.data.packing != "none":
+      dense = np.zeros((c.batch_size, config.data.segments), np.int32)
+      dense[rows] = budgets.of_segments(
+        config.model.gaze, element["batch"], config.data.segments
+      )
+    k = schedule.budget(step, c.batch_size, dense=dense, final=final, train=c)
     local = (element["batch"], k[rows], ids)
     arrays = shard.put_rows(local, rows, c.batch_size, mesh)
     yield _Inputs(step, element["indices"], *arrays)

@@ -9,10 +9,9 @@ def budget(
   step: int,
   rows: int,
   *,
-  dense: int,
+  dense: int | np.ndarray,
   final: int,
   train: config_lib.TrainConfig,
-  segments: int = 1,
 ) -> np.ndarray:
   """K of each row at a step: a pure function of its arguments.
 
@@ -27,30 +26,35 @@ def budget(
   Args:
     step: 0 .. train.steps - 1.
     rows: B.
-    dense: the K that reads every region; see `budgets.of_config`.
+    dense: the K that reads every region (`budgets.of_config`); of packed rows
+      int [rows, G], that of each sample (`budgets.of_segments`).
     final: the K that is trained.
     train: for the schedule, the number of steps and the seed.
-    segments: G, samples of a row, each of which has a K of its own.
 
   Returns:
-    int32 [rows]; of more than one segment [rows, G].
+    int32 [rows], or [rows, G].
   """
-  if segments > 1:
-    each = budget(step, rows * segments, dense=dense, final=final, train=train)
-    return each.reshape(rows, segments)
   schedule = train.k_schedule
-  final = min(final, dense)
+  packed = np.ndim(dense) > 0
+  shape = np.shape(dense) or (rows,)
+  final = np.broadcast_to(np.minimum(final, dense), shape).astype(np.int32)
   if schedule.kind == "constant":
-    return np.full(rows, final, np.int32)
+    return final
   begin = schedule.dense_until * train.steps
   end = schedule.final_at * train.steps
   share = np.clip((step - begin) / max(end - begin, 1e-9), 0.0, 1.0)
-  floor = max(final, 1)
-  level = dense * (floor / dense) ** share
-  k = final if share == 1.0 else max(final, round(level))
-  out = np.full(rows, k, np.int32)
+  if share == 1.0:
+    out = final
+  else:
+    most = np.maximum(dense, 1)
+    level = most * (np.maximum(final, 1) / most) ** share
+    out = np.maximum(final, np.minimum(np.rint(level), dense))
   if schedule.kind == "random" and share == 1.0:
     rng = np.random.default_rng((train.seed, step))
-    draws = (np.arange(rows) + rng.integers(2)) % 2 == 1
-    out = np.where(draws, rng.integers(1, dense + 1, rows, np.int32), out)
-  return out
+    draws = (np.arange(out.size).reshape(shape) + rng.integers(2)) % 2 == 1
+    if packed:  # the same numbers, whatever other samples have
+      drawn = np.minimum(np.floor(rng.random(shape) * dense) + 1, dense)
+    else:
+      drawn = rng.integers(1, dense + 1, rows, np.int32)
+    out = np.where(draws, drawn, out)
+  return out.astype(np.int32)

@@ -104,6 +104,32 @@ def test_random_rows_do_not_depend_on_how_many_there_are(random_budget):
       np.testing.assert_array_equal(random_budget(step, rows=rows), many[:rows])
 
 
+def test_samples_of_a_row_have_each_their_own():
+  """Of 16, 4, 1 and no regions; down to 4, half way down the means of both."""
+  dense = np.array([[16, 4], [1, 0]])
+  at = lambda step, kind: schedule.budget(
+    step, 2, dense=dense, final=4, train=train(kind)
+  ).tolist()
+  assert at(0, "progressive") == [[16, 4], [1, 0]]
+  assert at(35, "progressive") == [[8, 4], [1, 0]]
+  assert at(60, "progressive") == at(0, "constant") == [[4, 4], [1, 0]]
+
+
+def test_random_draws_within_each_sample():
+  dense = np.tile([9, 40], (64, 1))
+  at = lambda step, dense: schedule.budget(
+    step, 64, dense=dense, final=3, train=train("random")
+  )
+  drawn = np.concatenate([at(step, dense) for step in range(60, 100)])
+  assert set(drawn[:, 0].tolist()) == set(range(1, 10))
+  assert drawn[:, 1].max() == 40 and drawn[:, 1].min() == 1
+  assert abs((drawn[:, 1] != 3).mean() - 0.5) < 0.05
+  # What another row or sample has changes nothing, as another host may have it.
+  other = dense.copy()
+  other[5:] = 0
+  np.testing.assert_array_equal(at(70, dense)[:5], at(70, other)[:5])
+
+
 def test_random_is_progressive_until_it_draws(random_budget):
   for step in (0, 9, 35, 59):
     assert set(random_budget(step).tolist()) == {k(step)}
