@@ -25,7 +25,8 @@ def load(
   """Opens a file to score a run on.
 
   Rows become as long as the file needs, whatever was trained on, and batches
-  smaller for it.
+  smaller for it. Those of a run that packs its samples hold several: here they
+  are as short as the file allows, and batches larger.
 
   Args:
     config: of the run.
@@ -65,6 +66,9 @@ def load(
     sequence_length=slots,
     max_units=max_units,
     answer_slots=answer_slots,
+    packing="none",
+    pool_rows=1,
+    pool_tiles=0,
   )
   rows = config.eval.batch_size * config.data.sequence_length // slots
   smaller = dataclasses.replace(config.eval, batch_size=max(rows, 1))
@@ -72,7 +76,7 @@ def load(
 
 
 class _LargestRow:
-  """The row that a file needs, at least as large as the run's.
+  """The row that a file needs, at least as large as one of the run's samples.
 
   Attributes:
     sizes: slots, units and answer slots.
@@ -84,6 +88,8 @@ class _LargestRow:
     self._model, data = config.model, config.data
     self._tokenizer = tokenizer_lib.Tokenizer.load(data.tokenizer)
     self.sizes = (data.sequence_length, data.max_units, data.answer_slots)
+    if data.packing != "none":
+      self.sizes = (1, 1, 1)
     self.may_grow = True
 
   def check(

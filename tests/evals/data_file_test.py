@@ -70,6 +70,27 @@ def test_what_fits_already_is_left_as_it_is(tiny_config, write):
   assert data_file.load(config, "", "") == (config, None)
 
 
+def test_rows_of_a_packed_run_shrink_to_one_sample(tiny_config, write):
+  config = tiny_config(
+    data__source="llava_json",
+    data__packing="first_fit",
+    data__pool_rows=2,
+    data__pool_tiles=4,
+    data__sequence_length=640,
+    data__max_units=8,
+    train__features="none",
+  )
+  got, source = data_file.load(config, write([("<image> a", "b")]), "")
+  slots = got.data.sequence_length
+  assert slots in (64, 128) and (got.data.max_units, got.data.packing) == (
+    1,
+    "none",
+  )
+  assert got.eval.batch_size == config.eval.batch_size * 640 // slots
+  (batch,) = pipeline.eval_batches(got, source)
+  assert batch.batch.images.shape[:2] == (got.eval.batch_size, 1)
+
+
 def test_no_row_is_longer_than_the_longest(tiny_config, write, monkeypatch):
   monkeypatch.setattr(data_file, "_LONGEST", 128)
   config = tiny_config(data__max_skipped=0.5)

@@ -1,0 +1,49 @@
+"""easy-VQA as rows in LLaVA's format: published pictures and questions.
+
+Victor Zhou's easy-VQA (PyPI package easy-vqa, MIT) has 5,000 pictures of 64 x
+64 pixels with one coloured shape each, and 48,248 questions, in two splits of
+its own. Each question is a sample of its own: beside others about its picture
+it would be answered by what they say.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from gaze_jax.demo import packages
+
+SPLITS = ("train", "test")
+
+
+def folder(split: str) -> pathlib.Path:
+  """The folder of a split's pictures.
+
+  Raises:
+    samples.DataError: the package is not installed.
+  """
+  inside = f"data/{split}/images"
+  return packages.folder("easy-VQA", "easy_vqa", inside, "easy-vqa")
+
+
+def rows(split: str) -> list[dict[str, Any]]:
+  """A row for each question of a split, in the order of its file.
+
+  Image names are relative to `folder`.
+
+  Raises:
+    samples.DataError: the package is not installed.
+  """
+  file = folder(split).parent / "questions.json"
+  return [
+    {
+      "id": str(number),
+      "image": f"{picture}.png",
+      "conversations": [
+        {"from": "human", "value": f"<image>\n{question}"},
+        {"from": "gpt", "value": answer},
+      ],
+    }
+    for number, (question, answer, picture) in enumerate(
+      json.loads(file.read_text(encoding="utf-8"))
+    )
+  ]
