@@ -1,6 +1,10 @@
 """easy-VQA on two CPU cores, in packed rows, with a real frozen ViT-S/14.
 
 bash launch/easy_vqa.sh
+
+which trains by
+
+python launch/train.py --config=configs/easy_vqa.py --workdir=out/easy_vqa/run
 """
 
 import emoji_tiny

@@ -217,8 +217,8 @@ class GazeConfig:
   Defaults are the paper's.
   """
 
-  # Tokens: rows, columns, and frames of a video.
-  region: tuple[fields.Count, fields.Count, fields.Count] = (6, 6, 1)
+  # Tokens: rows, columns, and frames of a video; 1 where that is left out.
+  region: fields.Region = (6, 6, 1)
   context_tokens: fields.Natural = 4
   # Who chooses: each query head, or a KV group or all heads by summed scores.
   granularity: Literal["query_head", "kv_group", "layer"] = "query_head"
@@ -250,6 +250,9 @@ class GazeConfig:
   )
   decode_implementation: Literal["auto", "masked", "gather", "pallas"] = "auto"
   chunk: fields.Count = 128  # rows of a chunk in the chunked form
+
+  def __post_init__(self):
+    object.__setattr__(self, "region", (*self.region, 1)[:3])
 
   def validate(self, depth: int) -> None:
     """Checks the section for a decoder of so many layers."""
@@ -555,8 +558,7 @@ def of_saved(raw: Mapping[str, Any]) -> Config:
   """The checked config that a file written here holds, of any schema.
 
   Before schema 2 of a run, and 3 of a checkpoint and a model, the options of
-  EmojiScenes stood among the fields of every source. Before 3 and 4, a region
-  was rows and columns of one frame.
+  EmojiScenes stood among the fields of every source.
   """
   raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
   data, evaluation = raw.get("data"), raw.get("eval")
@@ -568,18 +570,7 @@ def of_saved(raw: Mapping[str, Any]) -> Config:
       old = name.replace("samples", "canvases")
       if old in evaluation:
         evaluation[name] = evaluation.pop(old)
-  model = raw.get("model")
-  if isinstance(model, Mapping) and isinstance(model.get("gaze"), Mapping):
-    raw["model"] = dict(model, gaze=of_saved_gaze(model["gaze"]))
   return from_config_dict(raw)
-
-
-def of_saved_gaze(raw: Mapping[str, Any]) -> dict[str, Any]:
-  """The section `model.gaze` of such a file, as it is written today."""
-  region = raw.get("region")
-  if isinstance(region, (list, tuple)) and len(region) == 2:
-    return dict(raw, region=(*region, 1))
-  return dict(raw)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

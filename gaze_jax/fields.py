@@ -7,6 +7,7 @@ type may bring a remedy: `Annotated[fields.Positive, "what to do instead"]`.
 import dataclasses
 import difflib
 import math
+import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, NoReturn
@@ -70,6 +71,7 @@ Share = Annotated[float, Bound(0, 1)]
 PositiveShare = Annotated[float, Bound(0, 1, above=True)]
 Decay = Annotated[float, Bound(0, 1, below=True)]
 Colour = tuple[Finite, Finite, Finite]
+Region = tuple[Count, Count] | tuple[Count, Count, Count]
 Spread = tuple[Positive, Positive, Positive]
 
 
@@ -141,15 +143,18 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         f" {', '.join(map(repr, choices))}"
       )
     return value
-  if origin is tuple:
+  if origin in (tuple, types.UnionType):  # a union is of tuples
     if not isinstance(value, (list, tuple)):
       raise ConfigError(f"config: {name} must be a list, got {value!r}")
-    args = typing.get_args(hint)
-    if Ellipsis in args:
-      args = args[:1] * len(value)
-    if len(value) != len(args):
+    kinds = typing.get_args(hint) if origin is types.UnionType else (hint,)
+    of_length = {len(args): args for args in map(typing.get_args, kinds)}
+    args = of_length.get(len(value))
+    if Ellipsis in (first := next(iter(of_length.values()))):
+      args = first[:1] * len(value)
+    if args is None:
+      lengths = " or ".join(map(str, of_length))
       raise ConfigError(
-        f"config: {name} must have {len(args)} entries, got {value!r}"
+        f"config: {name} must have {lengths} entries, got {value!r}"
       )
     entries = enumerate(zip(args, value, strict=True))
     return tuple(_value(of, v, f"{name}[{i}]") for i, (of, v) in entries)

@@ -36,17 +36,18 @@ class Format:
 
 
 FORMATS = {
-  # config.json of a workdir (train/loop.py). Up to 2 as `config.of_saved` says.
+  # config.json of a workdir (train/loop.py). 2 had regions of one frame; so had
+  # 3 of a checkpoint and a model, and 1 of our options. 1: `config.of_saved`.
   "run": Format(3),
   # manifest.json (train/manifest.py). 1 has the number of samples alone of what
-  # the run reads; up to 3 as `config.of_saved` says.
+  # the run reads; up to 2 as `config.of_saved` says.
   "checkpoint": Format(4),
   # gaze.json (weights/store.py). 1 could hold leaves without elements, the
-  # context tokens of a model without any; up to 3 as `config.of_saved` says.
+  # context tokens of a model without any; up to 2 as `config.of_saved` says.
   "model": Format(4),
   "data": Format(1),  # gaze_data.json (data/prepared.py)
   "wandb": Format(1),  # wandb.json of a workdir (train/wandb_run.py)
-  # Our options in a config.json of transformers (weights/hf.py). 1 likewise.
+  # Our options in a config.json of transformers (weights/hf.py).
   "gaze": Format(2),
   # context.json (api/saved_context.py). 1 knew its model by every option that
   # there was, so that a new one made it another model's; 2 had no conversation;

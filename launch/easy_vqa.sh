@@ -13,7 +13,7 @@ cd "$repository"
 mkdir -p "$out"
 
 echo "== preparing $out/train"
-pictures="$("$python" launch/easy_vqa_rows.py --split=train --out="$out/train.json")"
+pictures="$("$python" -m gaze_jax.demo.easy_vqa train "$out/train.json")"
 "$python" launch/prepare.py --from="$out/train.json" --image_folder="$pictures" \
   --to="$out/train" --name=easy_vqa
 
@@ -22,7 +22,7 @@ echo "== training into $out/run"
   --config.data.path="$out/train"
 
 echo "== evaluating"
-pictures="$("$python" launch/easy_vqa_rows.py --split=test --out="$out/test.json")"
+pictures="$("$python" -m gaze_jax.demo.easy_vqa test "$out/test.json")"
 "$python" launch/eval.py --workdir="$out/run" --data="$out/test.json" \
   --image_folder="$pictures" --json="$out/report.json" \
   --markdown="$out/report.md"

@@ -1,5 +1,10 @@
 """easy-VQA as rows in LLaVA's format: published pictures and questions.
 
+python -m gaze_jax.demo.easy_vqa SPLIT FILE
+
+writes the rows of a split (train, test) for launch/prepare.py, and prints the
+folder that their image names are relative to.
+
 Victor Zhou's easy-VQA (PyPI package easy-vqa, MIT) has 5,000 pictures of 64 x
 64 pixels with one coloured shape each, and 48,248 questions, in two splits of
 its own. Each question is a sample of its own: beside others about its picture
@@ -8,8 +13,10 @@ it would be answered by what they say.
 
 import json
 import pathlib
+import sys
 from typing import Any
 
+from gaze_jax import whole_file
 from gaze_jax.demo import packages
 
 SPLITS = ("train", "test")
@@ -47,3 +54,9 @@ def rows(split: str) -> list[dict[str, Any]]:
       json.loads(file.read_text(encoding="utf-8"))
     )
   ]
+
+
+if __name__ == "__main__":
+  name, out = sys.argv[1:]
+  whole_file.write(pathlib.Path(out), json.dumps(rows(name)))
+  print(folder(name))

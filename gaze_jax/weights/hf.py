@@ -308,8 +308,7 @@ def gaze_to_json(gaze: config_lib.GazeConfig) -> dict[str, Any]:
 def _gaze(where: pathlib.Path, value: Any) -> config_lib.GazeConfig:
   if isinstance(value, Mapping):
     schema_lib.read(value, f"{where}: {GAZE_KEY}", "gaze")
-    value = config_lib.of_saved_gaze(value)
-    value.pop(schema_lib.KEY, None)
+    value = {k: v for k, v in value.items() if k != schema_lib.KEY}
   return fields.read(config_lib.GazeConfig, value, GAZE_KEY)
 
 
