@@ -86,7 +86,9 @@ def train(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Workload:
   if config.train.features == "cached":
     frozen.pop("vision", None)
   pools = rows // config.data.pool_rows, row_lib.pool_tiles(config)
-  batch, budget = _batch(config, rows, mesh, pools), _budget(rows, mesh)
+  batch = _batch(config, rows, mesh, pools)
+  packed = config.data.packing != "none"
+  budget = _budget(rows, mesh, *[config.data.segments] * packed)
   return Workload(
     name="train",
     command="launch/train.py",
@@ -168,9 +170,11 @@ def _batch(
   return dataclasses.replace(many(one, rows), images=many(images, count))
 
 
-def _budget(rows: int, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+def _budget(
+  rows: int, mesh: jax.sharding.Mesh, *segments: int
+) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(
-    (rows,), jnp.int32, sharding=shard.batch_sharding(mesh)
+    (rows, *segments), jnp.int32, sharding=shard.batch_sharding(mesh)
   )
 
 

@@ -110,6 +110,22 @@ def test_a_batch_of_questions():
   assert batch.tokens.shape == (5, 512) and budget.shape == (5,)
 
 
+def test_a_step_on_packed_rows_has_pools_and_a_budget_for_each_sample():
+  data = dataclasses.replace(
+    CONFIG.data,
+    packing="first_fit",
+    row_samples=5,
+    pool_rows=2,
+    pool_tiles=3,
+  )
+  train = dataclasses.replace(CONFIG.train, batch_size=4)
+  config = dataclasses.replace(CONFIG, data=data, train=train)
+  workload = workloads.train(config, mesh_lib.one_device())
+  _, batch, budget, _ = workload.arguments
+  assert batch.images.shape[:2] == (2, 3) and budget.shape == (4, 5)
+  assert batch.tokens.shape[0] == 4
+
+
 def test_a_step_with_cached_features_has_no_tower():
   model = dataclasses.replace(
     CONFIG.model, vision=dataclasses.replace(CONFIG.model.vision, frozen=True)
