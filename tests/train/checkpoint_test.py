@@ -94,7 +94,7 @@ def test_another_config_is_refused_with_the_difference(saved):
   text = str(error.value)
   assert "train.learning_rate: 0.001 -> 0.5" in text
   assert "train.seed: 0 -> 7" in text
-  assert "model.gaze.region: [6, 6] -> [3, 3]" in text
+  assert "model.gaze.region: [6, 6, 1] -> [3, 3, 1]" in text
   assert "steps" not in text and "\n" not in text
 
 
