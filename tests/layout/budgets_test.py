@@ -51,7 +51,7 @@ def test_the_dense_budget_reads_all_and_one_less_does_not(kind, regions):
 
 
 def test_the_dense_budget_of_each_sample_of_a_row_by_hand():
-  """Pictures of 4 and 1 regions; text; a video of two frames in 2 regions."""
+  """Pictures of 4 and 1 regions; text; one of 2, and two frames in 2."""
   video = [row_lib.Unit(1, 3, frame=i, frames=2) for i in range(2)]
   shape = row_lib.RowShape(
     slots=64,
@@ -67,15 +67,15 @@ def test_the_dense_budget_of_each_sample_of_a_row_by_hand():
   samples = [
     [row_lib.Unit(3, 3), text, row_lib.Unit(2, 2)],
     [text],
-    [row_lib.Unit(1, 1), *video, text],
+    [row_lib.Unit(1, 3), *video, text],
   ]
   rows = [row_lib.lay_out_together(some, shape) for some in (samples, [])]
   batch = row_lib.make_batch(rows, None)
   of = lambda kind: budgets.of_segments(
     config_lib.GazeConfig(budget=kind, region=shape.region), batch, 4
   ).tolist()
-  assert of("fixed") == [[5, 0, 3, 0], [0] * 4]
-  assert of("per_unit") == [[4, 0, 1, 0], [0] * 4]
+  assert of("fixed") == [[5, 0, 4, 0], [0] * 4]
+  assert of("per_unit") == [[4, 0, 2, 0], [0] * 4]
   assert of("ratio") == [[1000, 0, 1000, 0], [0] * 4]
 
 
