@@ -218,7 +218,10 @@ class GazeConfig:
   """
 
   # Tokens: rows, columns, and frames of a video; 1 where that is left out.
-  region: fields.Region = (6, 6, 1)
+  region: (
+    tuple[fields.Count, fields.Count]
+    | tuple[fields.Count, fields.Count, fields.Count]
+  ) = (6, 6, 1)
   context_tokens: fields.Natural = 4
   # Who chooses: each query head, or a KV group or all heads by summed scores.
   granularity: Literal["query_head", "kv_group", "layer"] = "query_head"

@@ -71,7 +71,6 @@ Share = Annotated[float, Bound(0, 1)]
 PositiveShare = Annotated[float, Bound(0, 1, above=True)]
 Decay = Annotated[float, Bound(0, 1, below=True)]
 Colour = tuple[Finite, Finite, Finite]
-Region = tuple[Count, Count] | tuple[Count, Count, Count]
 Spread = tuple[Positive, Positive, Positive]
 
 

@@ -8,6 +8,7 @@ start at a row, the windows before it are packed again, which takes some
 microseconds a sample and reads no picture.
 """
 
+import heapq
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -71,20 +72,21 @@ def pooled(
     room: tiles of a pool.
 
   Returns:
-    The rows of each group, with None for an empty one behind them.
+    The rows of each group, with None for an empty one behind them; the group
+    with the lowest row first.
   """
-  groups: list[list[int | None]] = [[] for _ in range(-(-len(tiles) // rows))]
-  left = [room] * len(groups)
+  groups: list[list[int]] = [[] for _ in range(-(-len(tiles) // rows))]
+  open_ = [(-room, group) for group in range(len(groups))]  # a heap
   for row in sorted(range(len(tiles)), key=lambda i: -tiles[i]):
-    open_ = [g for g in range(len(groups)) if len(groups[g]) < rows]
-    best = max(open_, key=lambda g: left[g], default=-1)
-    if best < 0 or left[best] < tiles[row]:
-      best = len(groups)
+    if open_ and -open_[0][0] >= tiles[row]:
+      taken, group = heapq.heappop(open_)
+    else:
+      taken, group = -room, len(groups)
       groups.append([])
-      left.append(room)
-    groups[best].append(row)
-    left[best] -= tiles[row]
-  return [group + [None] * (rows - len(group)) for group in groups]
+    groups[group].append(row)
+    if len(groups[group]) < rows:
+      heapq.heappush(open_, (taken + tiles[row], group))
+  return [[*g, *[None] * (rows - len(g))] for g in sorted(groups, key=min)]
 
 
 class PackedRows:
@@ -112,13 +114,12 @@ class PackedRows:
     most: int,
     window: int,
     seed: int,
-    pool_rows: int = 1,
-    pool_tiles: int = 0,
+    pool_rows: int,
+    pool_tiles: int,
   ):
     self._order, self._size_of, self._seed = order, size_of, seed
     self._room, self._most, self._window = room, most, window
-    self._pool_rows = pool_rows
-    self._pool_tiles = pool_tiles or pool_rows * room.tiles
+    self._pool = pool_rows, pool_tiles
     self._ends: list[int] = []  # rows up to the end of each window
     self._kept: dict[int, list[list[int]]] = {}  # numbers of the run, by window
 
@@ -168,7 +169,7 @@ class PackedRows:
     if not rows:
       return []
     tiles = [sum(sizes[item].tiles for item in row) for row in rows]
-    groups = pooled(tiles, self._pool_rows, self._pool_tiles)
+    groups = pooled(tiles, *self._pool)
     key = (_ROW_STREAM, self._seed, window)
     mixed = order_lib.permuted(np.arange(len(groups)), len(groups), key)
     chosen = [row for g in mixed.tolist() for row in groups[g]]

@@ -83,6 +83,7 @@ class Batcher:
     self.config, self.source, self.features = config, source, features
     self.tokenizer = tokenizer_lib.Tokenizer.load(config.data.tokenizer)
     self.shape = row_lib.row_shape(config)
+    self.pool_tiles = row_lib.pool_tiles(config)
     self.tokenizer.check_rows(config.model.decoder.vocab_size)
     for one in mixture.apart(config):
       plugins.source(one.data.source).check_rows(one, self.tokenizer)
@@ -142,14 +143,10 @@ class Batcher:
       there are none.
     """
     indices = np.full((len(rows), self.config.data.segments), -1, np.int64)
-    room, pool_rows = (
-      row_lib.pool_tiles(self.config),
-      self.config.data.pool_rows,
-    )
     laid_out, pools = [], []
     for row, chosen in enumerate(rows):
-      if row % pool_rows == 0:
-        pools.append(_Pool(room))
+      if row % self.config.data.pool_rows == 0:
+        pools.append(_Pool(self.pool_tiles))
       read = [self._parts(index, epoch) for index, epoch in chosen]
       row_of, kept = _lay_out_what_fits(
         [p for p, _ in read], self.shape, pools[-1]
@@ -157,7 +154,8 @@ class Batcher:
       laid_out.append(row_of)
       pools[-1].pixels += [read[i][1] for i in kept]
       indices[row, : len(kept)] = [chosen[i][0] for i in kept]
-    images = units_lib.stack([self._joined(p.pixels) for p in pools], room)
+    pixels = [self._joined(pool.pixels) for pool in pools]
+    images = units_lib.stack(pixels, self.pool_tiles)
     places = list(range(len(rows))) if places is None else places
     batch = row_lib.make_batch([laid_out[i] for i in places], images)
     return batch, indices[places]

@@ -16,6 +16,7 @@ import pathlib
 import sys
 from typing import Any
 
+from gaze_jax import errors
 from gaze_jax import whole_file
 from gaze_jax.demo import packages
 
@@ -56,7 +57,17 @@ def rows(split: str) -> list[dict[str, Any]]:
   ]
 
 
+def main(split: str, out: str) -> None:
+  """Writes the rows of a split, and prints the folder of its pictures."""
+  errors.check_folder(out)
+  whole_file.write(pathlib.Path(out), json.dumps(rows(split)))
+  print(folder(split))
+
+
 if __name__ == "__main__":
-  name, out = sys.argv[1:]
-  whole_file.write(pathlib.Path(out), json.dumps(rows(name)))
-  print(folder(name))
+  if len(sys.argv) != 3 or sys.argv[1] not in SPLITS:
+    sys.exit("usage: python -m gaze_jax.demo.easy_vqa train|test OUT.json")
+  try:
+    main(*sys.argv[1:])
+  except errors.GazeError as error:
+    sys.exit(f"error: {error}")

@@ -308,14 +308,10 @@ def _add_routing(
         continue
       mask = things[question.about[0]].mask
       frames = mask if mask.ndim == 3 else mask[None]
-      together = [
-        grid_lib.frames_together(i, len(frames), region)
-        for i in range(len(frames))
-      ]
       target = np.concatenate(
         [
-          metrics.on_target(frames[part], regions, ON_TARGET)
-          for part in map(np.array, dict.fromkeys(together))
+          metrics.on_target(frames[part.start : part.stop], regions, ON_TARGET)
+          for part in grid_lib.frame_parts(len(frames), region)
         ]
       )
       slot = np.flatnonzero(batch.batch.answer_of[row] == number)[0]

@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 
+# Of a full region, in tokens: rows, columns, frames.
+Region = tuple[int, int, int]
+
 
 def balanced_edges(length: int, size: int) -> np.ndarray:
   """Edges that split `length` into parts of at most `size`.
@@ -18,21 +21,21 @@ def balanced_edges(length: int, size: int) -> np.ndarray:
   return np.arange(parts + 1) * length // parts
 
 
-# Of a full region, in tokens: rows, columns, frames.
-Region = tuple[int, int, int]
-
-
-def frames_together(frame: int, frames: int, region: Region) -> range:
-  """The frames of a video that share regions with one of them.
+@functools.lru_cache(maxsize=4096)
+def frame_parts(frames: int, region: Region) -> tuple[range, ...]:
+  """The runs of a video's frames that share regions.
 
   Args:
-    frame: its number.
     frames: how many the video has.
     region: of a full region.
   """
-  edges = balanced_edges(frames, region[2])
-  part = int(np.searchsorted(edges, frame, side="right"))
-  return range(int(edges[part - 1]), int(edges[part]))
+  edges = balanced_edges(frames, region[2]).tolist()
+  return tuple(map(range, edges[:-1], edges[1:]))
+
+
+def frames_together(frame: int, frames: int, region: Region) -> range:
+  """The one of `frame_parts` that has a frame."""
+  return next(part for part in frame_parts(frames, region) if frame in part)
 
 
 def region_map(rows: int, columns: int, region: Region) -> np.ndarray:

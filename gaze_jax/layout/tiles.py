@@ -113,14 +113,12 @@ def largest_region(model: config_lib.ModelConfig) -> int:
   """Tokens of the largest region that this model may have."""
   region, side = model.gaze.region, model.vision.grid
   largest = lambda size, frames: grid_lib.largest_region(*size, region, frames)
-  grids = unit_grids(model)
-  frames = grids
-  if model.tiling.kind != "none":  # a frame is pooled; see `anyres.frame_unit`
-    half = -(-side // 2)
-    frames = frozenset([(half, half, 1)])
+  if model.tiling.kind == "none":  # an image is what a frame is
+    return max(largest(size, region[2]) for size in unit_grids(model))
+  half = -(-side // 2)  # a frame is pooled; see `anyres.frame_unit`
   return max(
-    *(largest(size, 1) for size in grids),
-    *(largest(size, region[2]) for size in frames),
+    largest((half, half, 1), region[2]),
+    *(largest(size, 1) for size in unit_grids(model)),
   )
 
 

@@ -72,7 +72,8 @@ def mix(count, slots):
 def rows_of(lengths, *, parts=None, slots=1024, **options):
   parts = parts or [len(lengths)]
   shares = [fractions.Fraction(1, len(parts))] * len(parts)
-  given_ = dict(most=16, window=256, seed=0) | options
+  given_ = dict(most=16, window=256, seed=0, pool_rows=1, pool_tiles=9)
+  given_ |= options
   return packed.PackedRows(
     order.Order(parts, shares, seed=given_["seed"]),
     lambda i: size(lengths[i]),
@@ -84,10 +85,10 @@ def rows_of(lengths, *, parts=None, slots=1024, **options):
 def test_pools_by_hand():
   # The fullest first, each where most room is left: 4, 3 and 2 apart, 1 beside
   # 2, and 0 beside 3.
-  assert packed.pooled([1, 4, 0, 3, 2], 2, 6) == [[1, None], [3, 2], [4, 0]]
+  assert packed.pooled([1, 4, 0, 3, 2], 2, 6) == [[4, 0], [1, None], [3, 2]]
   # Of three that fill a pool each, two can't share one of two rows.
   assert packed.pooled([6, 6, 6], 2, 6) == [[0, None], [1, None], [2, None]]
-  assert packed.pooled([5, 1, 2], 1, 5) == [[0], [2], [1]]
+  assert packed.pooled([1, 5, 2], 1, 5) == [[0], [1], [2]]
   assert packed.pooled([], 3, 5) == []
 
 
