@@ -289,7 +289,7 @@ def test_a_video_is_its_frames(model, picture):
 
 
 def test_a_video_whose_regions_span_frames(model, picture):
-  """Frames 0; 1 and 2; then of a later picture, on and on."""
+  """Those of frame 0; and of 1 and 2 together."""
   ours = model(region=(2, 2, 2), budget="per_unit", top_k=1)
   frames = [picture(i) for i in range(3)]
   reply = ours.generate(Q, videos=[frames], trace=True, **FEW)
@@ -300,6 +300,13 @@ def test_a_video_whose_regions_span_frames(model, picture):
   assert first == [0, 9, 9]
   assert {s.chosen.sum(-1).max() for s in reply.steps} == {3}
   assert "<html" in reply.page(reply.accounting()) and reply.picture().width
+
+
+@pytest.mark.nightly
+def test_regions_of_frames_go_on_and_are_all_read(model, picture):
+  ours = model(region=(2, 2, 2), budget="per_unit", top_k=1)
+  frames = [picture(i) for i in range(3)]
+  context = ours.generate(Q, videos=[frames], **FEW).context
   again = ours.generate(Q, context, images=[picture(7)], **FEW).context
   assert again.units == (9, 0, 9, 9) and again.views[3].regions.min() == 18
   # All read, it is what regions of one frame read.

@@ -105,7 +105,7 @@ def settings(folder, kind, implementation="chunked", **data):
   )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("implementation", ["masked", "chunked"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_sample_is_as_if_alone(folder, kind, implementation):
