@@ -47,6 +47,7 @@ from gaze_jax import errors
 from gaze_jax import types
 from gaze_jax.api import conversation
 from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.models import vision
 
 QUESTIONS = ("what is at the top left?", "where is the red fox?")
 ROUTED = 0.1  # share of the regions
@@ -252,7 +253,8 @@ def check_inputs(
     if ids != inputs["input_ids"][0].tolist():
       raise errors.GazeError(f"other token ids than transformers: {question}")
     want = inputs["pixel_values"].numpy().transpose(0, 2, 3, 1)
-    got = np.asarray(batch.images)[0]
+    settings = model.config.model.vision
+    got = np.asarray(vision.normalise(batch.images[0], settings))
     if got.shape != want.shape or not np.abs(got - want).max() < _PIXELS:
       raise errors.GazeError("other pixels than transformers")
 
