@@ -26,6 +26,7 @@ from gaze_jax import foreign
 from gaze_jax import json_file
 from gaze_jax import plugins
 from gaze_jax import schema
+from gaze_jax import storage
 from gaze_jax.runtime import memory
 from gaze_jax.runtime import processes
 
@@ -125,15 +126,24 @@ def budgets(flag: flags.FlagHolder) -> list[int | float] | None:
 
 
 def define_path(
-  name: str, what: str, default: str | None = None
+  name: str, what: str, default: str | None = None, *, bucket: bool = False
 ) -> flags.FlagHolder:
-  """Defines a flag for a file or directory, which no address can be."""
+  """Defines a flag for a file or directory, which no address can be.
+
+  Args:
+    name: of the flag.
+    what: it is, for --help.
+    default: where it is not given.
+    bucket: whether it may be in one of Google's: gs://...
+  """
   holder = flags.DEFINE_string(name, default, what)
 
   def check(path: str | None) -> bool:
-    if path and foreign.is_address(path):
+    in_bucket = bucket and path and path.startswith(storage.SCHEME)
+    if path and foreign.is_address(path) and not in_bucket:
+      takes = " or gs://BUCKET/DIR are" if bucket else " are"
       raise errors.GazeError(
-        f"--{name}={path}: an address, and files and directories are needed;"
+        f"--{name}={path}: an address, and files and directories{takes} needed;"
         " mount the bucket, and give its path here"
       )
     return True

@@ -6,12 +6,12 @@
 
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from gaze_jax import errors
 from gaze_jax import foreign
+from gaze_jax import storage
 
 Pairs = list[tuple[str, Any]]  # of an object, in the order of the file
 
@@ -20,7 +20,7 @@ class NotJsonError(ValueError):
   """Why something is no JSON or no text, in a few words, and the remedy."""
 
 
-def read(path: pathlib.Path, error: type[errors.GazeError]) -> dict[str, Any]:
+def read(path: storage.Path, error: type[errors.GazeError]) -> dict[str, Any]:
   """The JSON object in a file.
 
   Raises:
@@ -36,7 +36,7 @@ def read(path: pathlib.Path, error: type[errors.GazeError]) -> dict[str, Any]:
   return value
 
 
-def read_text(path: pathlib.Path, error: type[errors.GazeError]) -> str:
+def read_text(path: storage.Path, error: type[errors.GazeError]) -> str:
   """The text in a file, without its byte-order mark.
 
   Raises:
@@ -55,7 +55,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     NotJsonError: it can't be read.
   """
   try:
-    return pathlib.Path(path).read_bytes()
+    return storage.path(path).read_bytes()
   except OSError as reason:
     what = foreign.no_file(path) if not os.path.isfile(path) else ""
     raise NotJsonError(what or reason.strerror or str(reason)) from None

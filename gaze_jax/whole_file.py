@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from etils import epath
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -23,7 +25,10 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     partial.unlink(missing_ok=True)
 
 
-def write(path: pathlib.Path, text: str) -> None:
-  """Writes a text."""
+def write(path: pathlib.Path | epath.Path, text: str) -> None:
+  """Writes a text, here or in a bucket (`gaze_jax/storage.py`)."""
+  if not isinstance(path, pathlib.Path):  # a bucket takes nothing but wholes
+    path.write_text(text, encoding="utf-8")
+    return
   with replacing(path) as partial:
     partial.write_text(text, encoding="utf-8")

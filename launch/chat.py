@@ -16,7 +16,7 @@ from gaze_jax import api
 from gaze_jax import cli
 from gaze_jax.runtime import processes
 
-_WORKDIR = cli.define_path("workdir", "a directory with a model")
+_WORKDIR = cli.define_path("workdir", "a directory with a model", bucket=True)
 _IMAGE = flags.DEFINE_list("image", [], "image files of the first question")
 _AFRESH = flags.DEFINE_bool(
   "afresh", False, "ask each question after the images alone"

@@ -6,17 +6,20 @@ python launch/eval.py --workdir=DIR [--json=FILE] [--markdown=FILE]
 """
 
 import json
-import pathlib
 import time
 
 from absl import flags
 
 from gaze_jax import cli
+from gaze_jax import storage
+from gaze_jax import whole_file
 from gaze_jax.evals import report
 from gaze_jax.evals import run
 from gaze_jax.runtime import processes
 
-_WORKDIR = cli.define_path("workdir", "a workdir of launch/train.py")
+_WORKDIR = cli.define_path(
+  "workdir", "a workdir of launch/train.py", bucket=True
+)
 _DATA = flags.DEFINE_string(
   "data", "", "a file in LLaVA's format to score; default: what the run names"
 )
@@ -39,7 +42,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = storage.path(_WORKDIR.value)
   result = run.evaluate(
     workdir,
     data=_DATA.value,
@@ -54,10 +57,10 @@ def main() -> None:
     result["seconds"] = time.time() - _STARTED.value
   text = report.markdown(result)
   print(text)
-  as_json = pathlib.Path(_JSON.value or workdir / "report.json")
-  as_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-  as_text = pathlib.Path(_MARKDOWN.value or workdir / "report.md")
-  as_text.write_text(text, encoding="utf-8")
+  as_json = storage.path(_JSON.value or workdir / "report.json")
+  whole_file.write(as_json, json.dumps(result, indent=2) + "\n")
+  as_text = storage.path(_MARKDOWN.value or workdir / "report.md")
+  whole_file.write(as_text, text)
   print(f"wrote {as_json} and {as_text}")
 
 

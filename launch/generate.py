@@ -13,7 +13,7 @@ from gaze_jax import cli
 from gaze_jax.runtime import processes
 from gaze_jax.runtime import profiling
 
-_WORKDIR = cli.define_path("workdir", "a directory with a model")
+_WORKDIR = cli.define_path("workdir", "a directory with a model", bucket=True)
 _QUESTION = flags.DEFINE_string("question", None, "the question")
 _IMAGE = flags.DEFINE_list("image", [], "image files")
 _VIDEO = flags.DEFINE_list("video", [], "video files")

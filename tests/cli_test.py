@@ -295,3 +295,16 @@ def test_an_address_is_no_path():
     with pytest.raises(errors.GazeError, match="--gaze_test_path=.*: an addr"):
       values.gaze_test_path = bad
   values.gaze_test_path = None
+
+
+def test_a_workdir_may_be_in_a_bucket_of_google():
+  holder = cli.define_path("gaze_test_workdir", "for this test", bucket=True)
+  values = flags.FLAGS
+  values.mark_as_parsed()
+  for good in ("out/run", "gs://b/run"):
+    values.gaze_test_workdir = good
+    assert holder.value == good
+  for bad in ("s3://b/run", "https://x.org/y", "gs:/b/run"):
+    with pytest.raises(errors.GazeError, match="or gs://BUCKET/DIR .* mount"):
+      values.gaze_test_workdir = bad
+  values.gaze_test_workdir = None

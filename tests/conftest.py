@@ -35,8 +35,10 @@ import jax
 import numpy as np
 import pytest
 
+import gcs_server
 import tiers
 from gaze_jax import config as config_lib
+from gaze_jax import storage
 from gaze_jax.decode import programs
 from gaze_jax.layout import row as row_lib
 
@@ -155,6 +157,26 @@ def tiny_config_file(tmp_path):
     f"def get_config():\n  return ConfigDict({tiny_settings()!r})\n"
   )
   return path
+
+
+@pytest.fixture(scope="session")
+def cloud():
+  """Google Cloud Storage, for this process and those that it starts."""
+  store = gcs_server.Store()
+  with (
+    gcs_server.serve(store) as environment,
+    pytest.MonkeyPatch.context() as patch,
+  ):
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    yield store
+
+
+@pytest.fixture
+def bucket(cloud, tmp_path, monkeypatch):
+  """A directory in a bucket, and a cache of its own for copies from there."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  return storage.path(f"gs://bucket/{tmp_path.name}")
 
 
 # Of the 65,530 mappings that Linux lets a process have. A test that leaves more

@@ -19,6 +19,7 @@ PROGRAMS = ("launch", "configs", "benchmarks")
 SHARED = {
   *("types", "config", "plugins", "errors", "schema", "fields"),
   *("data_config", "fingerprint", "json_file", "foreign", "whole_file"),
+  "storage",
 }
 # A room, and the other rooms that it may import. Nobody imports demo: it is
 # found by name (gaze_jax/plugins.py).

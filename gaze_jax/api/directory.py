@@ -6,6 +6,7 @@ import jax
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import storage
 from gaze_jax.models import mllm
 from gaze_jax.train import runs
 from gaze_jax.weights import exporting
@@ -15,7 +16,7 @@ from gaze_jax.weights import store
 
 
 def load(
-  directory: pathlib.Path,
+  directory: storage.Path,
   mesh: jax.sharding.Mesh | None = None,
   *,
   dtype: str | None = None,
@@ -24,7 +25,8 @@ def load(
   """Reads a model onto a mesh; each device its own part of it.
 
   Args:
-    directory: a workdir of launch/train.py (its newest checkpoint), a
+    directory: a workdir of launch/train.py (its newest checkpoint), here or in
+      a bucket (`storage.path`), a
       directory of launch/convert.py, or a checkpoint of transformers.
     mesh: one device by default.
     dtype: "float32" or "bfloat16", of all matrices; as on disk by default.
@@ -38,12 +40,14 @@ def load(
     errors.GazeError: it is none of these, it is broken, or it can't be laid on
       the mesh, which is found before a tensor is read.
   """
-  of_kind = runs.load if runs.is_run(directory) else load_lib.load
-  return of_kind(directory, mesh, dtype=dtype, apart=apart)
+  if runs.is_run(directory):
+    return runs.load(directory, mesh, dtype=dtype, apart=apart)
+  here = _here(directory)
+  return load_lib.load(here, mesh, dtype=dtype, apart=apart)
 
 
 def open_directory(
-  directory: pathlib.Path, *, dtype: str | None = None
+  directory: storage.Path, *, dtype: str | None = None
 ) -> store.Stored:
   """The weights in a directory, to be saved in our format or exported.
 
@@ -57,7 +61,18 @@ def open_directory(
   """
   if runs.is_run(directory):
     return runs.stored(directory, dtype)
-  return load_lib.open_directory(directory, dtype=dtype)
+  return load_lib.open_directory(_here(directory), dtype=dtype)
+
+
+def _here(directory: storage.Path) -> pathlib.Path:
+  """A directory whose files are mapped into memory."""
+  if storage.is_remote(directory):
+    raise errors.GazeError(
+      f"{directory}: no checkpoints of launch/train.py here, and other weights"
+      " are read from this machine alone: copy the directory (`gcloud storage"
+      " cp -r`)"
+    )
+  return directory
 
 
 def convert(

@@ -14,6 +14,7 @@ import numpy as np
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import storage
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import conversation
 from gaze_jax.api import directory as directory_lib
@@ -358,7 +359,7 @@ def load(
       the mesh; names each size that does not divide, before a tensor is read.
   """
   _keep_programs()
-  path = pathlib.Path(directory)
+  path = storage.path(directory)
   mesh = mesh_lib.of(parallel)
   config, params = directory_lib.load(
     path, mesh, dtype=dtype, apart=decoder.decodes_apart(mesh)
@@ -379,8 +380,7 @@ def _keep_programs() -> None:
   """A persistent compilation cache, unless there is one already."""
   if jax.config.jax_compilation_cache_dir:
     return
-  base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  folder = pathlib.Path(base) / "gaze_jax" / "programs" / _processor()
+  folder = storage.cache() / "programs" / _processor()
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from typing import Any
 
 from gaze_jax import config as config_lib
@@ -15,6 +14,7 @@ from gaze_jax import foreign
 from gaze_jax import json_file
 from gaze_jax import plugins
 from gaze_jax import schema
+from gaze_jax import storage
 from gaze_jax.data import media as media_lib
 from gaze_jax.data import paths
 from gaze_jax.data import record as record_lib
@@ -64,7 +64,7 @@ class PreparedSet:
     Raises:
       samples.DataError: it was not counted by this tokenizer.
     """
-    folder = pathlib.Path(self.directory, INDEX)
+    folder = storage.path(self.directory) / INDEX
     name = record_index.text_file(tokenizer)
     if not (folder / name).is_file():
       raise samples.DataError(
@@ -81,10 +81,15 @@ def open_set(directory: str) -> PreparedSet:
   Raises:
     samples.DataError: it was not, or not to its end.
   """
-  path = pathlib.Path(directory, META)
+  path = storage.path(directory) / META
   if not path.is_file():
     what = "no such folder"
-    if os.path.isfile(directory):
+    if storage.is_remote(path):
+      what = (
+        f"no {META} there; prepare the data on this machine, then copy it there"
+        f" with `gcloud storage cp -r DIR {directory}`"
+      )
+    elif os.path.isfile(directory):
       what = "a file, and a folder is needed"
     elif os.path.isdir(directory):
       what = f"no {META} in it; prepare it to its end with launch/prepare.py"

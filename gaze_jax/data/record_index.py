@@ -9,13 +9,12 @@ number and none is held in memory:
 """
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from gaze_jax import config as config_lib
+from gaze_jax import storage
 from gaze_jax.data import packing
 from gaze_jax.data import samples
 from gaze_jax.data import skipped
@@ -184,8 +183,8 @@ class Index:
     samples.DataError: a file is missing or has another length.
   """
 
-  def __init__(self, folder: pathlib.Path, length: int, text: str):
-    self._folder, self._text = folder, text
+  def __init__(self, folder: storage.Path, length: int, text: str):
+    self._text = text
     for name, dtype in ((RECORDS, RECORD), (text, TEXT)):
       size, wanted = _size(folder / name), length * dtype.itemsize
       if size != wanted:
@@ -194,6 +193,9 @@ class Index:
           f" {wanted}; copy it again, or prepare the data anew"
         )
     _size(folder / MEDIA)
+    self._files = {
+      name: storage.copy_here(folder / name) for name in (RECORDS, MEDIA, text)
+    }
 
   def __getitem__(self, number: int) -> Entry:
     (text,) = self._read(self._text, TEXT, number, 1)
@@ -208,12 +210,12 @@ class Index:
     self, name: str, dtype: np.dtype, start: int, count: int
   ) -> np.ndarray:
     offset = start * dtype.itemsize
-    return np.fromfile(self._folder / name, dtype, count, offset=offset)
+    return np.fromfile(self._files[name], dtype, count, offset=offset)
 
 
-def _size(path: pathlib.Path) -> int:
+def _size(path: storage.Path) -> int:
   try:
-    return os.path.getsize(path)
+    return storage.size(path)
   except OSError:
     raise samples.DataError(
       f"{path}: no such file; copy it again, or prepare the data anew"

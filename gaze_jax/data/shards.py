@@ -1,8 +1,8 @@
 """Random access to the records of ArrayRecord files."""
 
+import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +10,14 @@ import numpy as np
 from array_record.python import array_record_module
 
 from gaze_jax import foreign
+from gaze_jax import storage
 from gaze_jax.data import samples
 
 # Files that a process holds open; a system often allows 1,024.
 _MOST_OPEN = 500
 # Bytes read at a time. Records are read in random order, whole each time.
 _BUFFER = 2**15
+_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,20 +74,26 @@ class Shards:
     Raises:
       samples.DataError: one is missing, cut short or another; names it.
     """
-    for shard in self._shards:
-      try:
-        size = os.path.getsize(shard.path)
-      except OSError:
-        raise self._broken(shard.path, foreign.no_file(shard.path)) from None
-      if shard.size not in (None, size):
-        raise self._broken(
-          shard.path, f"it has {size} bytes, and had {shard.size}"
-        )
-      total = shard.records if shard.total is None else shard.total
-      if (found := self._open(shard.path).num_records()) != total:
-        raise self._broken(
-          shard.path, f"it has {found} records, and had {total}"
-        )
+    # Several at a time, as those in a bucket are each asked for.
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      for _ in pool.map(self._check, self._shards):
+        pass
+
+  def _check(self, shard: Shard) -> None:
+    path = storage.path(shard.path)
+    try:
+      size = storage.size(path)
+    except OSError:
+      why = "no such file" if storage.is_remote(path) else ""
+      why = why or foreign.no_file(shard.path)
+      raise self._broken(shard.path, why) from None
+    if shard.size not in (None, size):
+      raise self._broken(
+        shard.path, f"it has {size} bytes, and had {shard.size}"
+      )
+    total = shard.records if shard.total is None else shard.total
+    if (found := self._open(shard.path).num_records()) != total:
+      raise self._broken(shard.path, f"it has {found} records, and had {total}")
 
   def _reader(self, path: str) -> Any:
     try:

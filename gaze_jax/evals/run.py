@@ -14,6 +14,7 @@ import tqdm
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import plugins
+from gaze_jax import storage
 from gaze_jax import types
 from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
@@ -87,7 +88,7 @@ class Score:
 
 
 def evaluate(
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   *,
   data: str = "",
   image_folder: str = "",
@@ -135,7 +136,7 @@ def evaluate(
     raise errors.GazeError(f"{workdir}: {_NOTHING}")
   ends = np.array(tokenizer_lib.Tokenizer.load(config.data.tokenizer).ends)
   model = _OnMesh(params, ends, mesh)
-  features = workdir / "features" if cached else None
+  features = storage.near(workdir) / "features" if cached else None
   results = {}
   for name, split in splits.items():
     source = opened

@@ -13,7 +13,6 @@ passed over for the newest that is; a run that resumes sets it aside as
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import re
 import sys
 from collections.abc import Iterator
@@ -27,11 +26,13 @@ from jax.experimental import multihost_utils
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import schema
+from gaze_jax import storage
 from gaze_jax.train import compatibility
 from gaze_jax.train import manifest
 from gaze_jax.train import state as state_lib
 
 _NONE, _REFUSED = -1, -2  # in place of a step
+_COMMITTED = "commit_success.txt"  # orbax's, of a step in a bucket
 _WIDEST = 4  # bytes of an element of a parameter on disk
 
 
@@ -67,8 +68,8 @@ class Checkpoints:
   # What must be whole.
   _parts: tuple[str, ...] = ("params", "meta")
 
-  def __init__(self, workdir: pathlib.Path):
-    self._path = workdir.absolute() / "checkpoints"
+  def __init__(self, workdir: storage.Path):
+    self._path = storage.absolute(workdir) / "checkpoints"
     self._latest: int | None = None
     if not self._path.is_dir():
       raise CheckpointError(
@@ -150,7 +151,7 @@ class Checkpoints:
   def _json(self, part: str) -> dict[str, Any]:
     return self._read(part, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
-  def _folder(self) -> pathlib.Path:
+  def _folder(self) -> storage.Path:
     step = self.latest()
     if step is None:
       raise CheckpointError(f"{self._path.parent}: no finished checkpoint yet")
@@ -160,9 +161,13 @@ class Checkpoints:
     """Steps by their names, whatever they hold; the newest first."""
     if not self._path.is_dir():
       return []
-    names = [p.name for p in self._path.iterdir()]
-    whole = (int(n) for n in names if re.fullmatch("0|[1-9][0-9]*", n))
-    return sorted(whole, reverse=True)
+    found = [
+      p for p in self._path.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name)
+    ]
+    if storage.is_remote(self._path):
+      # Orbax writes under the final name there; the mark comes last.
+      found = [p for p in found if (p / _COMMITTED).exists()]
+    return sorted((int(p.name) for p in found), reverse=True)
 
   def _find(self) -> int | None:
     """Looks for the newest whole step; process 0 does it for all."""
@@ -200,7 +205,7 @@ class Checkpoints:
       )
     return _NONE
 
-  def _pass_over(self, folder: pathlib.Path) -> str:
+  def _pass_over(self, folder: storage.Path) -> str:
     """Deals with a step that is not whole; returns how, for the log."""
     del folder
     return "skipped"
@@ -210,38 +215,38 @@ class Writer(Checkpoints):
   """The checkpoints of a run: what it resumes from, and what it saves.
 
   Saving is asynchronous. Orbax commits a step, manifest and all, by renaming
-  its directory, and drops old ones after that; so a killed run leaves whole
-  checkpoints only.
+  its directory (in a bucket, by one last file), and drops old ones after that;
+  so a killed run leaves whole checkpoints only.
   """
 
   _parts = ("params", "state", "data", "meta")
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: storage.Path,
     train: config_lib.TrainConfig,
     inputs: compatibility.Inputs | None = None,
   ):
     self._inputs = inputs or {}
-    self._path = workdir.absolute() / "checkpoints"
+    self._path = storage.absolute(workdir) / "checkpoints"
     self._latest = self._find()
     self._saving: tuple[int, float | None] | None = None
     self._code = compatibility.code_versions()
     self._retention = _Retention(
       train.keep, train.keep_every, train.keep_best, self._losses()
     )
-    self._manager = _Manager(
-      self._path,
-      options=ocp.CheckpointManagerOptions(
-        create=True,
-        cleanup_tmp_directories=True,
-        preservation_policy=self._retention,
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-        # What it would read of each step is not needed, or in the manifest.
-        lightweight_initialize=True,
-      ),
-      item_names=self._parts,
+    options = ocp.CheckpointManagerOptions(
+      create=True,
+      cleanup_tmp_directories=True,
+      preservation_policy=self._retention,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+      # What it would read of each step is not needed, or in the manifest.
+      lightweight_initialize=True,
     )
+    with self._writing():
+      self._manager = _Manager(
+        self._path, options=options, item_names=self._parts
+      )
 
   def latest(self) -> int | None:
     """The newest whole step, once it is committed; None if there is none.
@@ -353,12 +358,14 @@ class Writer(Checkpoints):
       self._latest, self._saving = self._saving[0], None
 
   def _seal(self) -> None:
-    """Orbax calls it in its thread, just before it renames the directory."""
+    """Orbax calls it in its thread, just before the step is committed."""
     step, loss = self._saving
-    folder = self._path / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
-    manifest.write(folder, step, loss)
+    suffix = ocp.utils.TMP_DIR_SUFFIX
+    if storage.is_remote(self._path):
+      suffix = ""
+    manifest.write(self._path / f"{step}{suffix}", step, loss)
 
-  def _pass_over(self, folder: pathlib.Path) -> str:
+  def _pass_over(self, folder: storage.Path) -> str:
     """Makes room: the run will come to this step again."""
     names = [".damaged", *(f".damaged.{n}" for n in range(2, 1000))]
     taken = {p.name for p in self._path.iterdir()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from gaze_jax import config as config_lib
 from gaze_jax import schema
+from gaze_jax import storage
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.train import pretrained
@@ -175,7 +176,7 @@ def config_differences(
 
 
 def latest_config(
-  saved: config_lib.Config, path: pathlib.Path
+  saved: config_lib.Config, path: storage.Path
 ) -> config_lib.Config:
   """The config that a run was started with last, if `config.json` has it.
 
@@ -192,7 +193,7 @@ def latest_config(
   return saved if changed else last
 
 
-def started_config(path: pathlib.Path) -> config_lib.Config | None:
+def started_config(path: storage.Path) -> config_lib.Config | None:
   """What a run's `config.json` holds; None if there is none, or no config.
 
   Raises:

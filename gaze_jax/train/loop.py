@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from gaze_jax import config as config_lib
 from gaze_jax import schema
+from gaze_jax import storage
 from gaze_jax import types
 from gaze_jax import whole_file
 from gaze_jax.data import mixture
@@ -42,7 +42,7 @@ from gaze_jax.train import step as step_lib
 from gaze_jax.train import wandb_run
 
 
-def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def train(config: config_lib.Config, workdir: storage.Path) -> None:
   """Trains until `config.train.steps`, from the newest checkpoint if any.
 
   Leaves checkpoints, `metrics.jsonl`, `tensorboard/` and `config.json` in the
@@ -55,6 +55,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
       data, or none of its checkpoints is whole.
     mesh.MeshError: model and batch can't be laid out on the devices.
   """
+  _check_features(config.train, workdir)
   mesh = mesh_lib.make_mesh(config.parallel)
   rules.check(config, dict(mesh.shape))
   pretrained.check_tokenizer(config)
@@ -79,6 +80,18 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> None:
     print(f"preempted: saved step {preempted}; run the same command to resume")
 
 
+def _check_features(
+  train: config_lib.TrainConfig, workdir: storage.Path
+) -> None:
+  several = jax.process_count() > 1
+  if train.features == "cached" and several and storage.is_remote(workdir):
+    raise config_lib.ConfigError(
+      "config: train.features = 'cached' keeps a file that all processes map"
+      f" into memory, and {workdir} is in a bucket: give a --workdir on a disk"
+      " that they share, or set train.features = 'none'"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
   """What a step reads, on the mesh.
@@ -101,7 +114,7 @@ class _Inputs:
 
 def _run(
   config: config_lib.Config,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   source: samples.Source,
   scored: evaluation.EvalSet | None,
   saved: checkpoint.Writer,
@@ -110,7 +123,8 @@ def _run(
   mesh: jax.sharding.Mesh,
 ) -> int | None:
   """Steps to the end; or to a preemption, and returns that step."""
-  c, features, kept = config.train, None, workdir / "features"
+  c, features = config.train, None
+  kept = storage.near(workdir) / "features"
   if c.features == "cached":
     features = features_lib.cached(config, source, kept)
   frozen = pretrained.load_frozen(config, pixels=features is None, mesh=mesh)
@@ -128,12 +142,16 @@ def _run(
     stack.callback(batches.close)
     count = flops.count(config, frozen, state.params)
     read = mixture.samples_read(config, source)
-    log = metrics.Log(workdir, config, saved, start, count, read)
+    mirror = storage.Mirror(
+      workdir, metrics.FILES, writes=jax.process_index() == 0
+    )
+    stack.callback(mirror.close)
+    log = metrics.Log(mirror, config, saved, start, count, read)
     stack.callback(log.close)
     compiled = step_lib.make(config, optimizer_lib.make(c), mesh)
     stack.enter_context(jax.set_mesh(mesh))
     trace = profiling.StepTrace(
-      workdir / "profile", _traced(c, start.next_batch)
+      mirror.folder / "profile", _traced(c, start.next_batch)
     )
     stack.enter_context(trace)
     return _loop(
@@ -192,6 +210,7 @@ def _loop(
     if saving:
       position = log.position(done)
       saved.save(position, state, config, loss=log.loss_since_save())
+      log.copy()
     if stop:
       return done
   return None
@@ -258,7 +277,7 @@ def _print_changed_steps(
   )
 
 
-def _write_config(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def _write_config(config: config_lib.Config, workdir: storage.Path) -> None:
   """Writes `config.json`; a kill leaves the old one or the new one."""
   content = schema.stamp("run") | config_lib.to_dict(config)
   whole_file.write(workdir / "config.json", json.dumps(content, indent=2))

@@ -8,12 +8,13 @@ import concurrent.futures
 import dataclasses
 import json
 import os
-import pathlib
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 from gaze_jax import schema
+from gaze_jax import storage
+from gaze_jax import whole_file
 
 NAME = "manifest.json"
 _BLOCK = 4 * 2**20
@@ -40,7 +41,7 @@ class Manifest:
   files: dict[str, tuple[int, int]]
 
 
-def write(directory: pathlib.Path, step: int, loss: float | None) -> None:
+def write(directory: storage.Path, step: int, loss: float | None) -> None:
   """Writes the manifest of all files in subdirectories, and syncs them all.
 
   Files of the directory itself are left out: orbax still writes two there, of
@@ -49,22 +50,27 @@ def write(directory: pathlib.Path, step: int, loss: float | None) -> None:
   Raises:
     OSError: something can't be read or written.
   """
-  files = sorted(p for p in directory.glob("*/**/*") if p.is_file())
+  folders = sorted(p for p in directory.iterdir() if p.is_dir())
   sums = {
     file.relative_to(directory).as_posix(): _sum(file, sync=True)
-    for file in files
+    for folder in folders
+    for file in storage.files(folder)
   }
   content = schema.stamp("checkpoint") | dict(step=step, loss=loss, files=sums)
   text = json.dumps(content, sort_keys=True)
+  text = f"{text}\n{zlib.crc32(text.encode()):08x}\n"
+  if storage.is_remote(directory):
+    whole_file.write(directory / NAME, text)
+    return
   partial = directory / f"{NAME}.partial"
   with partial.open("w", encoding="utf-8") as file:
-    file.write(f"{text}\n{zlib.crc32(text.encode()):08x}\n")
+    file.write(text)
     file.flush()
     os.fsync(file.fileno())
   os.replace(partial, directory / NAME)
 
 
-def read(directory: pathlib.Path) -> Manifest:
+def read(directory: storage.Path) -> Manifest:
   """The manifest of a step's directory.
 
   Raises:
@@ -90,7 +96,7 @@ def read(directory: pathlib.Path) -> Manifest:
   return Manifest(values["step"], values["loss"], files)
 
 
-def check(directory: pathlib.Path, parts: Sequence[str]) -> None:
+def check(directory: storage.Path, parts: Sequence[str]) -> None:
   """Reads the files of some subdirectories and compares them.
 
   Raises:
@@ -110,10 +116,10 @@ def check(directory: pathlib.Path, parts: Sequence[str]) -> None:
         raise DamagedError(f"{name} {reason}")
 
 
-def _wrong(file: pathlib.Path, size: int, crc: int) -> str | None:
+def _wrong(file: storage.Path, size: int, crc: int) -> str | None:
   """What is wrong with a file; its size first, which costs no reading."""
   try:
-    if (now := file.stat().st_size) != size:
+    if (now := storage.size(file)) != size:
       return f"has {now} bytes instead of {size}"
     return None if _sum(file)[1] == crc else "has another checksum"
   except FileNotFoundError:
@@ -122,12 +128,12 @@ def _wrong(file: pathlib.Path, size: int, crc: int) -> str | None:
     return f"can't be read: {error.strerror}"
 
 
-def _sum(file: pathlib.Path, *, sync: bool = False) -> tuple[int, int]:
+def _sum(file: storage.Path, *, sync: bool = False) -> tuple[int, int]:
   """Size and crc32."""
   size = crc = 0
   block = bytearray(_BLOCK)
-  with file.open("rb", buffering=0) as stream:
-    if sync:
+  with storage.open_bytes(file) as stream:
+    if sync and not storage.is_remote(file):
       os.fsync(stream.fileno())
     while count := stream.readinto(block):
       crc = zlib.crc32(memoryview(block)[:count], crc)

@@ -16,10 +16,15 @@ import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import storage
 from gaze_jax import whole_file
 from gaze_jax.train import checkpoint
 from gaze_jax.train import flops
 from gaze_jax.train import wandb_run
+
+NUMBERS = "metrics.jsonl"
+# What a run that resumes goes on with, in its workdir.
+FILES = (NUMBERS, wandb_run.IDENTITY)
 
 
 class NotFiniteError(errors.GazeError):
@@ -59,7 +64,7 @@ class Log:
   progress bar.
 
   Args:
-    workdir: of the run.
+    mirror: of the workdir; its folder is written to.
     config: of the run.
     saved: its checkpoints.
     start: where it is.
@@ -69,7 +74,7 @@ class Log:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    mirror: storage.Mirror,
     config: config_lib.Config,
     saved: checkpoint.Checkpoints,
     start: checkpoint.Position,
@@ -77,7 +82,7 @@ class Log:
     samples_read: Callable[[int], dict[str, int]] = lambda done: {},
   ):
     first, train = jax.process_index() == 0, config.train
-    self._train, self._saved = train, saved
+    self._train, self._saved, self._mirror = train, saved, mirror
     self._count, self._peak = count, flops.peak(train)
     self._samples_read = samples_read
     self._unlogged, self._sample_ids = start.unlogged, start.sample_ids
@@ -85,9 +90,9 @@ class Log:
     self._mark = (time.perf_counter(), len(self._unlogged))
     self._writers: list[wandb_run.WandbRun | LogWriter] = []
     if first and train.wandb:
-      self._writers.append(wandb_run.WandbRun(workdir, config))
+      self._writers.append(wandb_run.WandbRun(mirror.folder, config))
     if first:
-      self._writers.append(LogWriter(workdir, start.next_batch))
+      self._writers.append(LogWriter(mirror.folder, start.next_batch))
     self._scores: dict[str, float] = {}  # the last ones, for the bar
     self._bar = tqdm.tqdm(
       total=train.steps,
@@ -156,6 +161,10 @@ class Log:
     started, before = self._mark
     self._mark = (started + time.perf_counter() - began, before)
 
+  def copy(self) -> None:
+    """Copies the log to the workdir, if that is in a bucket."""
+    self._mirror.copy()
+
   def close(self) -> None:
     """Ends the bar, and closes the files."""
     self._bar.close()
@@ -192,7 +201,7 @@ class LogWriter:
   """
 
   def __init__(self, workdir: pathlib.Path, done: int):
-    path = workdir / "metrics.jsonl"
+    path = workdir / NUMBERS
     if path.exists():
       _drop_later(path, done)
     self._file = path.open("a", encoding="utf-8")

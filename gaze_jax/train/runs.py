@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from gaze_jax import config as config_lib
 from gaze_jax import plugins
+from gaze_jax import storage
 from gaze_jax.models import decoder
 from gaze_jax.models import mllm
 from gaze_jax.train import checkpoint
@@ -19,13 +20,13 @@ from gaze_jax.weights import hf
 from gaze_jax.weights import store
 
 
-def is_run(directory: pathlib.Path) -> bool:
+def is_run(directory: storage.Path) -> bool:
   """Whether a directory is a workdir of launch/train.py."""
   return (directory / "checkpoints").is_dir()
 
 
 def load(
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   mesh: jax.sharding.Mesh | None = None,
   *,
   dtype: str | None = None,
@@ -57,7 +58,7 @@ def load(
 
 
 def open_run(
-  workdir: pathlib.Path, mesh: jax.sharding.Mesh | None = None
+  workdir: storage.Path, mesh: jax.sharding.Mesh | None = None
 ) -> checkpoint.Checkpoints:
   """The checkpoints of a run whose model can be laid on a mesh.
 
@@ -106,7 +107,7 @@ def read(
   return dtypes.computed(config, found, dtype), params
 
 
-def stored(workdir: pathlib.Path, dtype: str | None = None) -> store.Stored:
+def stored(workdir: storage.Path, dtype: str | None = None) -> store.Stored:
   """The same as weights of ours, to be saved or exported.
 
   What the weights that it started from (train.init_from) brought along for

@@ -15,6 +15,8 @@ from gaze_jax import json_file
 from gaze_jax import schema
 from gaze_jax import whole_file
 
+IDENTITY = "wandb.json"
+
 
 class WandbError(errors.GazeError):
   """Weights & Biases is not there, or can't be used; names the remedy."""
@@ -50,7 +52,7 @@ class WandbRun:
   def __init__(self, workdir: pathlib.Path, config: config_lib.Config):
     import wandb  # seconds, and not always installed
 
-    identity = _identity(workdir / "wandb.json")
+    identity = _identity(workdir / IDENTITY)
     try:
       self._run = wandb.init(
         project=config.train.wandb,
