@@ -52,7 +52,8 @@ def answers(config, tmp_path_factory):
       out = folder / f"{name}.json"
       paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
       env = dict(os.environ, PYTHONPATH=paths)
-      env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flags}"
+      # XLA takes a blank for the name of a file.
+      env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flags}".strip()
       # Or XLA's threads, one a core or device, may all wait for each other.
       env["PJRT_NPROC"] = "32"
       done = subprocess.run(
