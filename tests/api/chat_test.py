@@ -102,6 +102,7 @@ def test_afresh_each_question_comes_after_the_images_alone(
   assert tell("/new", Q)[1] == line(ours.generate(Q, **FEW))
 
 
+@pytest.mark.nightly
 def test_the_end_is_said_unless_the_model_ended(talk, model, monkeypatch):
   ours = model()
   free = ours.generate(Q, max_tokens=8)
@@ -144,6 +145,7 @@ def test_the_budget_changes_from_now_on(talk, files, tmp_path):
   assert budget("/top_k 0") == 0
 
 
+@pytest.mark.nightly
 def test_costs_pages_and_help(talk, files, tmp_path):
   tell = talk()
   tell(f"/image {files[0]}", Q)

@@ -14,7 +14,6 @@ import transformers
 
 import compare
 import raw_prompts
-import tiers
 from gaze_jax import config as config_lib
 from gaze_jax.data import prompts
 from gaze_jax.decode import context
@@ -132,15 +131,13 @@ def llava(pair_of):
   return pair_of(checkpoints.llava, config, checkpoints.llava_pixels())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
   "prompt, sizes",
-  tiers.few(
-    1,
-    [
-      ("see <image>\nwhat?", [(40, 83)]),  # tiles of one row
-      ("<image> and <image>?", [(30, 61), (28, 28)]),
-    ],
-  ),
+  [
+    ("see <image>\nwhat?", [(40, 83)]),  # tiles of one row
+    ("<image> and <image>?", [(30, 61), (28, 28)]),
+  ],
   ids=["one wide image", "two images"],
 )
 def test_onevision_says_what_transformers_says(onevision, prompt, sizes):

@@ -114,6 +114,7 @@ def test_two_sources_of_one_name():
     mixture.training(c)
 
 
+@pytest.mark.nightly
 def test_a_run_counts_samples_by_source(tiny_config, tmp_path):
   entries = [
     scenes(8, name="plain", weight=3),

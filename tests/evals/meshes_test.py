@@ -63,12 +63,10 @@ def alone(workdir):
 @pytest.mark.parametrize(
   "launcher, flags",
   [
-    (EIGHT, ["--parallel.data=2", "--parallel.tensor=4"]),
     (EIGHT, ["--parallel.fsdp=8"]),
-    (TWO, []),
-    (TWO, ["--parallel.tensor=2"]),
+    (TWO, ["--parallel.tensor=2"]),  # data 2
   ],
-  ids=["tensor", "fsdp", "two processes", "two processes, tensor"],
+  ids=["fsdp", "two processes, tensor"],
 )
 def test_the_report_is_that_of_one_device(workdir, alone, launcher, flags):
   assert evaluate(workdir, *flags, launcher=launcher) == alone

@@ -189,7 +189,7 @@ def scored(model, source, top_k):
   return out
 
 
-@pytest.mark.few(1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("top_k", [0, 2, 9])
 def test_the_models_own_answer_is_an_exact_match(workdir, top_k):
   """What greedy decoding says, as the reference, is right in every token."""

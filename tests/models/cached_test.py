@@ -228,7 +228,7 @@ VIDEO_PIECES = [
 ]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("by_segments", [False, True])
 @pytest.mark.parametrize("frames", [2, 3])
 @pytest.mark.parametrize(

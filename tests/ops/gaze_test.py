@@ -498,7 +498,7 @@ decode_form = pytest.mark.parametrize("form", ["masked", "gather", slow_pallas])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(
   "descriptor, new",
-  tiers.few(2, [("minmax", 1), ("mean", 2), ("mean", 1), ("submean", 1)]),
+  tiers.few(2, [("minmax", 1), ("mean", 2), ("submean", 1)]),
 )
 def test_decode_is_the_parallel_form_under_every_option(
   heads, small_shape, form, granularity, descriptor, new

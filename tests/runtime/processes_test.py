@@ -218,6 +218,7 @@ def test_what_both_have_to_say_process_0_says():
   ]
 
 
+@pytest.mark.nightly
 def test_what_one_has_to_say_comes_with_its_number():
   code, said = run_two(FAIL, "waits", "it is full")
   assert code == 1

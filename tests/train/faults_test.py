@@ -134,7 +134,7 @@ def kill(process, workdir, seed):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(1, 13))
+@pytest.mark.parametrize("seed", range(1, 10))
 def test_sigkill_anywhere(
   runs, whole, tiny_config, tiny_config_file, tmp_path, capsys, seed
 ):
@@ -350,14 +350,19 @@ def second(launcher):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_one_of_two(runs, tiny_config_file, tmp_path, number):
+def test_a_signal_to_one_of_two(runs, tiny_config_file, tmp_path):
   # Notices take a second or two: time for them to come before the last step.
   more = "--config.train.steps=12"
   process = two(tiny_config_file, tmp_path / "whole", more)
   said, _ = process.communicate(timeout=300)
   assert process.returncode == 0, said
-  workdir = tmp_path / "run"
+  for number in (signal.SIGTERM, signal.SIGKILL):
+    workdir = tmp_path / f"run_{number}"
+    _signal_one(tiny_config_file, workdir, more, number)
+    runs.assert_same(tmp_path / "whole", workdir)
+
+
+def _signal_one(tiny_config_file, workdir, more, number):
   process = two(tiny_config_file, workdir, more)
   wait_for(process, lambda: logged(workdir) > 2)
   os.kill(second(process.pid), number)
@@ -375,4 +380,3 @@ def test_a_signal_to_one_of_two(runs, tiny_config_file, tmp_path, number):
     assert "all start again" in said
     assert f"resuming {workdir} at step 2\n" in said
   assert committed(workdir) == 12
-  runs.assert_same(tmp_path / "whole", workdir)

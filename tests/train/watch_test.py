@@ -70,6 +70,7 @@ def unscored(lines):
   ]
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_watched_is_the_same_run(
   runs, whole, tiny_config, tmp_path, wandb
 ):
