@@ -4,7 +4,7 @@ import dataclasses
 import fractions
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -170,6 +170,40 @@ def order_of(config: config_lib.Config, source: samples.Source) -> order.Order:
     shares,
     seed=config.data.seed,
     held_out=config.train.eval_share,
+  )
+
+
+def alone(
+  config: config_lib.Config, source: samples.Source, indices: Iterable[int]
+) -> data_config.DataConfig:
+  """The data section by which samples have a row each.
+
+  The rows of a run that packs have room for several; these are as short as the
+  samples allow. Those of other runs stay as they are, and of cached features,
+  which are as many for each sample.
+
+  Args:
+    config: of the run.
+    source: as for `packed_rows`.
+    indices: of the samples.
+  """
+  data = config.data
+  if data.packing == "none" or config.train.features == "cached":
+    return data
+  shape, frames = row_lib.row_shape(config), media.sampling(data)
+  most = row_lib.Size(1, 1, 1, 1)
+  for index in indices:
+    entry = source.entry(index)
+    size = record_index.size(entry, shape, config.model, frames)
+    most = row_lib.Size(*map(max, most, size))
+  return dataclasses.replace(
+    data,
+    sequence_length=min(most.slots, data.sequence_length),
+    answer_slots=min(most.answers, data.answer_slots),
+    max_units=min(most.units, data.max_units),
+    packing="none",
+    pool_rows=1,
+    pool_tiles=0,
   )
 
 

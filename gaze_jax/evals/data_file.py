@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gaze_jax import config as config_lib
+from gaze_jax import data_config
 from gaze_jax import errors
 from gaze_jax import plugins
 from gaze_jax.data import llava
@@ -70,9 +71,17 @@ def load(
     pool_rows=1,
     pool_tiles=0,
   )
-  rows = config.eval.batch_size * config.data.sequence_length // slots
-  smaller = dataclasses.replace(config.eval, batch_size=max(rows, 1))
-  return dataclasses.replace(config, data=changed, eval=smaller), source
+  return with_data(config, changed), source
+
+
+def with_data(
+  config: config_lib.Config, data: data_config.DataConfig
+) -> config_lib.Config:
+  """The config with another data section, and batches of as many slots."""
+  rows = config.eval.batch_size * config.data.sequence_length
+  size = max(rows // data.sequence_length, 1)
+  smaller = dataclasses.replace(config.eval, batch_size=size)
+  return dataclasses.replace(config, data=data, eval=smaller)
 
 
 class _LargestRow:

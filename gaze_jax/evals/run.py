@@ -142,6 +142,8 @@ def evaluate(
     source = opened
     if source is None:
       source = plugins.source(config.data.source).make(split, name)
+      rows = mixture.alone(split, source, range(len(source)))
+      split = data_file.with_data(split, rows)
     results[name] = _split(model, split, name, source, config, features, others)
   return _report(results, config, splits["new"].data.eval_path) | dict(
     step=step, seconds=time.perf_counter() - start

@@ -22,6 +22,7 @@ from gaze_jax.data import llava
 from gaze_jax.data import mixture
 from gaze_jax.data import pipeline
 from gaze_jax.demo import emoji_scenes
+from gaze_jax.evals import run as evals_run
 from gaze_jax.layout import row as row_lib
 from gaze_jax.models import mllm
 from gaze_jax.parallel import rules
@@ -305,6 +306,7 @@ def test_a_run_trains_and_resumes(folder, tmp_path, runs):
   raw["train"] = dict(
     steps=4, batch_size=4, accumulation=2, save_every=2, log_every=1
   )
+  raw["data"] |= dict(eval_path=raw["data"]["path"])
   c = config_lib.from_config_dict(raw)
   loop.train(c, tmp_path / "whole")
   with pytest.MonkeyPatch.context() as patch:
@@ -315,6 +317,34 @@ def test_a_run_trains_and_resumes(folder, tmp_path, runs):
   runs.assert_same(tmp_path / "whole", tmp_path / "two")
   lines = runs.numbers(tmp_path / "whole")
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  own = evals_run.evaluate(tmp_path / "whole")
+  named = evals_run.evaluate(tmp_path / "whole", data=c.data.path)
+  assert own["accuracy"] == named["accuracy"]
+  assert own["accuracy"]["gaze"]["n"] == 7
+
+
+def test_samples_alone_have_rows_as_short_as_they_allow(folder):
+  c = config_lib.from_config_dict(settings(folder, "plain"))
+  source = llava.SOURCE.make(c, "train")
+  data = mixture.alone(c, source, range(len(source)))
+  assert (data.packing, data.pool_rows, data.pool_tiles) == ("none", 1, 0)
+  for change in (0, 1):  # one slot less, and the longest does not fit
+    short = dataclasses.replace(
+      data, sequence_length=data.sequence_length - change
+    )
+    batcher = pipeline.Batcher(dataclasses.replace(c, data=short), source)
+    rows = [(i, 0) for i in range(len(source))]
+    if change:
+      with pytest.raises(row_lib.LayoutError):
+        batcher.batch(rows, rows=len(rows))
+    else:
+      batch = batcher.batch(rows, rows=len(rows)).batch
+      assert batch.tokens.shape == (5, data.sequence_length)
+      assert (batch.layout.unit.max() + 1) == data.max_units
+  some = mixture.alone(c, source, [1])
+  assert some.sequence_length < data.sequence_length and some.max_units == 1
+  kept = dataclasses.replace(data, sequence_length=560)
+  assert mixture.alone(dataclasses.replace(c, data=kept), source, [1]) == kept
 
 
 def test_the_shape_has_room_for_what_is_packed(folder):
