@@ -141,13 +141,20 @@ def evaluate(
   for name, split in splits.items():
     source = opened
     if source is None:
-      source = plugins.source(config.data.source).make(split, name)
-      rows = mixture.alone(split, source, range(len(source)))
-      split = data_file.with_data(split, rows)
+      split, source = _opened(split, name)
     results[name] = _split(model, split, name, source, config, features, others)
   return _report(results, config, splits["new"].data.eval_path) | dict(
     step=step, seconds=time.perf_counter() - start
   )
+
+
+def _opened(
+  config: config_lib.Config, split: str
+) -> tuple[config_lib.Config, samples.Source]:
+  """A split that a run names, and how its samples have a row each."""
+  source = plugins.source(config.data.source).make(config, split)
+  rows = mixture.alone(config, source, range(len(source)))
+  return data_file.with_data(config, rows), source
 
 
 def _with_frames(
