@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from gaze_jax import errors
-from gaze_jax import whole_file
 
 SCHEME = "gs://"
+_LOG = "the log can't be kept there"
 
 Path = pathlib.Path | epath.Path
 
@@ -124,18 +124,22 @@ def copy_here(path: Path) -> pathlib.Path:
   A copy is taken once, and again when the file in the bucket is another.
 
   Raises:
-    OSError: there is no such file, or no room.
+    errors.GazeError: there is no such file, or no room for it.
   """
   if not is_remote(path):
     return path
-  found = path.stat()
-  version = f"{found.length}-{found.mtime}"
-  copy = near(path.parent) / f"{path.name}-{version}"
-  if not copy.exists():
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file.replacing(copy) as partial:
-      with path.open("rb") as source, partial.open("wb") as target:
-        shutil.copyfileobj(source, target)
+  with _reaching(path, "can't be copied here"):
+    found = path.stat()
+    version = f"{found.length}-{found.mtime}"
+    copy = near(path.parent) / f"{path.name}-{version}"
+    if not copy.exists():
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      # Other processes may be at it, too.
+      with tempfile.TemporaryDirectory(dir=copy.parent) as own:
+        partial = pathlib.Path(own, copy.name)
+        with path.open("rb") as source, partial.open("wb") as target:
+          shutil.copyfileobj(source, target)
+        os.replace(partial, copy)
   return copy
 
 
@@ -166,7 +170,7 @@ class Mirror:
     made = self._stack.enter_context(tempfile.TemporaryDirectory())
     self.folder = pathlib.Path(made, directory.name)
     self.folder.mkdir()
-    with _reaching(directory):
+    with _reaching(directory, _LOG):
       for name in names:
         if (there := directory / name).exists():
           (self.folder / name).write_bytes(there.read_bytes())
@@ -179,7 +183,7 @@ class Mirror:
     """
     if self._to is None:
       return
-    with _reaching(self._to):
+    with _reaching(self._to, _LOG):
       for file in files(self.folder):
         facts = (file.stat().st_size, file.stat().st_mtime_ns)
         if self._copied.get(file) != facts:
@@ -194,11 +198,11 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def _reaching(directory: Path) -> Iterator[None]:
+def _reaching(path: Path, what: str) -> Iterator[None]:
+  """Turns what goes wrong on the way to a path into one line."""
   try:
     yield
   except Exception as error:  # of the network, from anywhere in gcsfs
     raise errors.GazeError(
-      f"{directory}: the log can't be kept there:"
-      f" {errors.system_message(error)}"
+      f"{path}: {what}: {errors.system_message(error)}"
     ) from error

@@ -47,8 +47,9 @@ def test_a_file_is_copied_here_once_and_again_when_it_is_another(bucket, cloud):
   (bucket / "a").write_bytes(b"three")
   assert first.read_bytes() == b"one"
   assert storage.copy_here(bucket / "a").read_bytes() == b"three"
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(errors.GazeError, match="/b: can't be copied here"):
     storage.copy_here(bucket / "b")
+  assert len(list(first.parent.iterdir())) == 2  # nothing half done
 
 
 def test_a_mirror_copies_what_has_changed(bucket, cloud):
