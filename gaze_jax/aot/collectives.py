@@ -7,7 +7,8 @@ understood is returned and not counted; see `read`.
 
 What the TPU compiler spreads over several instructions, so that it runs beside
 arithmetic, has one channel, and is counted once. A reduce-scatter is there a
-fusion of an all-reduce and a slice.
+fusion of an all-reduce and a slice. What crosses the network between slices is
+handed to a runtime on the host, as a send and a receive.
 """
 
 import collections
@@ -19,6 +20,8 @@ KINDS = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
   "collective-permute",
 )
+BETWEEN = "between slices"  # a kind, too
+_MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 # Opcodes that talk to other devices, whether or not they are known here.
 _TALKS = re.compile(r"(^|-)all-|collective|reduce-scatter|^send|^recv")
 _BITS = dict(
@@ -47,7 +50,8 @@ class Total:
     count: how often one runs.
     bytes: that a chip sends, at the least that a ring of its group can do with:
       of n chips and an array of b bytes (the larger one, before or after) b (n
-      - 1) / n, of an all-reduce twice that, of a permute b.
+      - 1) / n, of an all-reduce twice that, of a permute b. Between slices, it
+      is what the host gets to send.
   """
 
   count: int
@@ -93,8 +97,12 @@ def read(text: str, devices: int) -> tuple[dict[str, Total], list[str]]:
       kind = one.opcode.removesuffix("-start")
       if not _TALKS.search(kind) or one.opcode.endswith("-done"):
         continue
+      if kind in ("send", "recv") and _MEGASCALE in one.attributes:
+        if kind == "recv":  # of what others send
+          continue
+        kind = BETWEEN
       try:
-        if kind not in KINDS:
+        if kind not in (*KINDS, BETWEEN):
           raise _NotUnderstood
         if computation.startswith("%all-reduce-scatter"):
           kind = "reduce-scatter"
@@ -183,13 +191,15 @@ def _sent(
 ) -> int:
   """Bytes that a chip sends in one run of a collective; see `Total`."""
   names = _NAME.findall(one.operands)
+  if kind == BETWEEN:
+    names = names[:1]  # the other is a token
   try:
     before = sum(_size(shapes[name]) for name in names)
   except KeyError as error:  # an operand, or a dtype
     raise _NotUnderstood from error
   if not before:
     raise _NotUnderstood
-  if kind == "collective-permute":
+  if kind in ("collective-permute", BETWEEN):
     return before
   group = _group(one.attributes, devices)
   larger = before * (group if kind == "all-gather" else 1)

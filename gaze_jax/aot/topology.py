@@ -25,6 +25,7 @@ KNOWN = (
   "v5e:1x1",
   "v5e:8x8",
   "v5e:16x16",
+  "2xv5e:8x8",
   "v5p:4x4x4",
   "v6e:8x8",
   "tpu7x:2x2x1",
@@ -33,6 +34,7 @@ KNOWN = (
 LEVELS = ("O0", "O1", "O2", "O3", "UNKNOWN")
 
 _ONE = re.compile(r":1(x1)+$")
+_SLICES = re.compile(r"(?:(\d+)x)?(.*)")
 
 # The vendor's FLOP a second of bfloat16, and bytes a second of HBM, of a
 # device by its kind.
@@ -96,17 +98,20 @@ def devices(name: str, flag: str = "--topology") -> tuple[Any, ...]:
   """The devices of a topology: each a chip, but on TPU7x half of one.
 
   Args:
-    name: such as "v5e:16x16".
+    name: such as "v5e:16x16"; "2xv5e:16x16" are two slices.
     flag: what it was given by; named in errors.
 
   Raises:
     TopologyError: there is no such topology.
   """
+  slices, one_slice = _SLICES.fullmatch(name).groups()
+  options = dict(num_slices=int(slices)) if slices else {}
   try:
     # A host has four chips or more, unless there is but one.
-    one = dict(chips_per_host_bounds=(1, 1, 1)) if _ONE.search(name) else {}
+    if _ONE.search(name):
+      options |= dict(chips_per_host_bounds=(1, 1, 1))
     with contextlib.redirect_stderr(io.StringIO()):
-      found = topologies.get_topology_desc(name, platform="tpu", **one)
+      found = topologies.get_topology_desc(one_slice, platform="tpu", **options)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise TopologyError(
       f"{flag}={name}: libtpu knows no such topology; such as"

@@ -6,7 +6,8 @@
   sequence  slots of a row outside attention, heads within it (Ulysses): long
             videos in training
 
-`parallel/rules.py` maps each logical axis to them.
+`parallel/rules.py` maps each logical axis to them. Over several slices of TPUs,
+which a network joins, go rows alone: the slowest part of `data`.
 """
 
 import math
@@ -66,16 +67,38 @@ def make_mesh(
     config: sizes of the axes.
     devices: all there are by default; those of a topology that is only
       described will do.
+
+  Raises:
+    MeshError: the axes don't fit the devices, or `data` not their slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(config, len(devices))
+  slices = _slices(devices)
+  if sizes["data"] % slices:
+    raise MeshError(
+      f"parallel: data {sizes['data']} can't be laid on {slices} slices: it is"
+      " all that goes over the network between them; choose fsdp, tensor and"
+      f" sequence so that data is a multiple of {slices}"
+    )
+  within = (sizes["data"] // slices, *list(sizes.values())[1:])
   # An axis may be a part of a dimension of the torus: 32 of 8 x 8.
-  laid = mesh_utils.create_device_mesh(
-    tuple(sizes.values()), devices, allow_split_physical_axes=True
-  )
+  options = dict(devices=devices, allow_split_physical_axes=True)
+  if slices == 1:
+    laid = mesh_utils.create_device_mesh(within, **options)
+  else:
+    laid = mesh_utils.create_hybrid_device_mesh(
+      within, (slices, 1, 1, 1), **options
+    )
   # Explicit axes, the default, would turn constraints into checks.
   kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
   return jax.sharding.Mesh(laid, AXES, axis_types=kinds)
+
+
+def _slices(devices: Sequence[Any]) -> int:
+  """How many slices of TPUs there are; 1 of other devices."""
+  if devices[0].platform != "tpu":
+    return 1  # hosts of GPUs are slices to JAX
+  return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def of(

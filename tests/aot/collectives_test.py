@@ -125,6 +125,32 @@ def test_collectives_of_loops_by_hand():
   assert line.startswith("%loop = ") and "body=%unknown" in line
 
 
+BETWEEN = textwrap.dedent("""\
+  ENTRY %main (g: f32[4,8,128]) -> f32[4,8,128] {
+    %g = f32[4,8,128]{2,1,0:T(8,128)} parameter(0)
+    %token = token[] after-all()
+    %send = (f32[4,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%g, %token), \
+channel_id=6, is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+    %sent = token[] send-done(%send), channel_id=6, is_host_transfer=true
+    %recv = (f32[4,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%token), \
+channel_id=5, is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_handler_name="xla_megascale_runtime"}
+    %other = (f32[4,8,128]{2,1,0}, u32[], token[]) send(%g, %token), \
+channel_id=7, is_host_transfer=true
+    ROOT %got = f32[4,8,128]{2,1,0} get-tuple-element(%recv), index=0
+  }
+  """)
+
+
+def test_what_crosses_from_slice_to_slice_is_what_hosts_send():
+  totals, unread = collectives.read(BETWEEN, devices=8)
+  assert totals == {"between slices": collectives.Total(1, 4 * 8 * 128 * 4)}
+  (line,) = unread
+  assert line.startswith("%other = ")
+
+
 def with_shapes(program):
   """As XLA writes it with operands' shapes and the place of each fifth."""
   shape = re.compile(r"^ +(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ", re.MULTILINE)

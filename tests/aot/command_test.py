@@ -49,6 +49,22 @@ def config(tmp_path_factory):
   return f"--config={path}"
 
 
+def test_a_run_on_two_slices(config, tmp_path):
+  path = tmp_path / "found.json"
+  options = ("--what=train", f"--json={path}", "--config.parallel.fsdp=4")
+  result = _run(config, "--topology=2xv5e:2x2", *options)
+  assert (result.returncode, result.stderr) == (0, ""), result.stdout
+  train = json.loads(path.read_text())["programs"]["train"]
+  assert train["mesh"] == dict(data=2, fsdp=4, tensor=1, sequence=1)
+  assert train["unread"] == []
+  # Gradients of matrices, each chip its quarter of them, and some numbers.
+  assert train["collectives"]["between slices"]["bytes"] > 0
+  whole = ("--config.parallel.data=-1", "--config.parallel.fsdp=8")
+  result = _run(config, "--topology=2xv5e:2x2", *whole)
+  assert result.returncode == 1
+  assert "data 1 can't be laid on 2 slices" in result.stderr
+
+
 def test_what_is_said_of_a_run(config, tmp_path):
   path = tmp_path / "found.json"
   result = _run(config, "--topology=v5e:2x2", "--images=3", f"--json={path}")
