@@ -325,7 +325,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_of_train(tiny_config_file, tmp_path, name):
   bad, file, new = (tmp_path / part for part in ("bad.py", "file", "new"))

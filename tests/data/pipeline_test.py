@@ -98,7 +98,8 @@ def test_some_rows_are_those_of_the_same_batch(held):
   assert_equal(part, jax.tree.map(lambda x: x[np.array(held)], whole))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("workers", [2, 1])
 def test_workers_change_nothing(workers):
   assert_equal(
     take(5, config(), start_step=2),
@@ -218,6 +219,7 @@ class _Stuck(emoji_scenes.EmojiScenes):
     return super().sample(index, epoch)
 
 
+@pytest.mark.nightly
 def test_workers_that_do_not_end_are_not_waited_for():
   c = config(workers=2, batch_size=1)
   batches = pipeline.make_iterator(

@@ -73,6 +73,7 @@ def _got(config, size):
   return jax.jit(vision.ViT(config).apply)({"params": params}, _photos(size))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
   ("size", "hidden_state"),
   [

@@ -138,7 +138,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_decode_is_teacher_forcing_under_every_option(params, name):
   gaze = dataclasses.replace(CONFIG.gaze, **OPTIONS[name])

@@ -92,6 +92,7 @@ def whole(formats, tmp_path_factory):
   return to
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_rows(formats, tmp_path, name):
   of_format(formats, name, tmp_path / "data")

@@ -135,6 +135,7 @@ WAITS = """
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "number, stopped_code, expected",
   [
@@ -154,6 +155,7 @@ def test_signals_reach_all(tmp_path, number, stopped_code, expected):
   assert sorted(lines(log)) == sorted(["0", "1", *told])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", ["killed", "failed"])
 def test_no_process_is_left_behind(tmp_path, how):
   log = tmp_path / "log"

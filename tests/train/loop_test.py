@@ -64,6 +64,7 @@ def test_interrupted_and_resumed(
   runs.assert_same(whole, tmp_path)
 
 
+@pytest.mark.nightly
 def test_preempted(runs, whole, tiny_config, tmp_path, monkeypatch, capsys):
   asked = []
 

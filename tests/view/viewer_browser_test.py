@@ -439,7 +439,7 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("frames", [1, 8])
 def test_on_a_phone_in_light_and_dark(opened, scheme, frames, tmp_path):
@@ -573,6 +573,7 @@ def test_what_is_missing_is_said(opened):
 LIMIT = "To keep this page small it holds means over heads of "
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "deflated, head, layer, says",
   [

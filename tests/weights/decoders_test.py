@@ -70,7 +70,7 @@ def read(path):
   return config.model, params
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family, tied", CASES)
 def test_logits_and_hidden_states(saved, family, tied):
   model, path = saved(family, tied)

@@ -387,6 +387,7 @@ def dense_request(pair: Pair):
   return request, logits[-len(answer) - 1 :], answer
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "gaze",
   [

@@ -61,7 +61,7 @@ def _same(got, want):
   compare.close(got[0], want[0])
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("granularity", ["query_head", "kv_group", "layer"])
 @pytest.mark.parametrize(
   "budget", [(0, 0), (1, 0), (16, 3), (17, 3), (16, 17), (128, 1), (999, 999)]
