@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import pathlib
 import shutil
@@ -58,6 +59,8 @@ def _reach(bucket: str) -> None:
 
   # It would go on seeing what was there before tensorstore wrote.
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  # It prints what it raises, with a traceback.
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
   try:
     next(iter(epath.Path(bucket).iterdir()), None)
   except Exception as error:  # of the network, of credentials

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from etils import epath
+from gaze_jax import storage
 
 
 @contextlib.contextmanager
@@ -25,9 +25,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     partial.unlink(missing_ok=True)
 
 
-def write(path: pathlib.Path | epath.Path, text: str) -> None:
-  """Writes a text, here or in a bucket (`gaze_jax/storage.py`)."""
-  if not isinstance(path, pathlib.Path):  # a bucket takes nothing but wholes
+def write(path: storage.Path, text: str) -> None:
+  """Writes a text, here or in a bucket."""
+  if storage.is_remote(path):  # which takes nothing but wholes
     path.write_text(text, encoding="utf-8")
     return
   with replacing(path) as partial:

@@ -284,27 +284,32 @@ def test_ctrl_c_ends_what_does_not_let_go():
   assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def test_an_address_is_no_path():
-  holder = cli.define_path("gaze_test_path", "for this test")
+@pytest.mark.parametrize(
+  "bucket, goods, bads, says",
+  [
+    (
+      False,
+      ("out/run", "/x", "C:\\x", None),
+      ("s3://bucket/x", "gs://b", "https://x.org/y"),
+      "--gaze_test_False=.*: an addr",
+    ),
+    (
+      True,
+      ("out/run", "gs://b/run"),
+      ("s3://b/run", "https://x.org/y", "gs:/b/run"),
+      "or gs://BUCKET/DIR .* mount",
+    ),
+  ],
+)
+def test_an_address_is_no_path_but_of_a_bucket(bucket, goods, bads, says):
+  name = f"gaze_test_{bucket}"
+  holder = cli.define_path(name, "for this test", bucket=bucket)
   values = flags.FLAGS
   values.mark_as_parsed()
-  for good in ("out/run", "/x", "C:\\x", None):
-    values.gaze_test_path = good
+  for good in goods:
+    setattr(values, name, good)
     assert holder.value == good
-  for bad in ("s3://bucket/x", "gs://b", "https://x.org/y"):
-    with pytest.raises(errors.GazeError, match="--gaze_test_path=.*: an addr"):
-      values.gaze_test_path = bad
-  values.gaze_test_path = None
-
-
-def test_a_workdir_may_be_in_a_bucket_of_google():
-  holder = cli.define_path("gaze_test_workdir", "for this test", bucket=True)
-  values = flags.FLAGS
-  values.mark_as_parsed()
-  for good in ("out/run", "gs://b/run"):
-    values.gaze_test_workdir = good
-    assert holder.value == good
-  for bad in ("s3://b/run", "https://x.org/y", "gs:/b/run"):
-    with pytest.raises(errors.GazeError, match="or gs://BUCKET/DIR .* mount"):
-      values.gaze_test_workdir = bad
-  values.gaze_test_workdir = None
+  for bad in bads:
+    with pytest.raises(errors.GazeError, match=says):
+      setattr(values, name, bad)
+  setattr(values, name, None)

@@ -16,11 +16,11 @@ import dataclasses
 import math
 import re
 
+BETWEEN = "between slices"
 KINDS = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
-  "collective-permute",
+  *("collective-permute", BETWEEN),
 )
-BETWEEN = "between slices"  # a kind, too
 _MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 # Opcodes that talk to other devices, whether or not they are known here.
 _TALKS = re.compile(r"(^|-)all-|collective|reduce-scatter|^send|^recv")
@@ -102,7 +102,7 @@ def read(text: str, devices: int) -> tuple[dict[str, Total], list[str]]:
           continue
         kind = BETWEEN
       try:
-        if kind not in (*KINDS, BETWEEN):
+        if kind not in KINDS:
           raise _NotUnderstood
         if computation.startswith("%all-reduce-scatter"):
           kind = "reduce-scatter"

@@ -34,7 +34,7 @@ KNOWN = (
 LEVELS = ("O0", "O1", "O2", "O3", "UNKNOWN")
 
 _ONE = re.compile(r":1(x1)+$")
-_SLICES = re.compile(r"(?:(\d+)x)?(.*)")
+_SLICES = re.compile(r"(?:([1-9]\d*)x)?(.*)")
 
 # The vendor's FLOP a second of bfloat16, and bytes a second of HBM, of a
 # device by its kind.

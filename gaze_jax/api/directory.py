@@ -25,9 +25,9 @@ def load(
   """Reads a model onto a mesh; each device its own part of it.
 
   Args:
-    directory: a workdir of launch/train.py (its newest checkpoint), here or in
-      a bucket (`storage.path`), a
-      directory of launch/convert.py, or a checkpoint of transformers.
+    directory: a workdir of launch/train.py (its newest checkpoint), which may
+      be in a bucket; a directory of launch/convert.py; or a checkpoint of
+      transformers.
     mesh: one device by default.
     dtype: "float32" or "bfloat16", of all matrices; as on disk by default.
     apart: whether the decoder is as `decoder.split` makes it; on one device.

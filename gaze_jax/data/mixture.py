@@ -4,7 +4,7 @@ import dataclasses
 import fractions
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -174,9 +174,9 @@ def order_of(config: config_lib.Config, source: samples.Source) -> order.Order:
 
 
 def alone(
-  config: config_lib.Config, source: samples.Source, indices: Iterable[int]
+  config: config_lib.Config, source: samples.Source
 ) -> data_config.DataConfig:
-  """The data section by which samples have a row each.
+  """The data section by which each of a source's samples has its own row.
 
   The rows of a run that packs have room for several; these are as short as the
   samples allow. Those of other runs stay as they are, and of cached features,
@@ -184,15 +184,15 @@ def alone(
 
   Args:
     config: of the run.
-    source: as for `packed_rows`.
-    indices: of the samples.
+    source: as for `packed_rows`; all of it, as a broken sample's place is taken
+      by any other.
   """
   data = config.data
   if data.packing == "none" or config.train.features == "cached":
     return data
   shape, frames = row_lib.row_shape(config), media.sampling(data)
   most = row_lib.Size(1, 1, 1, 1)
-  for index in indices:
+  for index in range(len(source)):
     entry = source.entry(index)
     size = record_index.size(entry, shape, config.model, frames)
     most = row_lib.Size(*map(max, most, size))

@@ -76,16 +76,15 @@ class Shards:
     """
     # Several at a time, as those in a bucket are each asked for.
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      for _ in pool.map(self._check, self._shards):
-        pass
+      list(pool.map(self._check, self._shards))
 
   def _check(self, shard: Shard) -> None:
     path = storage.path(shard.path)
     try:
       size = storage.size(path)
     except OSError:
-      why = "no such file" if storage.is_remote(path) else ""
-      why = why or foreign.no_file(shard.path)
+      remote = storage.is_remote(path)
+      why = "no such file" if remote else foreign.no_file(shard.path)
       raise self._broken(shard.path, why) from None
     if shard.size not in (None, size):
       raise self._broken(

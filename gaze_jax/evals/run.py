@@ -153,8 +153,7 @@ def _opened(
 ) -> tuple[config_lib.Config, samples.Source]:
   """A split that a run names, and how its samples have a row each."""
   source = plugins.source(config.data.source).make(config, split)
-  rows = mixture.alone(config, source, range(len(source)))
-  return data_file.with_data(config, rows), source
+  return data_file.with_data(config, mixture.alone(config, source)), source
 
 
 def _with_frames(

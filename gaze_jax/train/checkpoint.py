@@ -360,9 +360,8 @@ class Writer(Checkpoints):
   def _seal(self) -> None:
     """Orbax calls it in its thread, just before the step is committed."""
     step, loss = self._saving
-    suffix = ocp.utils.TMP_DIR_SUFFIX
-    if storage.is_remote(self._path):
-      suffix = ""
+    remote = storage.is_remote(self._path)
+    suffix = "" if remote else ocp.utils.TMP_DIR_SUFFIX
     manifest.write(self._path / f"{step}{suffix}", step, loss)
 
   def _pass_over(self, folder: storage.Path) -> str:

@@ -59,7 +59,7 @@ def open_set(
   if not config.train.eval_every:
     return None
   if len(held_out):
-    return _set(config, source, held_out, held_out=True)
+    return EvalSet(config, source, held_out, held_out=True)
   spec = plugins.source(config.data.source)
   made_by = spec.splits(config).get("new")
   if made_by is None:
@@ -72,13 +72,8 @@ def open_set(
   opened = spec.make(made_by, "new")
   if not len(opened):
     raise samples.DataError("the evaluation set is empty")
-  return _set(made_by, opened, np.arange(len(opened)), held_out=False)
-
-
-def _set(config, source, indices, *, held_out) -> EvalSet:
-  data = mixture.alone(config, source, indices.tolist())
-  config = dataclasses.replace(config, data=data)
-  return EvalSet(config, source, indices, held_out)
+  alone = dataclasses.replace(made_by, data=mixture.alone(made_by, opened))
+  return EvalSet(alone, opened, np.arange(len(opened)), held_out=False)
 
 
 def make(

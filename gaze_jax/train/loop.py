@@ -146,7 +146,7 @@ def _run(
       workdir, metrics.FILES, writes=jax.process_index() == 0
     )
     stack.callback(mirror.close)
-    log = metrics.Log(mirror, config, saved, start, count, read)
+    log = metrics.Log(mirror.folder, config, saved, start, count, read)
     stack.callback(log.close)
     compiled = step_lib.make(config, optimizer_lib.make(c), mesh)
     stack.enter_context(jax.set_mesh(mesh))
@@ -162,6 +162,7 @@ def _run(
       score=score,
       trace=trace,
       log=log,
+      mirror=mirror,
       saved=saved,
     )
 
@@ -175,6 +176,7 @@ def _loop(
   score: evaluation.Score | None,
   trace: profiling.StepTrace,
   log: metrics.Log,
+  mirror: storage.Mirror,
   saved: checkpoint.Writer,
 ) -> int | None:
   """Steps, scores, logs and saves with what `_run` opened; returns as it."""
@@ -210,7 +212,7 @@ def _loop(
     if saving:
       position = log.position(done)
       saved.save(position, state, config, loss=log.loss_since_save())
-      log.copy()
+      mirror.copy()
     if stop:
       return done
   return None

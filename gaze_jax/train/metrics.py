@@ -16,7 +16,6 @@ import tqdm
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
-from gaze_jax import storage
 from gaze_jax import whole_file
 from gaze_jax.train import checkpoint
 from gaze_jax.train import flops
@@ -64,7 +63,7 @@ class Log:
   progress bar.
 
   Args:
-    mirror: of the workdir; its folder is written to.
+    workdir: of the run, on this machine.
     config: of the run.
     saved: its checkpoints.
     start: where it is.
@@ -74,7 +73,7 @@ class Log:
 
   def __init__(
     self,
-    mirror: storage.Mirror,
+    workdir: pathlib.Path,
     config: config_lib.Config,
     saved: checkpoint.Checkpoints,
     start: checkpoint.Position,
@@ -82,7 +81,7 @@ class Log:
     samples_read: Callable[[int], dict[str, int]] = lambda done: {},
   ):
     first, train = jax.process_index() == 0, config.train
-    self._train, self._saved, self._mirror = train, saved, mirror
+    self._train, self._saved = train, saved
     self._count, self._peak = count, flops.peak(train)
     self._samples_read = samples_read
     self._unlogged, self._sample_ids = start.unlogged, start.sample_ids
@@ -90,9 +89,9 @@ class Log:
     self._mark = (time.perf_counter(), len(self._unlogged))
     self._writers: list[wandb_run.WandbRun | LogWriter] = []
     if first and train.wandb:
-      self._writers.append(wandb_run.WandbRun(mirror.folder, config))
+      self._writers.append(wandb_run.WandbRun(workdir, config))
     if first:
-      self._writers.append(LogWriter(mirror.folder, start.next_batch))
+      self._writers.append(LogWriter(workdir, start.next_batch))
     self._scores: dict[str, float] = {}  # the last ones, for the bar
     self._bar = tqdm.tqdm(
       total=train.steps,
@@ -160,10 +159,6 @@ class Log:
     yield
     started, before = self._mark
     self._mark = (started + time.perf_counter() - began, before)
-
-  def copy(self) -> None:
-    """Copies the log to the workdir, if that is in a bucket."""
-    self._mirror.copy()
 
   def close(self) -> None:
     """Ends the bar, and closes the files."""

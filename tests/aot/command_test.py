@@ -65,6 +65,12 @@ def test_a_run_on_two_slices(config, tmp_path):
   assert "data 1 can't be laid on 2 slices" in result.stderr
 
 
+def test_no_slices_are_no_topology(config):
+  result = _run(config, "--topology=0xv5e:2x2")
+  assert result.returncode == 1
+  assert "--topology=0xv5e:2x2: libtpu knows no such" in result.stderr
+
+
 def test_what_is_said_of_a_run(config, tmp_path):
   path = tmp_path / "found.json"
   result = _run(config, "--topology=v5e:2x2", "--images=3", f"--json={path}")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from gaze_jax import config as config_lib
 from gaze_jax import errors
+from gaze_jax import storage
 from gaze_jax.data import images
 from gaze_jax.data import llava
 from gaze_jax.data import pipeline
@@ -541,3 +542,33 @@ def test_a_picture_that_is_too_large_for_the_run_is_called_so(whole):
   for i in range(24):
     source.text(i)
   assert source.skipped.keys() == {"image too large"}
+
+
+@pytest.fixture
+def copied(whole, bucket):
+  """A copy in a bucket."""
+  for file in storage.files(whole):
+    name = file.relative_to(whole).as_posix()
+    (bucket / name).write_bytes(file.read_bytes())
+  return bucket
+
+
+def test_prepared_data_are_read_in_a_bucket(whole, copied):
+  want, got = (
+    rows(c, prepared.SOURCE.make(c, "train"))
+    for c in (config(whole), config(copied))
+  )
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_data_that_are_not_whole_in_a_bucket_are_named(copied):
+  open_source = lambda at: prepared.SOURCE.make(config(at), "train")
+  with pytest.raises(samples.DataError, match="/none: no gaze_data.json there"):
+    open_source(copied / "none")
+  file = next(p for p in storage.files(copied) if "array_record" in p.name)
+  file.write_bytes(file.read_bytes()[:-1])
+  with pytest.raises(samples.DataError, match=f"{file.name}: it has .* bytes"):
+    open_source(copied)
+  file.unlink()
+  with pytest.raises(samples.DataError, match=f"{file.name}: no such file"):
+    open_source(copied)

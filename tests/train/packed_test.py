@@ -326,7 +326,7 @@ def test_a_run_trains_and_resumes(folder, tmp_path, runs):
 def test_samples_alone_have_rows_as_short_as_they_allow(folder):
   c = config_lib.from_config_dict(settings(folder, "plain"))
   source = llava.SOURCE.make(c, "train")
-  data = mixture.alone(c, source, range(len(source)))
+  data = mixture.alone(c, source)
   assert (data.packing, data.pool_rows, data.pool_tiles) == ("none", 1, 0)
   for change in (0, 1):  # one slot less, and the longest does not fit
     short = dataclasses.replace(
@@ -341,10 +341,9 @@ def test_samples_alone_have_rows_as_short_as_they_allow(folder):
       batch = batcher.batch(rows, rows=len(rows)).batch
       assert batch.tokens.shape == (5, data.sequence_length)
       assert (batch.layout.unit.max() + 1) == data.max_units
-  some = mixture.alone(c, source, [1])
-  assert some.sequence_length < data.sequence_length and some.max_units == 1
+  assert data.sequence_length < c.data.sequence_length
   kept = dataclasses.replace(data, sequence_length=560)
-  assert mixture.alone(dataclasses.replace(c, data=kept), source, [1]) == kept
+  assert mixture.alone(dataclasses.replace(c, data=kept), source) == kept
 
 
 def test_the_shape_has_room_for_what_is_packed(folder):
