@@ -9,6 +9,7 @@ our masks never look at.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,17 +108,19 @@ def weights(config: config_lib.DecoderConfig) -> dict[str, Any]:
   numbers = iter(range(10_000))
   key = jax.random.key(0, impl="unsafe_rbg")
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def draw(key, shape):
-    return jax.random.normal(key, shape) * shape[0] ** -0.5
+  @functools.partial(jax.jit, static_argnums=(1, 2))
+  def draw(key, shape, inputs):
+    return jax.random.normal(key, shape) * inputs**-0.5
 
   def leaf(path, spec):
     if path[-1].key == "scale":
       return jnp.ones(spec.shape)
     own = lambda: jax.random.fold_in(key, next(numbers))
     if path[0].key == "layers":  # as `decoder.split` leaves them
-      return tuple(draw(own(), spec.shape[1:]) for _ in range(spec.shape[0]))
-    return draw(own(), spec.shape)
+      n, *shape = spec.shape
+      turned = tuple(shape[::-1])
+      return tuple(draw(own(), turned, shape[0]) for _ in range(n))
+    return draw(own(), spec.shape, spec.shape[0])
 
   specs = decoder.param_shapes(config)
   return jax.tree_util.tree_map_with_path(leaf, specs)
@@ -201,10 +204,9 @@ def _read(case: Case, chosen, *, routed: bool) -> tuple[int, float]:
 def transformers_model(
   config: config_lib.DecoderConfig, params: dict[str, Any]
 ) -> Any:
-  """`Qwen3ForCausalLM` with the same weights, laid out as PyTorch likes them.
+  """`Qwen3ForCausalLM` with the same weights, [out, in] as PyTorch has them.
 
-  The embeddings are shared, the others are copied [out, in]; read as ours lie,
-  they would be slower there.
+  Those of attention are copied, as their heads are in another order.
   """
   torch = timing.torch
   model = transformers.Qwen3ForCausalLM(
@@ -222,9 +224,11 @@ def transformers_model(
       attn_implementation="sdpa",
     )
   ).eval()
-  matrix = lambda w, inputs: torch.from_dlpack(
-    w.reshape(np.prod(w.shape[:inputs]), -1)
-  ).T.contiguous()
+
+  def matrix(turned, inputs):
+    w = torch.from_dlpack(turned).permute(*reversed(range(turned.ndim)))
+    return w.reshape(math.prod(w.shape[:inputs]), -1).T.contiguous()
+
   stacked = params["layers"]
   mlp = stacked["mlp"]
   for i, layer in enumerate(model.model.layers):

@@ -244,6 +244,8 @@ def _tensors(params: Any) -> Iterator[tuple[str, jax.Array]]:
     layered = name.startswith("decoder/layers/")
     if layered and not isinstance(path[-1], jax.tree_util.SequenceKey):
       yield from ((f"{name}/{i}", leaf[i]) for i in range(len(leaf)))
+    elif layered:
+      yield name, leaf.T  # as `decoder.split` leaves it
     else:
       yield name, leaf
 

@@ -195,7 +195,7 @@ def is_apart(path: Sequence[str]) -> bool:
 
 
 def split(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
-  """Parameters for decoding on CPU: every matrix in an array of its own.
+  """Parameters for decoding on CPU: every matrix transposed, in its own array.
 
   `Decoder` computes the same with them, without the copy of each weight that
   XLA:CPU makes of a slice (see `products.OneOf`). Not for training.
@@ -206,15 +206,15 @@ def split(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
       holds one of them twice, and not all.
 
   Returns:
-    The same, but a tuple of N arrays in place of each stacked weight; biases
-    and scales stay stacked.
+    The same, but a tuple of N transposes in place of each stacked weight;
+    biases and scales stay stacked.
   """
 
   def apart(path, x):
     keys = ("decoder", "layers", *(k.key for k in path))
     if not is_apart(keys):
       return x
-    layers_ = jax.block_until_ready(tuple(x))
+    layers_ = jax.block_until_ready(tuple(one.T for one in x))
     if donate:
       x.delete()
     return layers_

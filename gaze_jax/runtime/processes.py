@@ -36,6 +36,9 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # cores all threads would wait, and for each other. Hence so many, and one
 # program of a device at a time.
 _THREADS = "32"
+# Seconds without a sign of life after which JAX takes a process for dead, and
+# aborts: of several, JAX's own default. One alone may be stopped and go on.
+_HEARTBEAT, _HEARTBEAT_ALONE = 100, 10**8
 # How long a process waits for process 0 to report the same error.
 _MESSAGE_SECONDS = 3
 _SHARE_SECONDS = 60  # for which a wait is not asked anew
@@ -59,6 +62,10 @@ class _Member:
   def on_one_machine(self) -> bool:
     host = self.coordinator.rsplit(":", 1)[0]
     return host in ("127.0.0.1", "localhost", "[::1]")
+
+  @property
+  def heartbeat(self) -> int:
+    return _HEARTBEAT if self.processes > 1 else _HEARTBEAT_ALONE
 
 
 # What `initialize` found this process to be; None before.
@@ -113,6 +120,7 @@ def initialize(timeout: int = 300, *, trains: bool = True) -> None:
         local_device_ids=this.local_devices,
         cluster_detection_method="deactivate",  # it is done
         initialization_timeout=timeout,
+        heartbeat_timeout_seconds=this.heartbeat,
         coordinator_bind_address=this.coordinator
         if this.on_one_machine
         else None,

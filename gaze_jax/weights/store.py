@@ -274,8 +274,9 @@ def load(
   Args:
     leaves: as `Stored` has them.
     sharding: path -> sharding; all on the first device by default.
-    apart: path -> whether the layers of a leaf become arrays of their own, as
-      in `models.decoder.split`; the sharding is then that of one layer.
+    apart: path -> whether the layers of a leaf become arrays of their own,
+      transposed, as in `models.decoder.split`; the sharding is then that of one
+      of them.
 
   Returns:
     Nested dict of jax arrays, or tuples of them where layers are apart.
@@ -288,7 +289,7 @@ def load(
 
   def read(leaf: Leaf) -> Any:
     if apart(leaf.path):
-      return tuple(_array(one, place(leaf.path)) for one in leaf.layers())
+      return tuple(_array(one, place(leaf.path)).T for one in leaf.layers())
     return _array(leaf, place(leaf.path))
 
   return traverse_util.unflatten_dict({x.path: read(x) for x in leaves})

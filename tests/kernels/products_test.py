@@ -72,3 +72,45 @@ def test_nothing_joins_the_transposed_copy_of_a_wide_gradient():
   loss = lambda w: products.contract(jnp.ones((4, 3)), w, 1, jnp.float32).sum()
   text = jax.jit(jax.grad(loss)).lower(jnp.ones((3, 5))).as_text()
   assert text.count("optimization_barrier") == 1
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_of_several_transposes_gives_the_product_of_its_weight(
+  dtype, rows, inputs
+):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.array(rng.normal(size=shape), dtype)
+  weights = [draw(4, 6, 5) for _ in range(3)]
+  x = draw(1, rows, *weights[0].shape[:inputs])
+  turned = tuple(w.T for w in weights)
+
+  @jax.jit
+  def product(number, x):
+    one = products.OneOf(turned, number)
+    assert one.shape == (4, 6, 5)
+    return products.contract(x, one, inputs, jnp.float32)
+
+  for i, weight in enumerate(weights):
+    want = products.contract(x, weight, inputs, jnp.float32)
+    got = product(i, x)
+    assert got.dtype == jnp.float32
+    compare.close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_transpose_is_copied(rows, dtype):
+  """Neither of a weight of two inputs nor of one of two outputs."""
+  weights = [(jnp.zeros(s, dtype),) * 2 for s in ((256, 4, 64), (64, 4, 256))]
+
+  def run(number, x, weights):
+    for inputs, turned in zip((2, 1), weights, strict=True):
+      one = products.OneOf(turned, number)
+      x = products.contract(x, one, inputs, dtype)
+    return x
+
+  lowered = jax.jit(run).lower(0, jnp.ones((rows, 64, 4), dtype), weights)
+  temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
+  assert temporaries < weights[0][0].nbytes / 4

@@ -127,7 +127,8 @@ def test_split_parameters_compute_the_same(family):
 
 def test_split_weights_are_not_copied():
   """A step's temporaries are smaller than any weight of a layer."""
-  config = dataclasses.replace(CONFIG, width=512, mlp_dim=512)
+  heads = dict(query_heads=8, kv_heads=8, head_dim=64)
+  config = dataclasses.replace(CONFIG, width=512, mlp_dim=512, **heads)
   params = _init(config, jax.random.key(0))
   run = jax.jit(lambda params, x: _run(config, params, x)[0])
   size = lambda params: (

@@ -197,6 +197,27 @@ def test_one_process_may_be_left_as_it_is(environment, monkeypatch):
   assert processes.share("mine") == "mine"
 
 
+@pytest.mark.parametrize("count, days", [(1, 365), (2, 0)])
+def test_one_process_alone_may_be_suspended(
+  environment, monkeypatch, count, days
+):
+  """JAX would abort it when it goes on: for 100 seconds nobody had heard it."""
+  asked = {}
+  join = lambda *a, **k: asked.update(k)
+  monkeypatch.setattr(processes, "_this", None)
+  monkeypatch.setattr(jax.distributed, "initialize", join)
+  monkeypatch.setattr(processes, "_set_collectives", lambda this: None)
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  environment(
+    JAX_COORDINATOR_ADDRESS="127.0.0.1:1",
+    JAX_NUM_PROCESSES=str(count),
+    JAX_PROCESS_ID="0",
+  )
+  processes.initialize()
+  seconds = asked["heartbeat_timeout_seconds"]
+  assert (seconds > 100) == (count == 1) and seconds > days * 24 * 3600
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("how", ["table", "collective"])
 def test_what_process_0_has_is_shared(how):
