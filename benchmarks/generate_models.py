@@ -206,7 +206,8 @@ def transformers_model(
 ) -> Any:
   """`Qwen3ForCausalLM` with the same weights, [out, in] as PyTorch has them.
 
-  Those of attention are copied, as their heads are in another order.
+  It shares their memory with ours, but for those of attention, whose heads are
+  in another order.
   """
   torch = timing.torch
   model = transformers.Qwen3ForCausalLM(

@@ -12,9 +12,8 @@ of the visual entries that it reads is printed. All methods are called in turns,
 and of the times the least is kept, as it is of the CPU seconds of all threads.
 
 The bound is the step's FLOPs (train/flops.py) over the fastest matrix product
-of the same rounds. Then one more step of ours goes through JAX's profiler, and
-what its operations took is shared out: products with weights, attention, the
-rest. Operations that run side by side count each.
+of the same rounds. Then one more step of each goes through its profiler, and
+its milliseconds are shared out: products with weights, attention, the rest.
 """
 
 import json
@@ -71,8 +70,11 @@ def main() -> None:
   for row in rows:
     print(_text(row))
   shares = {
-    name: step_shares.of(steps[name].call, steps[name].compiled)
-    for name in ("dense", "gaze")
+    row["method"]: step_shares.of(step.call, step.compiled)
+    if step.compiled
+    else step_shares.of_theirs(step.call)
+    for row in rows
+    for step in [steps[row["form"]]]
   }
   print(f"\n{step_shares.table(shares)}", flush=True)
   if _JSON.value:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import generate_models
+from benchmarks import step_shares
 from gaze_jax import errors
 
 pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("optimized")]
@@ -228,8 +229,23 @@ def test_rows_of_train(tmp_path):
   # One of four regions, and the context tokens.
   read = rows["gaze"]["visual_read"]  # a float32 mean
   assert math.isclose(read, (36 + 4) / 144, rel_tol=1e-6)
+  assert list(table["shares"]) == list(rows)
   for shares in table["shares"].values():
     assert all(shares[kind] > 0 for kind in ("products", "attention", "rest"))
+
+
+def test_operations_side_by_side_share_their_time():
+  spans = [
+    (0, 10, "a"),
+    (6, 10, "b"),
+    (7, 9, "b"),
+    (20, 21, "a"),
+    (20, 22, "c"),
+  ]
+  # 6 alone, 1 of two, 2 of three, 1 of two; half of 1; half of 1, and 1.
+  want = {"a": 6 + 0.5 + 2 / 3 + 0.5 + 0.5, "b": 0.5 + 4 / 3 + 0.5, "c": 1.5}
+  assert step_shares.divided(spans) == pytest.approx(want)
+  assert step_shares.divided([]) == {}
 
 
 def test_other_logits_of_transformers_are_refused():
@@ -243,6 +259,7 @@ def test_other_logits_of_transformers_are_refused():
     assert (first == again).all()
   name, _ = generate_models.faster(case, model, dense)
   assert name in ("DynamicCache", "StaticCache")
-  model.model.layers[1].mlp.up_proj.weight.data *= 1.1
+  weight = model.model.layers[1].mlp.up_proj.weight
+  weight.data = 1.1 * weight.data  # a copy: the memory is ours, too
   with pytest.raises(errors.GazeError, match="differ from ours"):
     generate_models.faster(case, model, dense)
