@@ -63,7 +63,7 @@ class Questions:
       if "<image>" in question:
         value["image"] = str(i % len(self.pictures))
       record = json_records.Record(str(i), value)
-      yield origins.Entry(record, lambda x: self.pictures[int(x)])
+      yield origins.Entry(record, lambda x, kind: self.pictures[int(x)])
 
 
 def make(origin: origins.Origin, to: pathlib.Path, size: int = 5000) -> None:

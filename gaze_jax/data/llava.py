@@ -179,14 +179,16 @@ class LlavaJson:
     sample, media = llava_record.of_record(record)
     found = [self._image(name) for name in media.images]
     files, sizes = zip(*found, strict=True) if found else ((), ())
-    videos = tuple(media_files.find(x, self._folder) for x in media.videos)
+    videos = tuple(
+      media_files.find(name, self._folder, "video") for name in media.videos
+    )
     longest = [_FRAME] * self._reader.frames.frames
     self._reader.check(sample, sizes, [longest] * len(videos))
     return _Record(_name_of(record), files, sizes, videos, sample)
 
   def _image(self, name: str) -> tuple[str, tiles.Size]:
     """Path of an image, and its height and width."""
-    path = media_files.find(name, self._folder)
+    path = media_files.find(name, self._folder, "image")
     try:
       with media_lib.skipping():
         return path, images.check(path, self._reader.max_pixels)

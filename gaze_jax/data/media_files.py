@@ -7,7 +7,7 @@ from gaze_jax import foreign
 from gaze_jax.data import skipped
 
 
-def find(name: str, folder: str) -> str:
+def find(name: str, folder: str, kind: str) -> str:
   """The file of a name that may have been written on another system.
 
   macOS writes accents apart, Windows separates folders by backslashes.
@@ -15,6 +15,7 @@ def find(name: str, folder: str) -> str:
   Args:
     name: as the data have it.
     folder: absolute; no name may lead out of it.
+    kind: what it is a file of, "image" or "video".
 
   Returns:
     Its path.
@@ -33,14 +34,14 @@ def find(name: str, folder: str) -> str:
     path = os.path.normpath(os.path.join(folder, one))
     if os.path.commonpath([path, folder]) != folder:
       raise skipped.SkipError(
-        "image outside the folder",
+        f"{kind} outside the folder",
         f"{name} leads out of {folder}: set data.image_folder to a folder that"
-        " holds all images",
+        f" holds all {kind}s",
       )
     if os.path.isfile(path):
       return path
   what = foreign.no_file(name, folder)
   raise skipped.SkipError(
-    "missing image",
+    f"missing {kind}",
     f"{foreign.short(name)!r} in {folder} (data.image_folder): {what}",
   )

@@ -49,12 +49,12 @@ class Entry:
 
   Attributes:
     record: in LLaVA's format.
-    media: gives the bytes of an image or video by the name that the record has;
-      raises `skipped.SkipError`.
+    media: gives the bytes of an "image" or "video" by the name that the record
+      has, and its kind; raises `skipped.SkipError`.
   """
 
   record: json_records.Record
-  media: Callable[[str], bytes]
+  media: Callable[[str, str], bytes]
 
 
 @runtime_checkable
@@ -164,8 +164,8 @@ class Json:
     """The records, with media from the folder."""
     folder = os.path.abspath(self.folder)
 
-    def media(name: str) -> bytes:
-      return pathlib.Path(media_files.find(name, folder)).read_bytes()
+    def media(name: str, kind: str) -> bytes:
+      return pathlib.Path(media_files.find(name, folder, kind)).read_bytes()
 
     for one in part:
       yield Entry(one, media)
@@ -232,12 +232,12 @@ def _row_entry(place: str, row: dict[str, Any]) -> Entry:
           found[names[-1]] = one
         value[key] = names
 
-  def media(name: str) -> bytes:
+  def media(name: str, kind: str) -> bytes:
     cell = found.get(name)
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not content or not isinstance(content, bytes):
       raise skipped.SkipError(
-        "missing image",
+        f"missing {kind}",
         f"{foreign.short(name)!r} has no bytes in the table, but a path: write"
         " the data with the media in them, or as JSON beside a folder",
       )
@@ -344,10 +344,10 @@ def _group_entry(group: _Group) -> Entry:
   place, files = group
   of = {kind: sorted(s for s in files if _medium(s) == kind) for kind in _KINDS}
 
-  def media(name: str) -> bytes:
+  def media(name: str, kind: str) -> bytes:
     if name not in files:
       raise skipped.SkipError(
-        "missing image", f"{foreign.short(name)!r} is not beside the .json"
+        f"missing {kind}", f"{foreign.short(name)!r} is not beside the .json"
       )
     return _bytes(files[name])
 

@@ -197,12 +197,12 @@ def _record(
   sample, names = llava_record.of_record(entry.record)
   pictures, sizes = [], []
   for name in names.images:
-    content, size = _picture(entry.media(name), name, options)
+    content, size = _picture(entry.media(name, "image"), name, options)
     pictures.append(content)
     sizes.append(size)
   videos, films = [], []
   for name in names.videos:
-    one, facts = _video(entry.media(name), name, options)
+    one, facts = _video(entry.media(name, "video"), name, options)
     videos.append(one)
     films.append(record_index.Medium(*dataclasses.astuple(facts)))
   record = record_lib.Record(

@@ -170,9 +170,9 @@ def test_what_can_not_be_used_is_counted(folder):
   rows = [row("long.mkv"), row("cut.mkv"), row("none.mkv"), row("a.png")]
   c = config(folder, *rows, max_skipped=0.8)
   source = llava.SOURCE.make(c, "train")
-  assert len(source) == 3 and source.skipped == {"missing image": 1}
+  assert len(source) == 3 and source.skipped == {"missing video": 1}
   assert len(source.sample(1).videos[0]) == 3  # the first one again
-  assert source.skipped == {"missing image": 1, "corrupt video": 2}
+  assert source.skipped == {"missing video": 1, "corrupt video": 2}
 
 
 def test_more_frames_than_a_row_holds_are_too_long(folder):

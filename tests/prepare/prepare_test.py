@@ -455,11 +455,12 @@ def test_names_in_a_tar_need_not_be_those_of_its_files(tmp_path):
 
 
 def test_a_medium_that_is_not_in_the_table():
-  entry = origins._row_entry(
-    "row 1", dict(image=dict(bytes=None, path="a.png"))
-  )
-  with pytest.raises(skipped.SkipError, match="no bytes in the table"):
-    entry.media(entry.record.value["image"][0])
+  for kind in ("image", "video"):
+    row = {kind: dict(bytes=None, path="a.png")}
+    entry = origins._row_entry("row 1", row)
+    with pytest.raises(skipped.SkipError, match="no bytes in the") as caught:
+      entry.media(entry.record.value[kind][0], kind)
+    assert caught.value.reason == f"missing {kind}"
 
 
 @pytest.fixture
