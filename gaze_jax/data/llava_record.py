@@ -91,12 +91,31 @@ def read(record: Any) -> tuple[samples.Sample, Media]:
   _refuse_media(record, bool(names[0]))
   system, turns, left_out = _read_turns(record)
   questions = [turn.question for turn in turns]
+  _refuse_other_mark(questions, names)
   kept = [
     _count(kind, questions, left_out.count(mark), its)
     for (kind, mark), its in zip(_MARKS.items(), names, strict=True)
   ]
   sample = samples.Sample((), conversation=turns, system=system)
   return sample, Media(*map(tuple, kept))
+
+
+def _refuse_other_mark(
+  questions: Sequence[str], names: Sequence[list[str]]
+) -> None:
+  """A row of one kind of media whose text has the mark of the other."""
+  text = "".join(questions)
+  marked = [mark in text for mark in _MARKS.values()]
+  for kind, other, given, shown in (
+    ("image", "video", names[0] and not names[1], marked == [False, True]),
+    ("video", "image", names[1] and not names[0], marked == [True, False]),
+  ):
+    if given and shown:
+      raise skipped.SkipError(
+        f"{kind} count",
+        f"{_MARKS[other]} in the text, and {kind}s are marked by"
+        f" {_MARKS[kind]}",
+      )
 
 
 def _count(

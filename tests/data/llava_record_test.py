@@ -113,6 +113,17 @@ def test_a_system_turn_is_kept_as_such():
   assert reason == "odd turns" and "turn 2 is from 'system'" in said
 
 
+def test_the_mark_of_the_other_kind_is_named():
+  talk = [human("<image> What?"), gpt("A.")]
+  reason, said = skipped(record(talk, video="a.mp4"))
+  assert reason == "video count"
+  assert said == "<image> in the text, and videos are marked by <video>"
+  talk = [human("<video> What?"), gpt("A.")]
+  reason, said = skipped(record(talk, image="a.png"))
+  assert reason == "image count"
+  assert said == "<video> in the text, and images are marked by <image>"
+
+
 def test_a_question_without_an_answer_is_left_out_at_the_end():
   assert read([*TALK, human("And?")], image="a.png").turns == (WANT,)
   # What it shows is left out with it.
