@@ -114,9 +114,10 @@ def text_or_list(rng: random.Random) -> dict:
 
 
 def ocr(rng: random.Random) -> dict:
-  gold = rng.choices((rng.choices(SAID)[0], rng.sample(SAID, 2)))[0]
-  return {"answer": gold, "dataset": rng.choices(("HME100k", "SVT"))[0]} | {
-    "question_type": "Regular Text Recognition"
+  return {
+    "answer": rng.choices((rng.choices(SAID)[0], rng.sample(SAID, 2)))[0],
+    "dataset": rng.choices(("HME100k", "SVT"))[0],
+    "question_type": "Regular Text Recognition",
   }
 
 
@@ -129,7 +130,9 @@ def pair(rng: random.Random) -> dict:
     "Index": 1,
     "Question": "Which?",
     "Options": "(a) Black (b) a dog",
-  } | {"Correct Answer": rng.choices(("(a)", "(b)"))[0]}
+    "Correct Answer": rng.choices(("(a)", "(b)"))[0],
+    "choices": ["Black", "a dog"],  # for `told`
+  }
 
 
 def choices(rng: random.Random) -> dict:

@@ -3,7 +3,7 @@
 Not a test of the suite: it needs lmms-eval, in an environment of its own.
 
   python3.11 -m venv lmms && lmms/bin/pip install --no-deps lmms-eval==0.7.3
-  lmms/bin/pip install torch==2.13.0 transformers accelerate 'av<16' pillow \
+  lmms/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate av pillow \
     loguru datasets pandas Levenshtein pytz evaluate aiohttp sqlitedict \
     opencv-python-headless sympy tenacity jsonlines sacrebleu numexpr \
     pytablewriter tqdm-multiprocess zss openai decord

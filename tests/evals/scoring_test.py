@@ -165,6 +165,7 @@ def test_a_gold_may_be_given_for_a_label(metric, text, label):
   assert scoring.score(metric, text, REFERENCES[metric]).value == 1
   options = {"options": FOUR}
   assert scoring.score(metric, text, options) == scoring.Verdict(0.0, label)
+  assert scoring.score(metric, "?", options).value == 0
 
 
 @pytest.mark.parametrize("gold", ["B", "(b)", 1, "1"])
