@@ -7,7 +7,6 @@ those of PyTorch run one after the other, each on all cores.
 
 import collections
 import gzip
-import heapq
 import json
 import pathlib
 import re
@@ -100,25 +99,18 @@ def divided(spans: Iterable[tuple[float, float, str]]) -> dict[str, float]:
 
   Where several do, each has an equal part.
   """
+  edges = [
+    (at, change, kind)
+    for *ends, kind in spans
+    for at, change in zip(ends, (1, -1), strict=True)
+  ]
   out: dict[str, float] = collections.Counter()
-  running: list[tuple[float, str]] = []  # a heap of (stop, kind)
-  now = 0.0
-
-  def advance(to: float) -> None:
-    nonlocal now
-    while running and now < to:
-      then = min(to, running[0][0])
-      for _, kind in running:
-        out[kind] += (then - now) / len(running)
-      now = then
-      while running and running[0][0] <= now:
-        heapq.heappop(running)
-    now = max(now, to)
-
-  for start, stop, kind in sorted(spans):
-    advance(start)
-    heapq.heappush(running, (stop, kind))
-  advance(max((stop for stop, _ in running), default=now))
+  running, before = collections.Counter(), 0.0
+  for at, change, kind in sorted(edges):
+    for other, count in (+running).items():  # without those that are 0
+      out[other] += (at - before) * count / running.total()
+    running[kind] += change
+    before = at
   return out
 
 

@@ -105,17 +105,14 @@ def _refuse_other_mark(
 ) -> None:
   """A row of one kind of media whose text has the mark of the other."""
   text = "".join(questions)
-  marked = [mark in text for mark in _MARKS.values()]
-  for kind, other, given, shown in (
-    ("image", "video", names[0] and not names[1], marked == [False, True]),
-    ("video", "image", names[1] and not names[0], marked == [True, False]),
-  ):
-    if given and shown:
-      raise skipped.SkipError(
-        f"{kind} count",
-        f"{_MARKS[other]} in the text, and {kind}s are marked by"
-        f" {_MARKS[kind]}",
-      )
+  given = [kind for kind, its in zip(_MARKS, names, strict=True) if its]
+  shown = [kind for kind, mark in _MARKS.items() if mark in text]
+  if len(given) == len(shown) == 1 and given != shown:
+    (kind,), (other,) = given, shown
+    raise skipped.SkipError(
+      f"{kind} count",
+      f"{_MARKS[other]} in the text, and {kind}s are marked by {_MARKS[kind]}",
+    )
 
 
 def _count(

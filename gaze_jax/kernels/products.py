@@ -20,9 +20,8 @@ class OneOf:
   which reads each weight once, that costs a third of the time. So each layer
   brings its product, on its own weight, and `lax.switch` takes the layer's.
 
-  The weights are transposed, so that the sums of a product run along memory: a
-  step of one row then reads them 1.2 times as fast, one of 2 to 16 rows 1.5
-  times.
+  The weights are transposed, so that the sums of a product run along memory;
+  what that gains is in docs/benchmarks.md.
 
   Attributes:
     weights: tuple of transposes of one shape, [*outputs, *inputs], both in
@@ -71,7 +70,7 @@ def _few_rows(x, turned, inputs, dtype):
   count = len(rows)
   if count == 1 and x.dtype != jnp.float32:
     # XLA:CPU has no product of a narrow matrix with a vector, but a loop that
-    # takes eight times as long as the product with two.
+    # takes much longer than the product with two.
     rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
   axes = (_trailing(turned, inputs), tuple(range(inputs)))
   out = _dot(turned.astype(x.dtype), rows.T, *axes)

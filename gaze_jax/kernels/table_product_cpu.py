@@ -1,7 +1,7 @@
 """Products of few rows with a large table on CPU: a batch of blocks.
 
-XLA:CPU walks a table in an order that memory dislikes, with two rows or more,
-and takes up to twice as long as for blocks that a cache holds.
+XLA:CPU walks a table in an order that memory dislikes, with two rows or more;
+blocks that a cache holds take less. By how much is in docs/benchmarks.md.
 """
 
 from typing import Any

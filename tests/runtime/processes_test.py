@@ -1,5 +1,6 @@
 """Several real processes, and one that is alone."""
 
+import math
 import os
 import pathlib
 import re
@@ -197,9 +198,11 @@ def test_one_process_may_be_left_as_it_is(environment, monkeypatch):
   assert processes.share("mine") == "mine"
 
 
-@pytest.mark.parametrize("count, days", [(1, 365), (2, 0)])
+@pytest.mark.parametrize(
+  "count, least, most", [(1, 365 * 24 * 3600, math.inf), (2, 100, 100)]
+)
 def test_one_process_alone_may_be_suspended(
-  environment, monkeypatch, count, days
+  environment, monkeypatch, count, least, most
 ):
   """JAX would abort it when it goes on: for 100 seconds nobody had heard it."""
   asked = {}
@@ -214,8 +217,7 @@ def test_one_process_alone_may_be_suspended(
     JAX_PROCESS_ID="0",
   )
   processes.initialize()
-  seconds = asked["heartbeat_timeout_seconds"]
-  assert (seconds > 100) == (count == 1) and seconds > days * 24 * 3600
+  assert least <= asked["heartbeat_timeout_seconds"] <= most
 
 
 @pytest.mark.nightly
@@ -223,8 +225,9 @@ def test_one_process_alone_may_be_suspended(
 def test_what_process_0_has_is_shared(how):
   code, said = run_two(SHARE, how)
   assert code == 0, said
-  # Whatever threads of Gloo write between, and where.
-  assert "\n".join(said).count("same") == 2, said
+  # What Gloo writes may end in a line of ours.
+  ours = [GLOO.sub("", x) for x in said if not expected(x)]
+  assert ours == ["same", "same"], said
 
 
 @pytest.mark.nightly
