@@ -46,6 +46,8 @@ FORMATS = {
   # context tokens of a model without any; up to 2 as `config.of_saved` says.
   "model": Format(4),
   "data": Format(1),  # gaze_data.json (data/prepared.py)
+  "predictions": Format(1),  # settings.json (tasks/predictions.py)
+  "results": Format(1),  # results.json (tasks/run.py)
   "wandb": Format(1),  # wandb.json of a workdir (train/wandb_run.py)
   # Our options in a config.json of transformers (weights/hf.py).
   "gaze": Format(2),

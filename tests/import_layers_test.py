@@ -53,10 +53,11 @@ ARROWS = {
     *("evals", "view", "decode", "train", "weights", "data", "models"),
     *("parallel", "layout"),
   },
+  "tasks": {"api", "evals", "data", "runtime"},
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),
-    *("parallel", "aot", "device", "runtime", "prepare"),
+    *("parallel", "aot", "device", "runtime", "prepare", "tasks"),
   },
   "configs": set(),
 }

@@ -1,7 +1,7 @@
 """Answers to any number of requests, by continuous batching."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tqdm
@@ -12,12 +12,15 @@ from gaze_jax.api import request as request_lib
 from gaze_jax.decode import programs
 from gaze_jax.decode import scheduler as scheduler_lib
 
+OnError = Callable[[int, errors.GazeError], None]
+
 
 def generate(
   model: Any,
   requests: Iterable[request_lib.Request],
   batch_size: int,
   progress: bool,
+  on_error: OnError | None,
 ) -> Iterator[answer_lib.Answer]:
   """`Model.generate_many`."""
   if batch_size < 1:
@@ -32,7 +35,7 @@ def generate(
       cache_bytes=model.most_cache_bytes,
       stop=model.tokenizer.ends,
     )
-  jobs = _Jobs(model, requests, scheduler)
+  jobs = _Jobs(model, requests, scheduler, on_error)
   results = scheduler.run(jobs)
   total = len(requests) if hasattr(requests, "__len__") else None
   bar = tqdm.tqdm(total=total, desc="answers", disable=not progress)
@@ -63,14 +66,19 @@ class _Jobs:
     model: Any,
     requests: Iterable[request_lib.Request],
     scheduler: scheduler_lib.Scheduler,
+    on_error: OnError | None,
   ):
     self._model, self._requests = model, requests
-    self._scheduler = scheduler
-    self._open: dict[int, Any] = {}  # what is being answered
+    self._scheduler, self._on_error = scheduler, on_error
+    self._open: dict[int, Any] = {}  # what is being answered, by its job
     self.error: errors.GazeError | None = None
 
   def __iter__(self) -> Iterator[scheduler_lib.Job]:
-    """Ends at the first request that can't be asked, which `error` tells."""
+    """Ends at the first request that can't be asked, which `error` tells.
+
+    With `on_error` those are passed over.
+    """
+    taken = 0  # jobs, which the scheduler counts as well
     for number, request in enumerate(self._requests):
       text = answer_lib.AnswerText(self._model.tokenizer, request.stop)
 
@@ -82,9 +90,13 @@ class _Jobs:
         job = self._model.prepare(request)
         self._scheduler.check(job)
       except errors.GazeError as error:
-        self.error = type(error)(f"request {number}: {error}")
-        return
-      self._open[number] = request, job, text
+        if self._on_error is None:
+          self.error = type(error)(f"request {number}: {error}")
+          return
+        self._on_error(number, error)
+        continue
+      self._open[taken] = request, job, text
+      taken += 1
       yield dataclasses.replace(job, stopped=stopped)
 
   def answer(

@@ -172,6 +172,7 @@ class Model:
     *,
     batch_size: int = 8,
     progress: bool = False,
+    on_error: many.OnError | None = None,
   ) -> Iterator[answer_lib.Answer]:
     """Answers any number of requests, several at a time, in their order.
 
@@ -184,6 +185,8 @@ class Model:
       requests: of any mix; they are taken as they can be read, some ahead.
       batch_size: rows that are decoded together.
       progress: whether a bar is shown, with the count of programs compiled.
+      on_error: called with the number and the error of each request that can't
+        be asked so, which then has no answer; None to raise.
 
     Yields:
       The answers, in the order of the requests.
@@ -192,7 +195,7 @@ class Model:
       errors.GazeError: a request can't be asked so; it is named by its number,
         from 0, and raised after the answers to those before it.
     """
-    yield from many.generate(self, requests, batch_size, progress)
+    yield from many.generate(self, requests, batch_size, progress, on_error)
 
   def stream(
     self,
@@ -237,7 +240,8 @@ class Model:
     )
     self._check_fits(after, request.max_tokens)
     budget = request.budget(self.config, after.units)
-    prompt = reading.Prompt(context, batch, budget)
+    override = request.override(self.config, len(after.sizes))
+    prompt = reading.Prompt(context, batch, budget, override)
     return scheduler.Job(prompt, after, request.max_tokens, sampled)
 
   def _check_fits(self, after: context_lib.Context, room: int) -> int:
@@ -248,11 +252,14 @@ class Model:
     return need
 
   def _that_fit(self, jobs: Sequence[scheduler.Job]) -> list[slice]:
-    """Runs of jobs whose keys and values fit in memory together."""
+    """Runs of jobs of a kind whose keys and values fit in memory together."""
     starts, held = [0], 0
     for number, job in enumerate(jobs):
       need = self._check_fits(job.after, job.max_tokens)
-      if held and held + need > self.most_cache_bytes:
+      before = jobs[starts[-1]].size.overridden
+      if held and (
+        held + need > self.most_cache_bytes or job.size.overridden != before
+      ):
         starts.append(number)
         held = 0
       held += need
@@ -315,6 +322,7 @@ class Model:
       sampling=jax.tree.map(
         lambda *x: np.concatenate(x), *(job.sampling for job in jobs)
       ),
+      overrides=[job.prompt.override for job in jobs],
       trace=trace,
     )
 

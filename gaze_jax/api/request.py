@@ -4,6 +4,8 @@ import dataclasses
 import numbers
 from collections.abc import Sequence
 
+import numpy as np
+
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.api import media
@@ -11,6 +13,7 @@ from gaze_jax.data import images as images_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.layout import budgets
 
+_REGIONS = ("scores", "random")
 _ALL = 2**30  # a K above any number of regions
 
 
@@ -36,12 +39,15 @@ class Request:
       that was trained. A K above all regions reads them all, and 0 reads
       context tokens alone.
     share: the share of the regions to read, 0 to 1, in place of `top_k`.
+    regions: "scores" reads those that score highest; "random" as many that
+      are drawn for each query head, the same at every token: a control.
     max_tokens: at most so many tokens.
     stop: strings that end the answer where they appear; they are cut off.
     temperature: 0 is greedy; this and the next three as in `sampling.make`.
     top_p: share of probability to sample from.
     sample_top_k: likeliest tokens to sample from; 0 for all.
-    seed: of the row; the same seed gives the same answer.
+    seed: of the row, and of its random regions; the same seed gives the same
+      answer.
   """
 
   question: str
@@ -52,6 +58,7 @@ class Request:
   frames: int = 8
   top_k: int | None = None
   share: float | None = None
+  regions: str = "scores"
   max_tokens: int = 64
   stop: Sequence[str] = ()
   temperature: float = 0.0
@@ -88,8 +95,26 @@ class Request:
         "a system text begins a conversation, and this one has begun: give it"
         " to the first question, or to Model.encode"
       )
+    if self.regions not in _REGIONS:
+      raise RequestError(
+        f"regions = {self.regions!r}: give {' or '.join(_REGIONS)}"
+      )
     if any(not s for s in self.stop):
       raise RequestError("a stop string is empty")
+
+  def override(
+    self, config: config_lib.Config, regions: int
+  ) -> np.ndarray | None:
+    """Scores in place of the model's, float32 [Q, R], if they are random.
+
+    Args:
+      config: of the model.
+      regions: R, of the whole row.
+    """
+    if self.regions == "scores":
+      return None
+    shape = (config.model.decoder.query_heads, regions)
+    return np.random.default_rng([7, self.seed]).random(shape, np.float32)
 
   def budget(self, config: config_lib.Config, regions: Sequence[int]) -> int:
     """K, in the unit of `model.gaze.budget`.

@@ -124,7 +124,7 @@ def read(
         " more"
       )
     frames = Sampling(int(frames))
-  return _decoded(path, frames.choose, max_pixels, name)
+  return chosen(path, frames.choose, max_pixels)
 
 
 def facts(path: str | os.PathLike, max_pixels: int) -> Facts:
@@ -144,26 +144,29 @@ def facts(path: str | os.PathLike, max_pixels: int) -> Facts:
     found[:] = len(times), milliseconds
     return Sampling(1).choose(times, second)
 
-  (frame,) = _decoded(path, choose, max_pixels, foreign.short(path))
+  (frame,) = chosen(path, choose, max_pixels)
   return Facts(*frame.shape[:2], *found)
 
 
-@contextlib.contextmanager
-def as_file(content: bytes) -> Iterator[str]:
-  """A path under which the bytes of a video can be read."""
-  with tempfile.NamedTemporaryFile(prefix="gaze_jax_", suffix=".video") as file:
-    file.write(content)
-    file.flush()
-    yield file.name
-
-
-def _decoded(
+def chosen(
   path: str | os.PathLike,
   choose: Callable[[Sequence[int], float], list[int]],
   max_pixels: int,
-  name: str,
 ) -> list[np.ndarray]:
-  """The frames that are chosen by their times."""
+  """Decodes the frames that are chosen by their times.
+
+  Args:
+    path: as for `read`.
+    choose: as `Sampling.choose`: numbers of frames, ascending, each once.
+    max_pixels: as for `read`.
+
+  Returns:
+    As `read`.
+
+  Raises:
+    VideoError: as `read`.
+  """
+  name = foreign.short(path)
   if not os.path.isfile(path):
     raise VideoError(f"{name}: {foreign.no_file(path)}")
   file = pathlib.Path(path)
@@ -179,6 +182,15 @@ def _decoded(
     raise VideoError(
       f"{name}: broken video ({type(error).__name__}: {error})"
     ) from None
+
+
+@contextlib.contextmanager
+def as_file(content: bytes) -> Iterator[str]:
+  """A path under which the bytes of a video can be read."""
+  with tempfile.NamedTemporaryFile(prefix="gaze_jax_", suffix=".video") as file:
+    file.write(content)
+    file.flush()
+    yield file.name
 
 
 def centres(times: Sequence[int], end: int, parts: int) -> list[int]:

@@ -12,6 +12,7 @@ from gaze_jax import types
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import loop
 from gaze_jax.decode import programs
+from gaze_jax.decode import reading
 from gaze_jax.decode import sampling as sampling_lib
 from gaze_jax.models import mllm
 from gaze_jax.parallel import shard
@@ -55,6 +56,7 @@ class Decoding:
       room.
     stop: ids that end an answer.
     sampling: `Sampling` of the prompts; greedy by default.
+    overrides: as in `reading.Prompt`, of each; all or none.
     trace: whether to record where every token looked. Costs as much as dense
       attention, and `run` records nothing: call `step`.
   """
@@ -69,6 +71,7 @@ class Decoding:
     max_tokens: Sequence[int],
     stop: Sequence[int],
     sampling: sampling_lib.Sampling | None = None,
+    overrides: Sequence[np.ndarray | None] | None = None,
     trace: bool = False,
   ):
     self._params = {"decoder": params["decoder"]}
@@ -93,6 +96,10 @@ class Decoding:
     self._options = _options(
       prompts, batch, regions, budgets, max_tokens, stop, sampling
     )
+    if overrides and overrides[0] is not None:
+      filled = [*overrides, *overrides[:1] * (batch - len(prompts))]
+      override = reading.stacked(filled, regions)
+      self._options = dataclasses.replace(self._options, override=override)
     self._carry = loop.start_program(
       dataclasses.replace(cache, visual=None),
       logits,

@@ -35,6 +35,7 @@ class Options:
     stop: int32 [Z], ids that end an answer.
     max_tokens: int32 [B], tokens of an answer at most.
     sizes: float32 [B, R], visual tokens of each region.
+    override: float32 [B, Q, R], in place of the scores of regions, or None.
   """
 
   budget: Any
@@ -42,6 +43,7 @@ class Options:
   stop: Any
   max_tokens: Any
   sizes: Any
+  override: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -132,6 +134,7 @@ def step(
     jnp.take_along_axis(carry.tokens, last, axis=1),
     options.budget,
     count=(~carry.done).astype(jnp.int32),
+    override=options.override,
     trace=trace,
   )
   carry = dataclasses.replace(

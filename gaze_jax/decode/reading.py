@@ -58,11 +58,14 @@ class Prompt(NamedTuple):
     context: what comes before it.
     batch: `Batch` of the row, the trunk of one sample, in numpy.
     budget: K.
+    override: float32 [Q, R], scores of all regions that take the place of the
+      model's, or None.
   """
 
   context: context_lib.Context
   batch: types.Batch
   budget: int
+  override: np.ndarray | None = None
 
   def pieces(self) -> list[Piece]:
     return list(split(np.asarray(self.batch.layout.role)[0]))
@@ -91,6 +94,7 @@ def read(
   context: context_lib.Context,
   batch: types.Batch,
   budget: int,
+  override: np.ndarray | None = None,
   *,
   room: int = 1,
   limits: context_lib.Limits = context_lib.Limits(),  # noqa: B008
@@ -105,6 +109,7 @@ def read(
       those that the result is to have.
     batch: `Batch` of one row, the trunk of one sample, in numpy.
     budget: K.
+    override: as in `Prompt`.
     room: tokens that will follow, which room is made for.
     limits: what a row may hold.
     trace: also scores and dense attention of the last token.
@@ -121,7 +126,7 @@ def read(
   cache, logits, traced = read_together(
     params,
     config,
-    [Prompt(context, batch, budget)],
+    [Prompt(context, batch, budget, override)],
     regions=regions,
     slots=slots,
     trace=trace,
@@ -156,6 +161,8 @@ def read_together(
   cache = _begun(decoder, config, prompts[0], regions, slots)
   rows = [*prompts] * (len(cache.length) // len(prompts))
   budgets = np.array([row.budget for row in rows], np.int32)
+  regions = cache.visual.valid.shape[1]
+  override = stacked([row.override for row in rows], regions)
   pieces = list(zip(*(row.pieces() for row in rows), strict=True))
   if any(not piece.text for piece, *_ in pieces):
     whole = [row.slots() for row in rows]
@@ -171,6 +178,7 @@ def read_together(
         *(_padded_text(rows, some), budgets),
         count=np.array([piece.stop - piece.start for piece in some], np.int32),
         prompt=True,
+        override=override,
         trace=trace,
       )
       logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
@@ -216,6 +224,16 @@ def needs(after: context_lib.Context, room: int) -> tuple[int, int]:
   return len(after.sizes), after.length + max(room, _TEXT)
 
 
+def stacked(
+  overrides: Sequence[np.ndarray | None], regions: int
+) -> np.ndarray | None:
+  """`Prompt.override` of rows, all or none, as float32 [B, Q, regions]."""
+  if overrides[0] is None:
+    return None
+  room = lambda x: ((0, 0), (0, regions - x.shape[1]))
+  return np.stack([np.pad(x, room(x)) for x in overrides])
+
+
 def shapes(batch: types.Batch) -> tuple[Any, ...]:
   """What decides the programs that read a prompt; prompts of one share them."""
   pieces = split(np.asarray(batch.layout.role)[0])
@@ -240,8 +258,12 @@ def _begun(
   for token in prompt.context.pending:  # routed as the answer's, not a prompt's
     token = np.full((len(cache.length), 1), token, np.int32)
     budgets = np.full(len(token), prompt.budget, np.int32)
+    override = stacked(
+      [prompt.override] * len(token), cache.visual.valid.shape[1]
+    )
     cache, _, _ = _add_text(
-      token_program, decoder, config, cache, token, budgets
+      *(token_program, decoder, config, cache, token, budgets),
+      override=override,
     )
   return cache
 

@@ -37,11 +37,15 @@ _TURN = 32
 
 
 class Size(NamedTuple):
-  """Of a pool's rows: regions, slots of text and context, tokens of answers."""
+  """Of a pool's rows: regions, slots of text and context, tokens of answers.
+
+  Rows whose scores are overridden have pools of their own.
+  """
 
   regions: int
   slots: int
   tokens: int
+  overridden: bool = False
 
   def bytes(self, config: config_lib.ModelConfig) -> int:
     """Of a row, on each device that has it."""
@@ -79,6 +83,7 @@ class Job:
       _step(regions, _REGIONS),
       _step(slots, _SLOTS),
       _step(self.max_tokens, _TOKENS),
+      self.prompt.override is not None,
     )
 
 
@@ -233,6 +238,7 @@ class _Pool:
       stop=stop,
       max_tokens=np.zeros(rows, np.int32),
       sizes=np.zeros((rows, size.regions), np.float32),
+      override=self._no_scores(rows) if size.overridden else None,
     )
 
   @property
@@ -341,7 +347,15 @@ class _Pool:
           for job in jobs
         ]
       ),
+      override=reading.stacked(
+        [job.prompt.override for job in jobs], self.size.regions
+      ),
     )
+
+  def _no_scores(self, rows: int) -> np.ndarray:
+    """`Options.override` of rows without a job."""
+    heads = self._config.decoder.query_heads
+    return np.zeros((rows, heads, self.size.regions), np.float32)
 
 
 def _step(size: int, least: int) -> int:

@@ -21,9 +21,9 @@ from gaze_jax.data import pipeline
 from gaze_jax.data import samples
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import programs
+from gaze_jax.evals import conditions as conditions_lib
 from gaze_jax.evals import data_file
 from gaze_jax.evals import metrics
-from gaze_jax.evals import tasks
 from gaze_jax.layout import grid as grid_lib
 from gaze_jax.models import mllm
 from gaze_jax.parallel import mesh as mesh_lib
@@ -106,7 +106,7 @@ def evaluate(
     workdir: of launch/train.py.
     data: a file in LLaVA's format to score; what the run names by default.
     image_folder: what its image names are relative to; the run's by default.
-    others: budgets, as in `tasks.conditions`; none need be in the config.
+    others: budgets, as in `conditions.conditions`; none need be in the config.
     frames: taken of a video at most, as `data.frames`; the run's by default.
     parallel: sizes of the axes of the mesh, as in `api.load`; None for one
       device. It changes no result.
@@ -235,7 +235,7 @@ def _split(
   config = dataclasses.replace(
     config, eval=dataclasses.replace(config.eval, batch_size=size)
   )
-  conditions = tasks.conditions(config, others)
+  conditions = conditions_lib.conditions(config, others)
   scores = {c.name: Score() for c in conditions}
   scores["prior"] = Score()
   prior = _prior(config)
@@ -278,16 +278,20 @@ forward = programs.Program(_look, "a batch of questions")
 def _condition(
   model: _OnMesh,
   config: config_lib.Config,
-  condition: tasks.Condition,
+  condition: conditions_lib.Condition,
   batch: pipeline.EvalBatch,
   source: samples.Source,
   scores: dict[str, Score],
 ) -> None:
   """Adds one batch under one condition to its score."""
   score = scores[condition.name]
-  shown = batch.batch if condition.image else tasks.without_image(batch.batch)
-  override = tasks.override(condition, batch, config.model)
-  budget = tasks.budget(condition, batch, config)
+  shown = (
+    batch.batch
+    if condition.image
+    else conditions_lib.without_image(batch.batch)
+  )
+  override = conditions_lib.override(condition, batch, config.model)
+  budget = conditions_lib.budget(condition, batch, config)
   right, usage, chosen = model.look(config.model, shown, budget, override)
   most = max(len(sample.kinds) for sample in batch.samples)
   exact = metrics.exact_match(right, batch.batch.answer_of, most)

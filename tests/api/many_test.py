@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 
 from gaze_jax import api
@@ -169,3 +170,57 @@ def test_batches_that_do_not_fit_are_answered_one_after_the_other(
   small = dataclasses.replace(ours, cache_bytes=max(needs) + min(needs))
   assert 1 < len(small._that_fit(prepared)) < len(asked)
   assert [one.tokens for one in small.generate_batch(asked)] == want
+
+
+def test_what_cannot_be_asked_is_told_by_number_and_passed_over(ours, picture):
+  asked = [
+    api.Request("first", **FEW),
+    api.Request("a <image> that is not there", **FEW),
+    api.Request("second", images=[picture()], **FEW),
+    api.Request("", **FEW),
+  ]
+  told = []
+  got = list(
+    ours.generate_many(asked, batch_size=2, on_error=lambda *e: told.append(e))
+  )
+  for one, request in zip(got, (asked[0], asked[2]), strict=True):
+    same(one, alone(ours, request))
+  assert [number for number, _ in told] == [1, 3]
+  assert "names 1 <image>" in str(told[0][1])
+  with pytest.raises(errors.GazeError, match="request 1: "):
+    list(ours.generate_many(asked, batch_size=2))
+
+
+def test_random_regions_are_as_many_and_drawn_once_for_an_answer(ours, picture):
+  """By trace: K of each head in every layer and step, and drawn by the seed."""
+  few = dict(images=[picture()], top_k=2, max_tokens=4)
+  asked = lambda **how: ours.generate("what?", trace=True, **few, **how)
+  first, again = asked(regions="random"), asked(regions="random")
+  assert first.tokens == again.tokens
+  read = np.stack([step.chosen for step in first.steps])
+  assert read.shape[0] > 1 and (read == read[:1, :1]).all()
+  assert (read.sum(-1) == 2).all()
+  # Heads draw for themselves, and another seed draws others.
+  assert (read[0, 0] != read[0, 0, 0]).any()
+  other = asked(regions="random", seed=1).steps[0].chosen
+  assert (other != read[0]).any()
+  scored = np.stack([step.chosen for step in asked().steps])
+  assert (scored[:, 0] != read[:, 0]).any()
+  with pytest.raises(errors.GazeError, match="regions = 'drawn'"):
+    ours.generate("what?", regions="drawn", **few)
+
+
+@pytest.mark.nightly
+def test_random_rows_have_pools_of_their_own(ours, picture):
+  few = dict(images=[picture()], top_k=2, max_tokens=3)
+  asked = [
+    api.Request(f"{i}", regions="random" if i % 2 else "scores", seed=i, **few)
+    for i in range(4)
+  ]
+  want = [alone(ours, request) for request in asked]
+  for got in (
+    ours.generate_many(asked, batch_size=2),
+    ours.generate_batch(asked),
+  ):
+    for one, other in zip(got, want, strict=True):
+      same(one, other)

@@ -16,6 +16,7 @@ from gaze_jax.evals.scoring import lmms_letters
 from gaze_jax.evals.scoring import mathvista
 from gaze_jax.evals.scoring import mmmu
 from gaze_jax.evals.scoring import ocrbench
+from gaze_jax.evals.scoring import tempcompass
 from gaze_jax.evals.scoring import text_vqa
 from gaze_jax.evals.scoring import yes_no
 from gaze_jax.evals.scoring.verdict import ScoringError
@@ -23,7 +24,14 @@ from gaze_jax.evals.scoring.verdict import Verdict
 from gaze_jax.evals.scoring.verdict import field
 from gaze_jax.evals.scoring.verdict import one_of
 
-__all__ = ["METRICS", "PROTOCOLS", "ScoringError", "Verdict", "score"]
+__all__ = [
+  "METRICS",
+  "PROTOCOLS",
+  "ScoringError",
+  "Verdict",
+  "is_unparsed",
+  "score",
+]
 
 PROTOCOLS = ("default", "lmms")
 Scorer = Callable[[str, Mapping[str, Any]], Verdict]
@@ -72,7 +80,27 @@ METRICS: dict[str, Metric] = {
   "mc5": Metric(("options",), letters.mc5, lmms_letters.mc5),
   "mlvu": Metric(("candidates", "answer"), letters.mlvu, lmms_letters.mlvu),
   "mathvista": Metric(_MATHVISTA, mathvista.default, mathvista.lmms),
+  "mmbench": Metric(("options",), letters.mc5, lmms_letters.mmbench),
+  "cv_bench": Metric(("choices",), letters.cv_bench, lmms_letters.cv_bench),
+  **{
+    f"tempcompass_{kind}": Metric(keys, rule, rule)
+    for kind, keys, rule in (
+      ("multi_choice", ("answer",), tempcompass.multiple_choice),
+      ("yes_no", ("answer",), tempcompass.yes_no),
+      (
+        "caption_matching",
+        ("question", "answer"),
+        tempcompass.caption_matching,
+      ),
+    )
+  },
 }
+
+
+def is_unparsed(metric: str, verdict: Verdict) -> bool:
+  """Whether no answer was read: None, or a label that says so."""
+  label = METRICS[metric].labels_empty and verdict.parsed in ("", "other")
+  return label or verdict.parsed is None
 
 
 def score(
@@ -84,8 +112,9 @@ def score(
   """Scores one prediction.
 
   Of metrics that read a label or a letter (mme_label, pope_label,
-  videomme_letter, mmmu_mc, mc5) the gold may be given too, as `answer`: yes or
-  no, or a letter or its 0-based index. Without it their value is 0.
+  videomme_letter, mmmu_mc, mc5, mmbench, cv_bench) the gold may be given too,
+  as `answer`: yes or no, or a letter or its 0-based index. Without it their
+  value is 0.
 
   Args:
     metric: one of METRICS.

@@ -161,3 +161,8 @@ def mc5(text: str, reference: Mapping[str, Any]) -> Verdict:
       if option.lower() in text.lower()
     }
   return verdict(named.pop() if len(named) == 1 else None, reference)
+
+
+def cv_bench(text: str, reference: Mapping[str, Any]) -> Verdict:
+  """`mc5` of CV-Bench's columns."""
+  return mc5(text, {**reference, "options": reference["choices"]})

@@ -36,7 +36,14 @@ _MMVP = (
   re.compile(r"([AB])\)?(?:\s|$)", re.I),  # the end of any word
   re.compile(r"^([AB])", re.I),
 )
+_CV_BENCH = re.compile(r"[(\s]*([A-Z])", re.I)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# What MMBench's script finds around a letter that is a word, in its order.
+_DECORATED = (
+  *(("", after) for after in ("", ".", ",", ":", ")", ").")),
+  *(("(", after) for after in (")", ").")),
+  *((":", after) for after in ("", ",", ".", ")", ").")),
+)
 
 
 def shared(text: str, names: str) -> str | None:
@@ -109,6 +116,40 @@ def mc5(text: str, reference: Mapping[str, Any]) -> Verdict:
   dataset = reference.get("dataset", "nextqa")
   one_of("data set", dataset, _MC5)
   return letters.verdict(_MC5[dataset](text, reference), reference)
+
+
+def mmbench(text: str, reference: Mapping[str, Any]) -> Verdict:
+  """One letter among the words; else one option's text; else `shared`.
+
+  There are four options always: one that is not there is called "nan".
+  """
+  options = [str(option) for option in reference["options"]]
+  options += ["nan"] * (4 - len(options))
+  names, lower = letters.of(options), text.lower()
+  named = zip(names, options, strict=True)
+  told = [x for x, option in named if option.lower() in lower]
+  letter = _one_word(text) or (told[0] if len(told) == 1 else None)
+  return letters.verdict(letter or shared(text, names), reference)
+
+
+def _one_word(text: str) -> str | None:
+  """The letter that alone stands among the words, in the first form of it.
+
+  "A" may be an article in a text of more than three words.
+  """
+  words = text.split()
+  for before, after in _DECORATED:
+    found = [x for x in "ABCDE" if f"{before}{x}{after}" in words]
+    article = not before + after and "A" in words and len(words) > 3
+    if len(found) == 1 and not article:
+      return found[0]
+  return None
+
+
+def cv_bench(text: str, reference: Mapping[str, Any]) -> Verdict:
+  """The first character, of either case, after brackets and spaces."""
+  found = _CV_BENCH.match(text)
+  return letters.verdict(found[1].upper() if found else None, reference)
 
 
 def _nextqa(text: str, reference: Mapping[str, Any]) -> str | None:

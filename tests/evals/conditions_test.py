@@ -5,7 +5,7 @@ import pytest
 
 from gaze_jax import types
 from gaze_jax.data import pipeline
-from gaze_jax.evals import tasks
+from gaze_jax.evals import conditions
 from gaze_jax.layout import row as row_lib
 
 
@@ -19,7 +19,7 @@ def batch(tiny_config):
 
 
 def test_conditions_by_hand(tiny_config):
-  names = {c.name: c for c in tasks.conditions(tiny_config())}
+  names = {c.name: c for c in conditions.conditions(tiny_config())}
   assert list(names) == [
     *("gaze", "dense", "blind", "random_regions", "centre_regions"),
     *("gaze_k0", "gaze_k4"),
@@ -32,7 +32,7 @@ def test_conditions_by_hand(tiny_config):
 
 def test_budgets_past_all_regions_are_left_out(tiny_config):
   config = tiny_config(eval__budgets=(1, 9, 12), model__gaze__top_k=50)
-  names = {c.name: c.top_k for c in tasks.conditions(config)}
+  names = {c.name: c.top_k for c in conditions.conditions(config)}
   assert names["gaze"] == 9 and "gaze_k12" not in names
   assert names["gaze_k1"] == 1 and "gaze_k9" not in names
 
@@ -40,7 +40,7 @@ def test_budgets_past_all_regions_are_left_out(tiny_config):
 def test_budgets_are_regions_in_any_unit(tiny_config):
   """As thousandths of nine regions, 0, 2 and 4 of them."""
   gaze = dict(model__gaze__budget="ratio", model__gaze__ratio=1.0)
-  names = {c.name: c.top_k for c in tasks.conditions(tiny_config(**gaze))}
+  names = {c.name: c.top_k for c in conditions.conditions(tiny_config(**gaze))}
   assert names["gaze"] == names["dense"] == 1000
   assert {k: v for k, v in names.items() if k.startswith("gaze_k")} == dict(
     gaze_k0=0, gaze_k2=222, gaze_k4=444
@@ -50,14 +50,14 @@ def test_budgets_are_regions_in_any_unit(tiny_config):
 def test_budgets_that_are_asked_for_need_not_be_in_the_config(tiny_config):
   config = tiny_config(eval__budgets=(1,))
   others = [2, 3, 99, 0.5, 1.0]
-  names = {c.name: c for c in tasks.conditions(config, others)}
+  names = {c.name: c for c in conditions.conditions(config, others)}
   # The first five are always there.
   assert {k: v.top_k for k, v in list(names.items())[5:8]} == dict(
     gaze_k2=2, gaze_k3=3, gaze_k99=9
   )
   shares = {k: v.share for k, v in list(names.items())[8:]}
   assert shares == {"gaze_share_0.5": 0.5, "gaze_share_1": 1.0}
-  assert len(tasks.conditions(config, [])) == 5
+  assert len(conditions.conditions(config, [])) == 5
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_a_share_is_of_each_row(tiny_config, batch, unit, half):
   config = tiny_config(model__gaze__budget=unit, data__max_units=2)
   units = ((row_lib.Unit(5, 5),) * 2, ())
   one = pipeline.EvalBatch(batch, np.array([3, -1]), (), units)
-  k = lambda **how: tasks.budget(tasks.Condition("x", **how), one, config)
+  k = lambda **how: conditions.budget(
+    conditions.Condition("x", **how), one, config
+  )
   assert k(share=0.5)[0] == half and k(share=0.0).tolist() == [0, 0]
   assert k(top_k=4).tolist() == [4, 4] and k(top_k=4).dtype == np.int32
 
@@ -76,9 +78,9 @@ UNITS = (row_lib.Unit(5, 5),), ()
 
 
 def preference(choice, batch, config, indices=(3, -1), units=UNITS):
-  condition = tasks.Condition("x", 2, choice)
+  condition = conditions.Condition("x", 2, choice)
   one = pipeline.EvalBatch(batch, np.array(indices), (), units)
-  return tasks.override(condition, one, config.model)
+  return conditions.override(condition, one, config.model)
 
 
 def _video(frames):
@@ -92,7 +94,7 @@ def test_a_share_of_regions_of_two_frames(tiny_config, batch, unit, half):
   gaze = dict(model__gaze__budget=unit, model__gaze__region=(2, 2, 2))
   config = tiny_config(data__max_units=3, **gaze)
   one = pipeline.EvalBatch(batch, np.array([3, -1]), (), (_video(3), ()))
-  k = tasks.budget(tasks.Condition("x", share=0.5), one, config)
+  k = conditions.budget(conditions.Condition("x", share=0.5), one, config)
   assert k.tolist() == [half, 0]
 
 
@@ -140,7 +142,7 @@ def test_random_regions_depend_on_the_sample_alone(batch, tiny_config):
 
 
 def test_without_image_only_text_is_left(batch):
-  blind = tasks.without_image(batch)
+  blind = conditions.without_image(batch)
   role = blind.layout.role[0]
   assert (role == types.Role.TEXT).sum() == 3
   assert (role == types.Role.PAD).sum() == 96 - 3

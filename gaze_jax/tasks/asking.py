@@ -1,0 +1,197 @@
+"""Items to requests, answers to predictions."""
+
+import collections
+import dataclasses
+import functools
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gaze_jax import errors
+from gaze_jax.api import answer as answer_lib
+from gaze_jax.api import request as request_lib
+from gaze_jax.data import messages
+from gaze_jax.data import skipped
+from gaze_jax.data import video as video_lib
+from gaze_jax.tasks import media
+from gaze_jax.tasks import subtitles
+from gaze_jax.tasks import task as task_lib
+from gaze_jax.tasks.predictions import Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a model is asked, whatever the task.
+
+  Attributes:
+    top_k: as in `api.Request`.
+    share: likewise.
+    frames: of a video.
+    batch_size: rows that are decoded together.
+    regions: as in `api.Request`; those of an item are drawn by its name.
+    blind: no picture and no video is shown.
+  """
+
+  top_k: int | None = None
+  share: float | None = None
+  frames: int = 32
+  batch_size: int = 8
+  regions: str = "scores"
+  blind: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+  """What an item shows: pictures, or frames with their numbers and times."""
+
+  images: tuple[np.ndarray, ...] = ()
+  frames: tuple[np.ndarray, ...] = ()
+  numbers: tuple[int, ...] = ()
+  seconds: tuple[float, ...] = ()
+
+
+def ask(
+  model: Any,
+  task: task_lib.Task,
+  items: Iterable[task_lib.Item],
+  options: Options,
+) -> Iterator[Prediction]:
+  """Asks a model; yields a prediction of each item, in no certain order.
+
+  What can't be asked, for a picture that can't be read or a prompt that is too
+  long, has a prediction with an error.
+
+  Args:
+    model: an `api.Model`.
+    task: of the items.
+    items: that are asked.
+    options: how.
+  """
+  asking = _Asking(model, task, options)
+  began = time.perf_counter()
+  answers = model.generate_many(
+    asking.requests(items),
+    batch_size=options.batch_size,
+    on_error=asking.refuse,
+  )
+  for answer in answers:
+    yield from asking.failed()
+    now = time.perf_counter()
+    yield asking.prediction(answer, now - began)
+    began = now
+  yield from asking.failed()
+
+
+class _Asking:
+  """Requests in the making, and which item each answer is about."""
+
+  def __init__(self, model: Any, task: task_lib.Task, options: Options):
+    self._model, self._task, self._options = model, task, options
+    self._open: dict[int, tuple[str, tuple[int, ...]]] = {}
+    self._failed: collections.deque[Prediction] = collections.deque()
+    # The questions about a video follow each other.
+    limit = model.config.data.max_pixels
+    self._clip = functools.lru_cache(maxsize=1)(
+      lambda path: _read(path, options.frames, limit)
+    )
+
+  def requests(
+    self, items: Iterable[task_lib.Item]
+  ) -> Iterator[request_lib.Request]:
+    """What can be asked; the rest has failed."""
+    number = 0
+    for item in items:
+      try:
+        request, frames = self._request(item)
+      except (skipped.SkipError, errors.GazeError) as error:
+        self._fail(item.id, error)
+        continue
+      self._open[number] = item.id, frames
+      number += 1
+      yield request
+
+  def refuse(self, number: int, error: errors.GazeError) -> None:
+    """Takes the request of a number as one that can't be asked."""
+    self._fail(self._open.pop(number)[0], error)
+
+  def failed(self) -> Iterator[Prediction]:
+    """Predictions of what could not be asked since the last call."""
+    while self._failed:
+      yield self._failed.popleft()
+
+  def prediction(self, answer: answer_lib.Answer, seconds: float) -> Prediction:
+    """Of the first request that is open: answers come in their order."""
+    name, frames = self._open.pop(min(self._open))
+    context = answer.context
+    own = context.context_tokens(self._model.config.model.gaze)
+    return Prediction(
+      id=name,
+      text=answer.text,
+      tokens=len(answer.tokens),
+      per_query_head=answer.entries[0] + own,
+      unique_per_kv_head=answer.entries[1] + own,
+      dense=context.visual_tokens,
+      frames=frames,
+      seconds=seconds,
+    )
+
+  def _fail(self, name: str, error: Exception) -> None:
+    why = skipped.one_line(f"{getattr(error, 'reason', 'refused')}: {error}")
+    self._failed.append(Prediction(id=name, error=why))
+
+  def _request(
+    self, item: task_lib.Item
+  ) -> tuple[request_lib.Request, tuple[int, ...]]:
+    shown, fields = self._shown(item), item.fields
+    if item.subtitles:
+      said = subtitles.at(item.subtitles, shown.seconds)
+      fields = fields | {"subtitles": said}
+    question = self._task.prompt(fields)
+    marks = sum(question.count(mark) for mark in messages.MARKED)
+    if marks and marks != len(item.images):
+      raise skipped.SkipError(
+        "literal mark", f"its text has {marks} of <image> or <video>"
+      )
+    if self._options.blind:
+      for mark in messages.MARKED:
+        question = question.replace(mark, "")
+    request = request_lib.Request(
+      question,
+      images=shown.images,
+      videos=[shown.frames] if shown.frames else (),
+      top_k=self._options.top_k,
+      share=self._options.share,
+      regions=self._options.regions,
+      seed=zlib.crc32(item.id.encode("utf-8", "replace")),
+      max_tokens=self._task.max_tokens,
+    )
+    return request, shown.numbers
+
+  def _shown(self, item: task_lib.Item) -> _Shown:
+    limit = self._model.config.data.max_pixels
+    if self._options.blind and not item.subtitles:
+      return _Shown()
+    if item.video is None:
+      return _Shown(
+        images=tuple(media.picture(one, limit) for one in item.images)
+      )
+    shown = self._clip(item.video.source())
+    return _Shown(seconds=shown.seconds) if self._options.blind else shown
+
+
+def _read(path: str, count: int, max_pixels: int) -> _Shown:
+  """Frames `linspace(0, N - 1, count)` of a video's N, each once."""
+  found: dict[str, tuple] = {}
+
+  def choose(times: Any, second: float) -> list[int]:
+    places = np.linspace(0, len(times) - 1, count).astype(int)
+    numbers = sorted(set(places.tolist()))
+    found["numbers"] = tuple(numbers)
+    found["seconds"] = tuple((times[i] - times[0]) / second for i in numbers)
+    return numbers
+
+  frames = video_lib.chosen(path, choose, max_pixels)
+  return _Shown(frames=tuple(frames), **found)

@@ -1,0 +1,181 @@
+"""What a task is: items out of files, a prompt, a metric, a total."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from gaze_jax.data import samples
+from gaze_jax.tasks import media
+
+Fields = dict[str, Any]
+
+# How the instruction begins and ends is part of a protocol: prompts are as
+# lmms-eval 0.7.3 writes them, unless a task's note says otherwise.
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """A question of a task.
+
+  Attributes:
+    id: unique within the task, and the same whenever its files are.
+    fields: of the data set's row, under the names that its scorer, its total
+      and its prompt read.
+    images: what is shown, in the order of the prompt.
+    video: the name of a video file, below one of the task's folders; "" for
+      none.
+    subtitles: a file of SubRip; "" for none.
+  """
+
+  id: str
+  fields: Fields
+  images: tuple[media.Medium, ...] = ()
+  video: media.Medium | None = None
+  subtitles: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """A form in which a data set is published.
+
+  Attributes:
+    patterns: of glob, below the data set's folder; each must match a file.
+    read: (folder, the files of each pattern) -> items.
+  """
+
+  patterns: tuple[str, ...]
+  read: Callable[..., Iterator[Item]]
+
+
+def whole(fields: Fields) -> Fields:
+  """The reference of a task whose scorer reads the fields as they are."""
+  return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A row of the registry.
+
+  Attributes:
+    name: of the task.
+    folder: of its data set, below `--data`.
+    forms: that it is published in; the first that is there is read.
+    items: how many it has.
+    prompt: fields -> the user's turn. Where `<image>` is written one of the
+      images stands; what is written nowhere comes first.
+    metric: fields -> one of `scoring.METRICS`.
+    source: where its files come from.
+    reference: fields -> what the scorer reads.
+    cluster: fields -> items of one cluster share an image, a video or a pair;
+      None where each item is one.
+    again: (fields, n) -> those of an item that is drawn for the nth time
+      again, as of a cluster of its own; None where the total does not tell
+      clusters apart.
+    max_tokens: of an answer.
+    total: of `totals.TOTALS`; the name by default.
+    paper: the headline in the paper's table, for Gaze at 144 + 4 entries (of a
+      video: 32 frames), or None.
+    percent: whether the headline is a share, printed times 100.
+    video: whether items are videos.
+    note: what must be known beside its figure.
+  """
+
+  name: str
+  folder: str
+  forms: tuple[Files, ...]
+  items: int
+  prompt: Callable[[Fields], str]
+  metric: Callable[[Fields], str]
+  source: str
+  reference: Callable[[Fields], Fields] = whole
+  cluster: Callable[[Fields], str] | None = None
+  again: Callable[[Fields, int], Fields] | None = None
+  max_tokens: int = 16
+  total: str = ""
+  paper: float | None = None
+  percent: bool = True
+  video: bool = False
+  note: str = ""
+
+
+def options(texts: Sequence[str]) -> str:
+  """Lines `A. text`."""
+  return "\n".join(f"{chr(65 + i)}. {text}" for i, text in enumerate(texts))
+
+
+def found(task: Task, data: str) -> tuple[Files, list[list[str]]]:
+  """The form in which a task's files are there, and the files of each pattern.
+
+  Args:
+    task: any.
+    data: the folder of all data sets.
+
+  Raises:
+    samples.DataError: none is there whole, or a file is there twice.
+  """
+  folder = os.path.join(data, task.folder)
+  for form in task.forms:
+    files = [media.files(folder, pattern) for pattern in form.patterns]
+    if all(files):
+      for pattern, some in zip(form.patterns, files, strict=True):
+        _check_one(task, pattern, some)
+      return form, files
+  wanted = "; or ".join(", ".join(form.patterns) for form in task.forms)
+  raise samples.DataError(
+    f"{task.name}: its files are not in {folder}. Wanted there: {wanted}"
+    f" ({task.source}){media.instead(folder)}"
+  )
+
+
+def _check_one(task: Task, pattern: str, some: Sequence[str]) -> None:
+  """Refuses copies of a file of which there is one."""
+  if len(some) > 1 and "*" not in os.path.basename(pattern):
+    raise samples.DataError(
+      f"{task.name}: {', '.join(some[:3])}: keep one of these {len(some)}"
+    )
+
+
+def items(task: Task, data: str) -> list[Item]:
+  """All items of a task, those of a cluster side by side.
+
+  Raises:
+    samples.DataError: its files are not there, lack a column, or have an id
+      twice.
+  """
+  form, files = found(task, data)
+  folder = os.path.join(data, task.folder)
+  out: dict[str, Item] = {}
+  for item in form.read(folder, *files):
+    if item.id in out:
+      raise samples.DataError(
+        f"{task.name}: item {item.id!r} is in {folder} twice: keep one copy of"
+        " its files there"
+      )
+    out[item.id] = item
+  if not out:
+    raise samples.DataError(f"{task.name}: no item in {', '.join(files[0])}")
+  clusters: dict[str, list[Item]] = {}
+  for item in out.values():
+    clusters.setdefault(cluster(task, item), []).append(item)
+  return [item for some in clusters.values() for item in some]
+
+
+def cluster(task: Task, item: Item) -> str:
+  """What an item shares with others: an image, a video, a pair."""
+  return task.cluster(item.fields) if task.cluster else item.id
+
+
+def limited(task: Task, some: list[Item], limit: int | None) -> list[Item]:
+  """The first items, whole clusters of them, `limit` or a few more."""
+  if limit is None:
+    return some
+  out: list[Item] = []
+  for item in some:
+    if len(out) >= limit:
+      if not out or cluster(task, item) != cluster(task, out[-1]):
+        break
+    out.append(item)
+  return out

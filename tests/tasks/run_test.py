@@ -1,0 +1,253 @@
+"""Benchmarks asked, taken up after a kill, and scored."""
+
+import dataclasses
+import json
+
+import pytest
+
+from gaze_jax import errors
+from gaze_jax.tasks import asking
+from gaze_jax.tasks import predictions
+from gaze_jax.tasks import registry
+from gaze_jax.tasks import results
+from gaze_jax.tasks import run
+from gaze_jax.tasks import task as task_lib
+
+OPTIONS = asking.Options()
+
+
+def suite(gqa, **how):
+  task, data = gqa
+  return run.Suite(tasks=[task], data=data, **how)
+
+
+def untimed(out):
+  found = json.loads((out / "results.json").read_text())
+  del found["timing"]
+  return found
+
+
+def test_every_item_is_asked_once_and_scored(gqa, scripted, tmp_path):
+  model = scripted()
+  out = run.run(model, suite(gqa), OPTIONS, tmp_path / "out")["tasks"]["gqa"]
+  # Items about one picture follow each other, and its colour is the answer.
+  assert [r.question for r in model.asked] == [
+    f"Which colour is {n}?\nAnswer the question using a single word or phrase."
+    for n in (0, 4, 1, 5, 2, 6)
+  ]
+  assert {r.max_tokens for r in model.asked} == {16}
+  assert out["score"] == pytest.approx(100 * 5 / 6) and out["complete"]
+  assert out["headline"] == "mean" and out["paper"] == 58.2
+  assert (out["n"], out["n_expected"], out["n_published"]) == (6, 6, 12578)
+  assert (out["unparsed"], out["failed"], out["tokens"]) == (0, 0, 12)
+  # Nine entries of the regions and the context tokens, of 36.
+  context_tokens = model.config.model.gaze.context_tokens
+  assert context_tokens > 0
+  assert out["visual_kv"] == {
+    "per_query_head": 9 + context_tokens,
+    "unique_per_kv_head": 12 + context_tokens,
+    "dense": 36,
+  }
+
+
+def test_what_predictions_were_made_by_is_beside_them(gqa, scripted, tmp_path):
+  options = asking.Options(top_k=3, batch_size=2)
+  run.run(scripted(), suite(gqa), options, tmp_path / "out")
+  made = predictions.settings(tmp_path / "out", "gqa")
+  assert made["model"] == "a model" and made["batch_size"] == 2
+  assert made["budget"] == {"top_k": 3, "share": None}
+  assert made["prompt"].startswith("Which colour is 0?\n")
+  assert made["max_tokens"] == 16 and made["frames"] is None
+  (digest,) = made["files"].values()
+  assert len(digest) == 64
+  assert untimed(tmp_path / "out")["tasks"]["gqa"]["made_by"] == made
+
+
+@pytest.mark.parametrize("deaths", [(0,), (1, 2), (3, 1, 1)])
+def test_a_run_that_was_killed_goes_on(gqa, scripted, tmp_path, deaths):
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "whole")
+  asked = 0
+  for dies_at in deaths:
+    model = scripted(dies_at=dies_at)
+    with pytest.raises(KeyboardInterrupt):
+      run.run(model, suite(gqa), OPTIONS, tmp_path / "out")
+    asked += len(model.asked)
+    lines = tmp_path / "out" / "predictions" / "gqa" / "0.jsonl"
+    with open(lines, "ab") as file:
+      file.write(b'{"id": "q5", "te')  # a line that was cut off
+  model = scripted()
+  run.run(model, suite(gqa), OPTIONS, tmp_path / "out")
+  assert asked + len(model.asked) == 6
+  assert untimed(tmp_path / "out") == untimed(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [
+    asking.Options(top_k=2),
+    asking.Options(share=0.5),
+    asking.Options(batch_size=3),
+    asking.Options(blind=True),
+  ],
+)
+def test_answers_of_other_settings_are_never_mixed(
+  gqa, scripted, tmp_path, changed
+):
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  with pytest.raises(errors.GazeError, match="choose another --out"):
+    run.run(scripted(), suite(gqa), changed, tmp_path)
+
+
+def test_another_model_or_file_is_refused_by_name(
+  gqa, scripted, tmp_path, monkeypatch
+):
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  monkeypatch.setattr("gaze_jax.api.identity.of", lambda model: "another")
+  with pytest.raises(errors.GazeError, match="model = 'a model', .*'another'"):
+    run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  monkeypatch.setattr("gaze_jax.api.identity.of", lambda model: "a model")
+  path = tmp_path / "data" / "gqa" / "testdev_balanced_questions.json"
+  path.write_text(path.read_text() + " ")
+  with pytest.raises(errors.GazeError, match="files = "):
+    run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+
+
+def test_a_limit_takes_whole_clusters_and_says_so(gqa, scripted, tmp_path):
+  out = run.run(scripted(), suite(gqa, limit=3), OPTIONS, tmp_path)
+  figures = out["tasks"]["gqa"]
+  assert figures["n"] == 4 and not figures["complete"]
+  assert "gqa (incomplete) | 75.0 | 58.2 | 4 of 6" in results.markdown(out)
+  # The rest is asked when the limit goes.
+  model = scripted()
+  figures = run.run(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  assert len(model.asked) == 2 and figures["complete"]
+
+
+def test_missing_predictions_are_refused_but_for_a_part(
+  gqa, scripted, tmp_path
+):
+  run.run(scripted(), suite(gqa, limit=2), OPTIONS, tmp_path)
+  with pytest.raises(errors.GazeError, match="4 of 6 items have no prediction"):
+    run.score(suite(gqa), tmp_path)
+  out = run.score(suite(gqa, partial=True), tmp_path)["tasks"]["gqa"]
+  assert out["n"] == 2 and out["n_expected"] == 6 and not out["complete"]
+
+
+def test_scoring_again_gives_the_same_file(gqa, scripted, tmp_path):
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  before = (tmp_path / "results.json").read_bytes()
+  run.score(suite(gqa), tmp_path)
+  assert (tmp_path / "results.json").read_bytes() == before
+  lmms = run.score(suite(gqa, protocol="lmms"), tmp_path)
+  assert lmms["tasks"]["gqa"]["protocol"] == "lmms"
+
+
+def test_pictures_that_are_missing_are_told_before_any_question(
+  gqa, scripted, tmp_path
+):
+  (tmp_path / "data" / "gqa" / "images" / "blue.jpg").unlink()
+  model = scripted()
+  with pytest.raises(errors.GazeError, match="2 of 6 items lack .*q2: 'images"):
+    run.run(model, suite(gqa), OPTIONS, tmp_path)
+  assert not model.asked
+  out = run.run(model, suite(gqa, partial=True), OPTIONS, tmp_path)
+  figures = out["tasks"]["gqa"]
+  # They are wrong, counted, and the result is none of the whole set.
+  assert figures["failed"] == 2 and not figures["complete"]
+  assert figures["score"] == pytest.approx(100 * 3 / 6)
+  for picture in (tmp_path / "data" / "gqa" / "images").iterdir():
+    picture.unlink()
+  with pytest.raises(errors.GazeError, match="6 of 6"):
+    run.run(model, suite(gqa, partial=True), OPTIONS, tmp_path / "other")
+
+
+def test_a_picture_that_cannot_be_read_is_counted(gqa, scripted, tmp_path):
+  (tmp_path / "data" / "gqa" / "images" / "blue.jpg").write_bytes(b"no image")
+  out = run.run(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  assert out["failed"] == 2 and not out["complete"]
+  found = predictions.read(tmp_path, "gqa")["q2"]
+  assert found.error.startswith("unreadable image: ") and not found.text
+
+
+def test_a_question_that_cannot_be_asked_is_counted(gqa, scripted, tmp_path):
+  prompt = "Which colour is 5?\nAnswer the question using a single word or"
+  model = scripted(refused=(f"{prompt} phrase.",))
+  out = run.run(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  assert out["failed"] == 1 and out["score"] == pytest.approx(100 * 4 / 6)
+  found = predictions.read(tmp_path, "gqa")
+  assert found["q5"].error == "refused: too long by far"
+  # Answers after it are about their own items still.
+  assert {k: v.text for k, v in found.items() if k != "q5"} == {
+    "q0": " red\n",
+    "q4": " red\n",
+    "q1": " green\n",
+    "q2": " blue\n",
+    "q6": " blue\n",
+  }
+
+
+def test_blind_shows_nothing(gqa, scripted, tmp_path):
+  model = scripted()
+  options = asking.Options(blind=True)
+  out = run.run(model, suite(gqa), options, tmp_path)["tasks"]["gqa"]
+  assert all(not r.images and not r.videos for r in model.asked)
+  assert out["score"] == 0 and out["complete"]
+
+
+def test_a_text_with_a_literal_mark_is_not_taken_for_a_picture(
+  gqa, scripted, tmp_path
+):
+  path = tmp_path / "data" / "gqa" / "testdev_balanced_questions.json"
+  path.write_text(
+    path.read_text().replace("colour is 6", "<image> or <image> is 6")
+  )
+  out = run.run(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  assert out["failed"] == 1
+  assert "literal mark" in predictions.read(tmp_path, "gqa")["q6"].error
+
+
+def test_a_broken_line_is_named(gqa, scripted, tmp_path):
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  lines = tmp_path / "predictions" / "gqa" / "0.jsonl"
+  text = lines.read_text().splitlines(keepends=True)
+  lines.write_text("".join([*text[:2], "{}\n", *text[2:]]))
+  with pytest.raises(errors.GazeError, match=r"0\.jsonl, line 3: no predict"):
+    run.score(suite(gqa), tmp_path)
+
+
+def test_shards_of_several_runs_are_one(gqa, scripted, tmp_path):
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  folder = tmp_path / "predictions" / "gqa"
+  lines = (folder / "0.jsonl").read_bytes().splitlines(keepends=True)
+  (folder / "0.jsonl").write_bytes(b"".join(lines[:2]))
+  (folder / "1.jsonl").write_bytes(b"".join(lines[2:]))
+  out = run.score(suite(gqa), tmp_path)["tasks"]["gqa"]
+  assert out["n"] == 6 and out["complete"]
+
+
+def test_an_average_is_of_an_explicit_list(gqa, scripted, tmp_path):
+  out = run.run(scripted(), suite(gqa, average=["gqa"]), OPTIONS, tmp_path)
+  assert out["average"]["of"] == ["gqa"]
+  assert "Mean of gqa: 83.3" in results.markdown(out)
+  with pytest.raises(errors.GazeError, match="--average: mmvp has no score"):
+    run.score(suite(gqa, average=["mmvp"]), tmp_path)
+
+
+def test_the_registry_names_each_task_once():
+  assert all(name == task.name for name, task in registry.TASKS.items())
+  with pytest.raises(errors.GazeError, match="'gqaa' is none of gqa, textvqa"):
+    registry.named(["gqaa"])
+  with pytest.raises(errors.GazeError, match="name each task once"):
+    registry.named(["gqa", "gqa"])
+  text = registry.listing()
+  assert "gqa: 12578 items, DATA/gqa/" in text
+  assert "testdev_balanced_questions.json" in text
+
+
+def test_an_id_twice_is_refused(gqa):
+  task, data = gqa
+  (form,) = task.forms[1:]
+  twice = task_lib.Files(form.patterns, lambda *a: [*form.read(*a)] * 2)
+  double = dataclasses.replace(task, forms=(twice,))
+  with pytest.raises(errors.GazeError, match="item 'q0' is in .* twice"):
+    task_lib.items(double, data)
