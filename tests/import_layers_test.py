@@ -54,6 +54,7 @@ ARROWS = {
     *("parallel", "layout"),
   },
   "tasks": {"api", "evals", "data", "runtime"},
+  "lmms": {"api", "tasks"},
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),

@@ -1,10 +1,14 @@
 """Published benchmarks: their files as items, asked and scored.
 
 registry.py     every task by name
-files.py        tables and media in the forms that they are published in
-pictures.py, letters.py, yes_no.py, math.py, videos.py
+answers.py, options.py, yes_no.py, mathvista.py, videos.py
                 the tasks: readers, prompts, golds
-predictions.py  what was answered, on disk
+task.py         what a task is
+tables.py, media.py, subtitles.py
+                what published files hold
 asking.py       items to requests, answers to predictions
-results.py      predictions to results.json and its table
+predictions.py  predictions on disk
+results.py      predictions to figures, and their table
+run.py          all of it, for some tasks
+curve.py        all of it, for every budget; chart.py draws it
 """

@@ -98,9 +98,12 @@ def _textvqa_ocr(fields: Fields) -> str:
 
 def _ocrbench_official(folder: str, files: Sequence[str]) -> Iterator[Item]:
   columns = (*_OCR_TYPES, "id", "image_path", "question")
+  beside = os.path.dirname(files[0])
+  inside = os.path.join(beside, "OCRBench_Images")
+  pictures = inside if os.path.isdir(inside) else beside
   for number, one in enumerate(tables.records(files[0], columns)):
     fields = {_OCR_TYPES.get(key, key): value for key, value in one.items()}
-    shown = media.Named(os.path.dirname(files[0]), str(one["image_path"]))
+    shown = media.Named(pictures, str(one["image_path"]))
     # Ids repeat between its data sets; places do not.
     yield Item(str(number), fields, (shown,))
 
@@ -206,7 +209,7 @@ TASKS = (
         ),
         _gqa_tables,
       ),
-      Files(("testdev_balanced_questions.json",), _gqa_official),
+      Files(("**/testdev_balanced_questions.json",), _gqa_official),
     ),
     items=12578,
     prompt=_asked(SHORT),
@@ -233,7 +236,8 @@ TASKS = (
     metric=lambda fields: "ocrbench",
     max_tokens=128,
     percent=False,
-    source="echo840/OCRBench, split test; or OCRBench.json beside its pictures",
+    source="echo840/OCRBench, split test; or OCRBench.json with its pictures"
+    " beside it or in OCRBench_Images/",
   ),
   Task(
     name="chartqa",

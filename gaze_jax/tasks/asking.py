@@ -44,7 +44,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shown:
+class Shown:
   """What an item shows: pictures, or frames with their numbers and times."""
 
   images: tuple[np.ndarray, ...] = ()
@@ -90,12 +90,12 @@ class _Asking:
 
   def __init__(self, model: Any, task: task_lib.Task, options: Options):
     self._model, self._task, self._options = model, task, options
-    self._open: dict[int, tuple[str, tuple[int, ...]]] = {}
+    self._open: dict[int, tuple[task_lib.Item, tuple[int, ...]]] = {}
     self._failed: collections.deque[Prediction] = collections.deque()
     # The questions about a video follow each other.
     limit = model.config.data.max_pixels
     self._clip = functools.lru_cache(maxsize=1)(
-      lambda path: _read(path, options.frames, limit)
+      lambda path: read_video(path, options.frames, limit)
     )
 
   def requests(
@@ -107,9 +107,9 @@ class _Asking:
       try:
         request, frames = self._request(item)
       except (skipped.SkipError, errors.GazeError) as error:
-        self._fail(item.id, error)
+        self._fail(item, error)
         continue
-      self._open[number] = item.id, frames
+      self._open[number] = item, frames
       number += 1
       yield request
 
@@ -124,11 +124,13 @@ class _Asking:
 
   def prediction(self, answer: answer_lib.Answer, seconds: float) -> Prediction:
     """Of the first request that is open: answers come in their order."""
-    name, frames = self._open.pop(min(self._open))
+    item, frames = self._open.pop(min(self._open))
     context = answer.context
     own = context.context_tokens(self._model.config.model.gaze)
     return Prediction(
-      id=name,
+      id=item.id,
+      place=item.place,
+      prompt=answer.question,
       text=answer.text,
       tokens=len(answer.tokens),
       per_query_head=answer.entries[0] + own,
@@ -138,9 +140,9 @@ class _Asking:
       seconds=seconds,
     )
 
-  def _fail(self, name: str, error: Exception) -> None:
+  def _fail(self, item: task_lib.Item, error: Exception) -> None:
     why = skipped.one_line(f"{getattr(error, 'reason', 'refused')}: {error}")
-    self._failed.append(Prediction(id=name, error=why))
+    self._failed.append(Prediction(id=item.id, place=item.place, error=why))
 
   def _request(
     self, item: task_lib.Item
@@ -170,19 +172,19 @@ class _Asking:
     )
     return request, shown.numbers
 
-  def _shown(self, item: task_lib.Item) -> _Shown:
+  def _shown(self, item: task_lib.Item) -> Shown:
     limit = self._model.config.data.max_pixels
     if self._options.blind and not item.subtitles:
-      return _Shown()
+      return Shown()
     if item.video is None:
-      return _Shown(
+      return Shown(
         images=tuple(media.picture(one, limit) for one in item.images)
       )
     shown = self._clip(item.video.source())
-    return _Shown(seconds=shown.seconds) if self._options.blind else shown
+    return Shown(seconds=shown.seconds) if self._options.blind else shown
 
 
-def _read(path: str, count: int, max_pixels: int) -> _Shown:
+def read_video(path: str, count: int, max_pixels: int) -> Shown:
   """Frames `linspace(0, N - 1, count)` of a video's N, each once."""
   found: dict[str, tuple] = {}
 
@@ -194,4 +196,4 @@ def _read(path: str, count: int, max_pixels: int) -> _Shown:
     return numbers
 
   frames = video_lib.chosen(path, choose, max_pixels)
-  return _Shown(frames=tuple(frames), **found)
+  return Shown(frames=tuple(frames), **found)

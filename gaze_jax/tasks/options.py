@@ -169,15 +169,17 @@ def _seed_tables(folder: str, files: Sequence[str]) -> Iterator[Item]:
 def _mmbench_tables(folder: str, files: Sequence[str]) -> Iterator[Item]:
   found = tables.rows(files, (*_MMBENCH, *"ABCD"), pictures=["image"])
   for fields, cells in found:
-    texts = [str(fields[x]) for x in "ABCD" if not tables.unused(fields[x])]
+    texts = [
+      str(fields[x]) for x in "ABCD" if not tables.unused(fields[x], "nan")
+    ]
     item = fields | {"options": texts}
     yield Item(str(fields["index"]), item, (cells["image"],))
 
 
 def _mmbench(fields: Fields) -> str:
   """As lmms-eval joins it: by blanks, and a blank line before the end."""
-  hint = "" if tables.unused(fields["hint"]) else f"{fields['hint']} "
-  lines = task_lib.options(fields["options"])
+  hint = "" if tables.unused(fields["hint"], "nan") else f"{fields['hint']} "
+  lines = task_lib.options(fields["options"]).rstrip("\n")
   asked = f"{hint}{fields['question']} There are several options:\n{lines}"
   return f"{asked}\n{LETTER}"
 
@@ -288,6 +290,7 @@ TASKS = (
     items=4329,
     prompt=_mmbench,
     metric=lambda fields: "mmbench",
+    max_tokens=1024,
     cluster=lambda fields: str(int(fields["index"]) % _MMBENCH_ROTATION),
     again=lambda fields, n: {
       **fields,
@@ -307,6 +310,7 @@ TASKS = (
     items=2638,
     prompt=_cv_bench,
     metric=lambda fields: "cv_bench",
+    max_tokens=1024,
     source="nyu-visionx/CV-Bench, test_2d.parquet and test_3d.parquet",
   ),
 )

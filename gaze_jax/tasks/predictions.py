@@ -27,6 +27,8 @@ class Prediction:
 
   Attributes:
     id: of the item.
+    place: of the item, among all of the files.
+    prompt: what was asked.
     text: what was written, as it was written.
     tokens: of it, its end included.
     per_query_head: visual entries that a token's query head read, a mean,
@@ -39,6 +41,8 @@ class Prediction:
   """
 
   id: str
+  place: int = -1
+  prompt: str = ""
   text: str = ""
   tokens: int = 0
   per_query_head: float = 0.0

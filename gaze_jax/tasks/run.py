@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -78,6 +79,7 @@ def run(
   for task in suite.tasks:
     every, asked = loaded[task.name]
     _check_count(task, every)
+    _check_items(task, every)
     _check_media(task, asked, suite.partial or options.blind)
   with model.on_mesh():
     name = identity.of(model)
@@ -152,6 +154,29 @@ def _check_count(task: task_lib.Task, every: Sequence[task_lib.Item]) -> None:
     )
 
 
+def _check_items(task: task_lib.Task, every: Iterable[task_lib.Item]) -> None:
+  """Prompts and golds of all items, before any is asked.
+
+  Raises:
+    errors.GazeError: an item has none, as a cell is empty or of another kind.
+  """
+  for item in every:
+    try:
+      prompt_of(task, item)
+      results_lib.verdict(task, item, "A", "default")
+    except (TypeError, AttributeError, ValueError, KeyError) as error:
+      cells = skipped.one_line(repr(item.fields))[:300]
+      raise errors.GazeError(
+        f"{task.name}: item {item.id!r} has no prompt or no gold"
+        f" ({type(error).__name__}: {error}): {cells}"
+      ) from None
+
+
+def prompt_of(task: task_lib.Task, item: task_lib.Item) -> str:
+  """The prompt, with dots for the subtitles, which depend on the frames."""
+  return task.prompt(item.fields | {"subtitles": item.subtitles and "..."})
+
+
 def _check_media(
   task: task_lib.Task, items: Iterable[task_lib.Item], partial: bool
 ) -> None:
@@ -192,10 +217,8 @@ def _made_by(
 ) -> dict[str, Any]:
   """What a prediction depends on, fit for JSON."""
   _, files = task_lib.found(task, suite.data)
-  prompts = [
-    task.prompt(item.fields | {"subtitles": item.subtitles and "..."})
-    for item in every
-  ]
+  folder = os.path.join(suite.data, task.folder)
+  prompts = [prompt_of(task, item) for item in every]
   digest = hashlib.sha256("\0".join(prompts).encode("utf-8", "replace"))
   return {
     "model": name,
@@ -210,7 +233,9 @@ def _made_by(
     "prompt": prompts[0],
     "prompts_sha256": digest.hexdigest(),
     "files": {
-      pathlib.Path(path).name: _sha256(path) for some in files for path in some
+      os.path.relpath(path, folder): _sha256(path)
+      for some in files
+      for path in some
     },
     "code": importlib.metadata.version("gaze_jax"),
   }

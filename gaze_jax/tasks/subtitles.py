@@ -29,7 +29,7 @@ def read(path: str) -> list[Line]:
   """
   text = json_file.read_text(pathlib.Path(path), samples.DataError)
   out = []
-  for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+  for block in re.split(r"\n\s*\n", text):
     if span := _SPAN.search(block):
       said = _TAG.sub("", block[span.end() :]).split()
       hours = list(map(int, span.groups()))

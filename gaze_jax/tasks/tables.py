@@ -64,9 +64,9 @@ def _reading(file: str) -> Iterator[None]:
     ) from None
 
 
-def unused(value: Any) -> bool:
-  """Whether a cell stands for nothing: null, "nan", "N/A" or no text."""
-  return value is None or value != value or str(value) in ("nan", "N/A", "")
+def unused(value: Any, mark: str) -> bool:
+  """Whether a cell stands for nothing: null, no text, or the set's mark."""
+  return value is None or value != value or str(value) in (mark, "")
 
 
 def json_of(path: str) -> Any:

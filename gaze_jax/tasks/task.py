@@ -25,9 +25,9 @@ class Item:
     fields: of the data set's row, under the names that its scorer, its total
       and its prompt read.
     images: what is shown, in the order of the prompt.
-    video: the name of a video file, below one of the task's folders; "" for
-      none.
+    video: what is shown in their place; None for none.
     subtitles: a file of SubRip; "" for none.
+    place: among all items, in the order of the files.
   """
 
   id: str
@@ -35,6 +35,7 @@ class Item:
   images: tuple[media.Medium, ...] = ()
   video: media.Medium | None = None
   subtitles: str = ""
+  place: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +149,13 @@ def items(task: Task, data: str) -> list[Item]:
   form, files = found(task, data)
   folder = os.path.join(data, task.folder)
   out: dict[str, Item] = {}
-  for item in form.read(folder, *files):
+  for place, item in enumerate(form.read(folder, *files)):
     if item.id in out:
       raise samples.DataError(
         f"{task.name}: item {item.id!r} is in {folder} twice: keep one copy of"
         " its files there"
       )
-    out[item.id] = item
+    out[item.id] = dataclasses.replace(item, place=place)
   if not out:
     raise samples.DataError(f"{task.name}: no item in {', '.join(files[0])}")
   clusters: dict[str, list[Item]] = {}

@@ -152,7 +152,7 @@ def _long_official(folder: str, files: Sequence[str]) -> Iterator[Item]:
 def _long_tables(folder: str, files: Sequence[str]) -> Iterator[Item]:
   columns = tuple(f"option{i}" for i in range(5))
   for fields, _ in tables.rows(files, (*_LONG, *columns)):
-    texts = [fields[c] for c in columns if not tables.unused(fields[c])]
+    texts = [fields[c] for c in columns if not tables.unused(fields[c], "N/A")]
     yield _long_item(folder, fields, texts)
 
 
@@ -319,7 +319,10 @@ TASKS = (
     name="tempcompass",
     folder="tempcompass",
     forms=(
-      Files(tuple(f"**/{task}.json" for task in _COMPASS), _compass_official),
+      Files(
+        tuple(f"**/questions/{task}.json" for task in _COMPASS),
+        _compass_official,
+      ),
     ),
     items=5536,
     prompt=_compass,

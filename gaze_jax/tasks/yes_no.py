@@ -55,8 +55,8 @@ def _mme_official(folder: str, files: Sequence[str]) -> Iterator[Item]:
       question, tab, answer = line.partition("\t")
       if not tab or "\t" in answer:
         raise samples.DataError(
-          f"{path}, line {number}: one tab between question and answer is"
-          " needed"
+          f"{path}: one tab between question and answer is needed, got"
+          f" {line[:200]!r}"
         )
       fields = dict(
         zip(

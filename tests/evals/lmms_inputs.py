@@ -74,6 +74,7 @@ def told(ref: Reference) -> list[str]:
   """What a reference holds, of which most of a prediction is made."""
   out = [str(ref.get("answer", "yes"))]
   out += ref.get("answers", [])
+  out += ref.get("said", [])
   for key in ("options", "candidates", "choices"):
     for name, text in zip("ABCDEFGHI", ref.get(key) or [], strict=False):
       out += [text, name, f"({name})", f"{name}.", f"{name}. {text}"]
@@ -173,3 +174,35 @@ def problem(rng: random.Random) -> dict:
     "precision": rng.choices((1.0, 1))[0] if kind == "float" else None,
     "answer": rng.choices(some)[0] if some else golds[kind],
   }
+
+
+def up_to_four(rng: random.Random) -> dict:
+  some = rng.sample([*CHOICES, "banana nan"], rng.randint(2, 4))
+  return {"options": some, "answer": rng.choices("ABCD"[: len(some)])[0]}
+
+
+def bracketed(rng: random.Random) -> dict:
+  some = rng.sample(CHOICES, rng.randint(2, 6))
+  return {
+    "choices": some,
+    "answer": f"({rng.choices('ABCDEF'[: len(some)])[0]})",
+  }
+
+
+def line(rng: random.Random) -> dict:
+  some = rng.sample(CHOICES, rng.randint(2, 4))
+  lines = [f"{x}. {text}" for x, text in zip("ABCD", some, strict=False)]
+  return {"options": some, "answer": rng.choices(lines)[0]}
+
+
+def caption(rng: random.Random) -> dict:
+  """Options as TempCompass writes them; `said` is for `told`."""
+  kind = rng.choices(("Option", "Sentence", "Caption"))[0]
+  names = rng.choices(("12", "AB", "123"))[0]
+  some = rng.sample([*CHOICES, "so: it is", "x) so"], len(names))
+  lines = [f"{kind} {x}: {text}." for x, text in zip(names, some, strict=True)]
+  said = [*lines, *names, *(f"{kind} {x}" for x in names)]
+  said += [f"{x}." for x in (*said, *some)]
+  said += [f"({x}) {text}." for x, text in zip(names, some, strict=True)]
+  question = "\n".join(["Which one is it?", *lines])
+  return {"question": question, "answer": rng.choices(lines)[0], "said": said}

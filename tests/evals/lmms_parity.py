@@ -19,14 +19,16 @@ import argparse
 import collections
 import dataclasses
 import random
-import re
 import string
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import lmms_inputs
+import lmms_rules
+import loguru
+import pandas as pd
 from lmms_eval.api import metrics
+from lmms_eval.tasks._task_utils import mcq_extract
 from lmms_eval.tasks._task_utils import vqa_eval_metric
 from lmms_eval.tasks.ai2d import utils as ai2d
 from lmms_eval.tasks.chartqa import utils as chartqa
@@ -35,6 +37,7 @@ from lmms_eval.tasks.egoschema import utils as egoschema
 from lmms_eval.tasks.longvideobench import utils as longvideobench
 from lmms_eval.tasks.mathvista import utils as mathvista
 from lmms_eval.tasks.mlvu import utils as mlvu
+from lmms_eval.tasks.mmbench import mmbench_evals
 from lmms_eval.tasks.mme import utils as mme
 from lmms_eval.tasks.mmmu import utils as mmmu
 from lmms_eval.tasks.mmvp import utils as mmvp
@@ -44,6 +47,7 @@ from lmms_eval.tasks.pope import utils as pope
 from lmms_eval.tasks.realworldqa import utils as realworldqa
 from lmms_eval.tasks.scienceqa import utils as scienceqa
 from lmms_eval.tasks.seedbench import utils as seedbench
+from lmms_eval.tasks.tempcompass import utils as tempcompass
 from lmms_eval.tasks.textvqa import utils as textvqa
 from lmms_eval.tasks.videomme import utils as videomme
 
@@ -59,6 +63,10 @@ _judged = {}
 mathvista.mathvista_evaluator.get_chat_response = lambda *_, **__: _judged[
   "text"
 ]
+
+# What needs a judge counts as no answer, and 0.
+tempcompass.get_eval_result = lambda *_, **__: (None, 0)
+loguru.logger.disable("lmms_eval")
 
 # --- lmms-eval's verdicts: value, and what it parsed ("..." if it isn't told).
 
@@ -165,156 +173,34 @@ def their_mathvista(text: str, ref: Reference) -> tuple:
   return out["true_false"], out["prediction"]
 
 
-# --- Why protocol "default" differs, rule by rule (the first that applies).
-
-Why = Callable[[str, Reference, scoring.Verdict, scoring.Verdict], bool]
-
-
-def alone(letter: str, text: str) -> bool:
-  return bool(re.search(rf"\b[{letter}{letter.lower()}]\b", text))
-
-
-def letters_of(text: str) -> set[str]:
-  return set(re.findall(r"\b[A-E]\b", text))
-
-
-def gold_has(*marks: str) -> Why:
-  return lambda text, ref, ours, lmms: any(x in ref["answer"] for x in marks)
+def their_mmbench(text: str, ref: Reference) -> tuple:
+  rows = mmbench_evals.MMBench_Evaluator()
+  # Its data set has "nan" for an option that is not there.
+  texts = [*ref["options"], *["nan"] * 4][:4]
+  item = dict(zip("ABCD", texts, strict=True)) | {"prediction": text}
+  item["index"] = 7
+  frame = pd.DataFrame([item])
+  value = rows.eval_sub_data(frame, {7: ref["answer"]}, static_only=True)
+  letter = rows.prefetch_answer(item)
+  letter = letter or mcq_extract.extract_mcq_answer(text, choices=list("ABCD"))
+  return value, letter or None
 
 
-def no_letter(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
-  return ours.parsed in (None, "")
+def their_cv_bench(text: str, ref: Reference) -> tuple:
+  doc = {**ref, **dict.fromkeys(("idx", "type", "task", "source"))}
+  out = cv_bench.cv_bench_process_results(doc, [text])["cv_bench_acc"]
+  return out["is_correct"], out["pred_parsed"] or None
 
 
-def several(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
-  return len(letters_of(text)) > 1
+def their_tempcompass(kind: str) -> Callable[[str, Reference], tuple]:
+  process = getattr(tempcompass, f"tempcompass_process_results_{kind}")
 
+  def theirs(text: str, ref: Reference) -> tuple:
+    doc = {"question": "", **ref, "video_id": "1", "dim": "order"}
+    out = process(doc, [text])["avg_accuracy"]
+    return out["rating"], ... if out["match_success"] else None
 
-def within_word(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
-  return bool(lmms.parsed) and not alone(lmms.parsed, text)
-
-
-def says(pattern: str) -> Why:
-  return lambda text, *_: bool(re.search(pattern, text, re.S))
-
-
-def is_kind(kind: str) -> Why:
-  return lambda text, ref, *_: ref["answer_type"] == kind
-
-
-def many_stops(text: str, *_: Any) -> bool:
-  return text.count(".") > 32
-
-
-def blank(text: str, *_: Any) -> bool:
-  return not text
-
-
-_ANY_PUNCTUATION = f"[{re.escape(string.punctuation)}]"
-_WIDE = "[\uff01-\uff5e\u3000]"
-RULES: dict[str, tuple[tuple[str, Why], ...]] = {
-  "textvqa": (
-    ("full stops past the 32nd go too", many_stops),
-    ("nothing is no answer", blank),
-  ),
-  "gqa": (
-    ("nothing is no answer", blank),
-    ("marks within an answer count", says(_ANY_PUNCTUATION)),
-    (
-      "marks within a gold count",
-      lambda t, ref, *_: bool(re.search(_ANY_PUNCTUATION, ref["answer"])),
-    ),
-  ),
-  "realworldqa": (
-    ("a gold's full stop goes too", gold_has(".")),
-    ("a letter stands alone", within_word),
-    ("no letter, no answer", no_letter),
-    ("the first letter", several),
-  ),
-  "mmmu_open": (("text of a list is a list", gold_has("[")),),
-  "anls": (
-    ("nothing is no answer", blank),
-    (
-      "the length is of the normal form",
-      lambda text, ref, *_: any(
-        " ".join(x.split()).upper() != " ".join(x.lower().split())
-        or len(x.upper()) != len(" ".join(x.lower().split()))
-        for x in (text, *ref["answers"])
-      ),
-    ),
-  ),
-  "ocrbench": (
-    ("full width stays", says(_WIDE)),
-    (
-      "full width of a gold stays",
-      lambda t, ref, *_: bool(re.search(_WIDE, "".join(ref["answer"]))),
-    ),
-  ),
-  "mme_label": (
-    ("y and n are no labels", says(r"^\.*[yYnN]\.*$")),
-    ("full stops are characters", says(r"\.")),
-  ),
-  "pope_label": (
-    (
-      "no, No or not in the first sentence",
-      lambda t, r, ours, lmms: ours.parsed == "no" and lmms.parsed != "no",
-    ),
-    ("all else is yes", lambda t, r, ours, lmms: ours.parsed == "yes"),
-  ),
-  "mmvp": (
-    ("a letter stands alone", within_word),
-    ("the forms of a letter", no_letter),
-    ("the first form", says(r"\([abAB]\)|answer is")),
-  ),
-  "scienceqa": (
-    ("`b` and `B.` are no answers", says(r"^([a-z]|[A-Z]\.)$")),
-    ("a space after `B.`", says(r"^[A-Z]\.\S")),
-    ("The answer is B.", says(r"The answer is [A-Z]\.")),
-    ("a letter by itself", says(r"^[A-Z]\.\s")),
-  ),
-  "videomme_letter": (
-    (
-      "the first of A to D, in words too",
-      lambda text, r, ours, l: (
-        ours.parsed == "" or ours.parsed in re.findall("[A-D]", text)
-      ),
-    ),
-  ),
-  "mlvu": (
-    ("a letter stands alone", within_word),
-    ("the forms of a letter", no_letter),
-    ("the last letter before a bracket", says(r"[A-D]\)")),
-    ("the letter at the beginning", says(r"^\(?[A-D]")),
-  ),
-  "mmmu_mc": (
-    (
-      "between spaces: not at a word's end, not `B.`",
-      lambda text, ref, *_: not any(f"({x})" in text for x in "ABCDEFGHI"),
-    ),
-  ),
-  "mc5": (
-    ("a letter stands alone", within_word),
-    (
-      "several are none",
-      lambda text, ref, ours, lmms: (
-        ours.parsed is None and len(letters_of(text)) > 1
-      ),
-    ),
-    ("the forms of a letter", no_letter),
-    ("the letter at the beginning", says(r"^\(?[A-I]([).:]|$)")),
-    ("after `answer is`, then in brackets", says(r"(?i)answer is|\([A-I]\)")),
-    (
-      "an option's text in more than five words",
-      lambda text, *_: len(text.split()) > 5,
-    ),
-  ),
-  "mathvista": (
-    ("nothing is no answer", blank),
-    ("`precision` is cast", is_kind("float")),
-    ("a bracketed letter is an option's", says(r"\([a-zA-Z]\)")),
-    ("a letter at the beginning", says(r"^\(?[A-Z]([).:]|$)")),
-  ),
-}
+  return theirs
 
 
 # --- The comparison.
@@ -348,6 +234,16 @@ CASES = (
     for dataset in ("nextqa", "egoschema", "longvideobench", "ai2d", "seed")
   ),
   Case("mathvista", their_mathvista, lmms_inputs.problem),
+  Case("mmbench", their_mmbench, lmms_inputs.up_to_four),
+  Case("cv_bench", their_cv_bench, lmms_inputs.bracketed),
+  *(
+    Case(f"tempcompass_{kind}", their_tempcompass(kind), reference)
+    for kind, reference in (
+      ("multi_choice", lmms_inputs.line),
+      ("yes_no", lmms_inputs.yes_no),
+      ("caption_matching", lmms_inputs.caption),
+    )
+  ),
 )
 
 
@@ -369,7 +265,7 @@ def compare(case: Case, n: int, seed: int) -> int:
     ours = scoring.score(case.metric, text, ref)
     told = parsed is not ... and ours.parsed != lmms.parsed
     if told or abs(ours.value - lmms.value) > 1e-9:
-      rules = RULES.get(case.metric, ())
+      rules = lmms_rules.RULES.get(case.metric, ())
       names = (rule for rule, why in rules if why(text, ref, ours, lmms))
       rule = next(names, "UNEXPLAINED")
       why[rule] += 1

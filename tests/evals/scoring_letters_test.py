@@ -299,3 +299,109 @@ def test_mlvus_odd_golds(protocol):
   assert right == [1, 0, 1, 0]
   none = {"candidates": ["x", "y"], "answer": "z"}
   assert scoring.score("mlvu", "A", none, protocol) == scoring.Verdict(0.0, "A")
+
+
+# --- MMBench, CV-Bench.
+
+
+@pytest.mark.parametrize(
+  "text, letter, lmms",
+  [
+    ("B", "B", "B"),
+    ("B.", "B", "B"),
+    ("(B)", "B", "B"),
+    ("B. green", "B", "B"),
+    ("The answer is B", "B", "B"),
+    ("the one is B", None, "B"),  # alone among the words
+    ("a B or a C", None, "C"),  # two: the extractor that tasks share
+    ("A B.", None, "A"),  # the letter with nothing around it first
+    ("A man in B.", None, "B"),  # more than three words: an article
+    ("no, A", None, "A"),
+    ("(A) or B", "A", "B"),
+    ("A, B.", None, "B"),  # a full stop before a comma
+    ("so :C (D)x so", "D", "C"),
+    ("so (C) (D)x so", None, "C"),
+    ("it A B.", None, "A"),  # three words: no article
+    ("say GREY", None, "D"),  # in any case
+    ("green", None, "B"),  # one option's text
+    ("red and blue", None, None),
+    ("I am sure that it is green", "B", "B"),
+    ("E", None, "E"),
+    ("Dnot", None, "D"),
+    ("b", None, None),
+  ],
+)
+def test_mmbench(text, letter, lmms):
+  reference = {"options": FOUR[:3] + ["Grey"], "answer": "B"}
+  for protocol, expected in (("default", letter), ("lmms", lmms)):
+    verdict = scoring.score("mmbench", text, reference, protocol)
+    assert verdict == scoring.Verdict(float(expected == "B"), expected)
+
+
+@pytest.mark.parametrize(
+  "text, count, letter",
+  [
+    ("it is red", 2, "A"),
+    ("a banana", 3, "D"),  # in which "nan" is
+    ("a banana", 2, None),  # C and D
+    ("red banana", 3, None),
+    ("red banana", 4, "A"),
+    ("D", 2, "D"),
+  ],
+)
+def test_an_option_that_is_not_there_is_nan_to_lmms(text, count, letter):
+  reference = {"options": [*FOUR[:3], "grey"][:count], "answer": "A"}
+  assert parsed("mmbench", text, "lmms", **reference) == letter
+
+
+@pytest.mark.parametrize(
+  "text, letter, lmms",
+  [
+    ("B", "B", "B"),
+    ("(B)", "B", "B"),
+    ("B. green", "B", "B"),
+    ("( B", None, "B"),
+    ("b", None, "B"),  # either case
+    ("(b) green", None, "B"),
+    ("The answer is (B)", "B", "T"),  # the first character
+    ("blue", None, "B"),
+    ("I see (B)", "B", "I"),
+    ("((\n b)", None, "B"),
+    ("5 B", None, None),
+    ("'B'", None, None),
+    ("E", None, "E"),
+  ],
+)
+def test_cv_bench(text, letter, lmms):
+  reference = {"choices": FOUR, "answer": "(B)"}
+  for protocol, expected in (("default", letter), ("lmms", lmms)):
+    verdict = scoring.score("cv_bench", text, reference, protocol)
+    assert verdict == scoring.Verdict(float(expected == "B"), expected)
+
+
+# --- What no rule reads.
+
+
+@pytest.mark.parametrize(
+  "metric, text, protocol, unparsed",
+  [
+    ("videomme_letter", "it is c", "default", True),
+    ("videomme_letter", "C", "default", False),
+    ("mme_label", "Maybe", "default", True),
+    ("mme_label", "yes", "default", False),
+    ("pope_label", "Maybe", "default", False),  # LLaVA's rule says yes
+    ("pope_label", "Maybe", "lmms", True),
+    ("mmmu_mc", "who knows", "default", True),
+    ("mc5", "A", "default", False),
+    ("mc5", "", "lmms", True),
+    ("tempcompass_yes_no", "He does", "default", True),
+    ("gqa", "other", "default", False),  # words that stand for themselves
+    ("gqa", "", "default", True),
+    ("gqa", "", "lmms", False),  # which compares the empty text
+  ],
+)
+def test_what_is_unparsed(metric, text, protocol, unparsed):
+  reference = {"options": FOUR, "answer": "B"}
+  verdict = scoring.score(metric, text, reference, protocol)
+  found = scoring.is_unparsed(metric, verdict)
+  assert found is unparsed

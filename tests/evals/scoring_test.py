@@ -45,6 +45,14 @@ REFERENCES = {
   "mc5": {"options": FOUR, "answer": 1},
   "mlvu": {"candidates": FOUR, "answer": "green"},
   "mathvista": CHOICE,
+  "mmbench": {"options": FOUR, "answer": "B"},
+  "cv_bench": {"choices": FOUR, "answer": "(B)"},
+  "tempcompass_multi_choice": {"answer": "B. green"},
+  "tempcompass_yes_no": {"answer": "yes"},
+  "tempcompass_caption_matching": {
+    "question": "Which?\nSentence A: Red.\nSentence B: Green.",
+    "answer": "Sentence B: Green.",
+  },
 }
 
 

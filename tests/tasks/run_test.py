@@ -251,3 +251,32 @@ def test_an_id_twice_is_refused(gqa):
   double = dataclasses.replace(task, forms=(twice,))
   with pytest.raises(errors.GazeError, match="item 'q0' is in .* twice"):
     task_lib.items(double, data)
+
+
+def test_an_item_without_a_gold_is_named_before_any_question(
+  gqa, scripted, tmp_path
+):
+  path = tmp_path / "data" / "gqa" / "testdev_balanced_questions.json"
+  found = json.loads(path.read_text())
+  found["q4"]["answer"] = None
+  path.write_text(json.dumps(found))
+  model = scripted()
+  with pytest.raises(errors.GazeError, match="item 'q4' has no prompt or no g"):
+    run.run(model, suite(gqa), OPTIONS, tmp_path)
+  assert not model.asked
+
+
+def test_files_of_one_name_are_told_apart(gqa, scripted, tmp_path):
+  """MMMU's thirty tables have one name, each in a folder of its own."""
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "out")
+  made = predictions.settings(tmp_path / "out", "gqa")
+  assert list(made["files"]) == ["testdev_balanced_questions.json"]
+  inner = tmp_path / "data" / "gqa" / "inner"
+  inner.mkdir()
+  for path in (tmp_path / "data" / "gqa").glob("*"):
+    if path != inner:
+      path.rename(inner / path.name)
+  (inner / "images").rename(tmp_path / "data" / "gqa" / "images")
+  run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "other")
+  made = predictions.settings(tmp_path / "other", "gqa")
+  assert list(made["files"]) == ["inner/testdev_balanced_questions.json"]
