@@ -3,7 +3,8 @@
 #
 #   bash launch/easy_vqa.sh [OUT]      (default: out/easy_vqa)
 #
-# Leaves OUT/report.json and OUT/report.md. Run again, it takes up where it was.
+# Leaves OUT/report.json, OUT/report.md and OUT/benchmark/results.md. Run again, it
+# takes up where it was.
 set -euo pipefail
 
 out="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../out/easy_vqa}")"
@@ -26,3 +27,8 @@ pictures="$("$python" -m gaze_jax.demo.easy_vqa test "$out/test.json")"
 "$python" launch/eval.py --workdir="$out/run" --data="$out/test.json" \
   --image_folder="$pictures" --json="$out/report.json" \
   --markdown="$out/report.md"
+
+echo "== the same questions as a benchmark: answers are generated, then scored"
+packages="$(cd "$pictures/../../../.." && pwd)"
+"$python" launch/benchmark.py --workdir="$out/run" --data="$packages" \
+  --tasks=easy_vqa --limit=1000 --out="$out/benchmark"

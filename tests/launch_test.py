@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gaze_jax.demo import emoji_scenes
+from gaze_jax.tasks import media
+from gaze_jax.tasks import registry
+from gaze_jax.tasks import results
+from gaze_jax.tasks import task as task_lib
 from gaze_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -280,6 +285,29 @@ def test_scene_draws_a_canvas_and_asks_about_it(tiny_config_file, tmp_path):
     result = run(*command, f"--out={gone}", flag)
     assert says in one_line(result)
   assert not gone.exists()
+  assert "give --out=FILE, or --all=DIR" in one_line(run(*command))
+
+
+@pytest.mark.nightly
+def test_all_scenes_are_a_task(tiny_config, tiny_config_file, tmp_path):
+  command = ["launch/scene.py", f"--config={tiny_config_file}"]
+  code, out, lines = run(*command, f"--all={tmp_path / 'emoji_scenes'}")
+  assert code == 0, lines
+  source = emoji_scenes.SOURCE.make(tiny_config(), "new")
+  task = registry.TASKS["emoji_scenes"]
+  items = {item.id: item for item in task_lib.items(task, str(tmp_path))}
+  assert f"wrote {len(items)} questions about {len(source)} pictures" in out
+  for index in range(len(source)):
+    sample = source.sample(index)
+    for number, question in enumerate(sample.questions):
+      item = items.pop(f"{index} {number}")
+      assert task.prompt(item.fields) == question.text
+      assert item.fields["kind"] == question.kind
+      verdict = results.verdict(task, item, question.answer, "default")
+      assert verdict.value == 1
+      shown = media.picture(item.images[0], 2**20)
+      np.testing.assert_array_equal(shown, sample.images[0])
+  assert not items
 
 
 def train(config_file, workdir, *more):

@@ -263,8 +263,6 @@ TASKS = (
     prompt=_asked(""),
     metric=lambda fields: "gqa",
     cluster=lambda fields: str(fields["picture"]),
-    max_tokens=4,
-    total="gqa",
     source="the folder data/ of the PyPI package easy-vqa",
   ),
   Task(
@@ -275,8 +273,6 @@ TASKS = (
     prompt=_asked(""),
     metric=lambda fields: "gqa",
     cluster=lambda fields: str(fields["image"]),
-    max_tokens=8,
-    total="gqa",
-    source="python -m gaze_jax.demo.emoji_scenes_files",
+    source="launch/scene.py --config=configs/emoji_tiny.py --all=DIR",
   ),
 )

@@ -29,7 +29,7 @@ def test_the_headline_is_one_of_the_figures():
     **{"category": "count", "question_id": 1, "Index": 1, "index": 1},
     **{"question_type": "Doc-oriented VQA", "id": "validation_Art_1"},
     **{"duration": "short", "duration_group": 15, "type": "CW", "task": "mc"},
-    **{"source": "COCO", "answer": "yes"},
+    **{"source": "COCO", "answer": "yes", "kind": "what"},
   }
   pair = rows((1, "yes", fields), (0, "no", {**fields, "Index": 2, "index": 2}))
   pair += rows((1, "yes", {**fields, "Index": 3, "index": 3}))

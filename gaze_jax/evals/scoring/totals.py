@@ -225,6 +225,7 @@ TOTALS: dict[str, Total] = {
     for task in (
       *("gqa", "textvqa", "textvqa_ocr", "realworldqa", "scienceqa_img"),
       *("egoschema_subset", "ai2d", "docvqa_val", "infovqa_val", "seed"),
+      "easy_vqa",
     )
   },
   "ocrbench": Total(ocrbench, "right"),
@@ -244,6 +245,7 @@ TOTALS: dict[str, Total] = {
   "mmbench_en_dev": Total(mmbench, "circular"),
   "pope": Total(pope, "f1"),
   "cv_bench": Total(cv_bench),
+  "emoji_scenes": Total(mean_by("kind")),
 }
 
 
