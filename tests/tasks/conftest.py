@@ -19,7 +19,7 @@ class Scripted:
   """Stands in for an `api.Model`: names the colour of what it is shown.
 
   Attributes:
-    dies_at: raises KeyboardInterrupt in place of the answer of this number.
+    dies_at: raises KeyboardInterrupt in place of an answer after so many.
     refused: questions that it refuses.
     asked: every request so far.
   """
@@ -37,7 +37,7 @@ class Scripted:
       if request.question in self.refused:
         on_error(number, errors.GazeError("too long by far"))
         continue
-      if number == self.dies_at:
+      if len(self.asked) == self.dies_at:
         raise KeyboardInterrupt
       self.asked.append(request)
       yield self._answer(request)

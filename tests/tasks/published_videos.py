@@ -118,7 +118,7 @@ def video_mme_cache(data):
   folder = data / "videomme"
   _video_mme_table(data / "blobs" / "0123abcd")
   link = folder / "videomme" / "test-00000-of-00001.parquet"
-  link.parent.mkdir(parents=True)
+  link.parent.mkdir(parents=True, exist_ok=True)
   link.symlink_to(data / "blobs" / "0123abcd")
   _video_mme_media(folder)
 
@@ -319,7 +319,7 @@ def _next_rows():
 def _next_csv(split):
   def write(data):
     folder = data / "nextqa"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{split}.csv", "w", newline="") as file:
       writer = csv.DictWriter(file, _NEXT_COLUMNS)
       writer.writeheader()
