@@ -163,6 +163,7 @@ def processor(shape: Shape) -> Any:
     tokenizer_file=str(tokenizer_lib.SHIPPED),
     image_token=tokenizer_lib.IMAGE,
     pad_token=tokenizer_lib.PAD,
+    eos_token=tokenizer_lib.EOS,
   )
   return transformers.LlavaProcessor(
     pixels,

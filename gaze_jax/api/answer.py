@@ -8,6 +8,7 @@ from PIL import Image
 
 from gaze_jax import errors
 from gaze_jax.api import request as request_lib
+from gaze_jax.data import messages
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import accounting as accounting_lib
 from gaze_jax.decode import context as context_lib
@@ -231,6 +232,9 @@ def finish(
   if reason == "stop":  # the next turn finds it ended as the template ends it
     context = dataclasses.replace(context, pending=(tokenizer.eos,))
   message = tokenizer.answer(tokens, text.text)
+  if request.begins:
+    begins = messages.Part(messages.TEXT, request.begins)
+    message = message._replace(parts=(begins, *message.parts))
   return Answer(
     question=request.question,
     text=text.text,

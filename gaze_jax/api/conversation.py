@@ -71,7 +71,8 @@ def next_turn(
   talk = (*messages.system(request.system), *talk, message)
   last = len(talk) - 1
   new = [p for p in messages.places(talk) if p >= (last, first)]
-  context, flat = _unread(context, tokenizer.chat.ask(talk), talk, set(new))
+  asked = tokenizer.chat.ask(talk, request.begins)
+  context, flat = _unread(context, asked, talk, set(new))
   news = dict(zip(new, seen, strict=True))
   return _laid_out(config, context, flat, news, talk)
 

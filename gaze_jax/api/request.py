@@ -41,6 +41,8 @@ class Request:
     share: the share of the regions to read, 0 to 1, in place of `top_k`.
     regions: "scores" reads those that score highest; "random" as many that
       are drawn for each query head, the same at every token: a control.
+    begins: what the answer begins with, as if the model had said so; it goes
+      on from there, and its text is what follows.
     max_tokens: at most so many tokens.
     stop: strings that end the answer where they appear; they are cut off.
     temperature: 0 is greedy; this and the next three as in `sampling.make`.
@@ -59,6 +61,7 @@ class Request:
   top_k: int | None = None
   share: float | None = None
   regions: str = "scores"
+  begins: str = ""
   max_tokens: int = 64
   stop: Sequence[str] = ()
   temperature: float = 0.0

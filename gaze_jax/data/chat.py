@@ -76,14 +76,21 @@ class Chat:
     self.lesson = functools.lru_cache(maxsize=8192)(self._lesson)
     self.opening = functools.lru_cache(maxsize=64)(self._opening)
 
-  def ask(self, talk: messages.Conversation) -> messages.Flat:
+  def ask(self, talk: messages.Conversation, begins: str = "") -> messages.Flat:
     """Ids of a conversation up to where an answer is to follow.
+
+    Args:
+      talk: ends with what the user says.
+      begins: what the answer begins with; its rest is to follow.
 
     Raises:
       samples.DataError: the template refuses it, or writes other marks.
     """
-    safe, pair = self._protect(talk)
-    text = self._render(safe, True)
+    answer = messages.plain(messages.ASSISTANT, begins)
+    (*safe, answer), pair = self._protect((*talk, answer))
+    text = self._render(tuple(safe), True)
+    if begins:
+      text += self._before_answer + answer.parts[0].text
     if not self._systems and any(m.role == messages.SYSTEM for m in talk):
       raise samples.DataError(
         f"{self._name}: the chat template leaves a system text out, so none can"
@@ -326,6 +333,7 @@ class Chat:
       )
     self._as_asked = before.startswith(asked)
     lead = before.removeprefix(asked) if self._as_asked else ""
+    self._before_answer = lead
     # Where but white space differs, answers are learned as they are asked for.
     self._as_asked |= before.split() != asked.split()
     end = self.control_tokens.first(self._tail)

@@ -168,6 +168,8 @@ class _Asking:
       share=self._options.share,
       regions=self._options.regions,
       seed=zlib.crc32(item.id.encode("utf-8", "replace")),
+      system=self._task.system,
+      begins=self._task.begins,
       max_tokens=self._task.max_tokens,
     )
     return request, shown.numbers

@@ -230,6 +230,8 @@ def _made_by(
     "decoding": "greedy",
     "batch_size": options.batch_size,
     "dtype": model.config.model.decoder.dtype,
+    "system": task.system,
+    "begins": task.begins,
     "prompt": prompts[0],
     "prompts_sha256": digest.hexdigest(),
     "files": {

@@ -75,10 +75,12 @@ class Task:
     again: (fields, n) -> those of an item that is drawn for the nth time
       again, as of a cluster of its own; None where the total does not tell
       clusters apart.
+    system: a system text; None for that of the model's chat format.
+    begins: what each answer begins with, as in `api.Request`.
     max_tokens: of an answer.
     total: of `totals.TOTALS`; the name by default.
-    paper: the headline in the paper's table, for Gaze at 144 + 4 entries (of a
-      video: 32 frames), or None.
+    paper: the headline in the paper's table, or None: of its 4B model with
+      Gaze, of images at 144 + 4 entries, of videos at 4K.
     percent: whether the headline is a share, printed times 100.
     video: whether items are videos.
     note: what must be known beside its figure.
@@ -94,6 +96,8 @@ class Task:
   reference: Callable[[Fields], Fields] = whole
   cluster: Callable[[Fields], str] | None = None
   again: Callable[[Fields, int], Fields] | None = None
+  system: str | None = None
+  begins: str = ""
   max_tokens: int = 16
   total: str = ""
   paper: float | None = None

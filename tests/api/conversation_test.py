@@ -316,3 +316,18 @@ def test_pictures_of_two_turns_are_what_was_trained(tiny_config, tmp_path):
   assert len(tokens(trained)) == 4
   pixels = np.concatenate([batch.images[0] for batch in asked])
   np.testing.assert_array_equal(trained.images[0][: len(pixels)], pixels)
+
+
+def test_an_answer_goes_on_from_what_it_begins_with(model):
+  """What it begins with is read and not said; the next turn holds both."""
+  ours = model()
+  plain = ours.generate(Q, max_tokens=3)
+  begun = ours.generate(Q, max_tokens=3, begins="Best Option: (")
+  added = ours.tokenizer.encode("Best Option: (")
+  asked = plain.context.ids[: len(plain.context.ids) - 2]  # two of its tokens
+  assert begun.context.ids[: len(asked) + len(added)] == (*asked, *added)
+  assert "Best" not in begun.text
+  said = "".join(part.text for part in begun.context.talk[-1].parts)
+  assert said == f"Best Option: ({begun.text}"
+  after = ours.generate("and now?", begun.context, max_tokens=2)
+  assert after.context.ids[: len(asked)] == asked

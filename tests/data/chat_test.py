@@ -419,3 +419,26 @@ def test_our_own_format_has_no_system_turn():
   ):
     ours.chat.ask((*messages.system("Be brief."), messages.question("what?")))
   assert ours.chat.ask((messages.question("what?"),))
+
+
+def test_an_answer_that_has_begun(both):
+  """As transformers goes on with a last message, or as an answer is asked for.
+
+  Of one template the two differ, by a space.
+  """
+  talk = [("user", "Which?"), ("assistant", "Best Option: (")]
+  said = [
+    dict(role=role, content=chat_families.content(both.family, text))
+    for role, text in talk
+  ]
+  want = both.theirs.apply_chat_template(
+    said, continue_final_message=True, return_dict=False
+  )
+  got = both.ours.chat.ask(ours_of(talk[:1]), talk[1][1])
+  if both.family.template == chat_families.ONEVISION:
+    want = both.want(talk[:1], True)
+    assert got[: len(want)] == want
+    rest = both.theirs.decode(got[len(want) :])
+    assert rest == talk[1][1]
+    return
+  assert got == tuple(want)

@@ -1,5 +1,6 @@
 """A model that answers by rule, and a task of a few items about pictures."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -33,14 +34,22 @@ class Scripted:
     return contextlib.nullcontext()
 
   def generate_many(self, requests, *, batch_size, on_error):
+    waiting = collections.deque()  # requests are taken ahead, as a pool does
     for number, request in enumerate(requests):
       if request.question in self.refused:
         on_error(number, errors.GazeError("too long by far"))
         continue
-      if len(self.asked) == self.dies_at:
-        raise KeyboardInterrupt
-      self.asked.append(request)
-      yield self._answer(request)
+      waiting.append(request)
+      if len(waiting) > batch_size:
+        yield self._next(waiting)
+    while waiting:
+      yield self._next(waiting)
+
+  def _next(self, waiting):
+    if len(self.asked) == self.dies_at:
+      raise KeyboardInterrupt
+    self.asked.append(waiting.popleft())
+    return self._answer(self.asked[-1])
 
   def _answer(self, request):
     shown = [*request.images, *(f for v in request.videos for f in v)]

@@ -280,3 +280,15 @@ def test_files_of_one_name_are_told_apart(gqa, scripted, tmp_path):
   run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "other")
   made = predictions.settings(tmp_path / "other", "gqa")
   assert list(made["files"]) == ["inner/testdev_balanced_questions.json"]
+
+
+def test_a_task_says_how_an_answer_begins(gqa, scripted, tmp_path):
+  task, data = gqa
+  task = dataclasses.replace(task, system="Be brief.", begins="It is (")
+  model = scripted()
+  run.run(model, run.Suite(tasks=[task], data=data), OPTIONS, tmp_path)
+  assert {(r.system, r.begins) for r in model.asked} == {
+    ("Be brief.", "It is (")
+  }
+  made = predictions.settings(tmp_path, "gqa")
+  assert (made["system"], made["begins"]) == ("Be brief.", "It is (")

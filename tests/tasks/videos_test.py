@@ -515,3 +515,19 @@ def test_a_question_number_that_is_there_twice(tmp_path):
   path.write_text(path.read_text().replace(",1,TN,", ",0,TN,"))
   with pytest.raises(samples.DataError, match="item '4010 0' is in .* twice"):
     task_lib.items(task, str(data))
+
+
+def test_mlvu_as_its_authors_ask_it(published):
+  """A system text, their wording, and an answer that has begun."""
+  _, data, items = published("mlvu_dev", "official")
+  task = registry.TASKS["mlvu_dev_official"]
+  assert [one.id for one in task_lib.items(task, str(data))] == [
+    one.id for one in items
+  ]
+  assert task.prompt(items[0].fields) == (
+    "Question: What colour is the coat?\nOptions:\n(A) Red\n(B) Blue\n(C)"
+    " Green\n(D) Grey\nOnly give the best option."
+  )
+  assert task.begins == "Best Option: ("
+  assert task.system.startswith("Carefully watch this video and pay attention")
+  assert results.verdict(task, items[0], "B) Blue", "default").value == 1

@@ -1,0 +1,197 @@
+"""Times a task of launch/benchmark.py beside lmms-eval's own model.
+
+bash launch/lmms.sh --help    # installs lmms-eval into .venv-lmms
+.venv-lmms/bin/python benchmarks/lmms.py [--items=1000] [--batches=8,1]
+    [--json=FILE]
+
+The small LLaVA of `small_model` (CLIP 7 x 256, Llama 8 x 512, 576 visual
+tokens), float32, is asked questions about pictures in a Parquet file of
+ChartQA's columns, 16 new tokens each, all regions read. Methods:
+
+  lmms-eval   `generate_until` of its llava_hf, which takes one question at a
+              time; its start and the loading of the model are not counted
+  ours, B     all of launch/benchmark.py but the loading of the model: files,
+              compilation, pictures, answers, scores, B rows decoded together
+
+Texts must be the same, but where the two best logits are too close for two
+programs to agree on; a text that parts there is counted.
+"""
+
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow
+from absl import flags
+from pyarrow import parquet
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import small_model
+from benchmarks import timing
+from gaze_jax import api
+from gaze_jax import cli
+from gaze_jax import errors
+from gaze_jax.data import tokenizer as tokenizer_lib
+from gaze_jax.decode import programs
+from gaze_jax.tasks import asking
+from gaze_jax.tasks import media
+from gaze_jax.tasks import predictions
+from gaze_jax.tasks import registry
+from gaze_jax.tasks import run as run_lib
+from gaze_jax.tasks import task as task_lib
+
+try:
+  from lmms_eval.models.simple import llava_hf
+except ImportError:
+  llava_hf = None
+
+_ITEMS = flags.DEFINE_integer("items", 1000, "how many questions", 1)
+_BATCHES = flags.DEFINE_list("batches", ["8", "1"], "rows of ours")
+_JSON = cli.define_file("json", "a file for the rows")
+
+TASK = registry.TASKS["chartqa"]
+# What llava_hf puts before a question goes; the picture stands as ours does.
+TEMPLATE = (
+  f"{{{{ '{small_model.beginning(1)}{tokenizer_lib.USER} ' +"
+  f" messages[0]['content'].replace('{tokenizer_lib.IMAGE}\\n', '') +"
+  f" '{tokenizer_lib.ASSISTANT}' }}}}"
+)
+
+
+def write_items(data: pathlib.Path, count: int) -> None:
+  """ChartQA's table, of questions about pictures of 480 x 360 pixels."""
+  rng = np.random.default_rng(0)
+  words = "where is the red fox and what does it hold now ".split()
+  pictures = []
+  for picture in small_model.pictures(min(count, 50)):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    pictures.append(file.getvalue())
+  rows = [
+    {
+      "type": "human_test",
+      "question": " ".join(rng.choice(words, int(rng.integers(3, 16)))) + "?",
+      "answer": "none",
+      "image": {"bytes": pictures[i % len(pictures)], "path": f"{i}.png"},
+    }
+    for i in range(count)
+  ]
+  folder = data / TASK.folder
+  folder.mkdir(parents=True)
+  parquet.write_table(
+    pyarrow.Table.from_pylist(rows),
+    folder / "test-00000-of-00001.parquet",
+    row_group_size=100,
+  )
+
+
+def ours(
+  model: api.Model, data: pathlib.Path, out: pathlib.Path, batch: int
+) -> dict[str, Any]:
+  """A row of ours, its programs compiled anew."""
+  jax.clear_caches()
+  before = programs.compiled()
+  start = time.perf_counter()
+  suite = run_lib.Suite(tasks=[TASK], data=str(data))
+  run_lib.run(model, suite, asking.Options(share=1.0, batch_size=batch), out)
+  seconds = time.perf_counter() - start
+  found = predictions.read(out, TASK.name).values()
+  texts = [one.text for one in sorted(found, key=lambda one: one.place)]
+  compiled = programs.compiled() - before
+  return dict(
+    method=f"ours, {batch}", seconds=seconds, texts=texts, programs=compiled
+  )
+
+
+def theirs(folder: pathlib.Path, data: pathlib.Path) -> dict[str, Any]:
+  """The row of lmms-eval's llava_hf."""
+  model = llava_hf.LlavaHf(
+    pretrained=str(folder),
+    device="cpu",
+    device_map="cpu",
+    dtype="float32",
+    chat_template=TEMPLATE,
+  )
+  items = sorted(task_lib.items(TASK, str(data)), key=lambda one: one.place)
+  model.task_dict = {TASK.name: {"test": items}}
+  options = dict(max_new_tokens=TASK.max_tokens, temperature=0)
+  requests = [
+    types.SimpleNamespace(
+      args=(
+        *(TASK.prompt(item.fields), dict(options), _picture, item.place),
+        *(TASK.name, "test"),
+      )
+    )
+    for item in items
+  ]
+  start = time.perf_counter()
+  texts = model.generate_until(requests)
+  return dict(
+    method="lmms-eval", seconds=time.perf_counter() - start, texts=texts
+  )
+
+
+def _picture(item: task_lib.Item) -> list[Any]:
+  pixels = media.picture(item.images[0], 2**24)
+  return [small_model.Image.fromarray(pixels)]
+
+
+def run(count: int, batches: list[int]) -> list[dict[str, Any]]:
+  """A row for each method; see the top of this file.
+
+  Raises:
+    errors.GazeError: lmms-eval is not installed.
+  """
+  if llava_hf is None:
+    raise errors.GazeError(
+      "lmms-eval is not installed here: bash launch/lmms.sh --help, and run"
+      " this by .venv-lmms/bin/python"
+    )
+  small_model.torch.set_num_threads(os.cpu_count())
+  jax.config.update("jax_enable_compilation_cache", False)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    small_model.write(folder / "model", small_model.Shape())
+    write_items(folder / "data", count)
+    rows = [theirs(folder / "model", folder / "data")]
+    model = api.load(folder / "model")
+    for batch in batches:
+      out = folder / f"out {batch}"
+      rows.append(ours(model, folder / "data", out, batch))
+  first = rows[0]
+  want = [text.strip() for text in first["texts"]]
+  for row in rows:
+    texts = [text.strip() for text in row.pop("texts")]
+    row["texts_that_part"] = sum(
+      a != b for a, b in zip(texts, want, strict=True)
+    )
+    row["items_per_second"] = count / row["seconds"]
+    print(
+      f"{row['method']:10s} {row['seconds']:8.1f} s"
+      f" {row['items_per_second']:7.2f} items/s"
+      f" {first['seconds'] / row['seconds']:5.2f}x"
+      f"  {row['texts_that_part']} texts part",
+      flush=True,
+    )
+  return rows
+
+
+def main() -> None:
+  rows = run(_ITEMS.value, [int(b) for b in _BATCHES.value])
+  if _JSON.value:
+    text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
+    pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {_JSON.value}")
+
+
+if __name__ == "__main__":
+  cli.main(main)
