@@ -102,7 +102,8 @@ def ours(
   before = programs.compiled()
   start = time.perf_counter()
   suite = run_lib.Suite(tasks=[TASK], data=str(data))
-  run_lib.run(model, suite, asking.Options(share=1.0, batch_size=batch), out)
+  options = asking.Options(share=1.0, batch_size=batch)
+  run_lib.run(model, suite, run_lib.load(suite), options, out)
   seconds = time.perf_counter() - start
   found = predictions.read(out, TASK.name).values()
   texts = [one.text for one in sorted(found, key=lambda one: one.place)]

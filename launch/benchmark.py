@@ -71,9 +71,14 @@ def main() -> None:
     protocol=_PROTOCOL.value,
     average=_AVERAGE.value,
   )
-  text = results.markdown(run.score(suite, stored)) if stored else _asked(suite)
+  text = _scored(suite, stored) if stored else _asked(suite)
   if processes.is_first():
     print(text)
+
+
+def _scored(suite: run.Suite, stored: pathlib.Path) -> str:
+  """The table of answers that are stored."""
+  return results.markdown(run.score(suite, run.load(suite), stored))
 
 
 def _asked(suite: run.Suite) -> str:
@@ -94,7 +99,7 @@ def _asked(suite: run.Suite) -> str:
   out = pathlib.Path(_OUT.value or f"{_WORKDIR.value}/benchmark")
   model = api.load(_WORKDIR.value, **_PLACEMENT())
   if budgets is None:
-    found = run.run(model, suite, options, out)
+    found = run.run(model, suite, run.load(suite), options, out)
     return results.markdown(found) if found else ""
   found = curve.run(model, suite, curve.conditions(budgets, options), out)
   return curve.markdown(found) if found else ""

@@ -81,14 +81,21 @@ def run(
   Raises:
     errors.GazeError: as `run.run`.
   """
+  loaded = run_lib.load(suite)
   results = {
-    name: run_lib.run(model, suite, options, out / name)
+    name: run_lib.run(model, suite, loaded, options, out / name)
     for name, options in asked.items()
   }
   if not processes.is_first():
     return {}
   tasks = {
-    task.name: of_task(task, suite, {n: out / n for n in asked}, results)
+    task.name: of_task(
+      task,
+      loaded[task.name][1],
+      {name: out / name for name in asked},
+      results,
+      suite.protocol,
+    )
     for task in suite.tasks
   }
   found = schema.stamp("results") | {
@@ -109,22 +116,23 @@ def run(
 
 def of_task(
   task: task_lib.Task,
-  suite: run_lib.Suite,
+  items: Sequence[task_lib.Item],
   folders: dict[str, pathlib.Path],
   results: dict[str, dict[str, Any]],
+  protocol: str,
 ) -> dict[str, dict[str, Any]]:
   """A task's figures by condition: score, interval, entries, difference.
 
   Args:
     task: any.
-    suite: for its items and how they are scored.
+    items: that were asked.
     folders: of the predictions, by condition.
     results: of each condition, as results.json.
+    protocol: of `scoring.PROTOCOLS`.
   """
-  _, items = suite.items(task)
   rows = {
     name: results_lib.rows(
-      task, items, predictions_lib.read(folder, task.name), suite.protocol
+      task, items, predictions_lib.read(folder, task.name), protocol
     )
     for name, folder in folders.items()
   }

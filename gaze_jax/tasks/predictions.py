@@ -120,29 +120,38 @@ def _of_line(line: bytes) -> Prediction | None:
   return Prediction(**value)
 
 
-class Writer:
-  """Appends predictions, each line whole and on disk before the next batch.
+def begin(out: pathlib.Path, task: str, made_by: dict[str, Any]) -> None:
+  """Notes what predictions are made by, before the first.
 
   Args:
     out: of the run.
     task: its name.
-    made_by: what predictions are made by; those that are there must have been
-      made by the same.
+    made_by: what those that are there must have been made by as well.
 
   Raises:
     errors.GazeError: they were made by something else.
   """
+  where = folder(out, task)
+  where.mkdir(parents=True, exist_ok=True)
+  if (where / _SETTINGS).is_file():
+    _check_same(settings(out, task), made_by, where)
+    return
+  text = json.dumps(made_by | schema.stamp("predictions"), indent=2)
+  whole_file.write(where / _SETTINGS, text + "\n")
 
-  def __init__(self, out: pathlib.Path, task: str, made_by: dict[str, Any]):
-    where = folder(out, task)
-    where.mkdir(parents=True, exist_ok=True)
-    if (where / _SETTINGS).is_file():
-      _check_same(settings(out, task), made_by, where)
-    else:
-      text = json.dumps(made_by | schema.stamp("predictions"), indent=2)
-      whole_file.write(where / _SETTINGS, text + "\n")
-    self._file = open(where / _SHARD, "ab")
-    _drop_torn_line(where / _SHARD)
+
+class Writer:
+  """Appends predictions, each line whole and on disk before the next.
+
+  Args:
+    out: of the run.
+    task: its name.
+  """
+
+  def __init__(self, out: pathlib.Path, task: str):
+    path = folder(out, task) / _SHARD
+    self._file = open(path, "ab")
+    _drop_torn_line(path)
 
   def write(self, one: Prediction) -> None:
     """Appends a prediction."""

@@ -1,6 +1,5 @@
 """Predictions to figures: results.json, and the table that is made of it."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -68,8 +67,8 @@ def of_task(
 ) -> Figures:
   """The figures of a task.
 
-  An item that could not be asked is wrong. Items without a prediction are left
-  out, and then the result is not complete.
+  An item that could not be asked is wrong, and one without a prediction is left
+  out. The result is complete if all of the published items were asked.
 
   Args:
     task: any.
@@ -90,7 +89,7 @@ def of_task(
     for row, one in zip(scored, seen, strict=True)
     if not one.error
   )
-  complete = len(asked) == expected
+  complete = len(asked) == expected == task.items
   figures, why = _figures(task, scored, complete)
   return {
     "headline": totals.TOTALS[task.total or task.name].headline,
@@ -159,8 +158,9 @@ def markdown(results: Figures) -> str:
     notes += [f"* {name}: {note}" for note in of["notes"]]
   if average := results.get("average"):
     lines += ["", f"Mean of {', '.join(average['of'])}: {average['score']:.1f}"]
-  made = results["made_by"]
-  lines += ["", *notes, "", f"Protocol `{made['protocol']}`; {_budget(made)}."]
+  protocol = results["made_by"]["protocol"]
+  made = dict.fromkeys(_asked_as(of) for of in results["tasks"].values())
+  lines += ["", *notes, "", f"Protocol `{protocol}`. {' '.join(made)}"]
   return "\n".join(lines) + "\n"
 
 
@@ -169,6 +169,19 @@ def shown(score: float | None) -> str:
   return "" if score is None else f"{score:.1f}"
 
 
-def _budget(made: Mapping[str, Any]) -> str:
-  shown = {k: v for k, v in made.items() if k != "protocol"}
-  return json.dumps(shown, sort_keys=True)
+def _asked_as(of: Figures) -> str:
+  """How a task was asked, in a sentence."""
+  made = of["made_by"]
+  top_k, share = made["budget"]["top_k"], made["budget"]["share"]
+  budget = "the trained budget"
+  if top_k is not None:
+    budget = f"K = {top_k}"
+  elif share is not None:
+    budget = f"{share:g} of the regions"
+  budget = "no picture" if made["blind"] else budget
+  chosen = ", drawn at random" if made["regions"] == "random" else ""
+  frames = f", {made['frames']} frames" if made["frames"] else ""
+  return (
+    f"Asked with {budget}{chosen}{frames}, greedy, in {made['dtype']}; model"
+    f" {made['model'][:12]}, gaze_jax {made['code']}."
+  )

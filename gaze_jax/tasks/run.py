@@ -1,6 +1,7 @@
 """Benchmarks of a model: asked, written down, scored."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -47,16 +48,32 @@ class Suite:
   protocol: str = "default"
   average: Sequence[str] = ()
 
-  def items(
-    self, task: task_lib.Task
-  ) -> tuple[list[task_lib.Item], list[task_lib.Item]]:
-    """All items of a task, and those that are asked."""
-    every = task_lib.items(task, self.data)
-    return every, task_lib.limited(task, every, self.limit)
+
+# All items of each task by its name, and those that are asked.
+Loaded = dict[str, tuple[list[task_lib.Item], list[task_lib.Item]]]
+
+
+def load(suite: Suite) -> Loaded:
+  """Reads the files of all tasks.
+
+  Raises:
+    errors.GazeError: a task's files are not there, lack a column, or have an
+      item without a prompt or a gold.
+  """
+  out = {}
+  for task in suite.tasks:
+    every = task_lib.items(task, suite.data)
+    _check_items(task, every)
+    out[task.name] = every, task_lib.limited(task, every, suite.limit)
+  return out
 
 
 def run(
-  model: Any, suite: Suite, options: asking.Options, out: pathlib.Path
+  model: Any,
+  suite: Suite,
+  loaded: Loaded,
+  options: asking.Options,
+  out: pathlib.Path,
 ) -> dict[str, Any]:
   """Asks a model all tasks; what `out` holds already is not asked again.
 
@@ -65,6 +82,7 @@ def run(
   Args:
     model: an `api.Model`.
     suite: the tasks.
+    loaded: of `load`.
     options: how it is asked.
     out: gets predictions/, results.json and results.md.
 
@@ -72,14 +90,12 @@ def run(
     What results.json holds.
 
   Raises:
-    errors.GazeError: a task's files are not there or lack a column, too many
-      media are missing, or `out` holds predictions of another model.
+    errors.GazeError: media are missing, or `out` holds predictions of another
+      model.
   """
-  loaded = {task.name: suite.items(task) for task in suite.tasks}
   for task in suite.tasks:
     every, asked = loaded[task.name]
     _check_count(task, every)
-    _check_items(task, every)
     _check_media(task, asked, suite.partial or options.blind)
   with model.on_mesh():
     name = identity.of(model)
@@ -87,27 +103,23 @@ def run(
     every, asked = loaded[task.name]
     made_by = _made_by(model, name, task, every, suite, options)
     _ask(model, suite, task, asked, options, out, made_by)
-  return score(suite, out, loaded) if processes.is_first() else {}
+  return score(suite, loaded, out) if processes.is_first() else {}
 
 
-def score(
-  suite: Suite,
-  out: pathlib.Path,
-  loaded: Mapping[str, tuple[list, list]] | None = None,
-) -> dict[str, Any]:
+def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
   """Scores the predictions in a folder; writes results.json and results.md.
 
   Args:
     suite: the tasks.
+    loaded: of `load`.
     out: of `run`.
-    loaded: items by task, read from files by default.
 
   Raises:
     errors.GazeError: predictions are missing and `suite.partial` is not set.
   """
   tasks, timing = {}, {}
   for task in suite.tasks:
-    every, asked = (loaded or {}).get(task.name) or suite.items(task)
+    every, asked = loaded[task.name]
     found = predictions_lib.read(out, task.name)
     made_by = predictions_lib.settings(out, task.name)
     missing = [item.id for item in asked if item.id not in found]
@@ -244,8 +256,37 @@ def _made_by(
 
 
 def _sha256(path: str) -> str:
+  about = os.stat(path)
+  return _digest(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: str, *about: int) -> str:
+  """Of a file, which is read once while its size and time stay."""
+  del about
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _done(
+  out: pathlib.Path, task: task_lib.Task, made_by: dict[str, Any]
+) -> set[str]:
+  """Items that have a prediction, as process 0 knows them; for all of them.
+
+  Raises:
+    errors.GazeError: they were made by something else.
+  """
+  found: dict[str, Any] = {}
+  if processes.is_first():
+    try:
+      predictions_lib.begin(out, task.name, made_by)
+      found["done"] = sorted(predictions_lib.read(out, task.name))
+    except errors.GazeError as error:
+      found["error"] = str(error)
+  found = json.loads(processes.share(json.dumps(found)) or "{}")
+  if "error" in found:
+    raise errors.GazeError(found["error"])
+  return set(found["done"])
 
 
 def _ask(
@@ -258,10 +299,8 @@ def _ask(
   made_by: dict[str, Any],
 ) -> None:
   """Asks the items that have no prediction yet; shows the score so far."""
-  text = None
-  if first := processes.is_first():
-    text = json.dumps(sorted(predictions_lib.read(out, task.name)))
-  done = set(json.loads(processes.share(text) or "[]"))
+  first = processes.is_first()
+  done = _done(out, task, made_by)
   by_id = {item.id: item for item in items}
   wanted = [item for item in items if item.id not in done]
   value, count = 0.0, 0
@@ -277,7 +316,7 @@ def _ask(
     for _ in answers:
       pass
     return
-  with predictions_lib.Writer(out, task.name, made_by) as writer, bar:
+  with predictions_lib.Writer(out, task.name) as writer, bar:
     for one in answers:
       writer.write(one)
       if not one.error:

@@ -101,4 +101,5 @@ def gqa(tmp_path):
     )
   path = folder / "testdev_balanced_questions.json"
   path.write_text(json.dumps(questions))
-  return registry.TASKS["gqa"], str(tmp_path / "data")
+  task = dataclasses.replace(registry.TASKS["gqa"], items=len(questions))
+  return task, str(tmp_path / "data")

@@ -21,6 +21,14 @@ def suite(gqa, **how):
   return run.Suite(tasks=[task], data=data, **how)
 
 
+def ask(model, some, options, out):
+  return run.run(model, some, run.load(some), options, out)
+
+
+def score(some, out):
+  return run.score(some, run.load(some), out)
+
+
 def untimed(out):
   found = json.loads((out / "results.json").read_text())
   del found["timing"]
@@ -29,7 +37,7 @@ def untimed(out):
 
 def test_every_item_is_asked_once_and_scored(gqa, scripted, tmp_path):
   model = scripted()
-  out = run.run(model, suite(gqa), OPTIONS, tmp_path / "out")["tasks"]["gqa"]
+  out = ask(model, suite(gqa), OPTIONS, tmp_path / "out")["tasks"]["gqa"]
   # Items about one picture follow each other, and its colour is the answer.
   assert [r.question for r in model.asked] == [
     f"Which colour is {n}?\nAnswer the question using a single word or phrase."
@@ -38,7 +46,7 @@ def test_every_item_is_asked_once_and_scored(gqa, scripted, tmp_path):
   assert {r.max_tokens for r in model.asked} == {16}
   assert out["score"] == pytest.approx(100 * 5 / 6) and out["complete"]
   assert out["headline"] == "mean" and out["paper"] == 58.2
-  assert (out["n"], out["n_expected"], out["n_published"]) == (6, 6, 12578)
+  assert (out["n"], out["n_expected"], out["n_published"]) == (6, 6, 6)
   assert (out["unparsed"], out["failed"], out["tokens"]) == (0, 0, 12)
   # Nine entries of the regions and the context tokens, of 36.
   context_tokens = model.config.model.gaze.context_tokens
@@ -52,7 +60,7 @@ def test_every_item_is_asked_once_and_scored(gqa, scripted, tmp_path):
 
 def test_what_predictions_were_made_by_is_beside_them(gqa, scripted, tmp_path):
   options = asking.Options(top_k=3, batch_size=2)
-  run.run(scripted(), suite(gqa), options, tmp_path / "out")
+  ask(scripted(), suite(gqa), options, tmp_path / "out")
   made = predictions.settings(tmp_path / "out", "gqa")
   assert made["model"] == "a model" and made["batch_size"] == 2
   assert made["budget"] == {"top_k": 3, "share": None}
@@ -65,18 +73,18 @@ def test_what_predictions_were_made_by_is_beside_them(gqa, scripted, tmp_path):
 
 @pytest.mark.parametrize("deaths", [(0,), (1, 2), (3, 1, 1)])
 def test_a_run_that_was_killed_goes_on(gqa, scripted, tmp_path, deaths):
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "whole")
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path / "whole")
   asked = 0
   for dies_at in deaths:
     model = scripted(dies_at=dies_at)
     with pytest.raises(KeyboardInterrupt):
-      run.run(model, suite(gqa), OPTIONS, tmp_path / "out")
+      ask(model, suite(gqa), OPTIONS, tmp_path / "out")
     asked += len(model.asked)
     lines = tmp_path / "out" / "predictions" / "gqa" / "0.jsonl"
     with open(lines, "ab") as file:
       file.write(b'{"id": "q5", "te')  # a line that was cut off
   model = scripted()
-  run.run(model, suite(gqa), OPTIONS, tmp_path / "out")
+  ask(model, suite(gqa), OPTIONS, tmp_path / "out")
   assert asked + len(model.asked) == 6
   assert untimed(tmp_path / "out") == untimed(tmp_path / "whole")
 
@@ -93,52 +101,52 @@ def test_a_run_that_was_killed_goes_on(gqa, scripted, tmp_path, deaths):
 def test_answers_of_other_settings_are_never_mixed(
   gqa, scripted, tmp_path, changed
 ):
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
   with pytest.raises(errors.GazeError, match="choose another --out"):
-    run.run(scripted(), suite(gqa), changed, tmp_path)
+    ask(scripted(), suite(gqa), changed, tmp_path)
 
 
 def test_another_model_or_file_is_refused_by_name(
   gqa, scripted, tmp_path, monkeypatch
 ):
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
   monkeypatch.setattr("gaze_jax.api.identity.of", lambda model: "another")
   with pytest.raises(errors.GazeError, match="model = 'a model', .*'another'"):
-    run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+    ask(scripted(), suite(gqa), OPTIONS, tmp_path)
   monkeypatch.setattr("gaze_jax.api.identity.of", lambda model: "a model")
   path = tmp_path / "data" / "gqa" / "testdev_balanced_questions.json"
   path.write_text(path.read_text() + " ")
   with pytest.raises(errors.GazeError, match="files = "):
-    run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+    ask(scripted(), suite(gqa), OPTIONS, tmp_path)
 
 
 def test_a_limit_takes_whole_clusters_and_says_so(gqa, scripted, tmp_path):
-  out = run.run(scripted(), suite(gqa, limit=3), OPTIONS, tmp_path)
+  out = ask(scripted(), suite(gqa, limit=3), OPTIONS, tmp_path)
   figures = out["tasks"]["gqa"]
   assert figures["n"] == 4 and not figures["complete"]
   assert "gqa (incomplete) | 75.0 | 58.2 | 4 of 6" in results.markdown(out)
   # The rest is asked when the limit goes.
   model = scripted()
-  figures = run.run(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  figures = ask(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
   assert len(model.asked) == 2 and figures["complete"]
 
 
 def test_missing_predictions_are_refused_but_for_a_part(
   gqa, scripted, tmp_path
 ):
-  run.run(scripted(), suite(gqa, limit=2), OPTIONS, tmp_path)
+  ask(scripted(), suite(gqa, limit=2), OPTIONS, tmp_path)
   with pytest.raises(errors.GazeError, match="4 of 6 items have no prediction"):
-    run.score(suite(gqa), tmp_path)
-  out = run.score(suite(gqa, partial=True), tmp_path)["tasks"]["gqa"]
+    score(suite(gqa), tmp_path)
+  out = score(suite(gqa, partial=True), tmp_path)["tasks"]["gqa"]
   assert out["n"] == 2 and out["n_expected"] == 6 and not out["complete"]
 
 
 def test_scoring_again_gives_the_same_file(gqa, scripted, tmp_path):
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
   before = (tmp_path / "results.json").read_bytes()
-  run.score(suite(gqa), tmp_path)
+  score(suite(gqa), tmp_path)
   assert (tmp_path / "results.json").read_bytes() == before
-  lmms = run.score(suite(gqa, protocol="lmms"), tmp_path)
+  lmms = score(suite(gqa, protocol="lmms"), tmp_path)
   assert lmms["tasks"]["gqa"]["protocol"] == "lmms"
 
 
@@ -148,9 +156,9 @@ def test_pictures_that_are_missing_are_told_before_any_question(
   (tmp_path / "data" / "gqa" / "images" / "blue.jpg").unlink()
   model = scripted()
   with pytest.raises(errors.GazeError, match="2 of 6 items lack .*q2: 'images"):
-    run.run(model, suite(gqa), OPTIONS, tmp_path)
+    ask(model, suite(gqa), OPTIONS, tmp_path)
   assert not model.asked
-  out = run.run(model, suite(gqa, partial=True), OPTIONS, tmp_path)
+  out = ask(model, suite(gqa, partial=True), OPTIONS, tmp_path)
   figures = out["tasks"]["gqa"]
   # They are wrong, counted, and the result is none of the whole set.
   assert figures["failed"] == 2 and not figures["complete"]
@@ -158,12 +166,12 @@ def test_pictures_that_are_missing_are_told_before_any_question(
   for picture in (tmp_path / "data" / "gqa" / "images").iterdir():
     picture.unlink()
   with pytest.raises(errors.GazeError, match="6 of 6"):
-    run.run(model, suite(gqa, partial=True), OPTIONS, tmp_path / "other")
+    ask(model, suite(gqa, partial=True), OPTIONS, tmp_path / "other")
 
 
 def test_a_picture_that_cannot_be_read_is_counted(gqa, scripted, tmp_path):
   (tmp_path / "data" / "gqa" / "images" / "blue.jpg").write_bytes(b"no image")
-  out = run.run(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  out = ask(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
   assert out["failed"] == 2 and not out["complete"]
   found = predictions.read(tmp_path, "gqa")["q2"]
   assert found.error.startswith("unreadable image: ") and not found.text
@@ -172,7 +180,7 @@ def test_a_picture_that_cannot_be_read_is_counted(gqa, scripted, tmp_path):
 def test_a_question_that_cannot_be_asked_is_counted(gqa, scripted, tmp_path):
   prompt = "Which colour is 5?\nAnswer the question using a single word or"
   model = scripted(refused=(f"{prompt} phrase.",))
-  out = run.run(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  out = ask(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
   assert out["failed"] == 1 and out["score"] == pytest.approx(100 * 4 / 6)
   found = predictions.read(tmp_path, "gqa")
   assert found["q5"].error == "refused: too long by far"
@@ -189,7 +197,7 @@ def test_a_question_that_cannot_be_asked_is_counted(gqa, scripted, tmp_path):
 def test_blind_shows_nothing(gqa, scripted, tmp_path):
   model = scripted()
   options = asking.Options(blind=True)
-  out = run.run(model, suite(gqa), options, tmp_path)["tasks"]["gqa"]
+  out = ask(model, suite(gqa), options, tmp_path)["tasks"]["gqa"]
   assert all(not r.images and not r.videos for r in model.asked)
   assert out["score"] == 0 and out["complete"]
 
@@ -201,36 +209,36 @@ def test_a_text_with_a_literal_mark_is_not_taken_for_a_picture(
   path.write_text(
     path.read_text().replace("colour is 6", "<image> or <image> is 6")
   )
-  out = run.run(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  out = ask(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
   assert out["failed"] == 1
   assert "literal mark" in predictions.read(tmp_path, "gqa")["q6"].error
 
 
 def test_a_broken_line_is_named(gqa, scripted, tmp_path):
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
   lines = tmp_path / "predictions" / "gqa" / "0.jsonl"
   text = lines.read_text().splitlines(keepends=True)
   lines.write_text("".join([*text[:2], "{}\n", *text[2:]]))
   with pytest.raises(errors.GazeError, match=r"0\.jsonl, line 3: no predict"):
-    run.score(suite(gqa), tmp_path)
+    score(suite(gqa), tmp_path)
 
 
 def test_shards_of_several_runs_are_one(gqa, scripted, tmp_path):
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path)
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
   folder = tmp_path / "predictions" / "gqa"
   lines = (folder / "0.jsonl").read_bytes().splitlines(keepends=True)
   (folder / "0.jsonl").write_bytes(b"".join(lines[:2]))
   (folder / "1.jsonl").write_bytes(b"".join(lines[2:]))
-  out = run.score(suite(gqa), tmp_path)["tasks"]["gqa"]
+  out = score(suite(gqa), tmp_path)["tasks"]["gqa"]
   assert out["n"] == 6 and out["complete"]
 
 
 def test_an_average_is_of_an_explicit_list(gqa, scripted, tmp_path):
-  out = run.run(scripted(), suite(gqa, average=["gqa"]), OPTIONS, tmp_path)
+  out = ask(scripted(), suite(gqa, average=["gqa"]), OPTIONS, tmp_path)
   assert out["average"]["of"] == ["gqa"]
   assert "Mean of gqa: 83.3" in results.markdown(out)
   with pytest.raises(errors.GazeError, match="--average: mmvp has no score"):
-    run.score(suite(gqa, average=["mmvp"]), tmp_path)
+    score(suite(gqa, average=["mmvp"]), tmp_path)
 
 
 def test_the_registry_names_each_task_once():
@@ -262,13 +270,13 @@ def test_an_item_without_a_gold_is_named_before_any_question(
   path.write_text(json.dumps(found))
   model = scripted()
   with pytest.raises(errors.GazeError, match="item 'q4' has no prompt or no g"):
-    run.run(model, suite(gqa), OPTIONS, tmp_path)
+    ask(model, suite(gqa), OPTIONS, tmp_path)
   assert not model.asked
 
 
 def test_files_of_one_name_are_told_apart(gqa, scripted, tmp_path):
   """MMMU's thirty tables have one name, each in a folder of its own."""
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "out")
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path / "out")
   made = predictions.settings(tmp_path / "out", "gqa")
   assert list(made["files"]) == ["testdev_balanced_questions.json"]
   inner = tmp_path / "data" / "gqa" / "inner"
@@ -277,7 +285,7 @@ def test_files_of_one_name_are_told_apart(gqa, scripted, tmp_path):
     if path != inner:
       path.rename(inner / path.name)
   (inner / "images").rename(tmp_path / "data" / "gqa" / "images")
-  run.run(scripted(), suite(gqa), OPTIONS, tmp_path / "other")
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path / "other")
   made = predictions.settings(tmp_path / "other", "gqa")
   assert list(made["files"]) == ["inner/testdev_balanced_questions.json"]
 
@@ -286,9 +294,47 @@ def test_a_task_says_how_an_answer_begins(gqa, scripted, tmp_path):
   task, data = gqa
   task = dataclasses.replace(task, system="Be brief.", begins="It is (")
   model = scripted()
-  run.run(model, run.Suite(tasks=[task], data=data), OPTIONS, tmp_path)
+  ask(model, run.Suite(tasks=[task], data=data), OPTIONS, tmp_path)
   assert {(r.system, r.begins) for r in model.asked} == {
     ("Be brief.", "It is (")
   }
   made = predictions.settings(tmp_path, "gqa")
   assert (made["system"], made["begins"]) == ("Be brief.", "It is (")
+
+
+@pytest.mark.parametrize(
+  "options, told",
+  [
+    (OPTIONS, "the trained budget, greedy"),
+    (asking.Options(top_k=3), "K = 3, greedy"),
+    (
+      asking.Options(share=0.25, regions="random"),
+      "0.25 of the regions, drawn at random, greedy",
+    ),
+    (asking.Options(blind=True), "no picture, greedy"),
+  ],
+)
+def test_the_table_says_how_it_was_asked(
+  gqa, scripted, tmp_path, options, told
+):
+  ask(scripted(), suite(gqa), options, tmp_path)
+  text = (tmp_path / "results.md").read_text()
+  assert "| gqa | " in text and "Protocol `default`." in text
+  assert f"Asked with {told}, in float32; model a model, gaze_jax " in text
+
+
+def test_other_processes_fail_with_the_first(
+  gqa, scripted, tmp_path, monkeypatch
+):
+  """What process 0 finds on its disk is told to all, before any answers."""
+  said = []
+  monkeypatch.setattr(run.processes, "share", lambda x: said.append(x) or x)
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
+  with pytest.raises(errors.GazeError, match="choose another --out"):
+    ask(scripted(), suite(gqa), asking.Options(top_k=1), tmp_path)
+  monkeypatch.setattr(run.processes, "is_first", lambda: False)
+  monkeypatch.setattr(run.processes, "share", lambda x: said[-1])
+  model = scripted()
+  with pytest.raises(errors.GazeError, match="choose another --out"):
+    ask(model, suite(gqa), asking.Options(top_k=1), tmp_path)
+  assert not model.asked
