@@ -71,14 +71,12 @@ def main() -> None:
     protocol=_PROTOCOL.value,
     average=_AVERAGE.value,
   )
-  text = _scored(suite, stored) if stored else _asked(suite)
+  if not stored:
+    text = _asked(suite)
+  elif processes.is_first():
+    text = results.markdown(run.score(suite, run.load(suite), stored))
   if processes.is_first():
     print(text)
-
-
-def _scored(suite: run.Suite, stored: pathlib.Path) -> str:
-  """The table of answers that are stored."""
-  return results.markdown(run.score(suite, run.load(suite), stored))
 
 
 def _asked(suite: run.Suite) -> str:
@@ -86,6 +84,8 @@ def _asked(suite: run.Suite) -> str:
   if not _WORKDIR.value:
     raise errors.GazeError("--workdir is needed: the model to ask")
   budgets = cli.budgets(_BUDGETS)
+  if budgets is not None and _BLIND.value:
+    raise errors.GazeError("--budgets has a blind line; leave out --blind")
   given = (_TOP_K.value, _SHARE.value, budgets)
   if sum(one is not None for one in given) > 1:
     raise errors.GazeError("give one of --top_k, --share and --budgets")
@@ -97,11 +97,14 @@ def _asked(suite: run.Suite) -> str:
     blind=_BLIND.value,
   )
   out = pathlib.Path(_OUT.value or f"{_WORKDIR.value}/benchmark")
-  model = api.load(_WORKDIR.value, **_PLACEMENT())
+  placement = _PLACEMENT()
+  loaded = run.load(suite)  # before the model, which takes longer
+  model = api.load(_WORKDIR.value, **placement)
   if budgets is None:
-    found = run.run(model, suite, run.load(suite), options, out)
+    found = run.run(model, suite, loaded, options, out)
     return results.markdown(found) if found else ""
-  found = curve.run(model, suite, curve.conditions(budgets, options), out)
+  asked = curve.conditions(budgets, options)
+  found = curve.run(model, suite, loaded, asked, out)
   return curve.markdown(found) if found else ""
 
 

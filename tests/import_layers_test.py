@@ -54,7 +54,7 @@ ARROWS = {
     *("parallel", "layout"),
   },
   "tasks": {"api", "evals", "data", "runtime"},
-  "lmms": {"api", "tasks"},
+  "lmms": {"api", "tasks", "data"},
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),

@@ -15,14 +15,32 @@ from gaze_jax.decode import scheduler as scheduler_lib
 OnError = Callable[[int, errors.GazeError], None]
 
 
-def generate(
+def in_order(
+  model: Any,
+  requests: Iterable[request_lib.Request],
+  batch_size: int,
+  progress: bool,
+) -> Iterator[answer_lib.Answer]:
+  """`Model.generate_many`."""
+  ready: dict[int, answer_lib.Answer] = {}
+  given = 0
+  for number, answer in as_completed(
+    model, requests, batch_size, progress, None
+  ):
+    ready[number] = answer
+    while given in ready:
+      yield ready.pop(given)
+      given += 1
+
+
+def as_completed(
   model: Any,
   requests: Iterable[request_lib.Request],
   batch_size: int,
   progress: bool,
   on_error: OnError | None,
-) -> Iterator[answer_lib.Answer]:
-  """`Model.generate_many`."""
+) -> Iterator[tuple[int, answer_lib.Answer]]:
+  """`Model.generate_as_completed`."""
   if batch_size < 1:
     raise request_lib.RequestError(
       f"batch_size = {batch_size}: give at least 1"
@@ -39,8 +57,6 @@ def generate(
   results = scheduler.run(jobs)
   total = len(requests) if hasattr(requests, "__len__") else None
   bar = tqdm.tqdm(total=total, desc="answers", disable=not progress)
-  ready: dict[int, answer_lib.Answer] = {}
-  given = 0
   with bar:
     while True:
       # Not around a yield: who iterates has a mesh of their own.
@@ -48,12 +64,10 @@ def generate(
         done = next(results, None)
       if done is None:
         break
-      ready[done[0]] = jobs.answer(*done)
+      answered = jobs.answer(*done)
       bar.set_postfix(programs=programs.compiled())
       bar.update()
-      while given in ready:
-        yield ready.pop(given)
-        given += 1
+      yield answered
   if jobs.error:
     raise jobs.error
 
@@ -95,16 +109,19 @@ class _Jobs:
           return
         self._on_error(number, error)
         continue
-      self._open[taken] = request, job, text
+      # What it showed is in the job, and need not be held twice.
+      request = dataclasses.replace(request, images=(), videos=())
+      self._open[taken] = number, request, job, text
       taken += 1
       yield dataclasses.replace(job, stopped=stopped)
 
   def answer(
-    self, number: int, result: scheduler_lib.Result
-  ) -> answer_lib.Answer:
-    request, job, text = self._open.pop(number)
+    self, job_number: int, result: scheduler_lib.Result
+  ) -> tuple[int, answer_lib.Answer]:
+    """The answer of a job, and the number of its request."""
+    number, request, job, text = self._open.pop(job_number)
     text.read(result.tokens)
     context = dataclasses.replace(job.after, cache=None)
-    return answer_lib.finish(
+    return number, answer_lib.finish(
       *(self._model, request, text, result, context), budget=job.prompt.budget
     )

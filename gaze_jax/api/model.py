@@ -172,7 +172,6 @@ class Model:
     *,
     batch_size: int = 8,
     progress: bool = False,
-    on_error: many.OnError | None = None,
   ) -> Iterator[answer_lib.Answer]:
     """Answers any number of requests, several at a time, in their order.
 
@@ -185,8 +184,6 @@ class Model:
       requests: of any mix; they are taken as they can be read, some ahead.
       batch_size: rows that are decoded together.
       progress: whether a bar is shown, with the count of programs compiled.
-      on_error: called with the number and the error of each request that can't
-        be asked so, which then has no answer; None to raise.
 
     Yields:
       The answers, in the order of the requests.
@@ -195,7 +192,32 @@ class Model:
       errors.GazeError: a request can't be asked so; it is named by its number,
         from 0, and raised after the answers to those before it.
     """
-    yield from many.generate(self, requests, batch_size, progress, on_error)
+    yield from many.in_order(self, requests, batch_size, progress)
+
+  def generate_as_completed(
+    self,
+    requests: Iterable[request_lib.Request],
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+    on_error: many.OnError | None = None,
+  ) -> Iterator[tuple[int, answer_lib.Answer]]:
+    """As `generate_many`, but each answer comes when it is complete.
+
+    Args:
+      requests: as in `generate_many`.
+      batch_size: likewise.
+      progress: likewise.
+      on_error: called with the number and the error of each request that can't
+        be asked so, which then has no answer; None to raise the first.
+
+    Yields:
+      The number of a request, from 0, and its answer.
+
+    Raises:
+      errors.GazeError: as `generate_many`.
+    """
+    yield from many.as_completed(self, requests, batch_size, progress, on_error)
 
   def stream(
     self,

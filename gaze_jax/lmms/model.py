@@ -1,5 +1,6 @@
 """lmms-eval's interface to a model: answers made now, or stored before."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from PIL import Image
 
 from gaze_jax import api
 from gaze_jax import errors
+from gaze_jax.data import skipped
 from gaze_jax.lmms import replay as replay_lib
 from gaze_jax.tasks import asking
 
@@ -84,28 +86,22 @@ class GazeJax(lmms_model.lmms):
     axes = {name: size for name, size in axes.items() if size is not None}
     self._model = api.load(pretrained, parallel=axes or None, dtype=dtype)
     self._budget = {"top_k": top_k, "share": share}
+    if not str(batch_size).isdecimal():
+      raise errors.GazeError(f"--batch_size={batch_size}: give a whole number")
     self._frames, self._batch_size = frames, int(batch_size)
+    # Questions about one video follow each other.
+    self._clip = functools.lru_cache(maxsize=1)(asking.read_video)
 
   def generate_until(self, requests: Sequence[Any]) -> list[str]:
     """Answers in the order of the requests, cut where `until` says."""
     if self._replay is not None:
       texts = self._replay.texts([one.args for one in requests])
     else:
-      texts = [
-        answer.text
-        for answer in self._model.generate_many(
-          map(self._request, requests),
-          batch_size=self._batch_size,
-          progress=True,
-        )
-      ]
-    out = []
-    for one, text in zip(requests, texts, strict=True):
-      context, options = one.args[:2]
-      text = cut(text, until(options))
-      self.cache_hook.add_partial("generate_until", (context, options), text)
-      out.append(text)
-    return out
+      texts = self._answers(requests)
+    return [
+      cut(text, until(one.args[1]))
+      for one, text in zip(requests, texts, strict=True)
+    ]
 
   def loglikelihood(self, requests: Sequence[Any]) -> list:
     raise NotImplementedError(
@@ -117,6 +113,33 @@ class GazeJax(lmms_model.lmms):
     raise NotImplementedError(
       "gaze_jax answers one round of a task: take its variant of one round"
     )
+
+  def _answers(self, requests: Sequence[Any]) -> list[str]:
+    """Texts in the order of the requests; "" of what can't be asked."""
+    texts, asked = [""] * len(requests), []
+
+    def refuse(number: int, error: Exception) -> None:
+      logging.warning("request %d has no answer: %s", asked[number], error)
+
+    def each() -> Iterator[api.Request]:
+      for number, one in enumerate(requests):
+        try:
+          request = self._request(one)
+        except (errors.GazeError, skipped.SkipError) as error:
+          logging.warning("request %d has no answer: %s", number, error)
+          continue
+        asked.append(number)
+        yield request
+
+    for number, answer in self._model.generate_as_completed(
+      each(), batch_size=self._batch_size, progress=True, on_error=refuse
+    ):
+      place = asked[number]
+      context, options = requests[place].args[:2]
+      texts[place] = answer.text
+      text = cut(answer.text, until(options))
+      self.cache_hook.add_partial("generate_until", (context, options), text)
+    return texts
 
   def _request(self, one: Any) -> api.Request:
     context, options, doc_to_visual, doc_id, task, split = one.args
@@ -130,17 +153,18 @@ class GazeJax(lmms_model.lmms):
         f"{task}: what it shows is no picture and no video"
       )
     limit = self._model.config.data.max_pixels
-    sampled = options.get("do_sample") or options.get("temperature", 0) > 0
+    temperature = float(options.get("temperature") or 0)
+    sampled = bool(options.get("do_sample")) or temperature > 0
     return api.Request(
       context,
       images=[np.asarray(x.convert("RGB")) for x in images],
       videos=[
-        asking.read_video(os.fspath(path), self._frames, limit).frames
+        self._clip(os.fspath(path), self._frames, limit).frames
         for path in paths
       ],
       max_tokens=int(options.get("max_new_tokens") or _TOKENS),
       stop=until(options),
-      temperature=float(options.get("temperature") or 0) if sampled else 0.0,
+      temperature=temperature if sampled else 0.0,
       top_p=float(options.get("top_p") or 1),
       **self._budget,
     )

@@ -1,7 +1,8 @@
-"""Stored predictions as lmms-eval asks for them: by task and prompt."""
+"""Stored predictions as lmms-eval asks for them: by task and document."""
 
 import collections
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,16 @@ _NAMES = {
   "mmbench_en_dev_static": "mmbench_en_dev",
   "seedbench": "seed",
 }
+# Where a picture stands in a prompt, which the two write differently.
+_PICTURE = re.compile(r"<image(?: \d)?>|image \d")
 
 
 class Replay:
   """The predictions in an --out of launch/benchmark.py.
 
-  A document has the prediction of the same prompt; of several with the same
-  prompt, in the order of the files, which lmms-eval reads as well.
+  A document has the prediction of its number among the files if the prompt is
+  the same. Else it has that of its prompt, if one prediction alone has it: the
+  two may read other files, in another order.
 
   Args:
     out: the folder.
@@ -43,28 +47,53 @@ class Replay:
         document, task, split).
 
     Raises:
-      errors.GazeError: a document has no prediction of its prompt.
+      errors.GazeError: there are no predictions of a task, or none that is
+        certain to be of a document.
     """
-    found: dict[tuple[str, int], str] = {}
-    for task in dict.fromkeys(one[4] for one in asked):
-      waiting = self._by_prompt(task)
-      of_task = sorted((one[3], one[0]) for one in asked if one[4] == task)
-      for number, prompt in of_task:
-        if not waiting[prompt]:
-          raise errors.GazeError(
-            f"{self._out}: no prediction of {task}, document {number}, whose"
-            f" prompt begins with {prompt[:80]!r}: it was asked otherwise, or"
-            " not at all"
-          )
-        found[task, number] = waiting[prompt].popleft()
-    return [found[one[4], one[3]] for one in asked]
+    by_task = {
+      task: self._read(task) for task in dict.fromkeys(one[4] for one in asked)
+    }
+    return [
+      self._text(by_task[task], prompt, number, task)
+      for prompt, _, _, number, task, _ in asked
+    ]
 
-  def _by_prompt(self, task: str) -> dict[str, collections.deque[str]]:
-    """Texts of a task by prompt, in the order of the files."""
+  def _read(
+    self, task: str
+  ) -> tuple[dict[int, tuple[str, str]], dict[str, list[str]]]:
+    """Prompt and text by place, and texts by prompt."""
     name = self._names.get(task, task)
-    every = predictions_lib.read(self._out, name).values()
-    out: dict[str, collections.deque[str]]
-    out = collections.defaultdict(collections.deque)
-    for one in sorted(every, key=lambda one: one.place):
-      out[one.prompt].append(one.text)
-    return out
+    predictions_lib.settings(self._out, name)  # which says if there are none
+    at: dict[int, tuple[str, str]] = {}
+    of: dict[str, list[str]] = collections.defaultdict(list)
+    for one in predictions_lib.read(self._out, name).values():
+      prompt = plain(one.prompt)
+      at[one.place] = prompt, one.text
+      of[prompt].append(one.text)
+    return at, of
+
+  def _text(
+    self,
+    found: tuple[dict[int, tuple[str, str]], dict[str, list[str]]],
+    prompt: str,
+    number: int,
+    task: str,
+  ) -> str:
+    at, of = found
+    wanted = plain(prompt)
+    known, text = at.get(number, ("", ""))
+    if number in at and known == wanted:
+      return text
+    texts = of.get(wanted, [])
+    if len(texts) != 1:
+      why = "several have it, in other files" if texts else "none has it"
+      raise errors.GazeError(
+        f"{self._out}: {task}, document {number}: no prediction is certain to"
+        f" be of it. Its prompt begins with {prompt[:80]!r}, and {why}"
+      )
+    return texts[0]
+
+
+def plain(prompt: str) -> str:
+  """A prompt without the places of its pictures."""
+  return _PICTURE.sub("", prompt)

@@ -235,7 +235,8 @@ TASKS = (
     prompt=lambda fields: fields["question"].strip(),
     metric=lambda fields: "ocrbench",
     max_tokens=128,
-    percent=False,
+    most=1000.0,
+    counted=True,
     source="echo840/OCRBench, split test; or OCRBench.json with its pictures"
     " beside it or in OCRBench_Images/",
   ),

@@ -16,6 +16,7 @@ from gaze_jax.api import request as request_lib
 from gaze_jax.data import messages
 from gaze_jax.data import skipped
 from gaze_jax.data import video as video_lib
+from gaze_jax.runtime import processes
 from gaze_jax.tasks import media
 from gaze_jax.tasks import subtitles
 from gaze_jax.tasks import task as task_lib
@@ -59,7 +60,7 @@ def ask(
   items: Iterable[task_lib.Item],
   options: Options,
 ) -> Iterator[Prediction]:
-  """Asks a model; yields a prediction of each item, in no certain order.
+  """Asks a model; yields a prediction of each item as it is complete.
 
   What can't be asked, for a picture that can't be read or a prompt that is too
   long, has a prediction with an error.
@@ -72,15 +73,15 @@ def ask(
   """
   asking = _Asking(model, task, options)
   began = time.perf_counter()
-  answers = model.generate_many(
+  answers = model.generate_as_completed(
     asking.requests(items),
     batch_size=options.batch_size,
     on_error=asking.refuse,
   )
-  for answer in answers:
+  for number, answer in answers:
     yield from asking.failed()
     now = time.perf_counter()
-    yield asking.prediction(answer, now - began)
+    yield asking.prediction(number, answer, now - began)
     began = now
   yield from asking.failed()
 
@@ -104,10 +105,14 @@ class _Asking:
     """What can be asked; the rest has failed."""
     number = 0
     for item in items:
+      request, why = None, ""
       try:
         request, frames = self._request(item)
       except (skipped.SkipError, errors.GazeError) as error:
-        self._fail(item, error)
+        why = _reason(error)
+      _agree(item, why)
+      if request is None:
+        self._fail(item, why)
         continue
       self._open[number] = item, frames
       number += 1
@@ -115,16 +120,18 @@ class _Asking:
 
   def refuse(self, number: int, error: errors.GazeError) -> None:
     """Takes the request of a number as one that can't be asked."""
-    self._fail(self._open.pop(number)[0], error)
+    self._fail(self._open.pop(number)[0], _reason(error))
 
   def failed(self) -> Iterator[Prediction]:
     """Predictions of what could not be asked since the last call."""
     while self._failed:
       yield self._failed.popleft()
 
-  def prediction(self, answer: answer_lib.Answer, seconds: float) -> Prediction:
-    """Of the first request that is open: answers come in their order."""
-    item, frames = self._open.pop(min(self._open))
+  def prediction(
+    self, number: int, answer: answer_lib.Answer, seconds: float
+  ) -> Prediction:
+    """The answer to the request of a number, as a prediction."""
+    item, frames = self._open.pop(number)
     context = answer.context
     own = context.context_tokens(self._model.config.model.gaze)
     return Prediction(
@@ -140,9 +147,11 @@ class _Asking:
       seconds=seconds,
     )
 
-  def _fail(self, item: task_lib.Item, error: Exception) -> None:
-    why = skipped.one_line(f"{getattr(error, 'reason', 'refused')}: {error}")
-    self._failed.append(Prediction(id=item.id, place=item.place, error=why))
+  def _fail(self, item: task_lib.Item, why: str) -> None:
+    prompt = task_lib.prompt_of(self._task, item)
+    self._failed.append(
+      Prediction(id=item.id, place=item.place, prompt=prompt, error=why)
+    )
 
   def _request(
     self, item: task_lib.Item
@@ -184,6 +193,24 @@ class _Asking:
       )
     shown = self._clip(item.video.source())
     return Shown(seconds=shown.seconds) if self._options.blind else shown
+
+
+def _reason(error: Exception) -> str:
+  return skipped.one_line(f"{getattr(error, 'reason', 'refused')}: {error}")
+
+
+def _agree(item: task_lib.Item, why: str) -> None:
+  """Sees that all processes can ask an item, or none.
+
+  Raises:
+    errors.GazeError: this one and process 0 differ.
+  """
+  first = processes.share(why) or ""
+  if bool(first) != bool(why):
+    raise errors.GazeError(
+      f"item {item.id!r}: {why or 'it is read here'}, and on process 0"
+      f" {first or 'it is read'}: all hosts must have the same files"
+    )
 
 
 def read_video(path: str, count: int, max_pixels: int) -> Shown:

@@ -52,8 +52,8 @@ def draw(title: str, points: dict[str, dict[str, Any]]) -> Image.Image:
     ]
     pen.line(spots, fill=colour, width=2)
     for (x, y), of in zip(spots, some, strict=True):
-      least, *_, greatest = sorted(_ends(of))
-      pen.line([(x, down(least)), (x, down(greatest))], fill=colour)
+      ends = _ends(of)
+      pen.line([(x, down(min(ends))), (x, down(max(ends)))], fill=colour)
       pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
     at = (_LEFT + width + 16, _TOP + 24 * number)
     pen.text(at, name, fill=colour, font=font)

@@ -9,6 +9,7 @@ video or a pair, with the task's total computed anew; differences are paired:
 the same clusters are drawn for both.
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -30,6 +31,7 @@ from gaze_jax.tasks import task as task_lib
 
 DENSE, BLIND = "dense", "blind"
 _DRAWS, _LEVEL = 1000, (2.5, 97.5)  # per cent
+_LEAST_CLUSTERS = 10  # of which an interval says something
 
 Conditions = dict[str, asking.Options]
 
@@ -64,6 +66,7 @@ def conditions(
 def run(
   model: Any,
   suite: run_lib.Suite,
+  loaded: run_lib.Loaded,
   asked: Conditions,
   out: pathlib.Path,
 ) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def run(
   Args:
     model: an `api.Model`.
     suite: the tasks.
+    loaded: of `run.load`.
     asked: of `conditions`.
     out: a folder for each condition, and the curve.
 
@@ -81,13 +85,25 @@ def run(
   Raises:
     errors.GazeError: as `run.run`.
   """
-  loaded = run_lib.load(suite)
   results = {
     name: run_lib.run(model, suite, loaded, options, out / name)
     for name, options in asked.items()
   }
-  if not processes.is_first():
-    return {}
+  found: dict[str, Any] = {}
+  if processes.is_first():
+    found = _write(suite, loaded, asked, results, out)
+  processes.share("drawn")  # as in `run.run`
+  return found
+
+
+def _write(
+  suite: run_lib.Suite,
+  loaded: run_lib.Loaded,
+  asked: Conditions,
+  results: dict[str, dict[str, Any]],
+  out: pathlib.Path,
+) -> dict[str, Any]:
+  """Makes the curve of what was asked; writes and returns it."""
   tasks = {
     task.name: of_task(
       task,
@@ -137,13 +153,15 @@ def of_task(
     for name, folder in folders.items()
   }
   clusters = [task_lib.cluster(task, item) for item in items]
-  drawn = bootstrap(task, rows, clusters)
+  drawn = bootstrap(task, rows, clusters, protocol)
+  few = len(set(clusters)) < _LEAST_CLUSTERS
   out = {}
   for name in folders:
     of = results[name]["tasks"][task.name]
     out[name] = {
       "score": of["score"],
-      "interval_95": interval(drawn[name]),
+      "interval_95": None if few else interval(drawn[name]),
+      "clusters": len(set(clusters)),
       "visual_kv": of["visual_kv"],
       "n": of["n"],
       "unparsed": of["unparsed"],
@@ -154,7 +172,7 @@ def of_task(
     if name != DENSE and None not in (of["score"], dense):
       out[name]["against_dense"] = {
         "difference": of["score"] - dense,
-        "interval_95": interval(drawn[name] - drawn[DENSE]),
+        "interval_95": None if few else interval(drawn[name] - drawn[DENSE]),
       }
   return out
 
@@ -163,6 +181,7 @@ def bootstrap(
   task: task_lib.Task,
   rows: dict[str, list[totals.Row]],
   clusters: Sequence[str],
+  protocol: str = "default",
   draws: int = _DRAWS,
 ) -> dict[str, np.ndarray]:
   """Headlines of samples of the clusters, the same samples for each condition.
@@ -171,6 +190,7 @@ def bootstrap(
     task: any.
     rows: of all items, by condition, in the same order.
     clusters: of each item.
+    protocol: of `scoring.PROTOCOLS`.
     draws: how many samples.
 
   Returns:
@@ -180,18 +200,36 @@ def bootstrap(
   members: list[list[int]] = [[] for _ in names]
   for place, name in enumerate(clusters):
     members[names[name]].append(place)
-  out = {name: np.empty(draws) for name in rows}
   rng = np.random.default_rng(0)
-  for draw in range(draws):
-    times: dict[int, int] = {}
+  taken = rng.integers(len(members), size=(draws, len(members)))
+  if totals.TOTALS[task.total or task.name].of_items:
+    times = np.stack(
+      [np.bincount(one, minlength=len(members)) for one in taken]
+    )
+    sizes = times @ np.array([len(places) for places in members])
+    return {
+      name: task.most * (times @ _sums(some, members)) / sizes
+      for name, some in rows.items()
+    }
+  out = {name: np.empty(draws) for name in rows}
+  for draw, chosen in enumerate(taken.tolist()):
+    seen: collections.Counter[int] = collections.Counter()
     places = []
-    for one in rng.integers(len(members), size=len(members)).tolist():
-      again = times[one] = times.get(one, -1) + 1
-      places += [(place, again) for place in members[one]]
+    for one in chosen:
+      places += [(place, seen[one]) for place in members[one]]
+      seen[one] += 1
     for name, some in rows.items():
-      taken = [_again(task, some[place], again) for place, again in places]
-      out[name][draw] = results_lib.headline(task, taken)
+      again = [_again(task, some[place], n) for place, n in places]
+      out[name][draw] = results_lib.headline(task, again, protocol)
   return out
+
+
+def _sums(
+  rows: Sequence[totals.Row], members: Sequence[Sequence[int]]
+) -> np.ndarray:
+  """Of the values of each cluster's items."""
+  values = np.array([row.verdict.value for row in rows])
+  return np.array([values[places].sum() for places in members])
 
 
 def _again(task: task_lib.Task, row: totals.Row, again: int) -> totals.Row:
@@ -213,18 +251,19 @@ def markdown(found: dict[str, Any]) -> str:
   lines = [
     "# Scores by budget",
     "",
-    "95 % intervals by the bootstrap over images, videos or pairs; against"
-    " dense: the paired difference. Visual KV: entries read a query head, and"
-    " the union over a KV group.",
+    "95 % intervals by the bootstrap over clusters: items that share an image,"
+    " a video or a pair, where a data set's files say so, else single items;"
+    " with fewer than ten there is none. Against dense: the paired difference."
+    " Visual KV: entries read a query head, and the union over a KV group.",
   ]
   for task, conditions_of in found["tasks"].items():
     lines += [
       "",
       f"## {task}",
       "",
-      "| condition | score | against dense | n | unparsed | failed | visual KV"
-      " | unique |",
-      "| --- " * 8 + "|",
+      "| condition | score | against dense | n | clusters | unparsed | failed"
+      " | visual KV | unique |",
+      "| --- " * 9 + "|",
     ]
     for name, of in conditions_of.items():
       kv, against = of["visual_kv"], of.get("against_dense")
@@ -234,7 +273,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"{against['difference']:+.1f}{_range(against['interval_95'])}"
         if against
         else "",
-        *(str(of[key]) for key in ("n", "unparsed", "failed")),
+        *(str(of[key]) for key in ("n", "clusters", "unparsed", "failed")),
         f"{kv['per_query_head']:.1f}",
         f"{kv['unique_per_kv_head']:.1f}",
       ]

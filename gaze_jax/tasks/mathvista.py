@@ -95,6 +95,7 @@ def _task(name: str, prompt, max_tokens: int, paper: float | None) -> Task:
           lambda fields: fields["pid"],
           ("pid", *_FIELDS),
           picture="decoded_image",
+          optional=("image",),
         ),
       ),
       Files(("data/testmini.json",), _official),
@@ -102,6 +103,7 @@ def _task(name: str, prompt, max_tokens: int, paper: float | None) -> Task:
     items=1000,
     prompt=prompt,
     metric=lambda fields: "mathvista",
+    cluster=lambda fields: str(fields.get("image") or fields["pid"]),
     max_tokens=max_tokens,
     source="AI4Math/MathVista, split testmini; or data/testmini.json with"
     " images/",

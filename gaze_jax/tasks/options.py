@@ -156,7 +156,9 @@ def literal_list(text: Any) -> list[str] | None:
 
 
 def _seed_tables(folder: str, files: Sequence[str]) -> Iterator[Item]:
-  found = tables.rows(files, (*_SEED, *_CHOICES), pictures=["image"])
+  found = tables.rows(
+    files, (*_SEED, *_CHOICES), optional=["data_id"], pictures=["image"]
+  )
   for fields, cells in found:
     if fields["data_type"] == "image":
       cell = cells["image"]
@@ -281,6 +283,7 @@ TASKS = (
     items=14233,
     prompt=lambda fields: lettered(fields["question"], fields["options"]),
     metric=lambda fields: "mc5",
+    cluster=lambda fields: str(fields.get("data_id") or fields["question_id"]),
     source="lmms-lab-encoder/SEED-Bench, split test; its images alone",
   ),
   Task(
@@ -304,12 +307,17 @@ TASKS = (
     forms=(
       Files(
         ("**/test_2d.parquet", "**/test_3d.parquet"),
-        of_table(lambda fields: fields["idx"], _CV_BENCH),
+        of_table(
+          lambda fields: fields["idx"],
+          _CV_BENCH,
+          optional=("source_filename",),
+        ),
       ),
     ),
     items=2638,
     prompt=_cv_bench,
     metric=lambda fields: "cv_bench",
+    cluster=lambda fields: str(fields.get("source_filename") or fields["idx"]),
     max_tokens=1024,
     source="nyu-visionx/CV-Bench, test_2d.parquet and test_3d.parquet",
   ),

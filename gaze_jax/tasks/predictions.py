@@ -81,9 +81,10 @@ def settings(out: pathlib.Path, task: str) -> dict[str, Any]:
 
 
 def read(out: pathlib.Path, task: str) -> dict[str, Prediction]:
-  """The predictions of a task so far, by id; the first of each id.
+  """The predictions of a task so far, by id.
 
-  A last line that was cut off is dropped.
+  Of several the first counts, but one with an error gives way to one without. A
+  last line that was cut off is dropped.
 
   Raises:
     errors.GazeError: another line is broken.
@@ -98,7 +99,9 @@ def read(out: pathlib.Path, task: str) -> dict[str, Prediction]:
           f"{path}, line {number}: no prediction; delete the line, and its item"
           " is asked again"
         )
-      found.setdefault(one.id, one)
+      known = found.get(one.id)
+      if known is None or (known.error and not one.error):
+        found[one.id] = one
   return found
 
 
@@ -134,14 +137,14 @@ def begin(out: pathlib.Path, task: str, made_by: dict[str, Any]) -> None:
   where = folder(out, task)
   where.mkdir(parents=True, exist_ok=True)
   if (where / _SETTINGS).is_file():
-    _check_same(settings(out, task), made_by, where)
+    check_same(settings(out, task), made_by, where)
     return
   text = json.dumps(made_by | schema.stamp("predictions"), indent=2)
   whole_file.write(where / _SETTINGS, text + "\n")
 
 
 class Writer:
-  """Appends predictions, each line whole and on disk before the next.
+  """Appends predictions, each line whole and with the system before the next.
 
   Args:
     out: of the run.
@@ -173,12 +176,22 @@ def _drop_torn_line(path: pathlib.Path) -> None:
     os.truncate(path, len(text) - whole)
 
 
-def _check_same(
-  old: dict[str, Any], new: dict[str, Any], where: pathlib.Path
+def check_same(
+  old: dict[str, Any], new: dict[str, Any], where: pathlib.Path | str
 ) -> None:
-  for key in {**old, **new}:
-    if key not in _FREE and old.get(key) != new.get(key):
+  """Refuses what was made by something else.
+
+  Args:
+    old: what it was made by.
+    new: what is given now.
+    where: names it in the error.
+
+  Raises:
+    errors.GazeError: naming the first difference.
+  """
+  for key in old:
+    if key not in _FREE and old[key] != new.get(key):
       raise errors.GazeError(
-        f"{where}: its predictions were made with {key} = {old.get(key)!r}, and"
-        f" now it is {new.get(key)!r}: choose another --out, or delete them"
+        f"{where}: predictions were made with {key} = {old[key]!r}, and now it"
+        f" is {new.get(key)!r}: choose another --out, or delete them"
       )

@@ -43,10 +43,12 @@ def rows(
   return out
 
 
-def headline(task: task_lib.Task, some: Sequence[totals.Row]) -> float:
+def headline(
+  task: task_lib.Task, some: Sequence[totals.Row], protocol: str
+) -> float:
   """The score of rows; NaN if they have none."""
   try:
-    figures = totals.total(task.total or task.name, some)
+    figures = totals.total(task.total or task.name, some, protocol)
   except scoring.ScoringError:
     return math.nan
   return _score_of(task, figures)
@@ -54,7 +56,7 @@ def headline(task: task_lib.Task, some: Sequence[totals.Row]) -> float:
 
 def _score_of(task: task_lib.Task, figures: Figures) -> float:
   score = figures[totals.TOTALS[task.total or task.name].headline]
-  return score * (100 if task.percent else 1)
+  return score * (1 if task.counted else task.most)
 
 
 def of_task(
@@ -90,10 +92,11 @@ def of_task(
     if not one.error
   )
   complete = len(asked) == expected == task.items
-  figures, why = _figures(task, scored, complete)
+  figures, why = _figures(task, scored, protocol, complete)
   return {
     "headline": totals.TOTALS[task.total or task.name].headline,
     "score": _score_of(task, figures) if figures else None,
+    "most": task.most,
     "paper": task.paper,
     "metrics": figures,
     "n": len(scored),
@@ -112,11 +115,14 @@ def of_task(
 
 
 def _figures(
-  task: task_lib.Task, some: Sequence[totals.Row], complete: bool
+  task: task_lib.Task,
+  some: Sequence[totals.Row],
+  protocol: str,
+  complete: bool,
 ) -> tuple[Figures, str]:
   """All figures, or why there are none of a part of the items."""
   try:
-    return totals.total(task.total or task.name, some), ""
+    return totals.total(task.total or task.name, some, protocol), ""
   except scoring.ScoringError as error:
     if complete or not some:
       raise
@@ -157,10 +163,13 @@ def markdown(results: Figures) -> str:
     lines.append(f"| {' | '.join(cells)} |")
     notes += [f"* {name}: {note}" for note in of["notes"]]
   if average := results.get("average"):
-    lines += ["", f"Mean of {', '.join(average['of'])}: {average['score']:.1f}"]
-  protocol = results["made_by"]["protocol"]
-  made = dict.fromkeys(_asked_as(of) for of in results["tasks"].values())
-  lines += ["", *notes, "", f"Protocol `{protocol}`. {' '.join(made)}"]
+    told = f"Mean of {', '.join(average['of'])}, each of 100"
+    lines += ["", f"{told}: {average['score']:.1f}"]
+  asked: dict[str, list[str]] = {}
+  for name, of in results["tasks"].items():
+    asked.setdefault(_asked_as(of), []).append(name)
+  lines += ["", *notes, ""]
+  lines += [f"* {', '.join(names)}: {how}" for how, names in asked.items()]
   return "\n".join(lines) + "\n"
 
 
@@ -182,6 +191,7 @@ def _asked_as(of: Figures) -> str:
   chosen = ", drawn at random" if made["regions"] == "random" else ""
   frames = f", {made['frames']} frames" if made["frames"] else ""
   return (
-    f"Asked with {budget}{chosen}{frames}, greedy, in {made['dtype']}; model"
-    f" {made['model'][:12]}, gaze_jax {made['code']}."
+    f"asked with {budget}{chosen}{frames}, greedy, in {made['dtype']}; scored"
+    f" by protocol `{of['protocol']}`; model {made['model'][:12]}, gaze_jax"
+    f" {made['code']}."
   )

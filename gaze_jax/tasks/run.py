@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import tqdm
 from absl import logging
 
 from gaze_jax import errors
+from gaze_jax import json_file
 from gaze_jax import schema
 from gaze_jax import whole_file
 from gaze_jax.api import identity
@@ -26,6 +28,13 @@ from gaze_jax.tasks import results as results_lib
 from gaze_jax.tasks import task as task_lib
 
 _EXAMPLES = 5  # of media that are missing
+# What predictions share with the files that they are scored with.
+_FILES = ("files", "prompts_sha256")
+# Metrics whose answers are letters or labels.
+_NAMED = {
+  *("videomme_letter", "mc5", "mmmu_mc", "mmbench", "cv_bench", "mmvp"),
+  *("scienceqa", "mme_label", "pope_label", "tempcompass_yes_no"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +65,28 @@ Loaded = dict[str, tuple[list[task_lib.Item], list[task_lib.Item]]]
 def load(suite: Suite) -> Loaded:
   """Reads the files of all tasks.
 
+  Items about one video follow each other; others are in the order of the files.
+
   Raises:
     errors.GazeError: a task's files are not there, lack a column, or have an
-      item without a prompt or a gold.
+      item without a prompt or a gold; or a task to average is not asked.
   """
+  names = [task.name for task in suite.tasks]
+  if unknown := [name for name in suite.average if name not in names]:
+    raise errors.GazeError(f"--average: {unknown[0]} is none of --tasks")
   out = {}
   for task in suite.tasks:
     every = task_lib.items(task, suite.data)
+    if len(every) != task.items:
+      logging.warning(
+        "%s: %d items, and the published set has %d",
+        *(task.name, len(every), task.items),
+      )
     _check_items(task, every)
-    out[task.name] = every, task_lib.limited(task, every, suite.limit)
+    asked = task_lib.limited(task, every, suite.limit)
+    if not task.video:
+      asked = sorted(asked, key=lambda item: item.place)
+    out[task.name] = every, asked
   return out
 
 
@@ -87,27 +109,32 @@ def run(
     out: gets predictions/, results.json and results.md.
 
   Returns:
-    What results.json holds.
+    What results.json holds; nothing but on process 0.
 
   Raises:
     errors.GazeError: media are missing, or `out` holds predictions of another
       model.
   """
   for task in suite.tasks:
-    every, asked = loaded[task.name]
-    _check_count(task, every)
-    _check_media(task, asked, suite.partial or options.blind)
+    if not options.blind:
+      _check_media(task, loaded[task.name][1], suite.partial)
   with model.on_mesh():
     name = identity.of(model)
   for task in suite.tasks:
     every, asked = loaded[task.name]
-    made_by = _made_by(model, name, task, every, suite, options)
+    made_by = _made_by(model, name, task, options) | _of_files(
+      task, suite.data, every
+    )
     _ask(model, suite, task, asked, options, out, made_by)
-  return score(suite, loaded, out) if processes.is_first() else {}
+  found = score(suite, loaded, out) if processes.is_first() else {}
+  processes.share("scored")  # the others wait for it, and not in JAX's way out
+  return found
 
 
 def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
   """Scores the predictions in a folder; writes results.json and results.md.
+
+  Other tasks that results.json has stay there.
 
   Args:
     suite: the tasks.
@@ -115,13 +142,19 @@ def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
     out: of `run`.
 
   Raises:
-    errors.GazeError: predictions are missing and `suite.partial` is not set.
+    errors.GazeError: predictions are missing and `suite.partial` is not set, or
+      they are of other files.
   """
   tasks, timing = {}, {}
   for task in suite.tasks:
     every, asked = loaded[task.name]
-    found = predictions_lib.read(out, task.name)
     made_by = predictions_lib.settings(out, task.name)
+    predictions_lib.check_same(
+      {key: made_by.get(key) for key in _FILES},
+      _of_files(task, suite.data, every),
+      predictions_lib.folder(out, task.name),
+    )
+    found = predictions_lib.read(out, task.name)
     missing = [item.id for item in asked if item.id not in found]
     if missing and not suite.partial:
       raise errors.GazeError(
@@ -134,11 +167,11 @@ def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
     )
     tasks[task.name] = figures | {"made_by": made_by}
     timing[task.name] = sum(one.seconds for one in found.values())
+  before = _stored(out)
   results = schema.stamp("results") | {
-    "made_by": {"protocol": suite.protocol},
-    "tasks": tasks,
+    "tasks": before["tasks"] | tasks,
     **_average(suite, tasks),
-    "timing": timing,
+    "timing": before["timing"] | timing,
   }
   text = json.dumps(results, indent=2, ensure_ascii=False)
   whole_file.write(out / "results.json", text + "\n")
@@ -146,24 +179,28 @@ def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
   return results
 
 
+def _stored(out: pathlib.Path) -> dict[str, Any]:
+  """The results that a folder has already."""
+  path = out / "results.json"
+  if not path.is_file():
+    return {"tasks": {}, "timing": {}}
+  found = json_file.read(path, errors.GazeError)
+  schema.read(found, path, "results")
+  return found
+
+
 def _average(suite: Suite, tasks: Mapping[str, Any]) -> dict[str, Any]:
-  """The mean of an explicit list of tasks, and of nothing else."""
+  """The mean of an explicit list of tasks, each of 100, and of nothing else."""
   if not suite.average:
     return {}
   for name in suite.average:
-    if name not in tasks or tasks[name]["score"] is None:
+    if tasks[name]["score"] is None:
       raise errors.GazeError(f"--average: {name} has no score here")
-  scores = [tasks[name]["score"] for name in suite.average]
+  scores = [
+    100 * tasks[name]["score"] / tasks[name]["most"] for name in suite.average
+  ]
   mean = sum(scores) / len(scores)
   return {"average": {"of": list(suite.average), "score": mean}}
-
-
-def _check_count(task: task_lib.Task, every: Sequence[task_lib.Item]) -> None:
-  if len(every) != task.items:
-    logging.warning(
-      "%s: %d items, and the published set has %d",
-      *(task.name, len(every), task.items),
-    )
 
 
 def _check_items(task: task_lib.Task, every: Iterable[task_lib.Item]) -> None:
@@ -174,19 +211,32 @@ def _check_items(task: task_lib.Task, every: Iterable[task_lib.Item]) -> None:
   """
   for item in every:
     try:
-      prompt_of(task, item)
-      results_lib.verdict(task, item, "A", "default")
-    except (TypeError, AttributeError, ValueError, KeyError) as error:
+      task_lib.prompt_of(task, item)
+      why = "" if _has_gold(task, item) else "no answer to it would be right"
+    except (
+      *(TypeError, AttributeError, ValueError, KeyError),
+      errors.GazeError,
+    ) as error:
+      why = f"{type(error).__name__}: {error}"
+    if why:
       cells = skipped.one_line(repr(item.fields))[:300]
       raise errors.GazeError(
-        f"{task.name}: item {item.id!r} has no prompt or no gold"
-        f" ({type(error).__name__}: {error}): {cells}"
-      ) from None
+        f"{task.name}: item {item.id!r} has no prompt or no gold ({why}):"
+        f" {cells}"
+      )
 
 
-def prompt_of(task: task_lib.Task, item: task_lib.Item) -> str:
-  """The prompt, with dots for the subtitles, which depend on the frames."""
-  return task.prompt(item.fields | {"subtitles": item.subtitles and "..."})
+def _has_gold(task: task_lib.Task, item: task_lib.Item) -> bool:
+  """Whether an answer can be right, where it is a letter or a label.
+
+  Of MLVU two published items have none; what answers in words has its gold.
+  """
+  tried = [*string.ascii_uppercase, "yes", "no"]
+  values = [
+    results_lib.verdict(task, item, text, "default").value for text in tried
+  ]
+  named = task.metric(item.fields) in _NAMED
+  return any(values) or not named
 
 
 def _check_media(
@@ -220,38 +270,47 @@ def _check_media(
 
 
 def _made_by(
-  model: Any,
-  name: str,
-  task: task_lib.Task,
-  every: Sequence[task_lib.Item],
-  suite: Suite,
-  options: asking.Options,
+  model: Any, name: str, task: task_lib.Task, options: asking.Options
 ) -> dict[str, Any]:
-  """What a prediction depends on, fit for JSON."""
-  _, files = task_lib.found(task, suite.data)
-  folder = os.path.join(suite.data, task.folder)
-  prompts = [prompt_of(task, item) for item in every]
-  digest = hashlib.sha256("\0".join(prompts).encode("utf-8", "replace"))
+  """What a prediction depends on, but for the task's files; fit for JSON."""
   return {
     "model": name,
+    "tokenizer": model.tokenizer.fingerprint(),
     "budget": {"top_k": options.top_k, "share": options.share},
     "regions": options.regions,
     "blind": options.blind,
     "frames": options.frames if task.video else None,
+    "max_pixels": model.config.data.max_pixels,
     "max_tokens": task.max_tokens,
     "decoding": "greedy",
     "batch_size": options.batch_size,
     "dtype": model.config.model.decoder.dtype,
     "system": task.system,
     "begins": task.begins,
+    "code": importlib.metadata.version("gaze_jax"),
+  }
+
+
+def _of_files(
+  task: task_lib.Task, data: str, every: Sequence[task_lib.Item]
+) -> dict[str, Any]:
+  """A task's files and prompts, by which predictions are known to be of them.
+
+  Files are hashed by process 0, and known to the others by their names.
+  """
+  _, files = task_lib.found(task, data)
+  folder = os.path.join(data, task.folder)
+  first = processes.is_first()
+  prompts = [task_lib.prompt_of(task, item) for item in every]
+  digest = hashlib.sha256("\0".join(prompts).encode("utf-8", "replace"))
+  return {
     "prompt": prompts[0],
     "prompts_sha256": digest.hexdigest(),
     "files": {
-      os.path.relpath(path, folder): _sha256(path)
+      os.path.relpath(path, folder): _sha256(path) if first else ""
       for some in files
       for path in some
     },
-    "code": importlib.metadata.version("gaze_jax"),
   }
 
 
@@ -268,25 +327,34 @@ def _digest(path: str, *about: int) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _done(
+def _begun(
   out: pathlib.Path, task: task_lib.Task, made_by: dict[str, Any]
-) -> set[str]:
-  """Items that have a prediction, as process 0 knows them; for all of them.
+) -> dict[str, predictions_lib.Prediction]:
+  """The predictions so far, as process 0 has them, for all of them.
+
+  Those of items that could not be asked are left out: they are asked again.
 
   Raises:
-    errors.GazeError: they were made by something else.
+    errors.GazeError: they were made by something else, or process 0 was given
+      something else than this one.
   """
-  found: dict[str, Any] = {}
+  told: dict[str, Any] = {"made_by": made_by}
   if processes.is_first():
     try:
       predictions_lib.begin(out, task.name, made_by)
-      found["done"] = sorted(predictions_lib.read(out, task.name))
+      found = predictions_lib.read(out, task.name).values()
+      told["done"] = [dataclasses.asdict(one) for one in found if not one.error]
     except errors.GazeError as error:
-      found["error"] = str(error)
-  found = json.loads(processes.share(json.dumps(found)) or "{}")
-  if "error" in found:
-    raise errors.GazeError(found["error"])
-  return set(found["done"])
+      told["error"] = str(error)
+  told = json.loads(processes.share(json.dumps(told)) or "{}")
+  if "error" in told:
+    raise errors.GazeError(told["error"])
+  theirs = told["made_by"]
+  theirs["files"] = dict.fromkeys(theirs["files"], "")
+  mine = made_by | {"files": dict.fromkeys(made_by["files"], "")}
+  predictions_lib.check_same(theirs, mine, "process 0")
+  done = [predictions_lib.Prediction(**one) for one in told["done"]]
+  return {one.id: one for one in done}
 
 
 def _ask(
@@ -299,30 +367,29 @@ def _ask(
   made_by: dict[str, Any],
 ) -> None:
   """Asks the items that have no prediction yet; shows the score so far."""
-  first = processes.is_first()
-  done = _done(out, task, made_by)
+  done = _begun(out, task, made_by)
   by_id = {item.id: item for item in items}
   wanted = [item for item in items if item.id not in done]
-  value, count = 0.0, 0
   answers = asking.ask(model, task, wanted, options)
-  bar = tqdm.tqdm(
-    total=len(items),
-    initial=len(items) - len(wanted),
-    desc=task.name,
-    mininterval=1,
-    disable=not first,
-  )
-  if not first:
+  if not processes.is_first():
     for _ in answers:
       pass
     return
+  value = lambda one: (
+    0.0
+    if one.error
+    else results_lib.verdict(
+      task, by_id[one.id], one.text, suite.protocol
+    ).value
+  )
+  values = [value(one) for one in done.values() if one.id in by_id]
+  right, count = sum(values), len(values)
+  bar = tqdm.tqdm(
+    total=len(items), initial=count, desc=task.name, mininterval=1
+  )
   with predictions_lib.Writer(out, task.name) as writer, bar:
     for one in answers:
       writer.write(one)
-      if not one.error:
-        item = by_id[one.id]
-        found = results_lib.verdict(task, item, one.text, suite.protocol)
-        value += found.value
-      count += 1
-      bar.set_postfix_str(f"{100 * value / count:.1f} % so far")
+      right, count = right + value(one), count + 1
+      bar.set_postfix_str(f"{100 * right / count:.1f} % so far")
       bar.update()

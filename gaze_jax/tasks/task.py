@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from gaze_jax.tasks import media
 
 Fields = dict[str, Any]
 
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 # How the instruction begins and ends is part of a protocol: prompts are as
 # lmms-eval 0.7.3 writes them, unless a task's note says otherwise.
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -81,7 +83,9 @@ class Task:
     total: of `totals.TOTALS`; the name by default.
     paper: the headline in the paper's table, or None: of its 4B model with
       Gaze, of images at 144 + 4 entries, of videos at 4K.
-    percent: whether the headline is a share, printed times 100.
+    most: points that the headline has at most; it is a share of these, or
+      counts them itself.
+    counted: whether the headline counts points, and is no share.
     video: whether items are videos.
     note: what must be known beside its figure.
   """
@@ -101,7 +105,8 @@ class Task:
   max_tokens: int = 16
   total: str = ""
   paper: float | None = None
-  percent: bool = True
+  most: float = 100.0
+  counted: bool = False
   video: bool = False
   note: str = ""
 
@@ -127,6 +132,7 @@ def found(task: Task, data: str) -> tuple[Files, list[list[str]]]:
     if all(files):
       for pattern, some in zip(form.patterns, files, strict=True):
         _check_one(task, pattern, some)
+        _check_shards(task, some)
       return form, files
   wanted = "; or ".join(", ".join(form.patterns) for form in task.forms)
   raise samples.DataError(
@@ -141,6 +147,21 @@ def _check_one(task: Task, pattern: str, some: Sequence[str]) -> None:
     raise samples.DataError(
       f"{task.name}: {', '.join(some[:3])}: keep one of these {len(some)}"
     )
+
+
+def _check_shards(task: Task, some: Sequence[str]) -> None:
+  """Refuses a table of which a part is missing: NAME-00001-of-00003."""
+  found: dict[tuple[str, int], set[int]] = {}
+  for path in some:
+    if parts := _SHARD.search(path):
+      name = path[: parts.start()], int(parts[2])
+      found.setdefault(name, set()).add(int(parts[1]))
+  for (name, count), numbers in found.items():
+    if missing := sorted(set(range(count)) - numbers):
+      raise samples.DataError(
+        f"{task.name}: {name}-{missing[0]:05d}-of-{count:05d} is missing, and"
+        f" {len(missing)} of {count} in all: download the rest"
+      )
 
 
 def items(task: Task, data: str) -> list[Item]:
@@ -166,6 +187,11 @@ def items(task: Task, data: str) -> list[Item]:
   for item in out.values():
     clusters.setdefault(cluster(task, item), []).append(item)
   return [item for some in clusters.values() for item in some]
+
+
+def prompt_of(task: Task, item: Item) -> str:
+  """The prompt, with dots for the subtitles, which depend on the frames."""
+  return task.prompt(item.fields | {"subtitles": item.subtitles and "..."})
 
 
 def cluster(task: Task, item: Item) -> str:

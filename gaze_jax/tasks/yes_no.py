@@ -96,7 +96,8 @@ TASKS = (
     },
     source="lmms-lab-encoder/MME, split test; or the official folders of .txt",
     paper=1590.0,
-    percent=False,
+    most=2000.0,
+    counted=True,
     note="Perception, of 2,000 points.",
   ),
   Task(

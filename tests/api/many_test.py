@@ -180,11 +180,14 @@ def test_what_cannot_be_asked_is_told_by_number_and_passed_over(ours, picture):
     api.Request("", **FEW),
   ]
   told = []
-  got = list(
-    ours.generate_many(asked, batch_size=2, on_error=lambda *e: told.append(e))
+  got = dict(
+    ours.generate_as_completed(
+      asked, batch_size=2, on_error=lambda *error: told.append(error)
+    )
   )
-  for one, request in zip(got, (asked[0], asked[2]), strict=True):
-    same(one, alone(ours, request))
+  assert got.keys() == {0, 2}
+  for number, one in got.items():
+    same(one, alone(ours, asked[number]))
   assert [number for number, _ in told] == [1, 3]
   assert "names 1 <image>" in str(told[0][1])
   with pytest.raises(errors.GazeError, match="request 1: "):
@@ -224,3 +227,13 @@ def test_random_rows_have_pools_of_their_own(ours, picture):
   ):
     for one, other in zip(got, want, strict=True):
       same(one, other)
+
+
+def test_a_long_answer_holds_up_nobody_elses(ours):
+  """A short answer that is asked for later comes first, by its number."""
+  asked = [api.Request("long", max_tokens=64)]
+  asked += [api.Request(f"short {i}", max_tokens=2) for i in range(3)]
+  got = list(ours.generate_as_completed(asked, batch_size=2))
+  assert [number for number, _ in got][-1] == 0
+  for number, one in got:
+    same(one, alone(ours, asked[number]))

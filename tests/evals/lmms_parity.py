@@ -345,6 +345,7 @@ def their_totals(rows: list[dict]) -> dict[tuple[str, str], float]:
     ("mmmu_val", "mean"): mmmu.mmmu_aggregate_results(subjects),
     ("cv_bench", "mean"): cv_bench.cv_bench_default_aggregate_results(sources),
     ("pope", "f1"): pope.pope_aggregate_f1_score(yes),
+    ("pope", "yes_ratio"): pope.pope_aggregate_yes_ratio(yes),
     ("pope", "accuracy"): pope.pope_aggregate_accuracy(yes),
     ("pope", "precision"): pope.pope_aggregate_precision(yes),
     ("pope", "recall"): pope.pope_aggregate_recall(yes),
@@ -371,6 +372,7 @@ def compare_totals(n: int, seed: int) -> int:
         "source": some("ADE20K", "COCO", "Omni3D"),
         "answer": some("yes", "no"),
         "said": some("yes", "no"),
+        "split": some("random", "popular", "adversarial"),
         "score": float(rng.random() < 0.7),
       }
       for i in range(2)
@@ -381,7 +383,7 @@ def compare_totals(n: int, seed: int) -> int:
       task,
       [
         totals.Row(
-          row | {"question_type": row["task"], "category": "random"}
+          row | {"question_type": row["task"], "category": row["split"]}
           if task != "mme"
           else row,
           scoring.Verdict(
@@ -393,6 +395,7 @@ def compare_totals(n: int, seed: int) -> int:
         )
         for row in rows
       ],
+      "lmms",
     )[figure]
     same = abs(ours - value) < (1e-5 if task == "mmmu_val" else 1e-9)
     left += not same

@@ -215,3 +215,26 @@ def test_mmbench_is_circular():
 def test_what_is_not_there_is_named(task, some, says):
   with pytest.raises(ScoringError, match=says):
     totals.total(task, some)
+
+
+def test_pope_as_lmms_eval_pools_it():
+  """By hand: two splits together, and the share of yes among golds."""
+  row = lambda said, gold, split: (
+    float(said == gold),
+    said,
+    {"answer": gold, "category": split},
+  )
+  some = rows(
+    row("yes", "yes", "random"),
+    row("yes", "no", "random"),
+    row("no", "yes", "popular"),
+    row("no", "no", "popular"),
+    row("yes", "yes", "popular"),
+  )
+  out = totals.total("pope", some, "lmms")
+  # 2 of 3 that say yes are right, and 2 of 3 golds are found.
+  assert out["precision"] == out["recall"] == out["f1"] == pytest.approx(2 / 3)
+  assert out["yes_ratio"] == 0.6 and out["accuracy"] == 0.6
+  by_split = totals.total("pope", some)
+  assert by_split["f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+  assert by_split["yes_ratio"] == pytest.approx((1 + 1 / 3) / 2)

@@ -4,7 +4,6 @@ tests/lmms/outside_proof.py holds it against lmms-eval itself.
 """
 
 import importlib
-import json
 import subprocess
 import sys
 import types
@@ -16,6 +15,7 @@ from PIL import Image
 from gaze_jax import api
 from gaze_jax import errors
 from gaze_jax import lmms
+from gaze_jax.tasks import predictions
 from tests.lmms import stub
 
 RED = Image.new("RGB", (6, 4), (200, 0, 0))
@@ -37,11 +37,18 @@ def loaded(monkeypatch, tiny_config):
   class Model:
     config = tiny_config()
 
-    def generate_many(self, requests, *, batch_size, progress):
-      seen.batch = batch_size
-      for request in requests:
+    def generate_as_completed(
+      self, requests, *, batch_size, progress, on_error
+    ):
+      seen.batch, done = batch_size, []
+      for number, request in enumerate(requests):
+        if request.question == "too long":
+          on_error(number, errors.GazeError("a limit"))
+          continue
         seen.requests.append(request)
-        yield types.SimpleNamespace(text=f"{request.question} END. more")
+        text = f"{request.question} END. more"
+        done.append((number, types.SimpleNamespace(text=text)))
+      yield from reversed(done)
 
   def load(directory, **how):
     seen.loads.append((directory, how))
@@ -103,7 +110,7 @@ def test_what_a_request_becomes(model_lib, loaded):
   assert len(third.images) == 1
   # What lmms-eval keeps of an answer is what it is given.
   kinds = [(kind, text) for kind, _, text in model.cache_hook.kept]
-  assert kinds == [("generate_until", text) for text in texts]
+  assert kinds == [("generate_until", text) for text in reversed(texts)]
   assert options == given  # tasks share it
 
 
@@ -140,36 +147,60 @@ def test_what_it_cannot_do_names_the_remedy(model_lib, loaded):
     model.loglikelihood([])
   with pytest.raises(NotImplementedError, match="variant of one round"):
     model.generate_until_multi_round([])
-  with pytest.raises(errors.GazeError, match="no picture and no video"):
-    ask(model, ("q", {}, [{"array": 1}]))
+
+
+def test_what_cannot_be_asked_has_an_empty_answer(model_lib, loaded, caplog):
+  """One bad item of thousands ends no run; it is said."""
+  model = model_lib.GazeJax("dir")
+  texts = ask(
+    model,
+    ("first", {}, None),
+    ("sound", {}, [{"array": 1}]),
+    ("too long", {}, None),
+    ("last", {}, None),
+  )
+  assert texts == ["first END. more", "", "", "last END. more"]
+  told = caplog.text
+  assert "request 1 has no answer: mme: what it shows is no picture" in told
+  assert "request 2 has no answer: a limit" in told
 
 
 def stored(folder, *lines):
   """Predictions of (place, prompt, text)."""
-  where = folder / "predictions" / "mme"
-  where.mkdir(parents=True)
-  rest = dict(tokens=1, per_query_head=1.0, unique_per_kv_head=1.0, dense=4)
-  rest |= dict(frames=[], seconds=0.1, error="")
-  text = ""
-  for number, (place, prompt, said) in enumerate(lines):
-    one = dict(id=str(number), place=place, prompt=prompt, text=said)
-    text += json.dumps(one | rest) + "\n"
-  (where / "0.jsonl").write_text(text)
+  predictions.begin(folder, "mme", {"model": "m"})
+  with predictions.Writer(folder, "mme") as writer:
+    for place, prompt, said in lines:
+      writer.write(
+        predictions.Prediction(str(place), place, prompt=prompt, text=said)
+      )
 
 
-def test_stored_answers_are_found_by_prompt(model_lib, tmp_path):
-  """Of one prompt in the order of the files, whatever that of the answers."""
-  lines = [(2, "same", "third END x"), (0, "same", "first"), (1, "other", "no")]
-  stored(tmp_path, *lines)
+def test_stored_answers_are_found_by_place_and_prompt(model_lib, tmp_path):
+  stored(
+    tmp_path, (2, "same", "third END x"), (0, "same", "first"), (1, "b", "no")
+  )
   model = model_lib.GazeJax(predictions=str(tmp_path))
-  asked = [(c, {"until": "END"}, None) for c in ("same", "other", "same")]
+  asked = [(c, {"until": "END"}, None) for c in ("same", "b", "same")]
   assert ask(model, *asked) == ["first", "no", "third "]
-  # All of a prompt are given once.
+
+
+def test_an_answer_that_may_be_of_another_document_is_refused(
+  model_lib, tmp_path
+):
+  """Other files, another order: a prompt that one has is found, not of two."""
+  stored(tmp_path, (0, "same", "a"), (1, "alone", "b"), (2, "same", "c"))
   model = model_lib.GazeJax(predictions=str(tmp_path))
-  with pytest.raises(errors.GazeError, match="mme, document 1, whose prompt"):
-    ask(model, ("same", {}, None), ("another", {}, None))
-  with pytest.raises(errors.GazeError, match="document 2"):
-    ask(model, *[("same", {}, None)] * 3)
+  assert ask(model, ("alone", {}, None)) == ["b"]
+  with pytest.raises(errors.GazeError, match="document 1: .* several have it"):
+    ask(model, ("alone", {}, None), ("same", {}, None))
+  with pytest.raises(errors.GazeError, match="document 0: .* none has it"):
+    ask(model, ("another", {}, None))
+
+
+def test_places_of_pictures_are_no_part_of_a_prompt(model_lib, tmp_path):
+  stored(tmp_path, (0, "Of <image> and image 1?", "yes"))
+  model = model_lib.GazeJax(predictions=str(tmp_path))
+  assert ask(model, ("Of <image 1> and <image 1>?", {}, None)) == ["yes"]
 
 
 def test_names_of_tasks_that_differ(model_lib, tmp_path):
@@ -178,3 +209,7 @@ def test_names_of_tasks_that_differ(model_lib, tmp_path):
   model.task_dict = {"proof": {"test": [None]}}
   one = types.SimpleNamespace(args=("q", {}, None, 0, "proof", "test"))
   assert model.generate_until([one]) == ["said"]
+  with pytest.raises(errors.GazeError, match="no predictions of gqa there"):
+    model.generate_until(
+      [types.SimpleNamespace(args=("q", {}, None, 0, "gqa", "test"))]
+    )

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import types
 
 import pytest
 from PIL import Image
@@ -30,16 +31,20 @@ class Scripted:
   refused: tuple[str, ...] = ()
   asked: list = dataclasses.field(default_factory=list)
 
+  @property
+  def tokenizer(self):
+    return types.SimpleNamespace(fingerprint=lambda: "a tokenizer")
+
   def on_mesh(self):
     return contextlib.nullcontext()
 
-  def generate_many(self, requests, *, batch_size, on_error):
+  def generate_as_completed(self, requests, *, batch_size, on_error):
     waiting = collections.deque()  # requests are taken ahead, as a pool does
     for number, request in enumerate(requests):
       if request.question in self.refused:
         on_error(number, errors.GazeError("too long by far"))
         continue
-      waiting.append(request)
+      waiting.append((number, request))
       if len(waiting) > batch_size:
         yield self._next(waiting)
     while waiting:
@@ -48,8 +53,10 @@ class Scripted:
   def _next(self, waiting):
     if len(self.asked) == self.dies_at:
       raise KeyboardInterrupt
-    self.asked.append(waiting.popleft())
-    return self._answer(self.asked[-1])
+    waiting.rotate(1 if len(self.asked) % 3 else 0)  # and end in any order
+    number, request = waiting.popleft()
+    self.asked.append(request)
+    return number, self._answer(request)
 
   def _answer(self, request):
     shown = [*request.images, *(f for v in request.videos for f in v)]

@@ -1,5 +1,6 @@
 """Scores of one model by budget: intervals by hand, pairs, controls."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -22,6 +23,21 @@ def rows(values, **fields):
     totals.Row(doc, scoring.Verdict(float(value), "x"))
     for doc, value in zip(some, values, strict=True)
   ]
+
+
+def test_means_of_items_are_what_their_total_gives():
+  """The short way of a mean, and the long one, on the same samples."""
+  rng = np.random.default_rng(0)
+  values = rng.random(40)
+  clusters = [str(x) for x in rng.integers(12, size=40)]
+  some = {"dense": rows(values)}
+  short = curve.bootstrap(GQA, some, clusters, draws=20)["dense"]
+  total = dataclasses.replace(totals.TOTALS["gqa"], of_items=False)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(totals.TOTALS, "gqa", total)
+    long = curve.bootstrap(GQA, some, clusters, draws=20)["dense"]
+  np.testing.assert_allclose(short, long, rtol=1e-12)
+  assert short.std() > 0.5
 
 
 def test_clusters_are_drawn_whole():
@@ -95,12 +111,13 @@ def test_each_budget_is_asked_by_score_and_at_random():
   assert {one.batch_size for one in asked.values()} == {3}
 
 
-def test_the_curve_of_a_model(gqa, scripted, tmp_path):
+def test_the_curve_of_a_model(gqa, scripted, tmp_path, monkeypatch):
   task, data = gqa
+  monkeypatch.setattr(curve, "_LEAST_CLUSTERS", 3)
   suite = run.Suite(tasks=[task], data=data)
   model = scripted()
   asked = curve.conditions([1], asking.Options())
-  found = curve.run(model, suite, asked, tmp_path / "out")
+  found = curve.run(model, suite, run.load(suite), asked, tmp_path / "out")
   points = found["tasks"]["gqa"]
   assert points["dense"]["score"] == pytest.approx(100 * 5 / 6)
   assert points["blind"]["score"] == 0
@@ -124,7 +141,9 @@ def test_the_curve_of_a_model(gqa, scripted, tmp_path):
     assert len(picture.convert("RGB").getcolors(2**20)) > 10
   # What was asked once is not asked again.
   again = scripted()
-  assert curve.run(again, suite, asked, tmp_path / "out") == found
+  assert (
+    curve.run(again, suite, run.load(suite), asked, tmp_path / "out") == found
+  )
   assert not again.asked
 
 
@@ -132,5 +151,7 @@ def test_a_curve_of_a_part_of_the_items_says_so(gqa, scripted, tmp_path):
   task, data = gqa
   suite = run.Suite(tasks=[task], data=data, limit=2)
   asked = curve.conditions([1], asking.Options())
-  curve.run(scripted(), suite, asked, tmp_path / "out")
-  assert "| k1 (incomplete) |" in (tmp_path / "out" / "curve.md").read_text()
+  curve.run(scripted(), suite, run.load(suite), asked, tmp_path / "out")
+  text = (tmp_path / "out" / "curve.md").read_text()
+  # Of one picture there is no interval.
+  assert "| k1 (incomplete) | 100.0 | +0.0 | 2 | 1 |" in text

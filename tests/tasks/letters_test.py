@@ -401,12 +401,17 @@ def test_mmmu_is_by_subject_as_the_id_has_it(tmp_path):
 CLUSTERS = {
   "mmvp": ["pair 0", "pair 0", "pair 1", "pair 1"],
   "mmbench_en_dev": ["241", "241", "252"],
+  "seed": ["data-101669", "data-101670", "data-43"],
+  **dict.fromkeys(
+    ("mathvista_format", "mathvista_cot"),
+    [f"images/{n}.jpg" for n in (1, 1, 2, 2, 3, 3)],
+  ),
 }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_clusters(name, tmp_path):
-  """Pairs, and rotations of a question; else each item is one."""
+  """Pairs, rotations of a question, pictures; else each item is one."""
   layout = next(iter(WRITERS[name]))
   WRITERS[name][layout](tmp_path)
   task, items = expected_items.of(name, tmp_path)

@@ -12,6 +12,8 @@ from gaze_jax.tasks import registry
 from gaze_jax.tasks import results
 from gaze_jax.tasks import run
 from gaze_jax.tasks import task as task_lib
+from tests.tasks import published
+from tests.tasks import published_letters
 
 OPTIONS = asking.Options()
 
@@ -38,10 +40,10 @@ def untimed(out):
 def test_every_item_is_asked_once_and_scored(gqa, scripted, tmp_path):
   model = scripted()
   out = ask(model, suite(gqa), OPTIONS, tmp_path / "out")["tasks"]["gqa"]
-  # Items about one picture follow each other, and its colour is the answer.
-  assert [r.question for r in model.asked] == [
+  # Each about its picture, whose colour is the answer.
+  assert sorted(r.question for r in model.asked) == [
     f"Which colour is {n}?\nAnswer the question using a single word or phrase."
-    for n in (0, 4, 1, 5, 2, 6)
+    for n in (0, 1, 2, 4, 5, 6)
   ]
   assert {r.max_tokens for r in model.asked} == {16}
   assert out["score"] == pytest.approx(100 * 5 / 6) and out["complete"]
@@ -236,8 +238,10 @@ def test_shards_of_several_runs_are_one(gqa, scripted, tmp_path):
 def test_an_average_is_of_an_explicit_list(gqa, scripted, tmp_path):
   out = ask(scripted(), suite(gqa, average=["gqa"]), OPTIONS, tmp_path)
   assert out["average"]["of"] == ["gqa"]
-  assert "Mean of gqa: 83.3" in results.markdown(out)
-  with pytest.raises(errors.GazeError, match="--average: mmvp has no score"):
+  assert "Mean of gqa, each of 100: 83.3" in results.markdown(out)
+  with pytest.raises(
+    errors.GazeError, match="--average: mmvp is none of --tasks"
+  ):
     score(suite(gqa, average=["mmvp"]), tmp_path)
 
 
@@ -319,8 +323,8 @@ def test_the_table_says_how_it_was_asked(
 ):
   ask(scripted(), suite(gqa), options, tmp_path)
   text = (tmp_path / "results.md").read_text()
-  assert "| gqa | " in text and "Protocol `default`." in text
-  assert f"Asked with {told}, in float32; model a model, gaze_jax " in text
+  assert "| gqa | " in text and "; scored by protocol `default`; model" in text
+  assert f"* gqa: asked with {told}, in float32" in text
 
 
 def test_other_processes_fail_with_the_first(
@@ -338,3 +342,87 @@ def test_other_processes_fail_with_the_first(
   with pytest.raises(errors.GazeError, match="choose another --out"):
     ask(model, suite(gqa), asking.Options(top_k=1), tmp_path)
   assert not model.asked
+
+
+def test_answers_are_only_scored_with_their_own_files(gqa, scripted, tmp_path):
+  """Another copy of the data: ids may be the same and golds others."""
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
+  path = tmp_path / "data" / "gqa" / "testdev_balanced_questions.json"
+  path.write_text(path.read_text().replace("pink", "green"))
+  with pytest.raises(errors.GazeError, match="made with files = "):
+    score(suite(gqa), tmp_path)
+
+
+def test_what_failed_is_asked_again(gqa, scripted, tmp_path):
+  picture = tmp_path / "data" / "gqa" / "images" / "blue.jpg"
+  sound = picture.read_bytes()
+  picture.write_bytes(b"cut off")
+  assert (
+    ask(scripted(), suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]["failed"]
+    == 2
+  )
+  picture.write_bytes(sound)
+  model = scripted()
+  out = ask(model, suite(gqa), OPTIONS, tmp_path)["tasks"]["gqa"]
+  assert len(model.asked) == 2 and not out["failed"] and out["complete"]
+  assert out["score"] == pytest.approx(100 * 5 / 6)
+
+
+def test_results_of_other_tasks_stay(gqa, scripted, tmp_path):
+  task, data = gqa
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path)
+  other = dataclasses.replace(task, name="gqa2", total="gqa")
+  some = run.Suite(tasks=[other], data=data)
+  found = ask(scripted(), some, asking.Options(top_k=1), tmp_path)
+  assert found["tasks"].keys() == found["timing"].keys() == {"gqa", "gqa2"}
+  text = results.markdown(found)
+  assert "* gqa: asked with the trained budget" in text
+  assert "* gqa2: asked with K = 1" in text
+
+
+@pytest.mark.parametrize("gold", ["(F)", None])
+def test_a_letter_that_no_answer_can_be_is_refused(gold, tmp_path):
+  published_letters.mmbench_parquet(tmp_path)
+  task = registry.TASKS["mmbench_en_dev"]
+  (form,) = task.forms
+  spoiled = lambda *files: (
+    dataclasses.replace(item, fields=item.fields | {"answer": gold})
+    for item in form.read(*files)
+  )
+  forms = (task_lib.Files(form.patterns, spoiled),)
+  some = run.Suite([dataclasses.replace(task, forms=forms)], str(tmp_path))
+  with pytest.raises(errors.GazeError, match="no answer to it would be right"):
+    run.load(some)
+
+
+def test_a_part_of_a_table_that_is_missing_is_named(tmp_path):
+  published_letters.mmbench_parquet(tmp_path)
+  (path,) = tmp_path.rglob("en/dev-*.parquet")
+  path.rename(path.with_name("dev-00001-of-00003.parquet"))
+  some = run.Suite([registry.TASKS["mmbench_en_dev"]], str(tmp_path))
+  with pytest.raises(errors.GazeError, match="dev-00000-of-00003 is missing"):
+    run.load(some)
+
+
+def test_hosts_that_see_other_files_are_told(
+  gqa, scripted, tmp_path, monkeypatch
+):
+  """Process 1 can't read a picture that process 0 can."""
+  ask(scripted(), suite(gqa), OPTIONS, tmp_path / "first")
+  monkeypatch.setattr(asking.processes, "share", lambda text: "")
+  picture = tmp_path / "data" / "gqa" / "images" / "blue.jpg"
+  picture.write_bytes(b"cut off")
+  task, data = gqa
+  items = task_lib.items(task, data)
+  with pytest.raises(errors.GazeError, match="'q2': unreadable .* process 0"):
+    list(asking.ask(scripted(), task, items, OPTIONS))
+
+
+def test_points_and_shares_are_averaged_of_a_hundred(scripted, tmp_path):
+  published.mme_parquet(tmp_path)
+  published.gqa_parquet(tmp_path)
+  tasks = [registry.TASKS[name] for name in ("mme", "gqa")]
+  some = run.Suite(tasks, str(tmp_path), average=["mme", "gqa"])
+  found = ask(scripted(), some, OPTIONS, tmp_path / "out")
+  mme, gqa = (found["tasks"][name]["score"] for name in ("mme", "gqa"))
+  assert found["average"]["score"] == pytest.approx((mme / 20 + gqa) / 2)

@@ -211,17 +211,32 @@ def mmbench(rows: Rows) -> Figures:
   return {"circular": circular, "vanilla": _mean(plain) if plain else 0.0}
 
 
+def pope_pooled(rows: Rows) -> Figures:
+  """Of "yes", over all splits together; the yes ratio is that of golds."""
+  golds = [str(row["answer"]).strip().lower() == "yes" for row in rows]
+  return {**_of_yes(rows), "yes_ratio": sum(golds) / len(rows)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Total:
-  """How a task's rows become figures, and which of them is the headline."""
+  """How a task's rows become figures, and which of them is the headline.
+
+  Attributes:
+    figures: rows -> figures.
+    headline: one of these.
+    lmms: rows -> figures as lmms-eval makes them; None where it has the same.
+    of_items: whether the headline is the mean of all items' values.
+  """
 
   figures: Callable[[Rows], Figures]
   headline: str = "mean"
+  lmms: Callable[[Rows], Figures] | None = None
+  of_items: bool = False
 
 
 TOTALS: dict[str, Total] = {
   **{
-    task: Total(mean)
+    task: Total(mean, of_items=True)
     for task in (
       *("gqa", "textvqa", "textvqa_ocr", "realworldqa", "scienceqa_img"),
       *("egoschema_subset", "ai2d", "docvqa_val", "infovqa_val", "seed"),
@@ -230,26 +245,26 @@ TOTALS: dict[str, Total] = {
   },
   "ocrbench": Total(ocrbench, "right"),
   "mmvp": Total(mmvp, "pair_accuracy"),
-  "mmmu_val": Total(mmmu),
-  "mathvista_format": Total(mathvista_total),
-  "mathvista_cot": Total(mathvista_total),
+  "mmmu_val": Total(mmmu, of_items=True),
+  "mathvista_format": Total(mathvista_total, of_items=True),
+  "mathvista_cot": Total(mathvista_total, of_items=True),
   "mme": Total(mme, "perception"),
-  "videomme": Total(videomme),
-  "videomme_sub": Total(videomme),
-  "videomme_official": Total(videomme),
+  "videomme": Total(videomme, of_items=True),
+  "videomme_sub": Total(videomme, of_items=True),
+  "videomme_official": Total(videomme, of_items=True),
   "mlvu_dev": Total(mean_of_means_by("question_type")),
-  "longvideobench_val": Total(mean_by("duration_group")),
-  "nextqa_mc": Total(mean_by("type")),
+  "longvideobench_val": Total(mean_by("duration_group"), of_items=True),
+  "nextqa_mc": Total(mean_by("type"), of_items=True),
   "tempcompass": Total(mean_of_means_by("task")),
-  "chartqa": Total(mean_by("type")),
+  "chartqa": Total(mean_by("type"), of_items=True),
   "mmbench_en_dev": Total(mmbench, "circular"),
-  "pope": Total(pope, "f1"),
+  "pope": Total(pope, "f1", pope_pooled),
   "cv_bench": Total(cv_bench),
-  "emoji_scenes": Total(mean_by("kind")),
+  "emoji_scenes": Total(mean_by("kind"), of_items=True),
 }
 
 
-def total(task: str, rows: Iterable[Row]) -> Figures:
+def total(task: str, rows: Iterable[Row], protocol: str = "default") -> Figures:
   """The figures of a task; TOTALS[task].headline names the first of them.
 
   Raises:
@@ -259,7 +274,8 @@ def total(task: str, rows: Iterable[Row]) -> Figures:
   rows = list(rows)
   if not rows:
     raise ScoringError(f"{task}: there is no row to take a mean of")
-  return TOTALS[task].figures(rows)
+  rule = TOTALS[task]
+  return (protocol == "lmms" and rule.lmms or rule.figures)(rows)
 
 
 def _mean(rows: Rows) -> float:
