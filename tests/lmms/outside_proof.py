@@ -17,6 +17,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -214,6 +215,8 @@ def main():
     make_model(model)
     make_data(data, model, given.items)
     make_tasks(tasks, data)
+  for name in ("hf_run", "command", "live", "replay"):
+    shutil.rmtree(out / name, ignore_errors=True)
   wanted, scores = lmms(
     out / "hf_run",
     tasks,
