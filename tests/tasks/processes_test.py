@@ -21,7 +21,7 @@ def test_two_processes_answer_as_one(gqa, tiny_config, tmp_path):
   code, _, err = command_test.run(*given, f"--out={tmp_path / 'one'}")
   assert code == 0, err
   command = [sys.executable, *TWO, sys.executable, "launch/benchmark.py"]
-  two = [
+  mesh = [
     "--parallel.data=2",
     "--parallel.tensor=2",
     f"--out={tmp_path / 'two'}",
