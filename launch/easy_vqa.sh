@@ -3,8 +3,7 @@
 #
 #   bash launch/easy_vqa.sh [OUT]      (default: out/easy_vqa)
 #
-# Leaves OUT/report.json, OUT/report.md and OUT/benchmark/results.md. Run again, it
-# takes up where it was.
+# Leaves OUT/report.json and OUT/report.md. Run again, it takes up where it was.
 set -euo pipefail
 
 out="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../out/easy_vqa}")"
@@ -32,3 +31,4 @@ echo "== the same questions as a benchmark: answers are generated, then scored"
 packages="$(cd "$pictures/../../../.." && pwd)"
 "$python" launch/benchmark.py --workdir="$out/run" --data="$packages" \
   --tasks=easy_vqa --limit=1000 --out="$out/benchmark"
+cat "$out/benchmark/results.md" >> "$out/report.md"

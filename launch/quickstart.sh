@@ -3,9 +3,8 @@
 #
 #   bash launch/quickstart.sh [OUT]      (default: out/quickstart)
 #
-# Leaves OUT/report.json, OUT/report.md, OUT/benchmark/results.md, OUT/gaze.png and
-# OUT/gaze.html. Needs Python 3.11 or 3.12 and a package registry, nothing else. Run
-# again, it takes up where it was.
+# Leaves OUT/report.json, OUT/report.md, OUT/gaze.png and OUT/gaze.html. Needs Python 3.11 or
+# 3.12 and a package registry, nothing else. Run again, it takes up where it was.
 set -euo pipefail
 
 started="$(date +%s)"
@@ -26,6 +25,7 @@ echo "== the same pictures as a benchmark: answers are generated, then scored"
 "$python" launch/scene.py --config=configs/emoji_tiny.py --all="$out/data/emoji_scenes"
 "$python" launch/benchmark.py --workdir="$out/run" --data="$out/data" \
   --tasks=emoji_scenes --limit=300 --out="$out/benchmark"
+cat "$out/benchmark/results.md" >> "$out/report.md"
 
 echo "== one question about a scene that was never trained on"
 question="$("$python" launch/scene.py --config=configs/emoji_tiny.py \

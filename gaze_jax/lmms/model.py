@@ -153,8 +153,7 @@ class GazeJax(lmms_model.lmms):
         f"{task}: what it shows is no picture and no video"
       )
     limit = self._model.config.data.max_pixels
-    temperature = float(options.get("temperature") or 0)
-    sampled = bool(options.get("do_sample")) or temperature > 0
+    drawn = options.get("do_sample", True) and options.get("temperature")
     return api.Request(
       context,
       images=[np.asarray(x.convert("RGB")) for x in images],
@@ -164,7 +163,7 @@ class GazeJax(lmms_model.lmms):
       ],
       max_tokens=int(options.get("max_new_tokens") or _TOKENS),
       stop=until(options),
-      temperature=temperature if sampled else 0.0,
+      temperature=float(drawn or 0),
       top_p=float(options.get("top_p") or 1),
       **self._budget,
     )

@@ -25,6 +25,7 @@ CHOICE = {
 # A reference of each metric.
 REFERENCES = {
   "textvqa": {"answers": ["stop"] * 8 + ["halt", "a"]},
+  "exact": {"answer": "top left"},
   "gqa": {"answer": "yes"},
   "chartqa": {"answer": "20"},
   "realworldqa": {"answer": "B"},
@@ -463,3 +464,9 @@ def test_an_empty_prediction_is_the_shortest_choice_officially():
   assert mathvista.official_default({**CHOICE, "answer": "12 cm"}) == 0
   free = {**CHOICE, "question_type": "free_form", "answer_type": "integer"}
   assert mathvista.official_default(free) == 0
+
+
+def test_exact_is_equal_to_the_letter():
+  assert value("exact", " top left\n") == 1
+  for text in ("Top left", "top left.", "top  left", "top"):
+    assert value("exact", text) == 0

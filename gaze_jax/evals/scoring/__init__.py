@@ -57,6 +57,7 @@ class Metric:
 _MATHVISTA = ("question_type", "answer_type", "precision", "choices", "answer")
 METRICS: dict[str, Metric] = {
   "textvqa": Metric(("answers",), text_vqa.default, text_vqa.lmms),
+  "exact": Metric(("answer",), exact.exact, exact.exact),
   "gqa": Metric(("answer",), exact.gqa, exact.gqa_lmms),
   "chartqa": Metric(("answer",), exact.chartqa, exact.chartqa),
   "realworldqa": Metric(

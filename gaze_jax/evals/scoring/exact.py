@@ -1,4 +1,4 @@
-"""Answers that are right when they are equal: GQA, ChartQA."""
+"""Answers that are right when they are equal: ours, GQA's, ChartQA's."""
 
 import string
 from collections.abc import Mapping
@@ -8,6 +8,11 @@ from gaze_jax.evals.scoring.verdict import Verdict
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _RELAXED = 0.05  # of the gold number (Methani et al. 2020)
+
+
+def exact(text: str, reference: Mapping[str, Any]) -> Verdict:
+  """Equal, as `launch/eval.py` counts a question as right."""
+  return _equal(text, reference["answer"].strip())
 
 
 def gqa(text: str, reference: Mapping[str, Any]) -> Verdict:
