@@ -1,12 +1,13 @@
 """Times a task of launch/benchmark.py beside lmms-eval's own model.
 
 bash launch/lmms.sh --help    # installs lmms-eval into .venv-lmms
-.venv-lmms/bin/python benchmarks/lmms.py [--items=1000] [--batches=8,1]
-    [--json=FILE]
+.venv-lmms/bin/python benchmarks/lmms.py [--items=1000] [--per_picture=30]
+    [--batches=8,1] [--json=FILE]
 
 The small LLaVA of `small_model` (CLIP 7 x 256, Llama 8 x 512, 576 visual
-tokens), float32, is asked questions about pictures in a Parquet file of
-ChartQA's columns, 16 new tokens each, all regions read. Methods:
+tokens), float32, is asked questions about pictures in Parquet files of GQA's
+columns, 16 new tokens each, all regions read. GQA has 32 questions about each
+of its pictures, POPE 18, MME 2; we read each picture once. Methods:
 
   lmms-eval   `generate_until` of its llava_hf, which takes one question at a
               time; its start and the loading of the model are not counted
@@ -55,10 +56,11 @@ except ImportError:
   llava_hf = None
 
 _ITEMS = flags.DEFINE_integer("items", 1000, "how many questions", 1)
+_EACH = flags.DEFINE_integer("per_picture", 30, "questions about each", 1)
 _BATCHES = flags.DEFINE_list("batches", ["8", "1"], "rows of ours")
 _JSON = cli.define_file("json", "a file for the rows")
 
-TASK = registry.TASKS["chartqa"]
+TASK = registry.TASKS["gqa"]
 # What llava_hf puts before a question goes; the picture stands as ours does.
 TEMPLATE = (
   f"{{{{ '{small_model.beginning(1)}{tokenizer_lib.USER} ' +"
@@ -67,31 +69,33 @@ TEMPLATE = (
 )
 
 
-def write_items(data: pathlib.Path, count: int) -> None:
-  """ChartQA's table, of questions about pictures of 480 x 360 pixels."""
+def write_items(data: pathlib.Path, count: int, each: int) -> None:
+  """GQA's two tables, of pictures of 480 x 360 pixels."""
   rng = np.random.default_rng(0)
   words = "where is the red fox and what does it hold now ".split()
   pictures = []
-  for picture in small_model.pictures(min(count, 50)):
+  for number, picture in enumerate(small_model.pictures(-(-count // each))):
     file = io.BytesIO()
     picture.save(file, "PNG")
-    pictures.append(file.getvalue())
-  rows = [
+    cell = {"bytes": file.getvalue(), "path": f"{number}.png"}
+    pictures.append({"id": str(number), "image": cell})
+  questions = [
     {
-      "type": "human_test",
+      "id": str(i),
+      "imageId": str(i // each),
       "question": " ".join(rng.choice(words, int(rng.integers(3, 16)))) + "?",
       "answer": "none",
-      "image": {"bytes": pictures[i % len(pictures)], "path": f"{i}.png"},
     }
     for i in range(count)
   ]
-  folder = data / TASK.folder
-  folder.mkdir(parents=True)
-  parquet.write_table(
-    pyarrow.Table.from_pylist(rows),
-    folder / "test-00000-of-00001.parquet",
-    row_group_size=100,
-  )
+  for name, rows in (("instructions", questions), ("images", pictures)):
+    folder = data / TASK.folder / f"testdev_balanced_{name}"
+    folder.mkdir(parents=True)
+    parquet.write_table(
+      pyarrow.Table.from_pylist(rows),
+      folder / "testdev-00000-of-00001.parquet",
+      row_group_size=100,
+    )
 
 
 def ours(
@@ -146,7 +150,7 @@ def _picture(item: task_lib.Item) -> list[Any]:
   return [small_model.Image.fromarray(pixels)]
 
 
-def run(count: int, batches: list[int]) -> list[dict[str, Any]]:
+def run(count: int, each: int, batches: list[int]) -> list[dict[str, Any]]:
   """A row for each method; see the top of this file.
 
   Raises:
@@ -162,7 +166,7 @@ def run(count: int, batches: list[int]) -> list[dict[str, Any]]:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     small_model.write(folder / "model", small_model.Shape())
-    write_items(folder / "data", count)
+    write_items(folder / "data", count, each)
     rows = [theirs(folder / "model", folder / "data")]
     model = api.load(folder / "model")
     for batch in batches:
@@ -187,7 +191,8 @@ def run(count: int, batches: list[int]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  rows = run(_ITEMS.value, [int(b) for b in _BATCHES.value])
+  batches = [int(b) for b in _BATCHES.value]
+  rows = run(_ITEMS.value, _EACH.value, batches)
   if _JSON.value:
     text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
     pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")

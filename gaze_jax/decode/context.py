@@ -71,6 +71,11 @@ class Context:
   trace: types.Trace | None = None
 
   @property
+  def nbytes(self) -> int:
+    """Of its keys, values and descriptors, of all devices together."""
+    return sum(x.nbytes for x in jax.tree.leaves(self.cache))
+
+  @property
   def unit_count(self) -> int:
     """Images, tiles and frames."""
     return len(self.units)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gaze_jax import api
 from gaze_jax import errors
 from gaze_jax.api import answer as answer_lib
 from gaze_jax.api import request as request_lib
@@ -21,6 +23,10 @@ from gaze_jax.tasks import media
 from gaze_jax.tasks import subtitles
 from gaze_jax.tasks import task as task_lib
 from gaze_jax.tasks.predictions import Prediction
+
+# Items of a cluster whose picture is read once, at least; and the share of the
+# memory for keys and values that such contexts may take.
+_LEAST_GROUP, _SHARE = 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +99,9 @@ class _Asking:
     self._model, self._task, self._options = model, task, options
     self._open: dict[int, tuple[task_lib.Item, tuple[int, ...]]] = {}
     self._failed: collections.deque[Prediction] = collections.deque()
-    # The questions about a video follow each other.
+    # What the items of a cluster show, and the context that has read it.
+    self._read: tuple[tuple[np.ndarray, ...], api.Context] | None
+    self._read, self._shares = None, True
     limit = model.config.data.max_pixels
     self._clip = functools.lru_cache(maxsize=1)(
       lambda path: read_video(path, options.frames, limit)
@@ -104,19 +112,22 @@ class _Asking:
   ) -> Iterator[request_lib.Request]:
     """What can be asked; the rest has failed."""
     number = 0
-    for item in items:
-      request, why = None, ""
-      try:
-        request, frames = self._request(item)
-      except (skipped.SkipError, errors.GazeError) as error:
-        why = _reason(error)
-      _agree(item, why)
-      if request is None:
-        self._fail(item, why)
-        continue
-      self._open[number] = item, frames
-      number += 1
-      yield request
+    of = lambda item: task_lib.cluster(self._task, item)
+    for _, group in itertools.groupby(items, of):
+      self._read, some = None, list(group)
+      for item in some:
+        request, why = None, ""
+        try:
+          request, frames = self._request(item, len(some))
+        except (skipped.SkipError, errors.GazeError) as error:
+          why = _reason(error)
+        _agree(item, why)
+        if request is None:
+          self._fail(item, why)
+          continue
+        self._open[number] = item, frames
+        number += 1
+        yield request
 
   def refuse(self, number: int, error: errors.GazeError) -> None:
     """Takes the request of a number as one that can't be asked."""
@@ -154,8 +165,9 @@ class _Asking:
     )
 
   def _request(
-    self, item: task_lib.Item
+    self, item: task_lib.Item, group: int
   ) -> tuple[request_lib.Request, tuple[int, ...]]:
+    """A request for an item, one of so many that may show the same."""
     shown, fields = self._shown(item), item.fields
     if item.subtitles:
       said = subtitles.at(item.subtitles, shown.seconds)
@@ -169,19 +181,49 @@ class _Asking:
     if self._options.blind:
       for mark in messages.MARKED:
         question = question.replace(mark, "")
+    read = None if marks else self._read_once(shown, group)
     request = request_lib.Request(
       question,
-      images=shown.images,
-      videos=[shown.frames] if shown.frames else (),
+      after=read,
+      images=() if read else shown.images,
+      videos=[shown.frames] if shown.frames and not read else (),
       top_k=self._options.top_k,
       share=self._options.share,
       regions=self._options.regions,
       seed=zlib.crc32(item.id.encode("utf-8", "replace")),
-      system=self._task.system,
+      system=None if read else self._task.system,
       begins=self._task.begins,
       max_tokens=self._task.max_tokens,
     )
     return request, shown.numbers
+
+  def _read_once(self, shown: Shown, group: int) -> api.Context | None:
+    """What several items show, read once for all of them; None if not so."""
+    pixels = (*shown.images, *shown.frames)
+    if not self._shares or group < _LEAST_GROUP or not pixels:
+      return None
+    if self._read is not None:
+      before, context = self._read
+      same = len(before) == len(pixels) and all(
+        map(np.array_equal, before, pixels)
+      )
+      return context if same else None
+    try:
+      context = self._model.encode(
+        images=shown.images,
+        videos=[shown.frames] if shown.frames else (),
+        system=self._task.system,
+      )
+    except request_lib.RequestError:  # the template has pictures elsewhere
+      self._shares = False
+      return None
+    # Of requests that are taken ahead, each group holds one.
+    held = 2 * self._options.batch_size // group + 2
+    if held * context.nbytes > self._model.most_cache_bytes // _SHARE:
+      self._shares = False
+      return None
+    self._read = pixels, context
+    return context
 
   def _shown(self, item: task_lib.Item) -> Shown:
     limit = self._model.config.data.max_pixels

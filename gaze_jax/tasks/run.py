@@ -65,7 +65,7 @@ Loaded = dict[str, tuple[list[task_lib.Item], list[task_lib.Item]]]
 def load(suite: Suite) -> Loaded:
   """Reads the files of all tasks.
 
-  Items about one video follow each other; others are in the order of the files.
+  Items that share a picture or a video follow each other.
 
   Raises:
     errors.GazeError: a task's files are not there, lack a column, or have an
@@ -83,10 +83,7 @@ def load(suite: Suite) -> Loaded:
         *(task.name, len(every), task.items),
       )
     _check_items(task, every)
-    asked = task_lib.limited(task, every, suite.limit)
-    if not task.video:
-      asked = sorted(asked, key=lambda item: item.place)
-    out[task.name] = every, asked
+    out[task.name] = every, task_lib.limited(task, every, suite.limit)
   return out
 
 

@@ -136,7 +136,10 @@ def test_scoring_draws_nothing(monkeypatch):
 @pytest.mark.parametrize(
   "call, says",
   [
-    (lambda: value("vqa", "x", answer="x"), "metric 'vqa' .* textvqa, exact, gqa"),
+    (
+      lambda: value("vqa", "x", answer="x"),
+      "metric 'vqa' .* textvqa, exact, gqa",
+    ),
     (lambda: value("gqa", "x", "vlmevalkit"), "protocol .* default, lmms"),
     (
       lambda: value("gqa", "x", answers=["x"]),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gaze_jax import api
 from gaze_jax import errors
+from gaze_jax.data import messages
 from gaze_jax.tasks import registry
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
@@ -30,6 +31,8 @@ class Scripted:
   dies_at: int | None = None
   refused: tuple[str, ...] = ()
   asked: list = dataclasses.field(default_factory=list)
+  encoded: list = dataclasses.field(default_factory=list)
+  most_cache_bytes: int = 2**20
 
   @property
   def tokenizer(self):
@@ -50,6 +53,13 @@ class Scripted:
     while waiting:
       yield self._next(waiting)
 
+  def encode(self, *, images=(), videos=(), system=None):
+    """A context that shows what it was given; `_answer` looks there too."""
+    self.encoded.append((len(images), len(videos), system))
+    shown = [*images, *(f for v in videos for f in v)]
+    talk = (messages.Message("user", tuple(map(name, shown))),)
+    return api.Context(None, sizes=(36,) * len(shown), talk=talk)
+
   def _next(self, waiting):
     if len(self.asked) == self.dies_at:
       raise KeyboardInterrupt
@@ -60,7 +70,10 @@ class Scripted:
 
   def _answer(self, request):
     shown = [*request.images, *(f for v in request.videos for f in v)]
-    text = ", ".join(map(name, shown)) or "nothing"
+    shown = list(map(name, shown))
+    if request.after:
+      shown = [*request.after.talk[0].parts]
+    text = ", ".join(shown) or "nothing"
     return api.Answer(
       question=request.question,
       text=f" {text}\n",

@@ -128,7 +128,7 @@ def test_the_curve_of_a_model(gqa, scripted, tmp_path, monkeypatch):
   }
   low, high = points["blind"]["against_dense"]["interval_95"]
   assert low < points["blind"]["against_dense"]["difference"] < high < 0
-  by_regions = {r.regions for r in model.asked if r.images}
+  by_regions = {r.regions for r in model.asked if r.after}
   assert by_regions == {"scores", "random"}
   # Random regions are those of the item, whichever run asks it.
   seeds = {r.question: r.seed for r in model.asked if r.regions == "random"}

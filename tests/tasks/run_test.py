@@ -299,9 +299,10 @@ def test_a_task_says_how_an_answer_begins(gqa, scripted, tmp_path):
   task = dataclasses.replace(task, system="Be brief.", begins="It is (")
   model = scripted()
   ask(model, run.Suite(tasks=[task], data=data), OPTIONS, tmp_path)
-  assert {(r.system, r.begins) for r in model.asked} == {
-    ("Be brief.", "It is (")
-  }
+  assert {r.begins for r in model.asked} == {"It is ("}
+  # The system text is read before what all items of a cluster show.
+  assert {system for _, _, system in model.encoded} == {"Be brief."}
+  assert {r.system for r in model.asked} == {None}
   made = predictions.settings(tmp_path, "gqa")
   assert (made["system"], made["begins"]) == ("Be brief.", "It is (")
 
