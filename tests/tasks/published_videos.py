@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from gaze_jax.api import request as request_lib
 from gaze_jax.tasks import asking
 
 RATE = 5
@@ -35,9 +36,18 @@ def video(path, count=4):
 
 
 def asked(task, items, **options):
-  """Requests of items, and predictions of what could not be asked."""
+  """Requests of items, and predictions of what could not be asked.
+
+  Of a model whose template has pictures behind the question: each request
+  brings its own.
+  """
+
+  def encode(**shown):
+    raise request_lib.RequestError("the template has pictures elsewhere")
+
   data = types.SimpleNamespace(max_pixels=32 * 32)
-  model = types.SimpleNamespace(config=types.SimpleNamespace(data=data))
+  config = types.SimpleNamespace(data=data)
+  model = types.SimpleNamespace(config=config, encode=encode)
   made = asking._Asking(model, task, asking.Options(**options))
   return list(made.requests(items)), list(made.failed())
 
