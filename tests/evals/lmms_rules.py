@@ -13,6 +13,13 @@ Reference = lmms_inputs.Reference
 Why = Callable[[str, Reference, scoring.Verdict, scoring.Verdict], bool]
 
 
+# What Video-MME's script takes away before it looks for a letter.
+_LEAD = re.compile(
+  "The (?:best|correct) (?:answer|option) is|The answer(?: is)?"
+  "|Best (?:answer|option):"
+)
+
+
 def alone(letter: str, text: str) -> bool:
   return bool(re.search(rf"\b[{letter}{letter.lower()}]\b", text))
 
@@ -27,6 +34,35 @@ def gold_has(*marks: str) -> Why:
 
 def no_letter(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
   return ours.parsed in (None, "")
+
+
+def reads(holds: Callable[[str], bool], label: str) -> Why:
+  """A text of some kind is read as a label."""
+  return lambda text, ref, ours, lmms: holds(text) and ours.parsed == label
+
+
+def pope_no(text: str) -> bool:
+  """LLaVA: one of three words in the first sentence, without its commas."""
+  first = text.replace(",", "").partition(".")[0]
+  return bool(re.search(r"(?<!\S)(No|no|not)(?!\S)", first))
+
+
+def spaced(text: str, options: list[str]) -> str | None:
+  """MMMU: the last letter between spaces, else the last option's text."""
+  for mark in ",.!?;:'":
+    text = text.strip(mark)
+  names = "ABCDEFGHI"[: len(options)]
+  found = re.findall(rf"(?<!\S)([{names}])(?= |$)", text.replace("\n", "_"))
+  if found:
+    return found[-1]
+  lower = text.lower()
+  places = {
+    x: lower.rfind(o.lower()) for x, o in zip(names, options, strict=True)
+  }
+  best = max(places.values(), default=-1)
+  if len(text.split()) <= 5 or best < 0:
+    return None
+  return next(x for x, place in places.items() if place == best)
 
 
 def several(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
@@ -107,11 +143,13 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
     ("full stops are characters", says(r"\.")),
   ),
   "pope_label": (
+    ("no, No or not in the first sentence", reads(pope_no, "no")),
     (
-      "no, No or not in the first sentence",
-      lambda t, r, ours, lmms: ours.parsed == "no" and lmms.parsed != "no",
+      "all else is yes",
+      lambda text, *rest: (
+        not pope_no(text) and reads(lambda _: True, "yes")(text, *rest)
+      ),
     ),
-    ("all else is yes", lambda t, r, ours, lmms: ours.parsed == "yes"),
   ),
   "mmvp": (
     ("a letter stands alone", within_word),
@@ -128,7 +166,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
     (
       "the first of A to D, in words too",
       lambda text, r, ours, l: (
-        ours.parsed == "" or ours.parsed in re.findall("[A-D]", text)
+        ours.parsed == (re.findall("[A-D]", _LEAD.sub("", text)) or [""])[0]
       ),
     ),
   ),
@@ -141,7 +179,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   "mmmu_mc": (
     (
       "between spaces: not at a word's end, not `B.`",
-      lambda text, ref, *_: not any(f"({x})" in text for x in "ABCDEFGHI"),
+      lambda text, ref, ours, l: ours.parsed == spaced(text, ref["options"]),
     ),
   ),
   "mc5": (
