@@ -32,8 +32,27 @@ def gold_has(*marks: str) -> Why:
   return lambda text, ref, ours, lmms: any(x in ref["answer"] for x in marks)
 
 
-def no_letter(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
-  return ours.parsed in (None, "")
+def no_form(*forms: str) -> Why:
+  """No answer, as none of these is in the text; X stands for a letter."""
+
+  def holds(text: str, ref: Reference, ours: Any, lmms: Any) -> bool:
+    keys = ("options", "choices", "candidates")
+    options = next((ref[key] for key in keys if key in ref), "ABCD")
+    names = f"[{'ABCDEFGHI'[: len(options)]}]"
+    found = any(re.search(form.replace("X", names), text) for form in forms)
+    return ours.parsed in (None, "") and not found
+
+  return holds
+
+
+# Alone, before a bracket, or before a mark that ends a word.
+_FIRST = r"^\(?X(?:$|\)|[.:](?:\s|$))"
+_MMVP = (
+  r"(?i)^\(?[AB]\)?(?:[.\s]|$)",
+  r"(?i)\banswer is:?\s+\(?[AB]\b",
+  r"(?i)\([AB]\)",
+)
+_FORMS = (_FIRST, r"(?i:answer is):?\s+\(?X\b", r"\(X\)")
 
 
 def reads(holds: Callable[[str], bool], label: str) -> Why:
@@ -52,7 +71,7 @@ def spaced(text: str, options: list[str]) -> str | None:
   for mark in ",.!?;:'":
     text = text.strip(mark)
   names = "ABCDEFGHI"[: len(options)]
-  found = re.findall(rf"(?<!\S)([{names}])(?= |$)", text.replace("\n", "_"))
+  found = re.findall(rf"(?<= )[{names}](?= )", f" {text} ")
   if found:
     return found[-1]
   lower = text.lower()
@@ -116,7 +135,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   "realworldqa": (
     ("a gold's full stop goes too", gold_has(".")),
     ("a letter stands alone", within_word),
-    ("no letter, no answer", no_letter),
+    ("no letter, no answer", no_form(r"\bX\b")),
     ("the first letter", several),
   ),
   "mmmu_open": (("text of a list is a list", gold_has("[")),),
@@ -153,7 +172,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   ),
   "mmvp": (
     ("a letter stands alone", within_word),
-    ("the forms of a letter", no_letter),
+    ("the forms of a letter", no_form(*_MMVP)),
     ("the first form", says(r"\([abAB]\)|answer is")),
   ),
   "scienceqa": (
@@ -172,7 +191,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   ),
   "mlvu": (
     ("a letter stands alone", within_word),
-    ("the forms of a letter", no_letter),
+    ("the forms of a letter", no_form(_FIRST, r"\bX\)")),
     ("the last letter before a bracket", says(r"[A-D]\)")),
     ("the letter at the beginning", says(r"^\(?[A-D]")),
   ),
@@ -185,7 +204,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   "mc5": (
     ("a letter stands alone", within_word),
     ("several are none", several_are_none),
-    ("the forms of a letter", no_letter),
+    ("the forms of a letter", no_form(*_FORMS)),
     ("the letter at the beginning", says(r"^\(?[A-I]([).:]|$)")),
     ("after `answer is`, then in brackets", says(r"(?i)answer is|\([A-I]\)")),
     ("an option's text in more than five words", many_words),
@@ -199,7 +218,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   "mmbench": (
     ("a letter stands alone", within_word),
     ("several are none", several_are_none),
-    ("the forms of a letter", no_letter),
+    ("the forms of a letter", no_form(*_FORMS)),
     ("the letter at the beginning", says(r"^\(?[A-D]([).:]|$)")),
     ("after `answer is`, then in brackets", says(r"(?i)answer is|\([A-D]\)")),
     ("an option's text in more than five words", many_words),
@@ -207,7 +226,7 @@ RULES: dict[str, tuple[tuple[str, Why], ...]] = {
   "cv_bench": (
     ("only a letter that stands alone", within_word),
     ("several are none", several_are_none),
-    ("the forms of a letter", no_letter),
+    ("the forms of a letter", no_form(*_FORMS)),
     ("after `answer is`, then in brackets", says(r"(?i)answer is|\([A-F]\)")),
     ("an option's text in more than five words", many_words),
   ),
