@@ -1,4 +1,4 @@
-"""launch/benchmark.py in two processes: the answers of one, written once."""
+"""launch/benchmark.py in two processes: the curve of one, written once."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ def test_two_processes_answer_as_one(gqa, tiny_config, tmp_path):
   workdir = tmp_path / "run"
   loop.train(tiny_config(train__steps=2), workdir)
   given = [f"--workdir={workdir}", f"--data={gqa[1]}", "--tasks=gqa"]
-  given += ["--top_k=2", "--batch_size=2"]
+  given += ["--budgets=2", "--batch_size=2"]
   code, _, err = command_test.run(*given, f"--out={tmp_path / 'one'}")
   assert code == 0, err
   command = [sys.executable, *TWO, sys.executable, "launch/benchmark.py"]
@@ -35,14 +35,18 @@ def test_two_processes_answer_as_one(gqa, tiny_config, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   (one, said), (two, said_too) = map(read, (tmp_path / "one", tmp_path / "two"))
-  assert one == two and one["n"] == 6 and not one["failed"]
-  assert said == said_too and len(said) == 6
+  assert one == two and said == said_too
+  for condition in ("dense", "blind", "k2", "random_k2"):
+    assert one[condition]["n"] == 6 and not one[condition]["failed"]
+    assert len(said[condition]) == 6
 
 
 def read(out):
-  """Figures of the task, and a line for each item, written once."""
-  figures = json.loads((out / "results.json").read_text())["tasks"]["gqa"]
-  lines = (out / "predictions" / "gqa" / "0.jsonl").read_text().splitlines()
-  said = {one["id"]: one["text"] for one in map(json.loads, lines)}
-  assert len(said) == len(lines)
+  """Figures by condition; and by item what was said, a line each."""
+  figures = json.loads((out / "curve.json").read_text())["tasks"]["gqa"]
+  said = {}
+  for path in out.glob("*/predictions/gqa/0.jsonl"):
+    lines = list(map(json.loads, path.read_text().splitlines()))
+    said[path.parts[-4]] = {one["id"]: one["text"] for one in lines}
+    assert len(said[path.parts[-4]]) == len(lines)
   return figures, said
