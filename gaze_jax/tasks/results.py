@@ -137,6 +137,7 @@ def markdown(results: Figures) -> str:
   """The table of results.json."""
   lines = [
     "# Benchmarks",
+    "",
     "Visual KV: entries that a token's queries read, a mean over answers, per"
     " query head and the union over a KV group, context tokens included; dense:"
     " what there is. `unparsed`: answers that no rule reads, which are wrong."
