@@ -226,14 +226,14 @@ def _check_items(task: task_lib.Task, every: Iterable[task_lib.Item]) -> None:
 def _has_gold(task: task_lib.Task, item: task_lib.Item) -> bool:
   """Whether an answer can be right, where it is a letter or a label.
 
-  Of MLVU two published items have none; what answers in words has its gold.
+  Of MLVU two published items have none; what answers in words has its gold,
+  which one answer is scored with to see that it can be read.
   """
-  tried = [*string.ascii_uppercase, "yes", "no"]
-  values = [
-    results_lib.verdict(task, item, text, "default").value for text in tried
-  ]
-  named = task.metric(item.fields) in _NAMED
-  return any(values) or not named
+  value = lambda text: results_lib.verdict(task, item, text, "default").value
+  if task.metric(item.fields) not in _NAMED:
+    value("A")
+    return True
+  return any(map(value, [*string.ascii_uppercase, "yes", "no"]))
 
 
 def _check_media(
@@ -326,21 +326,23 @@ def _digest(path: str, *about: int) -> str:
 
 def _begun(
   out: pathlib.Path, task: task_lib.Task, made_by: dict[str, Any]
-) -> dict[str, predictions_lib.Prediction]:
-  """The predictions so far, as process 0 has them, for all of them.
+) -> dict[str, predictions_lib.Prediction | None]:
+  """The predictions so far by the names of items, which process 0 tells all.
 
-  Those of items that could not be asked are left out: they are asked again.
+  The predictions themselves are process 0's alone. Those of items that could
+  not be asked are left out: they are asked again.
 
   Raises:
     errors.GazeError: they were made by something else, or process 0 was given
       something else than this one.
   """
   told: dict[str, Any] = {"made_by": made_by}
+  found: dict[str, predictions_lib.Prediction] = {}
   if processes.is_first():
     try:
       predictions_lib.begin(out, task.name, made_by)
-      found = predictions_lib.read(out, task.name).values()
-      told["done"] = [dataclasses.asdict(one) for one in found if not one.error]
+      found = predictions_lib.read(out, task.name)
+      told["done"] = [name for name, one in found.items() if not one.error]
     except errors.GazeError as error:
       told["error"] = str(error)
   told = json.loads(processes.share(json.dumps(told)) or "{}")
@@ -350,8 +352,7 @@ def _begun(
   theirs["files"] = dict.fromkeys(theirs["files"], "")
   mine = made_by | {"files": dict.fromkeys(made_by["files"], "")}
   predictions_lib.check_same(theirs, mine, "process 0")
-  done = [predictions_lib.Prediction(**one) for one in told["done"]]
-  return {one.id: one for one in done}
+  return {name: found.get(name) for name in told["done"]}
 
 
 def _ask(
@@ -379,7 +380,7 @@ def _ask(
       task, by_id[one.id], one.text, suite.protocol
     ).value
   )
-  values = [value(one) for one in done.values() if one.id in by_id]
+  values = [value(one) for name, one in done.items() if name in by_id]
   right, count = sum(values), len(values)
   bar = tqdm.tqdm(
     total=len(items), initial=count, desc=task.name, mininterval=1
