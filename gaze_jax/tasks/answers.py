@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from gaze_jax.data import samples
 from gaze_jax.tasks import media
@@ -20,35 +19,6 @@ _OCR_TYPES = {
 }
 _GQA = ("id", "imageId", "question", "answer")
 _TEXTVQA = ("question_id", "image_id", "question", "answers")
-
-
-def of_table(
-  id_of: Callable[[Fields], Any] | None,
-  columns: Sequence[str],
-  *,
-  picture: str = "image",
-  optional: Sequence[str] = (),
-  keep: Callable[[Fields], bool] = lambda fields: True,
-) -> Callable[..., Iterator[Item]]:
-  """A reader of Parquet tables with a picture a row.
-
-  Args:
-    id_of: fields -> the item's name; None for the row's number.
-    columns: that are read.
-    picture: the column of pictures.
-    optional: columns that are read where they are.
-    keep: fields -> whether the row is an item.
-  """
-
-  def read(folder: str, *files: Sequence[str]) -> Iterator[Item]:
-    every = [file for some in files for file in some]
-    found = tables.rows(every, columns, optional=optional, pictures=[picture])
-    for number, (fields, cells) in enumerate(found):
-      if keep(fields):
-        name = number if id_of is None else id_of(fields)
-        yield Item(str(name), fields, (cells[picture],))
-
-  return read
 
 
 def _gqa_tables(
@@ -152,7 +122,7 @@ def _doc_vqa(name: str, config: str, items: int, cluster: str) -> Task:
     forms=(
       Files(
         (f"**/{config}/validation-*.parquet",),
-        of_table(
+        tables.of_table(
           lambda fields: fields["questionId"],
           ("questionId", "question", "answers"),
           optional=(cluster,),
@@ -179,7 +149,7 @@ def _textvqa(name: str, ocr: bool) -> Task:
     forms=(
       Files(
         ("**/validation-*.parquet",),
-        of_table(lambda fields: fields["question_id"], columns),
+        tables.of_table(lambda fields: fields["question_id"], columns),
       ),
       Files(files, _textvqa_official),
     ),
@@ -227,7 +197,9 @@ TASKS = (
     forms=(
       Files(
         ("**/test-*.parquet",),
-        of_table(None, ("dataset", "question", "question_type", "answer")),
+        tables.of_table(
+          None, ("dataset", "question", "question_type", "answer")
+        ),
       ),
       Files(("**/OCRBench.json",), _ocrbench_official),
     ),
@@ -246,7 +218,7 @@ TASKS = (
     forms=(
       Files(
         ("**/test-*.parquet",),
-        of_table(None, ("type", "question", "answer")),
+        tables.of_table(None, ("type", "question", "answer")),
       ),
     ),
     items=2500,

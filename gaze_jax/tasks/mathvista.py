@@ -7,7 +7,6 @@ from gaze_jax.data import samples
 from gaze_jax.tasks import media
 from gaze_jax.tasks import tables
 from gaze_jax.tasks import task as task_lib
-from gaze_jax.tasks.answers import of_table
 from gaze_jax.tasks.task import LETTER
 from gaze_jax.tasks.task import Fields
 from gaze_jax.tasks.task import Files
@@ -91,7 +90,7 @@ def _task(name: str, prompt, max_tokens: int, paper: float | None) -> Task:
     forms=(
       Files(
         ("**/testmini-*.parquet",),
-        of_table(
+        tables.of_table(
           lambda fields: fields["pid"],
           ("pid", *_FIELDS),
           picture="decoded_image",

@@ -10,7 +10,6 @@ from gaze_jax.data import samples
 from gaze_jax.tasks import media
 from gaze_jax.tasks import tables
 from gaze_jax.tasks import task as task_lib
-from gaze_jax.tasks.answers import of_table
 from gaze_jax.tasks.task import LETTER
 from gaze_jax.tasks.task import SHORT
 from gaze_jax.tasks.task import Fields
@@ -199,7 +198,9 @@ TASKS = (
     name="realworldqa",
     folder="realworldqa",
     forms=(
-      Files(("**/test-*.parquet",), of_table(None, ("question", "answer"))),
+      Files(
+        ("**/test-*.parquet",), tables.of_table(None, ("question", "answer"))
+      ),
     ),
     items=765,
     prompt=lambda fields: fields["question"].strip(),
@@ -213,7 +214,7 @@ TASKS = (
     forms=(
       Files(
         ("**/train-*.parquet",),
-        of_table(lambda fields: fields["Index"], _MMVP),
+        tables.of_table(lambda fields: fields["Index"], _MMVP),
       ),
       Files(("**/Questions.csv",), _mmvp_official),
     ),
@@ -267,7 +268,7 @@ TASKS = (
     forms=(
       Files(
         ("**/test-*.parquet",),
-        of_table(None, ("question", "options", "answer")),
+        tables.of_table(None, ("question", "options", "answer")),
       ),
     ),
     items=3088,
@@ -307,7 +308,7 @@ TASKS = (
     forms=(
       Files(
         ("**/test_2d.parquet", "**/test_3d.parquet"),
-        of_table(
+        tables.of_table(
           lambda fields: fields["idx"],
           _CV_BENCH,
           optional=("source_filename",),

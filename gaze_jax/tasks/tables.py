@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -14,6 +14,8 @@ from pyarrow import parquet
 from gaze_jax import json_file
 from gaze_jax.data import samples
 from gaze_jax.tasks import media
+from gaze_jax.tasks.task import Fields
+from gaze_jax.tasks.task import Item
 
 
 def rows(
@@ -50,6 +52,35 @@ def rows(
         for row, fields in enumerate(read):
           cells = {c: media.Cell(file, group, row, c) for c in pictures}
           yield fields, cells
+
+
+def of_table(
+  id_of: Callable[[Fields], Any] | None,
+  columns: Sequence[str],
+  *,
+  picture: str = "image",
+  optional: Sequence[str] = (),
+  keep: Callable[[Fields], bool] = lambda fields: True,
+) -> Callable[..., Iterator[Item]]:
+  """A reader of Parquet tables with a picture a row.
+
+  Args:
+    id_of: fields -> the item's name; None for the row's number.
+    columns: that are read.
+    picture: the column of pictures.
+    optional: columns that are read where they are.
+    keep: fields -> whether the row is an item.
+  """
+
+  def read(folder: str, *files: Sequence[str]) -> Iterator[Item]:
+    every = [file for some in files for file in some]
+    found = rows(every, columns, optional=optional, pictures=[picture])
+    for number, (fields, cells) in enumerate(found):
+      if keep(fields):
+        name = number if id_of is None else id_of(fields)
+        yield Item(str(name), fields, (cells[picture],))
+
+  return read
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gaze_jax import json_file
 from gaze_jax.data import samples
 from gaze_jax.tasks import media
-from gaze_jax.tasks.answers import of_table
+from gaze_jax.tasks import tables
 from gaze_jax.tasks.task import SHORT
 from gaze_jax.tasks.task import Files
 from gaze_jax.tasks.task import Item
@@ -30,7 +30,7 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")
 def _mme_tables(folder: str, files: Sequence[str]) -> Iterator[Item]:
   """Two rows a picture, told apart by their order."""
   seen: dict[str, int] = {}
-  read = of_table(None, _MME)
+  read = tables.of_table(None, _MME)
   for item in read(folder, files):
     image = item.fields["question_id"]
     seen[image] = seen.get(image, 0) + 1
@@ -110,11 +110,11 @@ TASKS = (
           "**/popular-*.parquet",
           "**/random-*.parquet",
         ),
-        of_table(lambda f: f"{f['category']} {f['question_id']}", _POPE),
+        tables.of_table(lambda f: f"{f['category']} {f['question_id']}", _POPE),
       ),
       Files(
         ("**/test-*.parquet",),
-        of_table(lambda f: f"{f['category']} {f['question_id']}", _POPE),
+        tables.of_table(lambda f: f"{f['category']} {f['question_id']}", _POPE),
       ),
     ),
     items=9000,
