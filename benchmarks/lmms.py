@@ -107,7 +107,7 @@ def ours(
   start = time.perf_counter()
   suite = run_lib.Suite(tasks=[TASK], data=str(data))
   options = asking.Options(share=1.0, batch_size=batch)
-  run_lib.run(model, suite, run_lib.load(suite), options, out)
+  run_lib.run(model, suite, run_lib.load(suite), {out: options})
   seconds = time.perf_counter() - start
   found = predictions.read(out, TASK.name).values()
   texts = [one.text for one in sorted(found, key=lambda one: one.place)]

@@ -101,8 +101,8 @@ def _asked(suite: run.Suite) -> str:
   loaded = run.load(suite)  # before the model, which takes longer
   model = api.load(_WORKDIR.value, **placement)
   if budgets is None:
-    found = run.run(model, suite, loaded, options, out)
-    return results.markdown(found) if found else ""
+    found = run.run(model, suite, loaded, {out: options})
+    return results.markdown(found[out]) if found else ""
   asked = curve.conditions(budgets, options)
   found = curve.run(model, suite, loaded, asked, out)
   return curve.markdown(found) if found else ""

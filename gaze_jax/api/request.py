@@ -116,8 +116,8 @@ class Request:
     """
     if self.regions == "scores":
       return None
-    shape = (config.model.decoder.query_heads, regions)
-    return np.random.default_rng([7, self.seed]).random(shape, np.float32)
+    heads = config.model.decoder.query_heads
+    return budgets.random_scores(self.seed, heads, regions)
 
   def budget(self, config: config_lib.Config, regions: Sequence[int]) -> int:
     """K, in the unit of `model.gaze.budget`.

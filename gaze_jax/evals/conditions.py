@@ -97,8 +97,8 @@ def override(
   b, r = batch.batch.region_slots.shape[:2]
   heads = model.decoder.query_heads
   if condition.choice == "random":
-    draw = lambda i: np.random.default_rng([7, int(i) + 1]).random((heads, r))
-    return np.stack([draw(i) for i in batch.indices]).astype(np.float32)
+    draw = lambda i: budgets.random_scores(int(i) + 1, heads, r)
+    return np.stack([draw(i) for i in batch.indices])
   nearness = np.zeros((b, heads, r), np.float32)
   for row, units in enumerate(batch.units):
     region = model.gaze.region

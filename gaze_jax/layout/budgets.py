@@ -51,6 +51,12 @@ def of_count(
   return min(max(k * RATIO_PARTS // max(sum(regions), 1), 1), RATIO_PARTS)
 
 
+def random_scores(seed: int, heads: int, regions: int) -> np.ndarray:
+  """Scores that choose regions at random, float32 [Q, R]; equal for a seed."""
+  drawn = np.random.default_rng([7, seed]).random((heads, regions))
+  return drawn.astype(np.float32)
+
+
 def of_segments(
   gaze: config_lib.GazeConfig, batch: types.Batch, segments: int
 ) -> np.ndarray:

@@ -9,7 +9,6 @@ has it is whole.
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import multiprocessing
@@ -85,7 +84,7 @@ def prepare(
   try:
     if _is_done(directory, identity):
       return f"{directory} is prepared already"
-    with _locked(work, directory):
+    with whole_file.locked(work / "lock", directory):
       if _is_done(directory, identity):  # another process has ended since
         shutil.rmtree(work)
         return f"{directory} is prepared already"
@@ -180,21 +179,6 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     else f"{name} = {before.get(name)!r}, now {now[name]!r}"
     for name in names
   )
-
-
-@contextlib.contextmanager
-def _locked(work: pathlib.Path, directory: pathlib.Path) -> Iterator[None]:
-  """Within it no other process prepares into the directory."""
-  work.mkdir(parents=True, exist_ok=True)
-  with open(work / "lock", "w", encoding="utf-8") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.GazeError(
-        f"{directory}: another process prepares into it; wait for it, or take"
-        " another directory"
-      ) from None
-    yield
 
 
 def _check_plan(

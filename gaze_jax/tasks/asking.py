@@ -112,8 +112,7 @@ class _Asking:
   ) -> Iterator[request_lib.Request]:
     """What can be asked; the rest has failed."""
     number = 0
-    of = lambda item: task_lib.cluster(self._task, item)
-    for _, group in itertools.groupby(items, of):
+    for _, group in itertools.groupby(items, lambda item: item.cluster):
       self._read, some = None, list(group)
       for item in some:
         request, why = None, ""

@@ -85,10 +85,10 @@ def run(
   Raises:
     errors.GazeError: as `run.run`.
   """
-  results = {
-    name: run_lib.run(model, suite, loaded, options, out / name)
-    for name, options in asked.items()
-  }
+  found_in = run_lib.run(
+    model, suite, loaded, {out / name: of for name, of in asked.items()}
+  )
+  results = {path.name: figures for path, figures in found_in.items()}
   found: dict[str, Any] = {}
   if processes.is_first():
     found = _write(suite, loaded, asked, results, out)
@@ -152,7 +152,7 @@ def of_task(
     )
     for name, folder in folders.items()
   }
-  clusters = [task_lib.cluster(task, item) for item in items]
+  clusters = [item.cluster for item in items]
   drawn = bootstrap(task, rows, clusters, protocol)
   few = len(set(clusters)) < _LEAST_CLUSTERS
   out = {}
@@ -252,8 +252,8 @@ def markdown(found: dict[str, Any]) -> str:
     "# Scores by budget",
     "",
     "95 % intervals by the bootstrap over clusters: items that share an image,"
-    " a video or a pair, where a data set's files say so, else single items;"
-    " with fewer than ten there is none. Against dense: the paired difference."
+    " a video or a pair; with fewer than ten there is none. Against dense: the"
+    " paired difference."
     " Visual KV: entries read a query head, and the union over a KV group.",
   ]
   for task, conditions_of in found["tasks"].items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gaze_jax.data import samples
+from gaze_jax.evals.scoring import totals
 from gaze_jax.tasks import media
 from gaze_jax.tasks import tables
 from gaze_jax.tasks import task as task_lib
@@ -26,8 +27,6 @@ _MMMU_MARK = re.compile(r"<image ([1-7])>")
 _SEED = ("question_id", "question", "answer", "data_type")
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _MMBENCH = ("index", "question", "hint", "answer", "category", "L2-category")
-# A question's rotation r has this, r times, added to its number.
-_MMBENCH_ROTATION = 1_000_000
 _MMBENCH_NUMBERS = 10_000  # above the number of any question
 _CV_BENCH = ("idx", "task", "choices", "answer", "prompt", "source")
 
@@ -295,7 +294,7 @@ TASKS = (
     prompt=_mmbench,
     metric=lambda fields: "mmbench",
     max_tokens=1024,
-    cluster=lambda fields: str(int(fields["index"]) % _MMBENCH_ROTATION),
+    cluster=lambda fields: str(totals.mmbench_question(fields["index"])),
     again=lambda fields, n: {
       **fields,
       "index": int(fields["index"]) + _MMBENCH_NUMBERS * n,

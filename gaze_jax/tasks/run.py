@@ -1,5 +1,6 @@
 """Benchmarks of a model: asked, written down, scored."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +9,7 @@ import json
 import os
 import pathlib
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -83,7 +84,7 @@ def load(suite: Suite) -> Loaded:
         *(task.name, len(every), task.items),
       )
     _check_items(task, every)
-    out[task.name] = every, task_lib.limited(task, every, suite.limit)
+    out[task.name] = every, task_lib.limited(every, suite.limit)
   return out
 
 
@@ -91,10 +92,9 @@ def run(
   model: Any,
   suite: Suite,
   loaded: Loaded,
-  options: asking.Options,
-  out: pathlib.Path,
-) -> dict[str, Any]:
-  """Asks a model all tasks; what `out` holds already is not asked again.
+  ways: Mapping[pathlib.Path, asking.Options],
+) -> dict[pathlib.Path, dict[str, Any]]:
+  """Asks a model all tasks; what a folder holds already is not asked again.
 
   Of several processes all must call this; process 0 writes.
 
@@ -102,30 +102,53 @@ def run(
     model: an `api.Model`.
     suite: the tasks.
     loaded: of `load`.
-    options: how it is asked.
-    out: gets predictions/, results.json and results.md.
+    ways: how it is asked, by the folder that gets predictions/, results.json
+      and results.md.
 
   Returns:
-    What results.json holds; nothing but on process 0.
+    What results.json holds, by folder; nothing but on process 0.
 
   Raises:
-    errors.GazeError: media are missing, or `out` holds predictions of another
-      model.
+    errors.GazeError: media are missing, or a folder holds predictions of
+      another model, or another process writes there.
   """
-  for task in suite.tasks:
-    if not options.blind:
+  if not all(options.blind for options in ways.values()):
+    for task in suite.tasks:
       _check_media(task, loaded[task.name][1], suite.partial)
   with model.on_mesh():
     name = identity.of(model)
-  for task in suite.tasks:
-    every, asked = loaded[task.name]
-    made_by = _made_by(model, name, task, options) | _of_files(
-      task, suite.data, every
-    )
-    _ask(model, suite, task, asked, options, out, made_by)
-  found = score(suite, loaded, out) if processes.is_first() else {}
-  processes.share("scored")  # the others wait for it, and not in JAX's way out
-  return found
+  results = {}
+  for out, options in ways.items():
+    with _alone(out):
+      for task in suite.tasks:
+        every, asked = loaded[task.name]
+        made_by = _made_by(model, name, task, options) | _of_files(
+          task, suite.data, every
+        )
+        _ask(model, suite, task, asked, options, out, made_by)
+      if processes.is_first():
+        results[out] = score(suite, loaded, out)
+      processes.share("scored")  # the others wait, and not in JAX's way out
+  return results
+
+
+@contextlib.contextmanager
+def _alone(out: pathlib.Path) -> Iterator[None]:
+  """Within it no other command writes into a folder; all processes call it.
+
+  Raises:
+    errors.GazeError: one does.
+  """
+  with contextlib.ExitStack() as stack:
+    why = ""
+    if processes.is_first():
+      try:
+        stack.enter_context(whole_file.locked(out / "lock", out))
+      except errors.GazeError as error:
+        why = str(error)
+    if why := processes.share(why):
+      raise errors.GazeError(why)
+    yield
 
 
 def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Item:
     video: what is shown in their place; None for none.
     subtitles: a file of SubRip; "" for none.
     place: among all items, in the order of the files.
+    cluster: what it shares with others.
   """
 
   id: str
@@ -38,6 +39,7 @@ class Item:
   video: media.Medium | None = None
   subtitles: str = ""
   place: int = -1
+  cluster: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,9 @@ class Task:
     metric: fields -> one of `scoring.METRICS`.
     source: where its files come from.
     reference: fields -> what the scorer reads.
-    cluster: fields -> items of one cluster share an image, a video or a pair;
-      None where each item is one.
+    cluster: fields -> items of one cluster share an image, a video or a pair.
+      None where no field tells: then they show the same pictures, by the bytes
+      of these.
     again: (fields, n) -> those of an item that is drawn for the nth time
       again, as of a cluster of its own; None where the total does not tell
       clusters apart.
@@ -180,12 +183,14 @@ def items(task: Task, data: str) -> list[Item]:
         f"{task.name}: item {item.id!r} is in {folder} twice: keep one copy of"
         " its files there"
       )
-    out[item.id] = dataclasses.replace(item, place=place)
+    out[item.id] = dataclasses.replace(
+      item, place=place, cluster=_cluster(task, item)
+    )
   if not out:
     raise samples.DataError(f"{task.name}: no item in {', '.join(files[0])}")
   clusters: dict[str, list[Item]] = {}
   for item in out.values():
-    clusters.setdefault(cluster(task, item), []).append(item)
+    clusters.setdefault(item.cluster, []).append(item)
   return [item for some in clusters.values() for item in some]
 
 
@@ -194,19 +199,21 @@ def prompt_of(task: Task, item: Item) -> str:
   return task.prompt(item.fields | {"subtitles": item.subtitles and "..."})
 
 
-def cluster(task: Task, item: Item) -> str:
+def _cluster(task: Task, item: Item) -> str:
   """What an item shares with others: an image, a video, a pair."""
-  return task.cluster(item.fields) if task.cluster else item.id
+  if task.cluster:
+    return task.cluster(item.fields)
+  return media.fingerprint(item.images) or f"item {item.id}"
 
 
-def limited(task: Task, some: list[Item], limit: int | None) -> list[Item]:
+def limited(some: list[Item], limit: int | None) -> list[Item]:
   """The first items, whole clusters of them, `limit` or a few more."""
   if limit is None:
     return some
   out: list[Item] = []
   for item in some:
     if len(out) >= limit:
-      if not out or cluster(task, item) != cluster(task, out[-1]):
+      if not out or item.cluster != out[-1].cluster:
         break
     out.append(item)
   return out

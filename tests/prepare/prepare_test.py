@@ -22,6 +22,7 @@ from PIL import Image
 from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax import storage
+from gaze_jax import whole_file
 from gaze_jax.data import images
 from gaze_jax.data import llava
 from gaze_jax.data import pipeline
@@ -242,7 +243,7 @@ def test_other_flags_are_refused_by_name(formats, whole, tmp_path):
 
 def test_two_processes_into_one_directory(formats, tmp_path):
   to = tmp_path / "data"
-  with job._locked(to / ".preparing", to):
+  with whole_file.locked(to / ".preparing" / "lock", to):
     other = subprocess.run(
       [
         *(sys.executable, "launch/prepare.py", f"--to={to}", "--workers=0"),
@@ -254,7 +255,7 @@ def test_two_processes_into_one_directory(formats, tmp_path):
     )
   assert other.returncode == 1
   assert other.stderr.splitlines()[-1] == (
-    f"error: {to}: another process prepares into it; wait for it, or take"
+    f"error: {to}: another process writes into it; wait for it, or take"
     " another directory"
   )
   of_format(formats, "a.tar", to)
@@ -265,17 +266,17 @@ def test_two_processes_into_one_directory(formats, tmp_path):
 def test_another_process_that_ends_just_before(
   formats, whole, tmp_path, monkeypatch, side
 ):
-  to, locked = tmp_path / "data", job._locked
+  to, locked = tmp_path / "data", whole_file.locked
 
   @contextlib.contextmanager
-  def late(work, directory):
+  def late(lock, directory):
     with monkeypatch.context() as patch:
-      patch.setattr(job, "_locked", locked)
+      patch.setattr(whole_file, "locked", locked)
       of_format(formats, "a.json", to)
-    with locked(work, directory):
+    with locked(lock, directory):
       yield
 
-  monkeypatch.setattr(job, "_locked", late)
+  monkeypatch.setattr(whole_file, "locked", late)
   if side:
     with pytest.raises(errors.GazeError, match="another data set"):
       of_format(formats, "a.json", to, max_side=side)

@@ -23,10 +23,9 @@ def test_eval_and_benchmark_give_one_score(tiny_config, tmp_path):
   scene.write_all(source, tmp_path / "emoji_scenes")
   suite = run.Suite([registry.TASKS["emoji_scenes"]], str(tmp_path))
   model = api.load(tmp_path / "run")
-  found = run.run(
-    model, suite, run.load(suite), asking.Options(), tmp_path / "out"
-  )
-  figures = found["tasks"]["emoji_scenes"]
+  out = tmp_path / "out"
+  found = run.run(model, suite, run.load(suite), {out: asking.Options()})
+  figures = found[out]["tasks"]["emoji_scenes"]
   gaze = report["accuracy"]["gaze"]
   kinds = figures["metrics"]["by_kind"]
   assert kinds == {kind: pytest.approx(gaze[kind]) for kind in kinds}

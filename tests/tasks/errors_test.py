@@ -501,8 +501,8 @@ def test_a_picture_that_is_too_large(tmp_path):
 
 
 def test_a_table_that_went_after_it_was_read(tmp_path):
-  published.chartqa_parquet(tmp_path)
-  _, items = expected_items.of("chartqa", tmp_path)
+  published.textvqa_parquet(tmp_path)
+  _, items = expected_items.of("textvqa", tmp_path)
   files(tmp_path)[0].unlink()
   assert skip(items[0].images[0])[0] == "unreadable table"
 

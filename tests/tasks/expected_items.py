@@ -40,6 +40,15 @@ def seen(task, item):
   return shown(item), task.prompt(item.fields)
 
 
+def clusters(task, items):
+  """The cluster of each item; of those that pictures tell, their colours."""
+  if task.cluster:
+    return [item.cluster for item in items]
+  colours = {item.cluster: shown(item) for item in items}
+  assert len(set(colours.values())) == len(colours), colours
+  return [colours[item.cluster] for item in items]
+
+
 def check(name, root, expected):
   """Holds all items of a task to what is expected of them."""
   task, items = of(name, root)

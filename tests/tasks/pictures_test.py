@@ -169,7 +169,7 @@ def test_two_layouts_have_the_same_fields(name, tmp_path):
     read[layout] = {
       item.id: (
         {key: item.fields[key] for key in FIELDS[name].split()},
-        task_lib.cluster(task, item),
+        item.cluster,
       )
       for item in items
     }
@@ -250,8 +250,8 @@ CLUSTERS = {
   "gqa": ["n1", "n1", "n3", "n2"],
   "textvqa": ["00a3", "00a3", "00b7"],
   "textvqa_ocr": ["00a3", "00a3", "00b7"],
-  "ocrbench": ["0", "1", "2", "3"],
-  "chartqa": ["0", "1", "2"],
+  "ocrbench": ["red", "blue", "green", "yellow"],
+  "chartqa": ["red", "blue", "blue"],
   "docvqa_val": ["0", "0", "7"],  # a document may be number 0
   "infovqa_val": 2 * ["example.org/green.jpg"] + ["example.org/yellow.jpg"],
   "easy_vqa": ["0", "0", "1"],
@@ -271,8 +271,15 @@ def test_clusters_share_a_picture(name, tmp_path):
   layout = next(iter(published.WRITERS[name]))
   published.WRITERS[name][layout](tmp_path)
   task, items = expected_items.of(name, tmp_path)
-  found = [task_lib.cluster(task, item) for item in items]
-  assert found == CLUSTERS[name]
+  assert expected_items.clusters(task, items) == CLUSTERS[name]
+
+
+def test_a_picture_that_is_missing_is_a_cluster(tmp_path):
+  published.ocrbench_official(tmp_path)
+  for path in tmp_path.rglob("*.png"):
+    path.unlink()
+  _, items = expected_items.of("ocrbench", tmp_path)
+  assert [one.cluster for one in items] == [f"item {i}" for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -289,14 +296,14 @@ def test_clusters_share_a_picture(name, tmp_path):
 def test_a_limit_takes_whole_clusters(limit, ids, tmp_path):
   published.gqa_parquet(tmp_path)
   task, items = expected_items.of("gqa", tmp_path)
-  some = task_lib.limited(task, items, limit)
+  some = task_lib.limited(items, limit)
   assert [item.id for item in some] == ids
 
 
 def test_some_of_mme_has_both_questions_of_a_picture(tmp_path):
   published.mme_parquet(tmp_path)
   task, items = expected_items.of("mme", tmp_path)
-  assert len(task_lib.limited(task, items, 3)) == 4
+  assert len(task_lib.limited(items, 3)) == 4
 
 
 def test_a_question_of_a_document_that_is_not_known_is_a_cluster(tmp_path):
@@ -311,7 +318,7 @@ def test_a_question_of_a_document_that_is_not_known_is_a_cluster(tmp_path):
   folder = tmp_path / "docvqa" / "DocVQA"
   published.table(folder / "validation-0.parquet", types, rows)
   task, items = expected_items.of("docvqa_val", tmp_path)
-  found = [task_lib.cluster(task, item) for item in items]
+  found = [item.cluster for item in items]
   assert found == ["question 0", "question 7"]
 
 

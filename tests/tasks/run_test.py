@@ -6,7 +6,9 @@ import json
 import pytest
 
 from gaze_jax import errors
+from gaze_jax import whole_file
 from gaze_jax.tasks import asking
+from gaze_jax.tasks import curve
 from gaze_jax.tasks import predictions
 from gaze_jax.tasks import registry
 from gaze_jax.tasks import results
@@ -24,7 +26,7 @@ def suite(gqa, **how):
 
 
 def ask(model, some, options, out):
-  return run.run(model, some, run.load(some), options, out)
+  return run.run(model, some, run.load(some), {out: options})[out]
 
 
 def score(some, out):
@@ -120,6 +122,28 @@ def test_another_model_or_file_is_refused_by_name(
   path.write_text(path.read_text() + " ")
   with pytest.raises(errors.GazeError, match="files = "):
     ask(scripted(), suite(gqa), OPTIONS, tmp_path)
+
+
+def test_a_folder_has_one_writer(gqa, scripted, tmp_path):
+  some, out = suite(gqa), tmp_path / "out"
+  with whole_file.locked(out / "lock", out):
+    with pytest.raises(errors.GazeError, match="another process writes into"):
+      ask(scripted(), some, OPTIONS, out)
+  assert not (out / "predictions").exists()
+  assert ask(scripted(), some, OPTIONS, out)["tasks"]["gqa"]["n"] == 6
+
+
+def test_weights_are_read_once_for_all_conditions(
+  gqa, scripted, tmp_path, monkeypatch
+):
+  asked = []
+  monkeypatch.setattr(
+    "gaze_jax.api.identity.of", lambda model: asked.append(model) or "a model"
+  )
+  ways = curve.conditions([1, 2], OPTIONS)
+  some = suite(gqa)
+  curve.run(scripted(), some, run.load(some), ways, tmp_path)
+  assert len(asked) == 1
 
 
 def test_a_limit_takes_whole_clusters_and_says_so(gqa, scripted, tmp_path):

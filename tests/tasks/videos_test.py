@@ -339,11 +339,11 @@ def test_a_limit_takes_whole_videos(published, name, layout):
   task, _, items = published(name, layout)
   first = FIRST[name]
   for limit in range(1, first + 1):
-    assert task_lib.limited(task, items, limit) == items[:first]
-  more = task_lib.limited(task, items, first + 1)
+    assert task_lib.limited(items, limit) == items[:first]
+  more = task_lib.limited(items, first + 1)
   assert first < len(more) and more == items[: len(more)]
   videos = [item.video.source() for item in items]
-  clusters = [task_lib.cluster(task, item) for item in items]
+  clusters = [item.cluster for item in items]
   for one, other in zip(range(len(items)), range(1, len(items)), strict=False):
     same = videos[one] == videos[other]
     assert same == (clusters[one] == clusters[other])

@@ -205,10 +205,15 @@ def mmbench(rows: Rows) -> Figures:
     ScoringError: an index twice.
   """
   _check_unique(rows, "index")
-  question = lambda row: int(row["index"]) % _MMBENCH_ROTATION
+  question = lambda row: mmbench_question(row["index"])
   circular = statistics.fmean(map(_all_right, _groups(rows, question).values()))
   plain = [row for row in rows if int(row["index"]) < _MMBENCH_ROTATION]
   return {"circular": circular, "vanilla": _mean(plain) if plain else 0.0}
+
+
+def mmbench_question(index: int | str) -> int:
+  """The number of a question of MMBench, whichever of its rotations it is."""
+  return int(index) % _MMBENCH_ROTATION
 
 
 def pope_pooled(rows: Rows) -> Figures:
