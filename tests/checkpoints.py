@@ -129,10 +129,13 @@ def _fast(vocab_size):
   )
 
 
-def onevision_processor(vocab_size, pinpoints):
+def onevision_processor(tokenizer, pinpoints):
+  """As `llava_processor`."""
+  if isinstance(tokenizer, int):
+    tokenizer = _fast(tokenizer)
   return _Processor(
     onevision_pixels(pinpoints),
-    _fast(vocab_size),
+    tokenizer,
     num_image_tokens=16,
     vision_feature_select_strategy="full",
     vision_aspect_ratio="anyres_max_4",

@@ -4,15 +4,18 @@ Not a test of the suite: it needs lmms-eval (launch/lmms.sh installs it).
 
   bash launch/lmms.sh --help
   PYTHONPATH=.:tests .venv-lmms/bin/python tests/lmms/outside_proof.py --out=DIR
+    [--family=onevision]
 
-A tiny LLaVA-1.5 made by transformers is asked two tasks in local Parquet files
-by lmms-eval's own llava_hf, by lmms-eval with our adapter on the converted
+A tiny LLaVA-1.5, or LLaVA-OneVision (SigLIP, tiles, Qwen2), made by
+transformers is asked two tasks in local Parquet files by lmms-eval's own
+llava_hf, by lmms-eval with our adapter on the converted
 weights, live and from stored predictions, and by launch/benchmark.py. Texts are
 compared item by item, once cut where the task's `until` says (llava_hf does not
 cut), and the scores. It exits with 1 if anything differs.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -46,27 +49,61 @@ TASKS = {
 }
 
 
-def make_model(folder):
-  family = chat_families.FAMILIES["llava-1.5"]
-  chat_families.save(family, folder)
-  tokenizer = chat_families.theirs(folder)
-  tokenizer.chat_template = TEMPLATE
-  image = tokenizer.convert_tokens_to_ids("<image>")
+def llava(folder, tokenizer, image, video):
   config = checkpoints.llava_config(len(tokenizer), image_token_index=image)
-  model = checkpoints.drawn(checkpoints.llava, config, 0.3)
-  with torch.no_grad():  # words, not single bytes, nor marks
-    model.lm_head.weight[:300] = 0
-    model.lm_head.weight[image] = 0
-  model.save_pretrained(folder)
   processor = checkpoints.llava_processor(tokenizer, chat_template=TEMPLATE)
   processor.save_pretrained(folder)
+  return checkpoints.drawn(checkpoints.llava, config, 0.3)
+
+
+def onevision(folder, tokenizer, image, video):
+  config = checkpoints.onevision_config(
+    len(tokenizer),
+    image_token_index=image,
+    video_token_index=video,
+    vision_aspect_ratio="anyres_max_4",
+  )
+  tokenizer.save_pretrained(folder)
+  checkpoints.onevision_pixels(checkpoints.PINPOINTS).save_pretrained(folder)
+  return checkpoints.drawn(checkpoints.onevision, config, 0.3)
+
+
+# Each with the command in which its llava_hf runs.
+FAMILIES = {
+  "llava": (llava, ("-m", "lmms_eval")),
+  "onevision": (
+    *(onevision, (str(pathlib.Path(__file__).parent / "onevision_lmms.py"),)),
+  ),
+}
+
+
+def make_model(folder, family):
+  chat = chat_families.FAMILIES["llava-1.5"]
+  marks = (*chat.marks, "<video>")
+  chat_families.save(dataclasses.replace(chat, marks=marks), folder)
+  tokenizer = chat_families.theirs(folder)
+  tokenizer.chat_template = TEMPLATE
+  marks = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+  model = FAMILIES[family][0](folder, tokenizer, *marks)
+  with torch.no_grad():  # words, not single bytes, nor marks
+    model.lm_head.weight[:300] = 0
+    model.lm_head.weight[marks] = 0
+  model.save_pretrained(folder)
   checkpoints.to_ours(folder, folder.with_name("ours"))
+
+
+def processor_of(folder):
+  """Theirs, which for OneVision would need torchvision."""
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  if (folder / "processor_config.json").exists():
+    return transformers.LlavaProcessor.from_pretrained(folder)
+  return checkpoints.onevision_processor(tokenizer, checkpoints.PINPOINTS)
 
 
 def said(folder, pictures, questions):
   """What transformers generates, which half of the golds are made of."""
-  model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
-  processor = transformers.LlavaProcessor.from_pretrained(folder)
+  model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+  processor = processor_of(folder)
   out = []
   for picture, question in zip(pictures, questions, strict=True):
     text = f"USER: <image>\n{question} ASSISTANT:"
@@ -137,10 +174,10 @@ def make_tasks(folder, data):
     (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
 
 
-def lmms(out, tasks, model, arguments):
+def lmms(out, tasks, model, arguments, command=("-m", "lmms_eval")):
   """Texts by task and document, and scores, of a run of lmms-eval."""
   command = [
-    *(sys.executable, "-m", "lmms_eval", "eval", "--model", model),
+    *(sys.executable, *command, "eval", "--model", model),
     *("--model_args", arguments, "--tasks"),
     ",".join(name for name, _, _ in TASKS.values()),
     *("--include_path", str(tasks), "--output_path", str(out)),
@@ -207,12 +244,13 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--items", type=int, default=60)
+  parser.add_argument("--family", choices=FAMILIES, default="llava")
   given = parser.parse_args()
   out = given.out.resolve()
   model, data, tasks = out / "theirs", out / "data", out / "tasks"
   if not tasks.exists():  # so that a second run goes on from there
     model.mkdir(parents=True)
-    make_model(model)
+    make_model(model, given.family)
     make_data(data, model, given.items)
     make_tasks(tasks, data)
   for name in ("hf_run", "command", "live", "replay"):
@@ -222,6 +260,7 @@ def main():
     tasks,
     "llava_hf",
     f"pretrained={model},device=cpu,device_map=cpu",
+    FAMILIES[given.family][1],
   )
   converted = out / "ours"
   names = ";".join(f"{theirs}:{task}" for task, (theirs, *_) in TASKS.items())
