@@ -268,9 +268,7 @@ def test_golds_are_right_and_others_wrong(published, name, layout, protocol):
   for item, (*_, right, wrong) in rows:
     texts = (right or "~", wrong, "~")
     found = [results.verdict(task, item, x, protocol).value for x in texts]
-    # lmms-eval finds letters where the benchmarks' own rules find none.
-    assert found[1:] == [0, 0] or (protocol == "lmms" and found[2] == 0)
-    assert found[0] == (right is not None)
+    assert found == [right is not None, 0, 0]
 
 
 @pytest.mark.parametrize(
