@@ -216,27 +216,30 @@ class _Request:
     """
     w, found, of = self._shards, {}, ", for a pool" if held else ""
     ints = lambda *shape: _host((w, *shape), np.int32)
-    for piece in self._prompt.pieces():
-      x = piece.size
-      for trace, command in commands.items() if piece.text else ():
-        found[True, x, trace] = self._workload(
-          reading.text_program,
-          f"{x} slots{', traced' if trace else ''}{of}",
-          command,
-          (self._decoder, cache.visual, _linear(cache), ints(x), ints()),
-          dict(count=ints(), prompt=True, trace=trace),
-          held=held,
-        )
-      if not piece.text:
+    pieces = self._prompt.pieces()
+    for number, piece in enumerate(pieces, 1):
+      x, last = piece.size, number == len(pieces)
+      every = {False: ", ".join(commands.values())}
+      if piece.text:
+        for trace, command in (commands if last else every).items():
+          found[True, x, last, trace] = self._workload(
+            reading.text_program,
+            f"{x} slots{', the last' * last}{', traced' * trace}{of}",
+            command,
+            (self._decoder, cache.visual, _linear(cache), ints(x), ints()),
+            dict(count=ints(), prompt=True, logits=last, trace=trace),
+            held=held,
+          )
+      else:
         like = self._embedded
         row = jax.ShapeDtypeStruct((w, x, like.shape[2]), like.dtype)
         row = self._placed(row, shard.P("batch"))
         fields = dataclasses.fields(types.Layout)
         layout = types.Layout(**{f.name: ints(x) for f in fields})
-        found[False, x, False] = self._workload(
+        found[False, x, False, False] = self._workload(
           reading.units_program,
           f"{x} slots{of}",
-          ", ".join(commands.values()),
+          every[False],
           (self._decoder, cache, row, types.Chunk(layout, ints(x))),
           held=held,
         )

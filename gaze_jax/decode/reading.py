@@ -171,17 +171,20 @@ def read_together(
       visual = jax.tree.map(jnp.copy, cache.visual)
       cache = dataclasses.replace(cache, visual=visual)
   logits = traced = None
-  for some in pieces:
+  for number, some in enumerate(pieces, 1):
     if some[0].text:
+      last = number == len(pieces)
       cache, logits, traced = _add_text(
         *(text_program, decoder, config, cache),
         *(_padded_text(rows, some), budgets),
         count=np.array([piece.stop - piece.start for piece in some], np.int32),
         prompt=True,
+        logits=last,
         override=override,
-        trace=trace,
+        trace=trace and last,
       )
-      logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
+      if last:
+        logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
     else:
       chunk = jax.tree.map(
         lambda *x: np.concatenate(x), *map(_padded, whole, some)
@@ -263,6 +266,7 @@ def _begun(
     )
     cache, _, _ = _add_text(
       *(token_program, decoder, config, cache, token, budgets),
+      logits=False,
       override=override,
     )
   return cache
@@ -429,11 +433,15 @@ def _add_text(program, params, config, cache, *args, **kwargs):
 
 
 text_program = programs.Program(
-  *(_extend, "prompt text"), static=("prompt", "trace"), donate=("linear",)
+  *(_extend, "prompt text"),
+  static=("prompt", "logits", "trace"),
+  donate=("linear",),
 )
 # A function of its own: JAX keeps the programs of one function together.
 token_program = programs.Program(
-  functools.partial(_extend), "a token of an answer", donate=("linear",)
+  *(functools.partial(_extend), "a token of an answer"),
+  static=("logits",),
+  donate=("linear",),
 )
 units_program = programs.Program(
   cached.read_units, "units of a prompt", donate=("cache",)

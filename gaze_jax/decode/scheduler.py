@@ -6,8 +6,8 @@ is complete goes to the next request. What a row computes depends on its pool's
 shape, and so on its own size alone, never on what is beside it.
 
   waiting   r5 r6 r7 ...          in the order in which they came
-  pools     [r0 r3 -- r4]         of 8 regions, 256 slots, 64 tokens
-            [r1 r2]               of 32 regions, 256 slots, 64 tokens
+  pools     [r0 r3 -- r4]         of 16 regions, 256 slots, 64 tokens
+            [r1 r2]               of 64 regions, 256 slots, 64 tokens
 """
 
 import collections
@@ -31,7 +31,7 @@ from gaze_jax.models import mllm
 from gaze_jax.parallel import shard
 
 # Sizes come in steps of four times, so that requests of a kind share a pool.
-_REGIONS, _SLOTS, _TOKENS, _STEP = 8, 256, 64, 4
+_REGIONS, _SLOTS, _TOKENS, _STEP = 16, 256, 64, 4
 # Tokens of a pool's turn, at most.
 _TURN = 32
 

@@ -111,9 +111,10 @@ def extend(
   *,
   count: types.Int[types.Array, " B"] | None = None,
   prompt: bool = False,
+  logits: bool = True,
   override: types.Float[types.Array, "B Q R"] | None = None,
   trace: bool = False,
-) -> tuple[types.DecodeCache, types.Array, types.Trace]:
+) -> tuple[types.DecodeCache, types.Array | None, types.Trace]:
   """The decode form: adds X tokens of text to every row.
 
   Args:
@@ -127,11 +128,14 @@ def extend(
     prompt: static; the text is of the prompt, not of the answer: it is routed
       as such, and what its last real token gives is returned alone (X = 1
       below).
+    logits: static; whether they are wanted. The head reads the whole table of
+      tokens, and what follows more of the prompt is never looked at.
     override: as in `mllm.apply`.
     trace: static; see `gaze.decode`.
 
   Returns:
-    The grown cache; logits float32 [B, X, V]; the `Trace` of [N, B, X, Q, R].
+    The grown cache; logits float32 [B, X, V], or None; the `Trace` of
+    [N, B, X, Q, R].
   """
   if count is None:
     count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
@@ -151,6 +155,7 @@ def extend(
   )
   if prompt:
     x = _at(x, jnp.maximum(count, 1) - 1)
+  said = run("logits", x) if logits else None
   grown = dataclasses.replace(
     cache,
     k=cache_ops.append(cache.k, k, cache.length),
@@ -160,7 +165,7 @@ def extend(
     choice=choice,
   )
   traced = shard.constrain_tree(traced, shard.NEW_OF_LAYERS)
-  return cache_ops.constrain(grown), run("logits", x), traced
+  return cache_ops.constrain(grown), said, traced
 
 
 def _attend_text(

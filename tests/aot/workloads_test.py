@@ -55,16 +55,15 @@ def test_programs_of_a_request_are_of_its_sizes():
     f"vision tower, 3 tiles; {every}",
     f"embedding of a prompt, 768 slots; {every}",
     f"units of a prompt, 512 slots; {both}",
-    "prompt text, 8 slots; Model.generate",
-    f"prompt text, 8 slots, traced; {alone}",
-    "prompt text, 128 slots; Model.generate",
-    f"prompt text, 128 slots, traced; {alone}",
+    f"prompt text, 8 slots; {both}",
+    "prompt text, 128 slots, the last; Model.generate",
+    f"prompt text, 128 slots, the last, traced; {alone}",
     f"first token, 1 rows; {both}",
     f"decoding step, 1 rows, traced; {alone}",
     "decoding loop, 1 rows; Model.generate",
     f"units of a prompt, 512 slots, for a pool; {many}",
     f"prompt text, 8 slots, for a pool; {many}",
-    f"prompt text, 128 slots, for a pool; {many}",
+    f"prompt text, 128 slots, the last, for a pool; {many}",
     f"first token, 1 rows, for a pool; {many}",
     f"a row among others, 5 rows; {many}",
     f"decoding loop, 5 rows, of a pool; {many}",
@@ -79,17 +78,17 @@ def test_a_decoding_step_reads_pages_that_are_shaped_for_the_kernel():
   params, model, visual, carry, *_ = workload.arguments
   linear = carry.cache
   assert model == CONFIG.model
-  # 12 x 12 tokens are 4 regions of 36, in tiles of 4; 12 of them fit in 32.
-  assert visual.k.shape == (2, 5, 2, 32, 9, 4, 128)
-  assert visual.valid.shape == (5, 32, 36)
+  # 12 x 12 tokens are 4 regions of 36, in tiles of 4; 12 of them fit in 16.
+  assert visual.k.shape == (2, 5, 2, 16, 9, 4, 128)
+  assert visual.valid.shape == (5, 16, 36)
   # 12 context tokens, 128 of a prompt, 256 of an answer: 256 or 1,024.
   assert linear.k.shape == (2, 5, 2, 1024, 128) and linear.visual is None
   assert carry.tokens.shape == (5, 256)
   assert params.keys() == {"decoder"}
   held = workload.bytes_by_part()
-  pages = 2 * 2 * 2 * 32 * 36 * 128 * 2
-  descriptors = 4 * 2 * 2 * 32 * 128
-  of_all = 32 * 36 + 4 * 32 * 36
+  pages = 2 * 2 * 2 * 16 * 36 * 128 * 2
+  descriptors = 4 * 2 * 2 * 16 * 128
+  of_all = 16 * 36 + 4 * 16 * 36
   text = 2 * 2 * 2 * 1024 * 128 * 2 + 2 * 4
   # Beside the pool there is a row that is being read.
   assert held["cache"] == 6 * (pages + descriptors + of_all + text)

@@ -117,7 +117,7 @@ def test_a_bad_request_is_named_after_the_answers_before_it(ours):
 @pytest.mark.nightly
 def test_memory_is_bounded_and_requests_wait_their_turn(ours, requests):
   want = [one.tokens for one in ours.generate_many(requests(), batch_size=4)]
-  row = scheduler.Size(32, 256, 64).bytes(ours.config.model)
+  row = scheduler.Size(64, 256, 64).bytes(ours.config.model)
   # Room for two rows of the largest pool and the one that is read.
   small = dataclasses.replace(ours, cache_bytes=3 * row)
   pools = []

@@ -106,12 +106,12 @@ def test_a_finished_row_goes_to_the_next_job_at_once(tiny, tiny_params, job):
   jobs = [job(4, 0, 40), *(job(4, 0, 2, seed=i) for i in range(6))]
   order = [number for number, _ in scheduler.run(jobs)]
   assert order[-1] == 0 and order[:-1] == [1, 2, 3, 4, 5, 6]
-  assert list(scheduler._pools) == [scheduler_lib.Size(8, 256, 64)]
+  assert list(scheduler._pools) == [scheduler_lib.Size(16, 256, 64)]
 
 
 def test_sizes_are_few():
-  sizes = {scheduler_lib._step(n, 8) for n in range(1, 513)}
-  assert sizes == {8, 32, 128, 512}
+  sizes = {scheduler_lib._step(n, 16) for n in range(1, 513)}
+  assert sizes == {16, 64, 256, 1024}
 
 
 def test_rows_are_as_many_as_memory_has_room_for(tiny, tiny_params, job):
