@@ -43,6 +43,8 @@ _LIMIT = flags.DEFINE_float("limit_gb", None, "HBM of a device; its own", 0)
 
 
 def main() -> int:
+  if _TABLE.value and not _RECIPES.value:
+    raise errors.GazeError("--table is one of --recipes; --json takes any")
   if not _TOPOLOGY.value.startswith("gpu:") or _RECIPES.value:
     topology_lib.prepare(_LEVEL.value)
   options = dict(

@@ -186,9 +186,7 @@ def read_together(
       if last:
         logits = shard.constrain(logits[:, 0], "table_rows", "head_vocab")
     else:
-      chunk = jax.tree.map(
-        lambda *x: np.concatenate(x), *map(_padded, whole, some)
-      )
+      chunk = _padded_units(whole, some)
       start = np.array([piece.start for piece in some], np.int32)
       x = _slice(embedded, start, size=some[0].size)
       cache = units_program(decoder, config, cache, x, chunk)
@@ -305,6 +303,14 @@ def _padded(whole: types.Chunk, piece: Piece) -> types.Chunk:
     whole,
     types.Chunk(fills, 0),
   )
+
+
+def _padded_units(
+  wholes: Sequence[types.Chunk], pieces: Sequence[Piece]
+) -> types.Chunk:
+  """A piece of each row, `Chunk` of [B, X]."""
+  some = map(_padded, wholes, pieces)
+  return jax.tree.map(lambda *x: np.concatenate(x), *some)
 
 
 def _padded_text(rows: Sequence[Prompt], pieces: Sequence[Piece]) -> np.ndarray:

@@ -156,6 +156,12 @@ def extend(
   if prompt:
     x = _at(x, jnp.maximum(count, 1) - 1)
   said = run("logits", x) if logits else None
+  traced = shard.constrain_tree(traced, shard.NEW_OF_LAYERS)
+  return _grown(cache, k, v, count, choice), said, traced
+
+
+def _grown(cache: types.DecodeCache, k, v, count, choice) -> types.DecodeCache:
+  """The cache with `count` of X tokens, whose k and v are [N, B, X, J, D]."""
   grown = dataclasses.replace(
     cache,
     k=cache_ops.append(cache.k, k, cache.length),
@@ -164,8 +170,7 @@ def extend(
     position=cache.position + count,
     choice=choice,
   )
-  traced = shard.constrain_tree(traced, shard.NEW_OF_LAYERS)
-  return cache_ops.constrain(grown), said, traced
+  return cache_ops.constrain(grown)
 
 
 def _attend_text(

@@ -139,6 +139,7 @@ def test_nothing_fits(config, tmp_path):
       "parallel: data 2 x fsdp 2 x tensor 1 x sequence 1 is a mesh of 4",
     ),
     (["--json=no/found.json"], "no/found.json: there is no folder no"),
+    (["--table=found.md"], "--table is one of --recipes; --json takes any"),
   ],
 )
 def test_a_mistake_is_one_line(config, arguments, says):
