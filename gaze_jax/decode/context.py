@@ -154,7 +154,9 @@ def _bytes(
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
-def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
+def check_bytes(
+  need: int, limit: int, regions: int, slots: int, name: str = "cache_bytes"
+) -> None:
   """Refuses a row whose cache can never fit.
 
   Args:
@@ -162,6 +164,7 @@ def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
     limit: that there may be.
     regions: of the row, for the message.
     slots: likewise.
+    name: of the limit.
 
   Raises:
     LimitError: saying by how much.
@@ -170,8 +173,8 @@ def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
     raise LimitError(
       f"the keys and values of one request, with room for {regions} regions"
       f" and {slots} slots of text, take {need:,} bytes on a device, and"
-      f" cache_bytes is {limit:,}; show fewer images, shorten the text, or"
-      " raise cache_bytes"
+      f" {name} is {limit:,}; show fewer images, shorten the text, or raise"
+      f" {name}"
     )
 
 
