@@ -132,10 +132,15 @@ def row_bytes(config: config_lib.ModelConfig, regions: int, slots: int) -> int:
   whole = _bytes(
     config,
     shard.row_shards(),
-    programs.bucket(regions, _REGIONS),
+    regions_of(regions),
     programs.bucket(slots, _SLOTS),
   )
   return whole // (shard.row_shards() * shard.head_shards())
+
+
+def regions_of(count: int) -> int:
+  """Pages of a cache with room for so many regions."""
+  return programs.bucket(count, _REGIONS)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -212,7 +217,7 @@ def reserve(
   always, so that the copy can be donated.
   """
   have = cache.visual.valid.shape[1]
-  regions = max(programs.bucket(regions, _REGIONS), have)
+  regions = max(regions_of(regions), have)
   slots = max(programs.bucket(slots, _SLOTS), cache.k.shape[3])
   visual, choice = cache.visual, cache.choice
   if regions > have:

@@ -28,7 +28,7 @@ class Opening(NamedTuple):
   """A part of a prompt that ends with an image.
 
   Attributes:
-    key: of its content, and of all before it; see `key_of`.
+    key: of its content, and of all before it.
     before: the context that it follows, without a cache.
     batch: `Batch` of the part, in numpy.
     budget: K of the text in it that has images in sight; 0 without any.
@@ -40,14 +40,29 @@ class Opening(NamedTuple):
   budget: int
 
 
-def key_of(before: bytes, batch: types.Batch, budget: int) -> bytes:
-  """The key of an `Opening`.
+def openings(
+  parts: Sequence[tuple[context_lib.Context, types.Batch]], budget: int
+) -> tuple[Opening, ...]:
+  """Parts of a prompt that follow each other, as openings.
 
   Args:
-    before: key of the one before it; b"" for the first.
-    batch: as in `Opening`.
-    budget: likewise.
+    parts: what each follows, without a cache, and its `Batch` in numpy.
+    budget: K of the prompt.
   """
+  out, key = [], b""
+  for before, batch in parts:
+    role = np.asarray(batch.layout.role)[0]
+    text = np.flatnonzero(role == types.Role.TEXT)
+    shown = np.flatnonzero(role == types.Role.VISUAL)
+    first = -1 if before.units else shown.min(initial=len(role))
+    own = budget if text.max(initial=-1) > first else 0
+    key = _key(key, batch, own)
+    out.append(Opening(key, before, batch, own))
+  return tuple(out)
+
+
+def _key(before: bytes, batch: types.Batch, budget: int) -> bytes:
+  """Of what is read, and of all that it follows."""
   out = hashlib.sha256(before)
   for x in jax.tree.leaves((batch, np.int64(budget))):
     out.update(repr((x.shape, x.dtype.str)).encode())
