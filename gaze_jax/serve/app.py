@@ -118,7 +118,7 @@ class Server:
     if request.path_params["name"] != self._name:
       raise failure.Failure(
         404,
-        f"there is no such model; the one here is {self._name!r}",
+        f"model: there is no such one; here is {self._name!r}",
         code="model_not_found",
         param="model",
       )

@@ -233,22 +233,23 @@ def _message(value: Any, path: str) -> _Message:
 
 def _part(value: Any, path: str, *, shows: bool) -> messages.Part | Medium:
   """A part of a message; `shows`: whether it may be a picture or a video."""
-  if not isinstance(value, dict):
-    raise fields.wrong_type(value, path, "an object")
   kinds = ("text", "image_url", "video_url") if shows else ("text",)
-  url = functools.partial(fields.of_object, required=("url",))
-  known: dict[str, fields.Check] = dict(type=fields.choice(*kinds))
-  given = value.get("type")
-  if given == "image_url":
-    detail = fields.choice("auto", "low", "high")
-    known[given] = functools.partial(
-      url, checks=dict(url=_image, detail=detail)
+  kind = fields.choice(*kinds)
+  if isinstance(value, dict):  # what else there may be goes by its type
+    fields.of_object(
+      dict(type=value.get("type")), path, dict(type=kind), ("type",)
     )
-  elif given == "video_url":
-    known[given] = functools.partial(url, checks=dict(url=_video))
+    other = value["type"]
   else:
-    known["text"] = fields.text
-  other = given if given in known else "text"
+    other = "text"
+  url = functools.partial(fields.of_object, required=("url",))
+  detail = fields.choice("auto", "low", "high")
+  checks = dict(
+    text=fields.text,
+    image_url=functools.partial(url, checks=dict(url=_image, detail=detail)),
+    video_url=functools.partial(url, checks=dict(url=_video)),
+  )
+  known = {"type": kind, other: checks[other]}
   raw = fields.of_object(value, path, known, ("type", other))
   if other == "text":
     return messages.Part(messages.TEXT, raw["text"])

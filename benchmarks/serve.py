@@ -1,0 +1,1 @@
+"""Times a server's clients against `generate_many`, on the same requests."""
