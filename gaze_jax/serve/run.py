@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -45,16 +46,7 @@ def run(
     errors.GazeError: nothing can listen there.
   """
   listener = _listen(host, port)
-  config = uvicorn.Config(
-    server.app,
-    lifespan="on",
-    log_level="warning",
-    access_log=False,
-    server_header=False,
-    proxy_headers=False,
-    ws="none",
-  )
-  running = _Uvicorn(config)
+  running = _Uvicorn(_config(server))
 
   def stop(number: int) -> None:
     del number
@@ -70,6 +62,38 @@ def run(
     await running.serve(sockets=[listener])
 
   asyncio.run(serve())
+
+
+@contextlib.contextmanager
+def background(server: app_lib.Server) -> Iterator[str]:
+  """Serves in a thread, on loopback; gives the address.
+
+  At the end requests that run are finished.
+  """
+  listener = _listen("127.0.0.1", 0)
+  running = uvicorn.Server(_config(server))
+  thread = threading.Thread(
+    target=running.run, kwargs=dict(sockets=[listener]), name="serve"
+  )
+  thread.start()
+  try:
+    # What is sent before it is ready waits in the listener's queue.
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+  finally:
+    running.should_exit = True
+    thread.join()
+
+
+def _config(server: app_lib.Server) -> uvicorn.Config:
+  return uvicorn.Config(
+    server.app,
+    lifespan="on",
+    log_level="warning",
+    access_log=False,
+    server_header=False,
+    proxy_headers=False,
+    ws="none",
+  )
 
 
 def _listen(host: str, port: int) -> socket.socket:

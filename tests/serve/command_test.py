@@ -41,13 +41,13 @@ def start(*flags, **options):
 
 
 def test_it_finishes_what_runs_and_ends_with_0(workdir):
-  process = start(f"--workdir={workdir}", "--port=0", "--most_tokens=2000")
+  process = start(f"--workdir={workdir}", "--port=0", "--most_tokens=600")
   url = process.stdout.readline().strip()
   assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url), process.stderr.read()
   got = {}
 
   def ask():
-    body = ASK | dict(max_tokens=1500, logit_bias={})
+    body = ASK | dict(max_tokens=600, logit_bias={})
     got["answer"] = httpx2.post(
       f"{url}/v1/chat/completions", json=body, timeout=120
     )

@@ -3,21 +3,19 @@
 import base64
 import contextlib
 import io
-import threading
-import time
 
 import flax.linen as nn
 import jax
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from gaze_jax import api
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.models import mllm
 from gaze_jax.serve import app
+from gaze_jax.serve import run
 
 
 @pytest.fixture(scope="session")
@@ -33,24 +31,12 @@ def model(tiny_config):
 
 @contextlib.contextmanager
 def serving(model, **options):
-  """A server at its address; `server.lines` is its log."""
+  """A server; `server.url` is its address, `server.lines` its log."""
   lines = []
   server = app.Server(model, lines.append, **(dict(rows=4) | options))
-  config = uvicorn.Config(
-    server.app, port=0, lifespan="on", log_level="warning", ws="none"
-  )
-  running = uvicorn.Server(config)
-  thread = threading.Thread(target=running.run, daemon=True)
-  thread.start()
-  while not running.started:
-    time.sleep(0.01)
-    assert thread.is_alive()
-  port = running.servers[0].sockets[0].getsockname()[1]
-  server.lines, server.url = lines, f"http://127.0.0.1:{port}"
-  yield server
-  running.should_exit = True
-  thread.join(timeout=60)
-  assert not thread.is_alive()
+  server.lines = lines
+  with run.background(server) as server.url:
+    yield server
 
 
 @pytest.fixture(scope="session")
