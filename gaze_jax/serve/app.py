@@ -23,6 +23,7 @@ from gaze_jax.serve import limits as limits_lib
 from gaze_jax.serve import metrics as metrics_lib
 from gaze_jax.serve import page
 
+_LEFT = 499  # who left before anything was sent; as nginx writes it
 _HEADERS = {
   "Content-Security-Policy": page.POLICY,
   "X-Content-Type-Options": "nosniff",
@@ -102,6 +103,7 @@ class Server:
     del app
     self.engine.start()
     yield
+    self._chat.close()
     self.engine.end()
 
   async def _file(self, request: requests.Request) -> responses.Response:
@@ -187,7 +189,7 @@ class _Front:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    start, status = time.perf_counter(), 0
+    start, status = time.perf_counter(), _LEFT
 
     async def sent(message: types.Message) -> None:
       nonlocal status

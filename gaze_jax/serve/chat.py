@@ -64,6 +64,10 @@ class Chat:
     self._workers = concurrent.futures.ThreadPoolExecutor(_THREADS, "prepare")
     self.ending = False
 
+  def close(self) -> None:
+    """Lets the workers end."""
+    self._workers.shutdown()
+
   async def __call__(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:

@@ -11,6 +11,7 @@ from gaze_jax.serve import failure
 Check = Callable[[Any, str], Any]
 
 _SHOWN = 100  # characters of a client's own name in an error
+_MOST_ITEMS = 200_000  # each takes many times the bytes that it has in a body
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -19,6 +20,9 @@ def parse(body: bytes) -> dict[str, Any]:
   Raises:
     failure.Failure: it holds none.
   """
+
+  if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_ITEMS:
+    raise _no_json(f"it has more than {_MOST_ITEMS:,} items")
 
   def refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")

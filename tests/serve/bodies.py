@@ -193,6 +193,7 @@ def of_no_json(count):
     b"{",
     b"{}}",
     b"[" * 100_000,
+    b'{"messages": [' + b"[]," * 10**6,
     b'{"a":' * 100_000,
     b'{"temperature": NaN}',
     b'{"temperature": -Infinity}',

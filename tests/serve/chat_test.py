@@ -1,13 +1,16 @@
 """The openai client talks to a server, and gets what `api.generate` gives."""
 
 import base64
+import io
 import time
 
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from gaze_jax.data import messages
+from gaze_jax.data import video
 
 GREEDY = dict(model="gaze", temperature=0, max_tokens=6)
 
@@ -186,6 +189,31 @@ def test_regions_are_boxes_of_the_picture(client, user):
   # 5 x 5 tokens: regions of 2, 2 and 1 a side.
   areas = [(r - l) * (b - t) for _, l, t, r, b in first["boxes"]]
   assert sum(areas) == pytest.approx(1) and min(areas) == pytest.approx(0.04)
+
+
+def test_a_video_is_its_frames(client, model, picture):
+  shots = [Image.open(io.BytesIO(picture(n))) for n in range(12)]
+  file = io.BytesIO()
+  shots[0].save(file, "GIF", save_all=True, append_images=shots[1:])
+  uri = "data:image/gif;base64," + base64.b64encode(file.getvalue()).decode()
+  parts = [
+    dict(type="video_url", video_url=dict(url=uri)),
+    dict(type="text", text="what moves?"),
+  ]
+  got = ask(
+    client,
+    dict(role="user", content=parts),
+    extra_body=dict(gaze=dict(frames=3, trace=True)),
+  )
+  with video.as_file(file.getvalue()) as path:
+    want = model.generate("what moves?", videos=[path], frames=3, max_tokens=6)
+  assert got.choices[0].message.content == want.text
+  views = got.gaze["trace"]["views"]
+  assert [(v["picture"], v["kind"], v["frame"]) for v in views] == [
+    (0, "video", n) for n in range(3)
+  ]
+  assert all(v["image"].startswith("data:image/jpeg;base64,") for v in views)
+  assert {v["frames"] for v in views} == {3}
 
 
 def test_who_leaves_frees_a_row(serve, user):
