@@ -263,6 +263,10 @@ class Model:
       errors.GazeError: it can't be asked so.
     """
     request.check()
+    if in_parts and not request.talk:
+      raise request_lib.RequestError(
+        "a question alone has no parts: give the conversation as talk"
+      )
     options = {name: getattr(request, name) for name in sampling.NAMES}
     sampled = sampling.make(1, **options)
     if request.images or request.videos:

@@ -130,6 +130,8 @@ class Server:
     del request
     if self._chat.ending:
       return responses.JSONResponse(dict(status="ending"), 503)
+    if not self.engine.alive:
+      return responses.JSONResponse(dict(status="failed"), 503)
     return responses.JSONResponse(dict(status="ok"))
 
   async def _numbers(self, request: requests.Request) -> responses.Response:

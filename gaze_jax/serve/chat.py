@@ -224,7 +224,9 @@ class Chat:
       asked.media,
       pixels=self._limits.pixels,
       each=data.max_pixels,
-      sampling=video_lib.Sampling(gaze.frames, data.fps),
+      sampling=video_lib.Sampling(
+        min(gaze.frames, self._limits.frames), data.fps
+      ),
     )
     of = lambda kind: [
       one

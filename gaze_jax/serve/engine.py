@@ -175,6 +175,11 @@ class Engine:
     self._commands.put(self._end)
     self._thread.join()
 
+  @property
+  def alive(self) -> bool:
+    """Whether it answers."""
+    return self._thread.is_alive()
+
   def check(self, job: scheduler_lib.Job) -> None:
     """As `scheduler.Scheduler.check`."""
     with self.model.on_mesh():

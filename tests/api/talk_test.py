@@ -1,5 +1,11 @@
 """Whole conversations as one request, read at once, or in parts for others."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -8,7 +14,9 @@ from gaze_jax.api import media
 from gaze_jax.api import request as request_lib
 from gaze_jax.data import messages
 from gaze_jax.decode import scheduler as scheduler_lib
+from gaze_jax.train import loop
 
+ON_ROWS = pathlib.Path(__file__).with_name("on_rows.py")
 IMAGE, VIDEO = messages.Part(messages.IMAGE), messages.Part(messages.VIDEO)
 
 
@@ -150,3 +158,22 @@ def test_a_view_shows_its_part(model):
   white = (view.picture[..., 0] > 127).mean()
   left, _, right, _ = media.shown_part((30, 60), ours.config.model, alone=True)
   assert white == pytest.approx((right - 0.5) / (right - left), abs=0.02)
+
+
+@pytest.mark.nightly
+def test_devices_that_share_rows_answer_alike(tiny_config, tmp_path):
+  loop.train(tiny_config(train__steps=2), tmp_path / "run")
+  done = subprocess.run(
+    [sys.executable, str(ON_ROWS), str(tmp_path / "run")],
+    env=os.environ | dict(XLA_FLAGS="--xla_force_host_platform_device_count=2"),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  alone, alone_traced, shared, shared_traced = json.loads(done.stdout)
+  assert sorted(alone["tokens"]) == list("01235")  # one was cancelled
+  for one in (alone_traced, shared, shared_traced):
+    assert one["tokens"] == alone["tokens"]
+  assert alone_traced["read"] == shared_traced["read"]
+  assert len(alone_traced["read"]["5"]) == len(alone["tokens"]["5"])

@@ -127,6 +127,8 @@ def test_tokens_come_turn_by_turn_and_do_not_depend_on_turns(
       assert told[-1].result == want[number]
       tokens = [tuple(e.tokens) for e in told]
       assert tokens[-1] == want[number].tokens
+      # The first token is there with the prompt.
+      assert len(told) == -(-(len(tokens[-1]) - 1) // steps)
       for before, after in zip(tokens, tokens[1:], strict=False):
         assert len(before) < len(after) <= len(before) + steps
         assert after[: len(before)] == before
