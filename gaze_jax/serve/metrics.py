@@ -1,5 +1,7 @@
 """Numbers of the server, for Prometheus."""
 
+from collections.abc import Callable, Sequence
+
 import prometheus_client
 
 from gaze_jax.serve import engine as engine_lib
@@ -58,17 +60,19 @@ class Metrics:
     """Prometheus's text format."""
     return prometheus_client.generate_latest(self._registry)
 
-  def _counter(self, name, what, labels=()):
+  def _counter(
+    self, name: str, what: str, labels: Sequence[str] = ()
+  ) -> prometheus_client.Counter:
     return prometheus_client.Counter(
       f"gaze_{name}", what, labels, registry=self._registry
     )
 
-  def _histogram(self, name, what):
+  def _histogram(self, name: str, what: str) -> prometheus_client.Histogram:
     return prometheus_client.Histogram(
       f"gaze_{name}", what, registry=self._registry, buckets=_SECONDS
     )
 
-  def _gauge(self, name, what, value):
+  def _gauge(self, name: str, what: str, value: Callable[[], int]) -> None:
     gauge = prometheus_client.Gauge(
       f"gaze_{name}", what, registry=self._registry
     )
