@@ -61,7 +61,7 @@ def main() -> None:
     kept_bytes=_KEPT.value,
     limits=limits_lib.Limits(**{k: flag.value for k, flag in _LIMITS.items()}),
     key=key,
-    hosts=tuple(_HOSTS.value),
+    hosts=tuple(map(str.lower, _HOSTS.value)),
   )
   run.run(
     server, _HOST.value, _PORT.value, functools.partial(print, flush=True)

@@ -19,6 +19,7 @@ from gaze_jax.data import messages
 from gaze_jax.data import samples
 from gaze_jax.data import video as video_lib
 from gaze_jax.decode import context as context_lib
+from gaze_jax.decode import scheduler as scheduler_lib
 from gaze_jax.serve import answers
 from gaze_jax.serve import chat_request
 from gaze_jax.serve import engine as engine_lib
@@ -169,7 +170,10 @@ class Chat:
     await exchange.end()
 
   async def _updates(
-    self, ticket: engine_lib.Ticket, writer: answers.Writer, exchange: Any
+    self,
+    ticket: engine_lib.Ticket,
+    writer: answers.Writer,
+    exchange: "_Exchange",
   ) -> AsyncIterator[engine_lib.Update]:
     """Of an answer to its end; who leaves before lets its row go."""
     update = None
@@ -208,7 +212,9 @@ class Chat:
       numbers.entries_read.inc(read * update.tokens)
       numbers.entries_saved.inc(saved * update.tokens)
 
-  def _prepare(self, body: bytes) -> Any:
+  def _prepare(
+    self, body: bytes
+  ) -> tuple[chat_request.Asked, scheduler_lib.Job, dict[str, Any] | None]:
     """What is asked, the job, and the geometry of a trace; in a worker."""
     asked = chat_request.read(body, self._limits)
     if asked.model != self._name:
@@ -252,20 +258,11 @@ class Chat:
     geometry = None
     if gaze.trace:
       geometry = trace.geometry(job.after, shown, model.config.model)
-    # Pictures as they are shown are drawn from no more.
-    after = dataclasses.replace(job.after, views=(), talk=())
-    context = dataclasses.replace(job.prompt.context, views=(), talk=())
-    prompt = job.prompt._replace(context=context)
-    openings = tuple(
-      one._replace(before=dataclasses.replace(one.before, views=(), talk=()))
-      for one in job.openings
-    )
-    job = dataclasses.replace(
-      job, after=after, prompt=prompt, openings=openings
-    )
-    return asked, job, geometry
+    return asked, _without_views(job), geometry
 
-  def _job(self, request: request_lib.Request, traced: bool) -> Any:
+  def _job(
+    self, request: request_lib.Request, traced: bool
+  ) -> scheduler_lib.Job:
     """The job of a request that can be answered."""
     model = self._engine.model
     try:
@@ -273,8 +270,8 @@ class Chat:
         job = model.prepare(request, in_parts=True, trace=traced)
         self._engine.check(job)
     except context_lib.LimitError as error:
-      raise failure.Failure(
-        400, str(error), code="context_length_exceeded", param="messages"
+      raise failure.of_field(
+        "messages", str(error), "context_length_exceeded"
       ) from None
     except samples.DataError as error:  # it begins with a path
       reason = str(error).removeprefix(f"{model.tokenizer.chat.name}: ")
@@ -282,6 +279,16 @@ class Chat:
     except errors.GazeError as error:
       raise failure.of_field("messages", str(error)) from None
     return job
+
+
+def _without_views(job: scheduler_lib.Job) -> scheduler_lib.Job:
+  """A job without pictures for people, as many jobs may wait."""
+  bare = lambda context: dataclasses.replace(context, views=(), talk=())
+  prompt = job.prompt._replace(context=bare(job.prompt.context))
+  openings = [one._replace(before=bare(one.before)) for one in job.openings]
+  return dataclasses.replace(
+    job, after=bare(job.after), prompt=prompt, openings=tuple(openings)
+  )
 
 
 @dataclasses.dataclass

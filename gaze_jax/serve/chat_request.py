@@ -17,6 +17,9 @@ from gaze_jax.serve import fields
 from gaze_jax.serve import limits as limits_lib
 
 _DATA = re.compile(r"data:([a-z]+)/[\w.+-]+((?:;[\w-]+=[\w.-]+)*);base64,")
+# Characters of a conversation: no row is so long, and to find that out by its
+# tokens would take a hundred bytes for each.
+_MOST_TEXT = 2**20
 _HEAD = 200  # characters of a URI that its media type is looked for in
 # What a part may be of, by the kind that it is shown as.
 _MEDIA_TYPES = {
@@ -301,6 +304,13 @@ def _conversation(
   last = rest[-1]
   if not any(isinstance(p, Medium) or p.text.strip() for p in last.parts):
     raise failure.of_field(last.path, "the question is empty")
+  texts = [p.text for m in given for p in m.parts if not isinstance(p, Medium)]
+  if (size := sum(map(len, texts))) > _MOST_TEXT:
+    raise failure.of_field(
+      "messages",
+      f"{size:,} characters, and no row has room for {_MOST_TEXT:,}",
+      "context_length_exceeded",
+    )
   media = tuple(p for m in rest for p in m.parts if isinstance(p, Medium))
   if len(media) > limits.images:
     raise failure.of_field(

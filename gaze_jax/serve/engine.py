@@ -235,6 +235,7 @@ class Engine:
     self._open[ticket.number] = opened
     job = dataclasses.replace(ticket.job, stopped=opened.stopped)
     self._scheduler.submit(ticket.number, job)
+    self._measure()
 
   def _cancel(self, number: int) -> None:
     if self._open.pop(number, None):

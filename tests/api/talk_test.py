@@ -148,16 +148,16 @@ def test_which_part_of_a_picture_is_shown(model):
 
 
 def test_a_view_shows_its_part(model):
-  """The right half is white: so is the right half of what crop shows."""
+  """The right third is white: of what crop shows it is a sixth."""
   pixels = np.zeros((30, 60, 3), np.uint8)
-  pixels[:, 30:] = 255
+  pixels[:, 40:] = 255
   ours = model("crop")
   ((seen, (view,)),) = media.see(ours.config, images=[pixels])
   del seen
   assert view.picture.shape[0] == view.picture.shape[1]
   white = (view.picture[..., 0] > 127).mean()
   left, _, right, _ = media.shown_part((30, 60), ours.config.model, alone=True)
-  assert white == pytest.approx((right - 0.5) / (right - left), abs=0.02)
+  assert white == pytest.approx((right - 2 / 3) / (right - left), abs=0.02)
 
 
 @pytest.mark.nightly

@@ -32,7 +32,7 @@ def check(response, param):
   assert error["type"] == "invalid_request_error" and error["code"]
   assert error["param"] == param, error
   if param:
-    assert error["message"].startswith(param)
+    assert error["message"].startswith(f"{param}: ")
   assert not re.search(r"/(root|home|tmp|work|usr|etc)\b", error["message"])
   assert len(error["message"]) < 1000
 
@@ -101,6 +101,15 @@ def test_a_conversation_that_is_none(http):
     talk = [said(role) for role in roles.split()]
     body = dict(model="gaze", messages=talk)
     check(post(http, json.dumps(body).encode()), param)
+
+
+def test_a_conversation_that_is_too_long(http):
+  for length in (200_000, 2_000_000):
+    talk = [dict(role="user", content="word " * (length // 5))]
+    body = json.dumps(dict(model="gaze", messages=talk)).encode()
+    response = post(http, body)
+    check(response, "messages")
+    assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_limits(serve):
