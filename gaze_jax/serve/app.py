@@ -1,7 +1,9 @@
 """The server as an ASGI application: its paths, and what stands before them."""
 
+import asyncio
 import contextlib
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,6 +25,8 @@ from gaze_jax.serve import limits as limits_lib
 from gaze_jax.serve import metrics as metrics_lib
 from gaze_jax.serve import page
 
+# Of a body that is refused: what is read of it so that the client reads why.
+_DRAINED_BYTES, _DRAINED_SECONDS = 2**27, 5
 _LEFT = 499  # who left before anything was sent; as nginx writes it
 _HEADERS = {
   "Content-Security-Policy": page.POLICY,
@@ -191,25 +195,55 @@ class _Front:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    start, status = time.perf_counter(), _LEFT
-
-    async def sent(message: types.Message) -> None:
-      nonlocal status
-      if message["type"] == "http.response.start":
-        status = message["status"]
-      await send(message)
-
+    start, exchange = time.perf_counter(), _Messages(receive, send)
     scope["state"] = {}  # of this request
     try:
       headers = datastructures.Headers(scope=scope)
       self._guard.check(scope["path"], headers)
-      await self._app(scope, receive, sent)
+      await self._app(scope, exchange.receive, exchange.send)
     except failure.Failure as error:
       scope["state"]["failed"] = error.code
-      await _answer(error)(scope, receive, sent)
+      await _answer(error)(scope, exchange.receive, exchange.send)
+    except Exception:  # the client was told by `_broken`
+      self._log(traceback.format_exc())
     finally:
+      status = exchange.status
       self._metrics.requests.labels(str(status)).inc()
       self._log(_line(scope, status, time.perf_counter() - start))
+
+
+class _Messages:
+  """What goes to and fro for a request.
+
+  A body that is refused before it was read is read all the same, within
+  bounds: on a connection that is closed on it the client finds no answer.
+
+  Attributes:
+    status: of the response.
+  """
+
+  def __init__(self, receive: types.Receive, send: types.Send):
+    self._receive, self._send = receive, send
+    self._more, self.status = True, _LEFT
+
+  async def receive(self) -> types.Message:
+    message = await self._receive()
+    self._more = bool(message.get("more_body"))
+    return message
+
+  async def send(self, message: types.Message) -> None:
+    if message["type"] == "http.response.start":
+      self.status = message["status"]
+      if self.status >= 400:
+        await self._drain()
+    await self._send(message)
+
+  async def _drain(self) -> None:
+    left = _DRAINED_BYTES
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(_DRAINED_SECONDS):
+        while self._more and left > 0:
+          left -= len((await self.receive()).get("body", b""))
 
 
 def _line(scope: types.Scope, status: int, seconds: float) -> str:
@@ -253,7 +287,7 @@ async def _refused(
 async def _broken(
   request: requests.Request, error: Exception
 ) -> responses.Response:
-  """A fault of ours, which the ASGI server's log has."""
+  """A fault of ours, which is raised anew for the log."""
   del request, error
   return _answer(
     failure.Failure(500, "the server failed", code="internal_error")

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 import bodies
+from gaze_jax.serve import chat
 from gaze_jax.serve import limits as limits_lib
 
 PATH = "/v1/chat/completions"
@@ -137,6 +138,34 @@ def test_limits(serve):
       # And one that does not say how long it is.
       response = http.post(PATH, content=iter([b"x" * 2000] * 9), headers=JSON)
       assert response.status_code == 413
+
+
+def test_who_sends_much_too_much_is_told_so(serve):
+  """All of it is sent before the client reads that it was for nothing."""
+  key = "a-key-of-some-length"
+  small = limits_lib.Limits(body_bytes=1000)
+  with serve(limits=small, key=key) as server:
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
+      much = bytes(20 * 2**20)
+      for _ in range(3):
+        assert post(http, much).status_code == 401
+        known = {"Authorization": f"Bearer {key}"}
+        assert post(http, much, **known).status_code == 413
+
+
+def test_a_fault_of_ours_is_a_500_and_logged(serve, monkeypatch):
+  def fault(self, body):
+    raise ZeroDivisionError("by zero")
+
+  with serve() as server:
+    monkeypatch.setattr(chat.Chat, "_prepare", fault)
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
+      for _ in range(3):
+        response = post(http, b"{}")
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal_error"
+        assert "zero" not in response.text
+    assert any("ZeroDivisionError" in line for line in server.lines)
 
 
 def test_queue_and_time(serve):
