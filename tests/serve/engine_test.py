@@ -1,12 +1,16 @@
 """One thread for everybody: slow clients, and faults of its own."""
 
+import base64
+import io
 import json
 import socket
 import time
 import urllib.parse
 
+import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from gaze_jax.serve import chat_request
 from gaze_jax.serve import limits as limits_lib
@@ -30,11 +34,27 @@ def until(condition, seconds=60):
     time.sleep(0.02)
 
 
+def noise():
+  """A clip whose frames no JPEG makes small."""
+  draw = np.random.default_rng(0).integers
+  shots = [
+    Image.fromarray(draw(0, 255, (500, 500), dtype=np.uint8)) for _ in range(4)
+  ]
+  file = io.BytesIO()
+  shots[0].save(file, "GIF", save_all=True, append_images=shots[1:])
+  return base64.b64encode(file.getvalue()).decode()
+
+
 def test_who_does_not_read_holds_up_nobody(alone, user):
-  """An answer of several megabytes, of which nothing is read."""
+  """An answer with pictures of frames, of which nothing is read."""
   server, client = alone
+  url = dict(url="data:image/gif;base64," + noise())
+  parts = [
+    dict(type="video_url", video_url=url),
+    dict(type="text", text="much"),
+  ]
   body = GREEDY | dict(
-    messages=[user("much", 0)],
+    messages=[dict(role="user", content=parts)],
     max_tokens=900,
     stream=True,
     gaze=dict(trace=True),
