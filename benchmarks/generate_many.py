@@ -21,7 +21,6 @@ same; the two best logits may be too close for two programs to agree on, and a
 text that parts there is counted.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -31,29 +30,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
-from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import mixed_requests
 from benchmarks import small_model
 from benchmarks import timing
 from gaze_jax import api
 from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax.decode import programs
-
-SHAPE = small_model.Shape(
-  width=1024,
-  depth=6,
-  mlp=3072,
-  head_dim=128,
-  family="qwen3",
-  vocabulary=151_936,
-  side=168,
-)
-_LEAST, _MOST = 4, 64  # new tokens
 
 _REQUESTS = flags.DEFINE_integer("requests", 64, "how many", 4)
 _BATCHES = flags.DEFINE_list("batches", ["8", "16", "64"], "of transformers")
@@ -64,37 +51,8 @@ _JSON = cli.define_file("json", "a file for the rows")
 Texts = list[tuple[int, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-  """A request on both sides."""
-
-  question: str
-  images: tuple[Image.Image, ...]
-  new_tokens: int
-
-
-def requests(count: int) -> list[Asked]:
-  """The same each time, in order of arrival."""
-  rng = np.random.default_rng(0)
-  kinds = [0, 1, 1, 2]  # of each four
-  pictures = small_model.pictures(16)
-  words = "where is the red fox and what does it hold now ".split()
-  out = []
-  for i in range(count):
-    images = kinds[i % 4] if kinds[i % 4] < 2 else int(rng.integers(2, 5))
-    first = int(rng.integers(len(pictures)))
-    out.append(
-      Asked(
-        " ".join(rng.choice(words, int(rng.integers(3, 24)))) + "?",
-        tuple(pictures[(first + j) % len(pictures)] for j in range(images)),
-        int(rng.integers(_LEAST, _MOST + 1)),
-      )
-    )
-  return [out[i] for i in rng.permutation(count)]
-
-
 def run(
-  asked: Sequence[Asked],
+  asked: Sequence[mixed_requests.Asked],
   shape: small_model.Shape,
   *,
   batches: Sequence[int],
@@ -148,11 +106,7 @@ def run(
   return rows
 
 
-def _request(one: Asked) -> api.Request:
-  return api.Request(one.question, images=one.images, max_tokens=one.new_tokens)
-
-
-def _alone(model: api.Model, asked: Sequence[Asked]) -> Texts:
+def _alone(model: api.Model, asked: Sequence[mixed_requests.Asked]) -> Texts:
   return [
     model.generate(
       one.question, images=one.images, max_tokens=one.new_tokens
@@ -161,13 +115,15 @@ def _alone(model: api.Model, asked: Sequence[Asked]) -> Texts:
   ]
 
 
-def _many(model: api.Model, asked: Sequence[Asked], rows: int) -> Texts:
-  given = (_request(one) for one in asked)
+def _many(
+  model: api.Model, asked: Sequence[mixed_requests.Asked], rows: int
+) -> Texts:
+  given = (mixed_requests.request(one) for one in asked)
   return [one.tokens for one in model.generate_many(given, batch_size=rows)]
 
 
 def _theirs(
-  model: Any, processor: Any, asked: Sequence[Asked], batch: int
+  model: Any, processor: Any, asked: Sequence[mixed_requests.Asked], batch: int
 ) -> Texts:
   out: Texts = []
   for start in range(0, len(asked), batch):
@@ -207,8 +163,8 @@ def _line(row: dict[str, Any], first: dict[str, Any]) -> str:
 
 def main() -> None:
   rows = run(
-    requests(_REQUESTS.value),
-    SHAPE,
+    mixed_requests.make(_REQUESTS.value),
+    mixed_requests.SHAPE,
     batches=[int(b) for b in _BATCHES.value],
     batch_size=_ROWS.value,
     rounds=_ROUNDS.value,

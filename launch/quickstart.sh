@@ -35,3 +35,4 @@ echo "$question"
   --question="$question" --out="$out/gaze.png" --html="$out/gaze.html"
 
 echo "== done in $(($(date +%s) - started)) s: $out/report.md, $out/gaze.png and $out/gaze.html"
+echo "== talk to it, and see where it looks: $python launch/serve.py --workdir=$out/run, then http://127.0.0.1:8000"

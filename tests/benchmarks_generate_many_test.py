@@ -6,10 +6,11 @@ import math
 import pytest
 
 from benchmarks import generate_many
+from benchmarks import mixed_requests
 
 pytestmark = pytest.mark.nightly
 SHAPE = dataclasses.replace(
-  generate_many.SHAPE,
+  mixed_requests.SHAPE,
   width=128,
   depth=2,
   mlp=128,
@@ -20,7 +21,7 @@ SHAPE = dataclasses.replace(
 
 
 def test_a_row_for_each_method():
-  asked = generate_many.requests(6)
+  asked = mixed_requests.make(6)
   rows = generate_many.run(asked, SHAPE, batches=[4], batch_size=3, rounds=1)
   alone, many, *_ = rows
   assert [row["method"] for row in rows] == [
@@ -38,10 +39,10 @@ def test_a_row_for_each_method():
 
 
 def test_requests_are_a_mix_and_the_same_each_time():
-  asked = generate_many.requests(64)
+  asked = mixed_requests.make(64)
   images = [len(one.images) for one in asked]
   assert images.count(0) == 16 and images.count(1) == 32
   assert {2, 3, 4} >= {n for n in images if n > 1}
   assert all(4 <= one.new_tokens <= 64 for one in asked)
-  again = generate_many.requests(64)
+  again = mixed_requests.make(64)
   assert [x.question for x in again] == [x.question for x in asked]

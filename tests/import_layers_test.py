@@ -53,12 +53,14 @@ ARROWS = {
     *("evals", "view", "decode", "train", "weights", "data", "models"),
     *("parallel", "layout"),
   },
+  "serve": {"api", "view", "decode", "data", "layout"},
   "tasks": {"api", "evals", "data", "runtime"},
   "lmms": {"api", "tasks", "data"},
   "demo": {"data", "weights", "models", "layout"},
   "launch": {
     *("cli", "api", "evals", "decode", "train", "weights", "data"),
     *("parallel", "aot", "device", "runtime", "prepare", "tasks"),
+    "serve",
   },
   "configs": set(),
 }

@@ -236,7 +236,7 @@ def finish(
     begins = messages.Part(messages.TEXT, request.begins)
     message = message._replace(parts=(begins, *message.parts))
   return Answer(
-    question=request.question,
+    question=request.asked,
     text=text.text,
     reason=reason,
     tokens=tokens,

@@ -5,6 +5,7 @@ context holds of it stays; text from where the two differ is read anew.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,6 +41,10 @@ def next_turn(
       or the template writes otherwise what stands before an image.
     errors.GazeError: an image or a video can't be used.
   """
+  if request.talk:
+    ((context, batch),) = _whole(request, config, tokenizer, cut=False)
+    empty = context_lib.empty(config.model)
+    return dataclasses.replace(context, cache=empty.cache), batch
   context = request.after or context_lib.empty(config.model)
   talk = context.talk
   if context.cache is None:
@@ -77,6 +82,28 @@ def next_turn(
   return _laid_out(config, context, flat, news, talk)
 
 
+def in_parts(
+  request: request_lib.Request,
+  config: config_lib.Config,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> list[tuple[context_lib.Context, types.Batch]]:
+  """`next_turn` of a whole conversation, cut behind what each message shows.
+
+  Args:
+    request: with `talk`.
+    config: of the model.
+    tokenizer: the model's.
+
+  Returns:
+    What each part is read after, a context without a cache, and its row. Only
+    the last of them shows nothing.
+
+  Raises:
+    errors.GazeError: as `next_turn`.
+  """
+  return _whole(request, config, tokenizer, cut=True)
+
+
 def opening(
   request: request_lib.Request,
   config: config_lib.Config,
@@ -109,6 +136,59 @@ def opening(
   news = dict(zip(messages.places(talk), seen, strict=True))
   context = context_lib.empty(config.model)
   return _laid_out(config, context, flat, news, talk)
+
+
+def _whole(
+  request: request_lib.Request,
+  config: config_lib.Config,
+  tokenizer: tokenizer_lib.Tokenizer,
+  *,
+  cut: bool,
+) -> list[tuple[context_lib.Context, types.Batch]]:
+  """The rows of `Request.talk`, one or more; contexts have no cache."""
+  images, videos = iter(request.images), iter(request.videos)
+  talk, news = [], {}
+  for number, message in enumerate(request.talk):
+    of = lambda kind, rest, m=message: [
+      next(rest) for part in m.parts if part.kind == kind
+    ]
+    # Of one message: with AnyRes it matters how many they are.
+    pictures = media.see(config, images=of(messages.IMAGE, images))
+    clips = media.see(
+      config, videos=of(messages.VIDEO, videos), frames=request.frames
+    )
+    given = {messages.IMAGE: pictures, messages.VIDEO: clips}
+    parts = list(message.parts)
+    for i, part in enumerate(parts):
+      if part.kind not in messages.TEXTS:
+        seen = given[part.kind].pop(0)
+        news[messages.Place(number, i)] = seen
+        parts[i] = part._replace(units=len(seen[0].units))
+    talk.append(message._replace(parts=tuple(parts)))
+  whole, flat = tuple(talk), tokenizer.chat.ask(tuple(talk), request.begins)
+  context, out = context_lib.Context(None), []
+  for part in _parts(flat, request) if cut else [flat]:
+    before, batch = _laid_out(config, context, part, news, whole)
+    out.append((before, batch))
+    context = context_lib.extended(before, batch)
+  return out
+
+
+def _parts(
+  flat: messages.Flat, request: request_lib.Request
+) -> list[messages.Flat]:
+  """A conversation, cut behind the last image of each message.
+
+  Where regions are drawn at random, text that has images in sight is of the
+  request alone, and so is what follows it.
+  """
+  places = [i for i, x in enumerate(flat) if isinstance(x, messages.Place)]
+  last = {flat[i].message: i + 1 for i in places}
+  cuts = [*last.values()]
+  if request.regions != "scores":
+    cuts = [at for at in cuts if at - places[0] == places.index(at - 1) + 1]
+  ends = [0, *cuts, len(flat)]
+  return [flat[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def _with_marks(request: request_lib.Request) -> str:

@@ -71,6 +71,33 @@ def see(
   return out
 
 
+def shown_part(
+  size: tuple[int, int], model: config_lib.ModelConfig, *, alone: bool
+) -> tuple[float, float, float, float]:
+  """The part of a picture that its views show.
+
+  Args:
+    size: its height and width.
+    model: the model.
+    alone: whether it is the only image of its message, or a frame.
+
+  Returns:
+    Left, top, right and bottom as fractions of the picture; below 0 or above 1
+    where it was padded.
+  """
+  vision, (height, width) = model.vision, size
+  if model.tiling.kind == "anyres" and not alone:
+    side = max(height, width)
+    x, y = (side - width) / 2 / width, (side - height) / 2 / height
+    return -x, -y, 1 + x, 1 + y
+  if vision.resize != "crop":
+    return 0.0, 0.0, 1.0, 1.0
+  fitted = vision.shorter_side or vision.image_size
+  across, down = (fitted * n / min(size) for n in (width, height))
+  x, y = (max(1 - vision.image_size / n, 0) / 2 for n in (across, down))
+  return x, y, 1 - x, 1 - y
+
+
 def _array(picture: Picture, max_pixels: int, name: str) -> np.ndarray:
   """uint8 [height, width, 3] of a picture; `name` is what errors call it."""
   if not isinstance(picture, Picture):

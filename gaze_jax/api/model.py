@@ -24,6 +24,7 @@ from gaze_jax.api import request as request_lib
 from gaze_jax.data import tokenizer as tokenizer_lib
 from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
+from gaze_jax.decode import kept
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
 from gaze_jax.decode import scheduler
@@ -243,20 +244,36 @@ class Model:
       return contextlib.nullcontext()
     return jax.set_mesh(self.mesh)
 
-  def prepare(self, request: request_lib.Request) -> scheduler.Job:
+  def prepare(
+    self,
+    request: request_lib.Request,
+    *,
+    in_parts: bool = False,
+    trace: bool = False,
+  ) -> scheduler.Job:
     """What is to be read of a request, before anything is.
+
+    Args:
+      request: the request.
+      in_parts: whether what a conversation shows is read as contexts of their
+        own, which a scheduler keeps for others; it is one with `talk`.
+      trace: whether the job is traced.
 
     Raises:
       errors.GazeError: it can't be asked so.
     """
     request.check()
+    if in_parts and not request.talk:
+      raise request_lib.RequestError(
+        "a question alone has no parts: give the conversation as talk"
+      )
     options = {name: getattr(request, name) for name in sampling.NAMES}
     sampled = sampling.make(1, **options)
     if request.images or request.videos:
       self._check_sees()
-    context, batch = conversation.next_turn(
-      request, self.config, self.tokenizer
-    )
+    rows = conversation.in_parts if in_parts else conversation.next_turn
+    found = rows(request, self.config, self.tokenizer)
+    *before, (context, batch) = found if in_parts else [found]
     after = reading.extended(
       context, batch, room=request.max_tokens, limits=self.limits
     )
@@ -264,7 +281,14 @@ class Model:
     budget = request.budget(self.config, after.units)
     override = request.override(self.config, len(after.sizes))
     prompt = reading.Prompt(context, batch, budget, override)
-    return scheduler.Job(prompt, after, request.max_tokens, sampled)
+    return scheduler.Job(
+      prompt,
+      after,
+      request.max_tokens,
+      sampled,
+      openings=kept.openings(before, budget),
+      traced=trace,
+    )
 
   def _check_fits(self, after: context_lib.Context, room: int) -> int:
     """Bytes of a row's keys and values, refused if they can never fit."""

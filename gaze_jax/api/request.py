@@ -10,6 +10,7 @@ from gaze_jax import config as config_lib
 from gaze_jax import errors
 from gaze_jax.api import media
 from gaze_jax.data import images as images_lib
+from gaze_jax.data import messages
 from gaze_jax.decode import context as context_lib
 from gaze_jax.layout import budgets
 
@@ -30,6 +31,9 @@ class Request:
       a video where `<video>` is; what is written nowhere comes first.
     after: what was read before: images of `Model.encode_image`, or the context
       of an earlier answer; None to begin.
+    talk: the whole conversation in place of the question and of what was read
+      before, as messages; images and videos are those of its parts, in order.
+      It may begin with a system text, and ends with what the user says.
     system: takes the place of the chat format's own system text at the start
       of a conversation; None to leave that as it is.
     images: pictures that the question brings along.
@@ -54,6 +58,7 @@ class Request:
 
   question: str
   after: context_lib.Context | None = None
+  talk: messages.Conversation = ()
   system: str | None = None
   images: Sequence[images_lib.Picture] = ()
   videos: Sequence[media.Video] = ()
@@ -69,13 +74,22 @@ class Request:
   sample_top_k: int = 0
   seed: int = 0
 
+  @property
+  def asked(self) -> str:
+    """The text of the question, wherever it was given."""
+    parts = self.talk[-1].parts if self.talk else ()
+    said = (part.text for part in parts if part.kind in messages.TEXTS)
+    return self.question or "".join(said)
+
   def check(self) -> None:
     """Refuses numbers that make no sense, before any work is done.
 
     Raises:
       RequestError: naming the number.
     """
-    if not self.question.strip():
+    if self.talk:
+      self._check_talk()
+    elif not self.question.strip():
       raise RequestError("the question is empty")
     for name in ("top_k", "share", "max_tokens", "frames"):
       number, whole = getattr(self, name), name != "share"
@@ -104,6 +118,25 @@ class Request:
       )
     if any(not s for s in self.stop):
       raise RequestError("a stop string is empty")
+
+  def _check_talk(self) -> None:
+    if self.question or self.after is not None or self.system is not None:
+      raise RequestError(
+        "talk is the whole conversation: give no question, no context and no"
+        " system text beside it"
+      )
+    if self.talk[-1].role != messages.USER:
+      raise RequestError(
+        "talk ends with what the user says, and here it does not"
+      )
+    kinds = [part.kind for message in self.talk for part in message.parts]
+    given = {messages.IMAGE: self.images, messages.VIDEO: self.videos}
+    for kind, some in given.items():
+      if kinds.count(kind) != len(some):
+        raise RequestError(
+          f"talk shows {kinds.count(kind)} {kind}s, and {len(some)} are given:"
+          " give one for each, in order"
+        )
 
   def override(
     self, config: config_lib.Config, regions: int

@@ -34,6 +34,7 @@ class Chat:
     control_ids: ids of control tokens.
     identity: the template and all that it is rendered with, as a text.
     end: id that ends an answer.
+    name: of the template's file; errors begin with it.
     lead: what the template puts before an answer, and no answer begins with.
 
   Raises:
@@ -43,11 +44,11 @@ class Chat:
   def __init__(
     self, tokenizer: tokenizers.Tokenizer, files: chat_files.ChatFiles
   ):
-    self._name, tokens = files.template_file, dict(files.tokens)
+    self.name, tokens = files.template_file, dict(files.tokens)
     for name, number in files.token_ids.items():
       if token := tokenizer.id_to_token(number):
         tokens.setdefault(name, token)
-    self._template = chat_template.Template(files.template, self._name, tokens)
+    self._template = chat_template.Template(files.template, self.name, tokens)
     written = self._template.literals()
     marks = _MARKS | files.marks
     for kind, number in files.mark_ids.items():
@@ -67,7 +68,7 @@ class Chat:
     }
     self._prefix, self._bos = (), tokens.get("bos_token")
     if files.whole:
-      self._prefix = _prefix_ids(tokenizer, self._name)
+      self._prefix = _prefix_ids(tokenizer, self.name)
     rendered = files.template, sorted(tokens.items()), sorted(marks.items())
     self.identity = repr((rendered, self._prefix))
     self._forms: dict[str, str] = {}
@@ -93,7 +94,7 @@ class Chat:
       text += self._before_answer + answer.parts[0].text
     if not self._systems and any(m.role == messages.SYSTEM for m in talk):
       raise samples.DataError(
-        f"{self._name}: the chat template leaves a system text out, so none can"
+        f"{self.name}: the chat template leaves a system text out, so none can"
         " be given"
       )
     return self._with_places(self._encode(text, pair).ids, talk)
@@ -147,7 +148,7 @@ class Chat:
       text = asked + "".join(p.text for p in talk[turn].parts) + self._tail
     if not text.startswith(asked) or not text.endswith(self._tail):
       raise samples.DataError(
-        f"{self._name}: the chat template writes an answer otherwise than it"
+        f"{self.name}: the chat template writes an answer otherwise than it"
         f" asks for one, after {asked[-20:]!r}, so it can't be learned from:"
         " make both begin alike in it"
       )
@@ -258,7 +259,7 @@ class Chat:
     for kind, places in waiting.items():
       if (written := found.count(kind)) != len(places):
         raise samples.DataError(
-          f"{self._name}: the chat template writes {written}"
+          f"{self.name}: the chat template writes {written}"
           f" {self._marks[kind]} for {len(places)} {kind}s of the conversation;"
           f" it is no template for {kind}s given so"
         )
@@ -279,7 +280,7 @@ class Chat:
     if not fits:
       self._render((word,), True)  # if it refuses, by its own words
       raise samples.DataError(
-        f"{self._name}: the chat template does not say what the user says"
+        f"{self.name}: the chat template does not say what the user says"
       )
     sees = [
       f
@@ -329,7 +330,7 @@ class Chat:
     before, found, self._tail = whole.rpartition(_PROBE)
     if not found:
       raise samples.DataError(
-        f"{self._name}: the chat template does not say what the assistant says"
+        f"{self.name}: the chat template does not say what the assistant says"
       )
     self._as_asked = before.startswith(asked)
     lead = before.removeprefix(asked) if self._as_asked else ""
@@ -341,7 +342,7 @@ class Chat:
     number = end[0] if end else eos and tokenizer.token_to_id(eos)
     if number is None:
       raise samples.DataError(
-        f"{self._name}: nothing ends an answer: the chat template writes no"
+        f"{self.name}: nothing ends an answer: the chat template writes no"
         " control token after it, and tokenizer_config.json names no eos_token;"
         " name one there"
       )

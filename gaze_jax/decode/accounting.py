@@ -1,6 +1,8 @@
 """What an answer cost: the four figures of docs/method.md, section 8."""
 
 import dataclasses
+import functools
+import math
 import statistics
 import time
 from typing import Any
@@ -14,6 +16,8 @@ from gaze_jax.decode import context as context_lib
 from gaze_jax.decode import engine
 from gaze_jax.decode import loop
 from gaze_jax.decode import sampling
+from gaze_jax.layout import tiles
+from gaze_jax.models import cached
 from gaze_jax.models import mllm
 from gaze_jax.parallel import shard
 
@@ -80,6 +84,31 @@ class Accounting:
       visual_kv_fraction=self.visual_kv_fraction,
       unique_visual_kv_fraction=self.unique_visual_kv_fraction,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def visual_bytes(
+  config: config_lib.ModelConfig, regions: int
+) -> tuple[int, int]:
+  """Resident bytes of visual keys and values, and of descriptors.
+
+  Args:
+    config: the model.
+    regions: of the request, that is answered alone.
+  """
+  visual = jax.eval_shape(
+    lambda: (
+      cached.empty(
+        config,
+        1,
+        regions=context_lib.regions_of(regions),
+        region_length=tiles.largest_region(config),
+        capacity=1,
+      ).visual
+    )
+  )
+  size = lambda x: math.prod(x.shape) * x.dtype.itemsize
+  return size(visual.k) + size(visual.v), size(visual.descriptors)
 
 
 def account(

@@ -132,10 +132,15 @@ def row_bytes(config: config_lib.ModelConfig, regions: int, slots: int) -> int:
   whole = _bytes(
     config,
     shard.row_shards(),
-    programs.bucket(regions, _REGIONS),
+    regions_of(regions),
     programs.bucket(slots, _SLOTS),
   )
   return whole // (shard.row_shards() * shard.head_shards())
+
+
+def regions_of(count: int) -> int:
+  """Pages of a cache with room for so many regions."""
+  return programs.bucket(count, _REGIONS)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -154,7 +159,9 @@ def _bytes(
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
-def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
+def check_bytes(
+  need: int, limit: int, regions: int, slots: int, name: str = "cache_bytes"
+) -> None:
   """Refuses a row whose cache can never fit.
 
   Args:
@@ -162,6 +169,7 @@ def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
     limit: that there may be.
     regions: of the row, for the message.
     slots: likewise.
+    name: of the limit.
 
   Raises:
     LimitError: saying by how much.
@@ -170,8 +178,8 @@ def check_bytes(need: int, limit: int, regions: int, slots: int) -> None:
     raise LimitError(
       f"the keys and values of one request, with room for {regions} regions"
       f" and {slots} slots of text, take {need:,} bytes on a device, and"
-      f" cache_bytes is {limit:,}; show fewer images, shorten the text, or"
-      " raise cache_bytes"
+      f" {name} is {limit:,}; show fewer images, shorten the text, or raise"
+      f" {name}"
     )
 
 
@@ -209,7 +217,7 @@ def reserve(
   always, so that the copy can be donated.
   """
   have = cache.visual.valid.shape[1]
-  regions = max(programs.bucket(regions, _REGIONS), have)
+  regions = max(regions_of(regions), have)
   slots = max(programs.bucket(slots, _SLOTS), cache.k.shape[3])
   visual, choice = cache.visual, cache.choice
   if regions > have:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gaze_jax.decode import context
+from gaze_jax.decode import engine
 from gaze_jax.decode import reading
 from gaze_jax.decode import sampling
 from gaze_jax.decode import scheduler as scheduler_lib
@@ -98,6 +99,88 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
       assert tokens == want
       for got, expected in zip(bits, want_bits, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def open_jobs(scheduler, jobs, steps=1):
+  """Runs jobs to their end; all events of each."""
+  events = {number: [] for number in jobs}
+  for number, job in jobs.items():
+    scheduler.submit(number, job)
+  while scheduler.admit():
+    pass
+  while scheduler.live:
+    for event in scheduler.turn(steps):
+      events[event.number].append(event)
+    scheduler.admit()
+  return events
+
+
+def test_tokens_come_turn_by_turn_and_do_not_depend_on_turns(
+  tiny, tiny_params, job
+):
+  jobs = {i: job(3 + i, i % 2, 5 + 4 * i, seed=i) for i in range(4)}
+  want = dict(make(tiny_params, tiny).run(jobs.values()))
+  for steps in (1, 3, 32):
+    events = open_jobs(make(tiny_params, tiny), jobs, steps)
+    for number, told in events.items():
+      assert all(e.result is None and e.chosen is None for e in told[:-1])
+      assert told[-1].result == want[number]
+      tokens = [tuple(e.tokens) for e in told]
+      assert tokens[-1] == want[number].tokens
+      # The first token is there with the prompt.
+      assert len(told) == -(-(len(tokens[-1]) - 1) // steps)
+      for before, after in zip(tokens, tokens[1:], strict=False):
+        assert len(before) < len(after) <= len(before) + steps
+        assert after[: len(before)] == before
+
+
+def test_a_job_that_is_cancelled_frees_its_row_at_once(tiny, tiny_params, job):
+  scheduler = make(tiny_params, tiny, rows=1)
+  jobs = [job(4, 1, 40, seed=i) for i in range(4)]
+  for number, one in enumerate(jobs):
+    scheduler.submit(number, one)
+  assert [*scheduler.admit()] == [0] and not scheduler.admit()
+  list(scheduler.turn(3))
+  scheduler.cancel(2)  # which waits
+  scheduler.cancel(0)
+  assert (scheduler.live, scheduler.waiting) == (0, 2)
+  assert [*scheduler.admit()] == [1]
+  list(scheduler.turn(5))
+  scheduler.cancel(1)
+  scheduler.cancel(1)  # over already
+  (want,) = make(tiny_params, tiny).run([jobs[3]])
+  assert [*scheduler.admit()] == [3]
+  found = {}
+  while scheduler.live:
+    found |= {e.number: e.result for e in scheduler.turn() if e.result}
+  assert found == {3: want[1]}
+
+
+def test_a_trace_is_what_steps_of_the_engine_read(tiny, tiny_params, job):
+  """In a pool of its own, and for the same tokens."""
+  jobs = {i: job(4 + i, 1 + i % 2, 3 + 4 * i, seed=i) for i in range(3)}
+  traced = {i: dataclasses.replace(j, traced=True) for i, j in jobs.items()}
+  want = dict(make(tiny_params, tiny).run(jobs.values()))
+  scheduler = make(tiny_params, tiny)
+  events = open_jobs(scheduler, traced | {9: jobs[0]}, steps=2)
+  assert {size.traced for size in scheduler._pools} == {True, False}
+  assert all(e.chosen is None for e in events[9])
+  for number, one in jobs.items():
+    assert events[number][-1].result == want[number]
+    chosen = np.concatenate([e.chosen for e in events[number]])
+    read = reading.read(
+      tiny_params, tiny, *one.prompt, room=one.max_tokens, trace=True
+    )
+    decoding = engine.Decoding(
+      *(tiny_params, tiny, [read], [one.prompt.budget]),
+      max_tokens=[one.max_tokens],
+      stop=[-1],
+      trace=True,
+    )
+    while not decoding.done:
+      decoding.step()
+    steps = np.stack([step.chosen for step in decoding.steps(0)])
+    np.testing.assert_array_equal(chosen, steps)
 
 
 def test_a_finished_row_goes_to_the_next_job_at_once(tiny, tiny_params, job):
