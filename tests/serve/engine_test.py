@@ -35,11 +35,10 @@ def until(condition, seconds=60):
 
 
 def noise():
-  """A clip whose frames no JPEG makes small."""
+  """A clip whose frames no JPEG makes small: more than a socket holds."""
   draw = np.random.default_rng(0).integers
-  shots = [
-    Image.fromarray(draw(0, 255, (500, 500), dtype=np.uint8)) for _ in range(4)
-  ]
+  pixels = draw(0, 255, (24, 500, 500, 3), dtype=np.uint8)
+  shots = list(map(Image.fromarray, pixels))
   file = io.BytesIO()
   shots[0].save(file, "GIF", save_all=True, append_images=shots[1:])
   return base64.b64encode(file.getvalue()).decode()
@@ -57,7 +56,7 @@ def test_who_does_not_read_holds_up_nobody(alone, user):
     messages=[dict(role="user", content=parts)],
     max_tokens=900,
     stream=True,
-    gaze=dict(trace=True),
+    gaze=dict(trace=True, frames=24),
   )
   text = json.dumps(body).encode()
   where = urllib.parse.urlsplit(server.url)
