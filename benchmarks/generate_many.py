@@ -42,11 +42,7 @@ from gaze_jax import cli
 from gaze_jax import errors
 from gaze_jax.decode import programs
 
-_REQUESTS = flags.DEFINE_integer("requests", 64, "how many", 4)
 _BATCHES = flags.DEFINE_list("batches", ["8", "16", "64"], "of transformers")
-_ROWS = flags.DEFINE_integer("batch_size", 16, "of generate_many", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 1, "of each method", 1)
-_JSON = cli.define_file("json", "a file for the rows")
 
 Texts = list[tuple[int, ...]]
 
@@ -163,16 +159,18 @@ def _line(row: dict[str, Any], first: dict[str, Any]) -> str:
 
 def main() -> None:
   rows = run(
-    mixed_requests.make(_REQUESTS.value),
+    mixed_requests.make(mixed_requests.REQUESTS.value),
     mixed_requests.SHAPE,
     batches=[int(b) for b in _BATCHES.value],
-    batch_size=_ROWS.value,
-    rounds=_ROUNDS.value,
+    batch_size=mixed_requests.ROWS.value,
+    rounds=mixed_requests.ROUNDS.value,
   )
-  if _JSON.value:
+  if mixed_requests.JSON.value:
     text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
-    pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
-    print(f"wrote {_JSON.value}")
+    pathlib.Path(mixed_requests.JSON.value).write_text(
+      text + "\n", encoding="utf-8"
+    )
+    print(f"wrote {mixed_requests.JSON.value}")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import pathlib
 import sys
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import small_model
 from gaze_jax import api
+from gaze_jax import cli
 
 SHAPE = small_model.Shape(
   width=1024,
@@ -22,6 +24,12 @@ SHAPE = small_model.Shape(
   side=168,
 )
 _LEAST, _MOST = 4, 64  # new tokens
+
+# Of every benchmark that asks them.
+REQUESTS = flags.DEFINE_integer("requests", 64, "how many", 4)
+ROWS = flags.DEFINE_integer("batch_size", 16, "decoded together", 1)
+JSON = cli.define_file("json", "a file for the rows")
+ROUNDS = flags.DEFINE_integer("rounds", 1, "of each method", 1)
 
 
 @dataclasses.dataclass(frozen=True)

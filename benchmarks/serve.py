@@ -37,11 +37,7 @@ from gaze_jax import errors
 from gaze_jax.serve import app as app_lib
 from gaze_jax.serve import run as run_lib
 
-_REQUESTS = flags.DEFINE_integer("requests", 64, "how many", 4)
 _CLIENTS = flags.DEFINE_integer("clients", 32, "at once", 1)
-_ROWS = flags.DEFINE_integer("batch_size", 16, "of both sides", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 1, "of each side", 1)
-_JSON = cli.define_file("json", "a file for the rows")
 _ASK = flags.DEFINE_bool("ask", False, "be the clients: JSON in, texts out")
 
 _NAME = "gaze"
@@ -198,16 +194,18 @@ def main() -> None:
     print(json.dumps(asyncio.run(_ask(json.load(sys.stdin)))))
     return
   rows = run(
-    mixed_requests.make(_REQUESTS.value),
+    mixed_requests.make(mixed_requests.REQUESTS.value),
     mixed_requests.SHAPE,
     clients=_CLIENTS.value,
-    batch_size=_ROWS.value,
-    rounds=_ROUNDS.value,
+    batch_size=mixed_requests.ROWS.value,
+    rounds=mixed_requests.ROUNDS.value,
   )
-  if _JSON.value:
+  if mixed_requests.JSON.value:
     text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
-    pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
-    print(f"wrote {_JSON.value}")
+    pathlib.Path(mixed_requests.JSON.value).write_text(
+      text + "\n", encoding="utf-8"
+    )
+    print(f"wrote {mixed_requests.JSON.value}")
 
 
 if __name__ == "__main__":

@@ -35,4 +35,4 @@ echo "$question"
   --question="$question" --out="$out/gaze.png" --html="$out/gaze.html"
 
 echo "== done in $(($(date +%s) - started)) s: $out/report.md, $out/gaze.png and $out/gaze.html"
-echo "== talk to it, and see where it looks: $python launch/serve.py --workdir=$out/run, then http://127.0.0.1:8000"
+echo "== serve it to any client of the OpenAI API: $python -m pip install -r requirements-serve.txt, then $python launch/serve.py --workdir=$out/run"

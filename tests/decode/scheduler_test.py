@@ -121,7 +121,7 @@ def test_tokens_come_turn_by_turn_and_do_not_depend_on_turns(
   jobs = {i: job(3 + i, i % 2, 5 + 4 * i, seed=i) for i in range(4)}
   want = dict(make(tiny_params, tiny).run(jobs.values()))
   for steps in (1, 3, 32):
-    events = open_jobs(make(tiny_params, tiny), jobs, steps)
+    events = open_jobs(make(tiny_params, tiny, rows=4), jobs, steps)
     for number, told in events.items():
       assert all(e.result is None and e.chosen is None for e in told[:-1])
       assert told[-1].result == want[number]

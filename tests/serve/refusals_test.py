@@ -146,7 +146,7 @@ def test_limits(serve):
 
 
 def test_who_sends_much_too_much_is_told_so(serve):
-  """By a client that sends all of it before it reads that it was for nothing."""
+  """By a client that sends all before it reads that it was for nothing."""
   key = "a-key-of-some-length"
   small = limits_lib.Limits(body_bytes=1000)
   much = bytes(20 * 2**20)
