@@ -1,6 +1,5 @@
 """The server as an ASGI application: its paths, and what stands before them."""
 
-import asyncio
 import contextlib
 import time
 import traceback
@@ -25,8 +24,6 @@ from gaze_jax.serve import limits as limits_lib
 from gaze_jax.serve import metrics as metrics_lib
 from gaze_jax.serve import page
 
-# Of a body that is refused: what is read of it so that the client reads why.
-_DRAINED_BYTES, _DRAINED_SECONDS = 2**27, 5
 _LEFT = 499  # who left before anything was sent; as nginx writes it
 _HEADERS = {
   "Content-Security-Policy": page.POLICY,
@@ -195,55 +192,27 @@ class _Front:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    start, exchange = time.perf_counter(), _Messages(receive, send)
+    start, status = time.perf_counter(), _LEFT
+
+    async def sent(message: types.Message) -> None:
+      nonlocal status
+      if message["type"] == "http.response.start":
+        status = message["status"]
+      await send(message)
+
     scope["state"] = {}  # of this request
     try:
       headers = datastructures.Headers(scope=scope)
       self._guard.check(scope["path"], headers)
-      await self._app(scope, exchange.receive, exchange.send)
+      await self._app(scope, receive, sent)
     except failure.Failure as error:
       scope["state"]["failed"] = error.code
-      await _answer(error)(scope, exchange.receive, exchange.send)
+      await _answer(error)(scope, receive, sent)
     except Exception:  # the client was told by `_broken`
       self._log(traceback.format_exc())
     finally:
-      status = exchange.status
       self._metrics.requests.labels(str(status)).inc()
       self._log(_line(scope, status, time.perf_counter() - start))
-
-
-class _Messages:
-  """What goes to and fro for a request.
-
-  A body that is refused before it was read is read all the same, within
-  bounds: on a connection that is closed on it the client finds no answer.
-
-  Attributes:
-    status: of the response.
-  """
-
-  def __init__(self, receive: types.Receive, send: types.Send):
-    self._receive, self._send = receive, send
-    self._more, self.status = True, _LEFT
-
-  async def receive(self) -> types.Message:
-    message = await self._receive()
-    self._more = bool(message.get("more_body"))
-    return message
-
-  async def send(self, message: types.Message) -> None:
-    if message["type"] == "http.response.start":
-      self.status = message["status"]
-      if self.status >= 400:
-        await self._drain()
-    await self._send(message)
-
-  async def _drain(self) -> None:
-    left = _DRAINED_BYTES
-    with contextlib.suppress(TimeoutError):
-      async with asyncio.timeout(_DRAINED_SECONDS):
-        while self._more and left > 0:
-          left -= len((await self.receive()).get("body", b""))
 
 
 def _line(scope: types.Scope, status: int, seconds: float) -> str:
