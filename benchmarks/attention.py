@@ -11,7 +11,6 @@ in the same run. Training: forward and backward of a row of frames and text. All
 methods of a line are called in turns.
 """
 
-import json
 import os
 import pathlib
 import sys
@@ -59,10 +58,7 @@ def main() -> None:
     timing.torch.set_num_threads(os.cpu_count())
   rows = _decoding([x for x in _DECODE_SIZES if wanted(x)])
   train = _training([x for x in train_methods.FRAMES if wanted(x)])
-  if _JSON.value:
-    result = dict(rows=rows, train=train, **_about())
-    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {_JSON.value}")
+  timing.write_json(_JSON.value, dict(rows=rows, train=train, **_about()))
   if _PLOT.value and rows:
     _plot(rows)
     print(f"wrote {_PLOT.value}")

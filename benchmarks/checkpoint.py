@@ -10,7 +10,6 @@ against 100 steps. Then so many saves, one after the other, with the memory of
 the process after each.
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -67,10 +66,7 @@ def main() -> None:
   for name in names:
     rows.append(dict(size=name, **_measure(_config(_SIZES[name]))))
     print(_text(rows[-1]), flush=True)
-  if _JSON.value:
-    result = dict(rows=rows, **_about())
-    pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {_JSON.value}")
+  timing.write_json(_JSON.value, dict(rows=rows, **_about()))
 
 
 def _config(changes: dict[str, Any]) -> config_lib.Config:

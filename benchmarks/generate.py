@@ -17,7 +17,6 @@ in 8 rows, take 10 and 14 GB of memory.
 """
 
 import gc
-import json
 import os
 import pathlib
 import sys
@@ -78,11 +77,8 @@ def main() -> None:
   if not any(flag.present for flag in (_ONLY, _BATCHES, _WANTED)):
     small = _small_model()
   rows = real_shaped(cases)
-  if _JSON.value:
-    result = dict(rows=rows, small_model=small, **_about())
-    table = json.dumps(result, indent=1)
-    pathlib.Path(_JSON.value).write_text(table + "\n")
-    print(f"wrote {_JSON.value}")
+  result = dict(rows=rows, small_model=small, **_about())
+  timing.write_json(_JSON.value, result)
   if _PLOT.value:
     _plot(rows)
     print(f"wrote {_PLOT.value}")

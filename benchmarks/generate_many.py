@@ -21,7 +21,6 @@ same; the two best logits may be too close for two programs to agree on, and a
 text that parts there is counted.
 """
 
-import json
 import os
 import pathlib
 import sys
@@ -39,7 +38,6 @@ from benchmarks import small_model
 from benchmarks import timing
 from gaze_jax import api
 from gaze_jax import cli
-from gaze_jax import errors
 from gaze_jax.decode import programs
 
 _BATCHES = flags.DEFINE_list("batches", ["8", "16", "64"], "of transformers")
@@ -60,11 +58,7 @@ def run(
   Raises:
     errors.GazeError: PyTorch or transformers is not installed.
   """
-  if small_model.transformers is None:
-    raise errors.GazeError(
-      "the model is one of transformers, which is not installed here, or"
-      " PyTorch is not: pip install -r requirements-reference.txt"
-    )
+  small_model.check_installed()
   small_model.torch.set_num_threads(os.cpu_count())
   with tempfile.TemporaryDirectory() as folder:
     small_model.write(pathlib.Path(folder), shape)
@@ -165,12 +159,8 @@ def main() -> None:
     batch_size=mixed_requests.ROWS.value,
     rounds=mixed_requests.ROUNDS.value,
   )
-  if mixed_requests.JSON.value:
-    text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
-    pathlib.Path(mixed_requests.JSON.value).write_text(
-      text + "\n", encoding="utf-8"
-    )
-    print(f"wrote {mixed_requests.JSON.value}")
+  result = dict(rows=rows, **timing.machine())
+  timing.write_json(mixed_requests.JSON.value, result)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ differ from the dense ones says nothing about a trained model.
 
 import copy
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -210,11 +209,7 @@ def run(
     errors.GazeError: PyTorch or transformers is not installed, or our inputs
       or our dense texts are not those of transformers.
   """
-  if small_model.transformers is None:
-    raise errors.GazeError(
-      "the small model is one of transformers, which is not installed here, or"
-      " PyTorch is not: pip install -r requirements-reference.txt"
-    )
+  small_model.check_installed()
   small_model.torch.set_num_threads(os.cpu_count())
   pictures = small_model.pictures(images)
   with tempfile.TemporaryDirectory() as folder:
@@ -381,10 +376,7 @@ def _main(given: dict[str, flags.FlagHolder]) -> None:
   file = values.pop("json")
   rows = run(**values)
   print(table(rows))
-  if file:
-    text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
-    pathlib.Path(file).write_text(text + "\n", encoding="utf-8")
-    print(f"wrote {file}")
+  timing.write_json(file, dict(rows=rows, **timing.machine()))
 
 
 if __name__ == "__main__":

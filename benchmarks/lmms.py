@@ -19,7 +19,6 @@ programs to agree on; a text that parts there is counted.
 """
 
 import io
-import json
 import os
 import pathlib
 import sys
@@ -193,10 +192,7 @@ def run(count: int, each: int, batches: list[int]) -> list[dict[str, Any]]:
 def main() -> None:
   batches = [int(b) for b in _BATCHES.value]
   rows = run(_ITEMS.value, _EACH.value, batches)
-  if _JSON.value:
-    text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
-    pathlib.Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
-    print(f"wrote {_JSON.value}")
+  timing.write_json(_JSON.value, dict(rows=rows, **timing.machine()))
 
 
 if __name__ == "__main__":

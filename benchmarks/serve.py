@@ -33,7 +33,6 @@ from benchmarks import small_model
 from benchmarks import timing
 from gaze_jax import api
 from gaze_jax import cli
-from gaze_jax import errors
 from gaze_jax.serve import app as app_lib
 from gaze_jax.serve import run as run_lib
 
@@ -56,11 +55,7 @@ def run(
   Raises:
     errors.GazeError: PyTorch or transformers is not installed.
   """
-  if small_model.transformers is None:
-    raise errors.GazeError(
-      "the model is one of transformers, which is not installed here, or"
-      " PyTorch is not: pip install -r requirements-reference.txt"
-    )
+  small_model.check_installed()
   with tempfile.TemporaryDirectory() as folder:
     small_model.write(pathlib.Path(folder), shape)
     model = api.load(folder)
@@ -200,12 +195,8 @@ def main() -> None:
     batch_size=mixed_requests.ROWS.value,
     rounds=mixed_requests.ROUNDS.value,
   )
-  if mixed_requests.JSON.value:
-    text = json.dumps(dict(rows=rows, **timing.machine()), indent=1)
-    pathlib.Path(mixed_requests.JSON.value).write_text(
-      text + "\n", encoding="utf-8"
-    )
-    print(f"wrote {mixed_requests.JSON.value}")
+  result = dict(rows=rows, **timing.machine())
+  timing.write_json(mixed_requests.JSON.value, result)
 
 
 if __name__ == "__main__":

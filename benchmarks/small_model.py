@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gaze_jax import errors
 from gaze_jax.data import tokenizer as tokenizer_lib
 
 try:
@@ -23,6 +24,19 @@ except ImportError:
   torch = transformers = None
 
 PATCH = 14
+
+
+def check_installed() -> None:
+  """Refuses to go on without what makes the model.
+
+  Raises:
+    errors.GazeError: PyTorch or transformers is not installed.
+  """
+  if transformers is None:
+    raise errors.GazeError(
+      "the model is one of transformers, which is not installed here, or"
+      " PyTorch is not: pip install -r requirements-reference.txt"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
+import pathlib
 import platform
 import time
 from collections.abc import Callable
@@ -43,6 +45,14 @@ class Result:
   times: dict[str, Times]
   bandwidth: float
   rounds: int
+
+
+def write_json(file: str | None, result: dict[str, Any]) -> None:
+  """Writes what was measured, if a file was asked for, and says so."""
+  if file:
+    text = json.dumps(result, indent=1) + "\n"
+    pathlib.Path(file).write_text(text, encoding="utf-8")
+    print(f"wrote {file}")
 
 
 def machine() -> dict[str, Any]:

@@ -16,7 +16,6 @@ of the same rounds. Then one more step of each goes through its profiler, and
 its milliseconds are shared out: products with weights, attention, the rest.
 """
 
-import json
 import os
 import pathlib
 import resource
@@ -45,10 +44,6 @@ _PRODUCT = (4096, 512, 1536)  # rows, inputs, outputs of the product timed
 _HEADER = (
   "method         tokens/s  seconds  median  CPU s   bound  /bound  faults"
 )
-_INSTALL = (
-  "transformers or PyTorch is not installed; pip install -r"
-  " requirements-reference.txt"
-)
 
 _JSON = cli.define_file("json", "a file for the rows")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "calls of each method, at most", 1)
@@ -59,8 +54,7 @@ _SHAPE = flags.DEFINE_enum(
 
 
 def main() -> None:
-  if small_model.transformers is None:
-    raise errors.GazeError(_INSTALL)
+  small_model.check_installed()
   small_model.torch.set_num_threads(os.cpu_count())
   shape = train_models.SHAPES[_SHAPE.value]
   steps = _steps(shape)
@@ -77,10 +71,8 @@ def main() -> None:
     for step in [steps[row["form"]]]
   }
   print(f"\n{step_shares.table(shares)}", flush=True)
-  if _JSON.value:
-    table = json.dumps(dict(rows=rows, shares=shares, **_about(rate)), indent=1)
-    pathlib.Path(_JSON.value).write_text(table + "\n")
-    print(f"wrote {_JSON.value}")
+  result = dict(rows=rows, shares=shares, **_about(rate))
+  timing.write_json(_JSON.value, result)
 
 
 def _steps(shape: train_models.Shape) -> dict[str, train_models.Step]:

@@ -1,23 +1,14 @@
 """The server against `generate_many`: the rows of its table, and its texts."""
 
-import dataclasses
 import math
 
 import pytest
 
 from benchmarks import mixed_requests
 from benchmarks import serve
+from tests.benchmarks_generate_many_test import SHAPE
 
 pytestmark = pytest.mark.nightly
-SHAPE = dataclasses.replace(
-  mixed_requests.SHAPE,
-  width=128,
-  depth=2,
-  mlp=128,
-  vocabulary=None,
-  vision_width=64,
-  vision_depth=2,
-)
 
 
 def test_a_row_for_each_side():

@@ -264,7 +264,6 @@ def _begun(
     )
     cache, _, _ = _add_text(
       *(token_program, decoder, config, cache, token, budgets),
-      logits=False,
       override=override,
     )
   return cache
@@ -445,8 +444,7 @@ text_program = programs.Program(
 )
 # A function of its own: JAX keeps the programs of one function together.
 token_program = programs.Program(
-  *(functools.partial(_extend), "a token of an answer"),
-  static=("logits",),
+  *(functools.partial(_extend, logits=False), "a token of an answer"),
   donate=("linear",),
 )
 units_program = programs.Program(

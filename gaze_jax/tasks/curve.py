@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def conditions(
 def run(
   model: Any,
   suite: run_lib.Suite,
-  loaded: run_lib.Loaded,
+  loaded: Mapping[str, run_lib.Loaded],
   asked: Conditions,
   out: pathlib.Path,
 ) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def run(
 
 def _write(
   suite: run_lib.Suite,
-  loaded: run_lib.Loaded,
+  loaded: Mapping[str, run_lib.Loaded],
   asked: Conditions,
   results: dict[str, dict[str, Any]],
   out: pathlib.Path,
@@ -107,7 +107,7 @@ def _write(
   tasks = {
     task.name: of_task(
       task,
-      loaded[task.name][1],
+      loaded[task.name].asked,
       {name: out / name for name in asked},
       results,
       suite.protocol,

@@ -10,7 +10,7 @@ import os
 import pathlib
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tqdm
 from absl import logging
@@ -59,12 +59,22 @@ class Suite:
   average: Sequence[str] = ()
 
 
-# All items of each task by its name, and those that are asked.
-Loaded = dict[str, tuple[list[task_lib.Item], list[task_lib.Item]]]
+class Loaded(NamedTuple):
+  """What a task's files hold.
+
+  Attributes:
+    every: all items.
+    asked: those that are asked.
+    files: `_of_files`.
+  """
+
+  every: list[task_lib.Item]
+  asked: list[task_lib.Item]
+  files: dict[str, Any]
 
 
-def load(suite: Suite) -> Loaded:
-  """Reads the files of all tasks.
+def load(suite: Suite) -> dict[str, Loaded]:
+  """Reads the files of all tasks, by their names.
 
   Items that share a picture or a video follow each other.
 
@@ -84,14 +94,15 @@ def load(suite: Suite) -> Loaded:
         *(task.name, len(every), task.items),
       )
     _check_items(task, every)
-    out[task.name] = every, task_lib.limited(every, suite.limit)
+    asked = task_lib.limited(every, suite.limit)
+    out[task.name] = Loaded(every, asked, _of_files(task, suite.data, every))
   return out
 
 
 def run(
   model: Any,
   suite: Suite,
-  loaded: Loaded,
+  loaded: Mapping[str, Loaded],
   ways: Mapping[pathlib.Path, asking.Options],
 ) -> dict[pathlib.Path, dict[str, Any]]:
   """Asks a model all tasks; what a folder holds already is not asked again.
@@ -114,17 +125,15 @@ def run(
   """
   if not all(options.blind for options in ways.values()):
     for task in suite.tasks:
-      _check_media(task, loaded[task.name][1], suite.partial)
+      _check_media(task, loaded[task.name].asked, suite.partial)
   with model.on_mesh():
     name = identity.of(model)
   results = {}
   for out, options in ways.items():
     with _alone(out):
       for task in suite.tasks:
-        every, asked = loaded[task.name]
-        made_by = _made_by(model, name, task, options) | _of_files(
-          task, suite.data, every
-        )
+        _, asked, files = loaded[task.name]
+        made_by = _made_by(model, name, task, options) | files
         _ask(model, suite, task, asked, options, out, made_by)
       if processes.is_first():
         results[out] = score(suite, loaded, out)
@@ -151,7 +160,9 @@ def _alone(out: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
+def score(
+  suite: Suite, loaded: Mapping[str, Loaded], out: pathlib.Path
+) -> dict[str, Any]:
   """Scores the predictions in a folder; writes results.json and results.md.
 
   Other tasks that results.json has stay there.
@@ -167,11 +178,11 @@ def score(suite: Suite, loaded: Loaded, out: pathlib.Path) -> dict[str, Any]:
   """
   tasks, timing = {}, {}
   for task in suite.tasks:
-    every, asked = loaded[task.name]
+    every, asked, files = loaded[task.name]
     made_by = predictions_lib.settings(out, task.name)
     predictions_lib.check_same(
       {key: made_by.get(key) for key in _FILES},
-      _of_files(task, suite.data, every),
+      files,
       predictions_lib.folder(out, task.name),
     )
     found = predictions_lib.read(out, task.name)
